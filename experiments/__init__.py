@@ -1,0 +1,1 @@
+"""Programmes, one file per stage: read them top to bottom."""

@@ -1,0 +1,117 @@
+"""From a ``ConfigDict`` to frozen dataclasses, and to JSON and back.
+
+A ``ConfigDict`` lives only in ``configs/`` and ``experiments/``; everything below takes the
+frozen dataclasses that ``build`` makes from its sub-trees.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A mistake in a config: the message names the field, the rule and the fix."""
+
+
+def build(cls: type[T], section: Any, *, name: str) -> T:
+    """Make the frozen dataclass ``cls`` from a config sub-tree (a mapping).
+
+    Raises:
+      ConfigError: a key ``cls`` does not have, or a required one that is missing.
+    """
+    given = dict(section)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"config.{name} has unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(fields))}"
+        )
+    required = {
+        key
+        for key, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(given))
+    if missing:
+        raise ConfigError(f"config.{name} lacks {', '.join(missing)}; add it in the config file")
+    return cls(**{key: _plain(value) for key, value in given.items()})
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDict and list leaves as plain dicts and tuples (hashable, JSON-able)."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ConfigError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_choice(name: str, value: Any, choices: typing.Iterable[Any]) -> None:
+    """Raise ``ConfigError`` unless ``value`` is one of ``choices``, listing them."""
+    known = list(choices)
+    require(value in known, f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
+    """Parse the text after ``:`` in ``--config=FILE:ARG``.
+
+    A bare word sets ``variant`` (``7b``), ``key=value`` pairs set typed defaults:
+    ``parse_arg("7b,tokens=1e9", variant="tiny", tokens=0.0)``.
+
+    Raises:
+      ConfigError: an unknown key or a value of the wrong type.
+    """
+    values = dict(defaults)
+    for part in filter(None, (piece.strip() for piece in arg.split(","))):
+        key, _, text = part.rpartition("=")
+        key = key or "variant"
+        require(key in values, f"config argument {part!r}: unknown key {key!r}; known: {', '.join(values)}")
+        try:
+            values[key] = type(values[key])(text)
+        except ValueError as error:
+            raise ConfigError(f"config argument {part!r}: {error}") from error
+    return types.SimpleNamespace(**values)
+
+
+def to_plain(config: Any) -> Any:
+    """A ConfigDict, dataclass, mapping or sequence as JSON-able Python values."""
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    if isinstance(config, dict):
+        return {key: to_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(value) for value in config]
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically (a reader sees the old file or the new one)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(to_plain(value), indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Leaves that differ between two plain configs, as ``path: old -> new`` lines."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(set(old) | set(new)):
+            lines += changes(old.get(key, "(absent)"), new.get(key, "(absent)"), f"{prefix}.{key}".lstrip("."))
+        return lines
+    return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

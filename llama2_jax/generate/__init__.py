@@ -1,0 +1,1 @@
+"""Sampling, cached decoding, and scoring of given tokens."""

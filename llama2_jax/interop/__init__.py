@@ -1,0 +1,1 @@
+"""Checkpoints of other projects, both directions where it makes sense."""

@@ -1,0 +1,50 @@
+"""The dimension key of the whole repository and a shape check for public boundaries.
+
+Letters follow ``jax.nn.dot_product_attention``: one underscore, then one letter per dim in
+array order (``w_q_DNH``, ``mask_BTS``). Scalars and structs carry no suffix.
+"""
+
+from typing import Any
+
+DIMENSIONS = {
+    "B": "batch (rows)",
+    "T": "query length (tokens of a row)",
+    "S": "key length (cache slots)",
+    "N": "query heads",
+    "K": "key/value heads",
+    "G": "query heads per key/value head, N / K",
+    "H": "head dim",
+    "D": "model width",
+    "F": "feed-forward width",
+    "V": "vocabulary",
+    "L": "layers",
+    "C": "new tokens of a completion; completions per prompt where P is present",
+    "P": "prompts",
+    "R": "round of alignment",
+}
+
+
+def check_shapes(where: str, **arrays: Any) -> dict[str, int]:
+    """Check that the suffix letters of all ``arrays`` agree, and return their sizes.
+
+    ``check_shapes("loss", logits_BTV=x, targets_BT=y)`` gives ``{"B": .., "T": .., "V": ..}``.
+
+    Raises:
+      ValueError: a rank differs from the suffix, or one letter stands for two sizes.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, array in arrays.items():
+        letters = name.rsplit("_", 1)[1]
+        if len(letters) != len(array.shape):
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(array.shape)}, rank {len(array.shape)}; "
+                f"its suffix {letters} needs rank {len(letters)}"
+            )
+        for letter, size in zip(letters, array.shape, strict=True):
+            known = sizes.setdefault(letter, (size, name))
+            if known[0] != size:
+                raise ValueError(
+                    f"{where}: {DIMENSIONS.get(letter, letter)} ({letter}) is {known[0]} in "
+                    f"{known[1]} but {size} in {name}"
+                )
+    return {letter: size for letter, (size, _) in sizes.items()}

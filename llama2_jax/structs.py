@@ -1,0 +1,83 @@
+"""Every pytree that crosses a module boundary: read this file to see how data flows.
+
+Letters in field names are dimensions, see ``shapes.py``.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+"""A ``jax.Array`` or ``numpy.ndarray``: the same structs live on the host and on devices."""
+
+Params = Any
+"""Nested dict of arrays, the layout of ``model/transformer.py``."""
+
+
+class TokenBatch(NamedTuple):
+    """Packed token rows for next-token training, scoring or evaluation.
+
+    ``targets_BT[b, t]`` is the token that follows ``tokens_BT[b, t]`` in the same document.
+    Segment 0 is padding; a token attends only within its own segment.
+    """
+
+    tokens_BT: Array  # int32
+    targets_BT: Array  # int32
+    loss_mask_BT: Array  # float32, 1 where the target counts
+    segment_ids_BT: Array  # int32, 0 = padding, then 1, 2, ... per document in the row
+    positions_BT: Array  # int32, restart at 0 in every segment
+    source_ids_B: Array  # int32, index of the data source the row was drawn from
+
+
+class KVCache(NamedTuple):
+    """Keys (already rotated) and values of every layer, plus what each slot holds.
+
+    Slots are shared by the rows of a batch: the next write of every row goes to ``index``.
+    Validity and order come from ``segment_ids_BS`` and ``positions_BS``, never from the slot
+    number, so ragged prompts need no shifting.
+    """
+
+    k_LBSKH: Array
+    v_LBSKH: Array
+    segment_ids_BS: Array  # int32, 0 = empty slot
+    positions_BS: Array  # int32
+    index: Array  # int32 scalar, first free slot
+
+
+class ModelOutput(NamedTuple):
+    """What one forward pass gives. ``cache`` is None unless one was passed in."""
+
+    logits_BTV: Array  # float32
+    cache: KVCache | None
+
+
+class TrainState(NamedTuple):
+    """All that training needs to continue bit for bit, next to the config and the data."""
+
+    step: Array  # int32 scalar, number of updates done = index of the next batch
+    params: Params  # float32 master weights
+    opt_state: Any
+    rng: Array  # key data, uint32
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens, so that micro-batches, hosts and devices add up exactly."""
+
+    loss_sum: Array  # float32, sum of negative log-likelihood in nats over counted tokens
+    token_count: Array  # float32, number of counted tokens
+    correct_count: Array  # float32, counted tokens whose argmax is the target
+
+
+class Completions(NamedTuple):
+    """Sampled continuations of a batch of prompts (C new tokens at most per row)."""
+
+    tokens_BC: Array  # int32, pad_id after the end
+    lengths_B: Array  # int32, generated tokens incl. the stop token
+    raw_logprobs_BC: Array  # float32, log-softmax of the untempered logits
+    sample_logprobs_BC: Array  # float32, under the distribution that was sampled from
+    stopped_B: Array  # bool, True if a stop token ended the row
+
+
+def as_numpy(struct: NamedTuple) -> Any:
+    """The same struct with every leaf copied to the host."""
+    return type(struct)(*(np.asarray(leaf) for leaf in struct))
