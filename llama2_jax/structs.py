@@ -65,7 +65,6 @@ class LossSums(NamedTuple):
 
     loss_sum: Array  # float32, sum of negative log-likelihood in nats over counted tokens
     token_count: Array  # float32, number of counted tokens
-    correct_count: Array  # float32, counted tokens whose argmax is the target
 
 
 class Completions(NamedTuple):

@@ -1,0 +1,45 @@
+"""Attention in plain jnp: the specification that every kernel is tested against.
+
+A query attends to a key of the same segment whose position is not after its own. This one
+rule covers packed documents, padding (segment 0), ragged prompts and cached decoding.
+"""
+
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -1e30  # finite, so that a fully masked row gives zeros and never NaN
+
+
+def attention_mask(
+    *,
+    query_segment_ids_BT: jax.Array,
+    query_positions_BT: jax.Array,
+    key_segment_ids_BS: jax.Array,
+    key_positions_BS: jax.Array,
+) -> jax.Array:
+    """mask_BTS, True where the query may see the key."""
+    same_segment = query_segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
+    not_after = key_positions_BS[:, None, :] <= query_positions_BT[:, :, None]
+    return same_segment & not_after & (key_segment_ids_BS[:, None, :] != 0)
+
+
+def attention_probs(q_BTNH: jax.Array, k_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Softmax of the scaled scores, float32, shape (B, K, G, T, S); masked rows are all zero.
+
+    Query head n reads key/value head n // G (ARCH-6), so K and V are never repeated.
+    """
+    batch, length, heads, head_dim = q_BTNH.shape
+    kv_heads = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    mask = mask_BTS[:, None, None]
+    scores = jnp.where(mask, scores * head_dim**-0.5, NEGATIVE)
+    weights = jnp.where(mask, jnp.exp(scores - scores.max(axis=-1, keepdims=True)), 0.0)
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+
+
+def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Grouped-query attention, output (B, T, N, H) in the dtype of ``v``."""
+    probs = attention_probs(q_BTNH, k_BSKH, mask_BTS).astype(v_BSKH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH)
+    return out_BTKGH.reshape(q_BTNH.shape)

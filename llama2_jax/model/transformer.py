@@ -1,0 +1,157 @@
+"""The Llama 2 decoder (ARCH-2): one function for training, scoring and cached decoding.
+
+Parameters are a nested dict; layers are scanned, so every leaf under ``layers`` has L first::
+
+    embedding_VD
+    layers/attention_norm/scale_D, layers/attention/{w_q_DNH, w_k_DKH, w_v_DKH, w_o_NHD}
+    layers/feed_forward_norm/scale_D, layers/feed_forward/{w_gate_DF, w_up_DF, w_down_FD}
+    final_norm/scale_D
+    unembedding_DV  (absent when the embedding is tied)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llama2_jax.kernels.reference import attention_mask
+from llama2_jax.model.attention import Attention, TokenInfo
+from llama2_jax.model.cache import claim_slots
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.layers import FeedForward, RMSNorm, rotary_angles
+from llama2_jax.sharding.rules import Partitioner, single_device
+from llama2_jax.structs import KVCache, ModelOutput, Params
+
+Carry = tuple[jax.Array, KVCache | None]
+
+
+class Block(nn.Module):
+    """h = x + attention(norm(x)); h + feed_forward(norm(h))."""
+
+    config: ModelConfig
+    partitioner: Partitioner
+
+    @nn.compact
+    def __call__(self, carry: Carry, layer: jax.Array, info: TokenInfo) -> tuple[Carry, None]:
+        """One layer; the carry is the residual stream and the cache."""
+        cfg, part = self.config, self.partitioner
+        x_BTD, cache = carry
+        normed = RMSNorm(cfg.norm_epsilon, name="attention_norm")(x_BTD)
+        attended, cache = Attention(cfg, part, name="attention")(normed, info, cache, layer)
+        x_BTD = x_BTD + attended
+        normed = RMSNorm(cfg.norm_epsilon, name="feed_forward_norm")(x_BTD)
+        x_BTD = x_BTD + FeedForward(cfg, part, name="feed_forward")(normed)
+        return (part.constrain(x_BTD, "BTD"), cache), None
+
+
+def _remat(block: Any, policy: str) -> Any:
+    """What the backward pass keeps: everything, layer inputs only, matrix products, or attention."""
+    if policy == "none":
+        return block
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
+    }
+    return nn.remat(block, policy=policies[policy], prevent_cse=False)
+
+
+class Transformer(nn.Module):
+    """Token ids in, logits out."""
+
+    config: ModelConfig
+    partitioner: Partitioner | None = None
+
+    def setup(self) -> None:
+        """Declare the parameters."""
+        cfg = self.config
+        part = self.partitioner or single_device()
+        init = nn.initializers.normal(cfg.init_stddev)
+        self.embedding_VD = self.param("embedding_VD", init, (cfg.vocab_size, cfg.model_width), jnp.float32)
+        scanned = nn.scan(
+            _remat(Block, cfg.remat_policy),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=cfg.num_layers,
+        )
+        self.layers = scanned(cfg, part)
+        self.final_norm = RMSNorm(cfg.norm_epsilon)
+        if not cfg.tie_embeddings:
+            shape = (cfg.model_width, cfg.vocab_size)
+            self.unembedding_DV = self.param("unembedding_DV", init, shape, jnp.float32)
+        self.part = part
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        segment_ids_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Final-norm output (B, T, D) in the compute dtype, and the cache advanced by T slots.
+
+        Args:
+          tokens_BT: ids; those of segment 0 (padding) may hold anything, even -1.
+          segment_ids_BT: default one segment per row.
+          positions_BT: default 0, 1, 2, ...; must restart in every segment.
+          cache: earlier tokens. Slots ``index`` to ``index + T`` must be free.
+        """
+        cfg = self.config
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones_like(tokens_BT)
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        x_BTD = self.embedding_VD[jnp.maximum(tokens_BT, 0)].astype(cfg.compute_dtype)
+        x_BTD = self.part.constrain(x_BTD, "BTD")
+        if cache is not None:
+            cache = claim_slots(cache, segment_ids_BT, positions_BT)
+        mask_BTS = attention_mask(
+            query_segment_ids_BT=segment_ids_BT,
+            query_positions_BT=positions_BT,
+            key_segment_ids_BS=segment_ids_BT if cache is None else cache.segment_ids_BS,
+            key_positions_BS=positions_BT if cache is None else cache.positions_BS,
+        )
+        cos, sin = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
+        info = TokenInfo(cos, sin, mask_BTS)
+        (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(cfg.num_layers), info)
+        if cache is not None:
+            cache = cache._replace(index=cache.index + tokens_BT.shape[1])
+        return self.final_norm(x_BTD), cache
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits in float32, whatever the compute dtype."""
+        weight_DV = self.embedding_VD.T if self.config.tie_embeddings else self.unembedding_DV
+        logits_BTV = jnp.matmul(
+            hidden_BTD, weight_DV.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32
+        )
+        return self.part.constrain(logits_BTV, "BTV")
+
+    def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:
+        """Logits of every token; keyword arguments as in ``hidden``."""
+        hidden_BTD, cache = self.hidden(tokens_BT, **kwargs)
+        return ModelOutput(self.unembed(hidden_BTD), cache)
+
+
+def init_params(model: Transformer, key: jax.Array) -> Params:
+    """Random float32 parameters, every leaf made where it will live (shapes first, memory second)."""
+
+    def init(key: jax.Array) -> Params:
+        return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    partitioner = model.partitioner or single_device()
+    return jax.jit(init, out_shardings=partitioner.tree(jax.eval_shape(init, key)))(key)
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of all parameters, without allocating anything."""
+    model = Transformer(config)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+
+
+def attention_probabilities(model: Transformer, params: Params, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
+    """Attention of every layer and head for analysis, float32 (L, B, N, T, S). Holds it all: small inputs."""
+    _, state = model.apply({"params": params}, tokens_BT, mutable=["intermediates"], **kwargs)
+    return state["intermediates"]["layers"]["attention"]["attention_probs_BNTS"][0]

@@ -1,0 +1,62 @@
+"""The device mesh: four named axes, any of which may be 1."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+
+from llama2_jax.config import ConfigError, require
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis (-1 = all that remain) and the placement preset.
+
+    ``data`` replicates parameters, ``fsdp`` splits them along the model width and gathers them
+    layer by layer, ``tensor`` splits heads, feed-forward and vocabulary, ``sequence`` splits
+    the tokens of a row.
+    """
+
+    preset: str = "fsdp"
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    sequence: int = 1
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """Devices per axis, with -1 resolved.
+
+        Raises:
+          ConfigError: the product is not the number of devices.
+        """
+        if self.preset == "single":
+            return (1,) * len(AXES)
+        sizes = [getattr(self, axis) for axis in AXES]
+        require(sizes.count(-1) <= 1, f"mesh {dict(zip(AXES, sizes, strict=True))}: only one axis may be -1")
+        fixed = int(np.prod([size for size in sizes if size != -1]))
+        if -1 in sizes:
+            require(
+                num_devices % fixed == 0,
+                f"mesh axes take a multiple of {fixed} devices, but {num_devices} are present; "
+                "change config.mesh or run on another number of devices",
+            )
+            sizes[sizes.index(-1)] = num_devices // fixed
+        if int(np.prod(sizes)) != num_devices:
+            raise ConfigError(
+                f"mesh {dict(zip(AXES, sizes, strict=True))} needs {int(np.prod(sizes))} devices, "
+                f"but {num_devices} are present; set one axis of config.mesh to -1 to fill the rest"
+            )
+        return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """Arrange ``devices`` (default: all of them) on the four axes; ``single`` takes the first."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = config.sizes(len(devices))
+    devices = devices[: int(np.prod(sizes))]
+    return jax.sharding.Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)

@@ -1,0 +1,41 @@
+"""From host memory to devices: batches, and trees that already have a sharding."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from llama2_jax.config import ConfigError
+from llama2_jax.sharding.rules import PRESETS, Partitioner
+from llama2_jax.structs import TokenBatch
+
+
+def check_batch_size(partitioner: Partitioner, batch_size: int, *, accumulation_steps: int = 1) -> None:
+    """Raise ``ConfigError`` unless every device gets whole rows in every micro-batch."""
+    shards = partitioner.axis_size(PRESETS[partitioner.preset].activations.get("B", ()))
+    unit = shards * accumulation_steps
+    if batch_size % unit:
+        raise ConfigError(
+            f"data.batch_size = {batch_size} is not divisible by {unit} "
+            f"(data*fsdp = {shards} devices times train.accumulation_steps = {accumulation_steps}); "
+            f"set config.data.batch_size to a multiple of {unit}"
+        )
+
+
+def place_batch(partitioner: Partitioner, batch: TokenBatch) -> TokenBatch:
+    """Make global arrays from this process's rows of a batch (all rows when there is one process)."""
+    processes = jax.process_count()
+
+    def place(name: str, local: np.ndarray) -> jax.Array:
+        dims = name.rsplit("_", 1)[1]
+        global_shape = (local.shape[0] * processes, *local.shape[1:])
+        return jax.make_array_from_process_local_data(
+            partitioner.activation(dims, global_shape), local, global_shape
+        )
+
+    return TokenBatch(*(place(name, np.asarray(value)) for name, value in batch._asdict().items()))
+
+
+def place_tree(partitioner: Partitioner, tree: Any) -> Any:
+    """Put a host tree of parameters on the mesh, each leaf where the preset says."""
+    return jax.tree.map(jax.device_put, tree, partitioner.tree(tree))

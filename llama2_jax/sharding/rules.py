@@ -1,0 +1,130 @@
+"""Which dimension of a tensor is split over which mesh axis: one table, a preset per column.
+
+Tensor names already say what their dims are (``w_q_DNH``), so the letters of ``shapes.py``
+*are* the logical axes: no annotation is needed beside the name. Parameters and activations
+have a table each because D of a weight is split for memory (``fsdp``) while D of an
+activation must be whole.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llama2_jax.config import ConfigError, require_choice
+
+Rules = dict[str, str | tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Dimension letter -> mesh axis or axes; letters not listed are replicated."""
+
+    parameters: Rules
+    activations: Rules
+
+
+_BATCH: Rules = {"B": ("data", "fsdp"), "T": "sequence"}
+_TENSOR: Rules = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+
+PRESETS = {
+    "single": Preset(parameters={}, activations={}),
+    "fsdp": Preset(parameters={"D": "fsdp"}, activations=_BATCH),
+    "fsdp_tensor": Preset(parameters={"D": "fsdp", **_TENSOR}, activations={**_BATCH, **_TENSOR}),
+}
+
+# With fewer key/value heads than tensor shards the heads are kept whole on every shard (ABL-5).
+REPLICATED_IF_INDIVISIBLE = frozenset("K")
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+    """A mesh and a preset: answers "where does this tensor live?"."""
+
+    mesh: Mesh
+    preset: str = "fsdp"
+
+    def __post_init__(self) -> None:
+        require_choice("mesh.preset", self.preset, PRESETS)
+
+    def axis_size(self, axes: str | tuple[str, ...]) -> int:
+        """Number of devices along one mesh axis or a product of several."""
+        names = (axes,) if isinstance(axes, str) else axes
+        size = 1
+        for name in names:
+            size *= self.mesh.shape[name]
+        return size
+
+    def spec(self, dims: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
+        """PartitionSpec of a tensor with dimension letters ``dims``.
+
+        Raises:
+          ConfigError: a dimension is not divisible by its mesh axes, or two dimensions of the
+            tensor want the same axis.
+        """
+        entries: list[Any] = []
+        used: dict[str, str] = {}
+        for letter, size in zip(dims, shape, strict=True):
+            axes = rules.get(letter)
+            if axes is not None and size % self.axis_size(axes):
+                if letter not in REPLICATED_IF_INDIVISIBLE:
+                    raise ConfigError(
+                        f"dimension {letter} = {size} of a tensor {dims}{shape} is not divisible by "
+                        f"{self.axis_size(axes)} devices of mesh axis {axes}; change config.mesh or the size"
+                    )
+                axes = None
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                if axis in used:
+                    raise ConfigError(
+                        f"preset {self.preset!r} maps both {used[axis]} and {letter} of {dims} to mesh axis "
+                        f"{axis!r}; one axis can split only one dimension of a tensor"
+                    )
+                used[axis] = letter
+            entries.append(axes)
+        return PartitionSpec(*entries)
+
+    def activation(self, dims: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Sharding of an activation or batch tensor."""
+        return NamedSharding(self.mesh, self.spec(dims, shape, PRESETS[self.preset].activations))
+
+    def constrain(self, array: jax.Array, dims: str) -> jax.Array:
+        """Pin the layout of an activation inside ``jit``; a no-op on one device."""
+        if self.mesh.size == 1:
+            return array
+        return jax.lax.with_sharding_constraint(array, self.activation(dims, array.shape))
+
+    def parameter(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        """Sharding of one leaf of a parameter or optimiser tree, from the name in its path."""
+        dims = parameter_dims(path, len(leaf.shape))
+        return NamedSharding(self.mesh, self.spec(dims, leaf.shape, PRESETS[self.preset].parameters))
+
+    def tree(self, abstract: Any) -> Any:
+        """Shardings of a whole tree (parameters, optimiser state, TrainState)."""
+        return jax.tree_util.tree_map_with_path(self.parameter, abstract)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The same value on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def parameter_dims(path: tuple[Any, ...], rank: int) -> str:
+    """Dimension letters of a leaf: the suffix of its name, with L in front when layers are stacked.
+
+    Leaves without a suffix (step counters, keys) are replicated: rank times ``.``.
+    """
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    suffix = names[-1].rsplit("_", 1)[-1] if names and "_" in names[-1] else ""
+    if suffix.isupper() and rank - len(suffix) in (0, 1):
+        return "L" * (rank - len(suffix)) + suffix
+    if suffix.isupper() and rank > 0:
+        raise ConfigError(f"{'/'.join(names)} has rank {rank}, which does not fit its suffix {suffix}")
+    return "." * rank
+
+
+def single_device() -> Partitioner:
+    """Everything on the first device: for notebooks, scoring and tests."""
+    from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+
+    return Partitioner(make_mesh(MeshConfig(preset="single")), "single")
