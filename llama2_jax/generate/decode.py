@@ -1,0 +1,247 @@
+"""Prefill and a decode loop that stays on the device.
+
+``start`` reads ragged prompts in one pass; ``advance`` makes up to n tokens and can be called
+again (streaming). Prompts are padded on the right: the mask goes by positions, so no row is
+shifted, and every row writes to the same cache slot. The loop ends early when every row stopped.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama2_jax.config import require
+from llama2_jax.generate.sampling import SamplingConfig, row_keys, sample
+from llama2_jax.model.cache import empty_cache
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.structs import Completions, KVCache, Params
+
+LENGTH_BUCKET = 32  # prompt lengths are rounded up to this, to compile once for many prompts
+
+
+class DecodeState(NamedTuple):
+    """Between two calls of ``advance``."""
+
+    cache: KVCache
+    logits_BV: jax.Array  # of the next token
+    next_positions_B: jax.Array  # int32, of the next token
+    seeds_B: jax.Array
+    stopped_B: jax.Array  # bool, a stop token was sampled
+    count: jax.Array  # int32 scalar, tokens sampled so far
+
+
+class PromptError(ValueError):
+    """A prompt that the model cannot take."""
+
+
+def generate(
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Sequence[int] = (),
+    seeds: Sequence[int] | None = None,
+) -> Completions:
+    """Continue every prompt by up to ``max_new_tokens``, within the model's context (GEN-2).
+
+    Args:
+      prompts: token ids, ragged, none empty.
+      stop_ids: sampling one of them ends its row; it is part of the completion.
+      seeds: one per row (default 0, 1, ...). A row with the same prompt and seed gives the same
+        tokens whatever else is in the batch.
+
+    Returns:
+      Completions on the host; past a row's length tokens are -1 and log-probabilities 0.
+
+    Raises:
+      PromptError: a prompt is empty, longer than the context, or has ids outside the vocabulary.
+    """
+    new_tokens = _room(model, prompts, sampling)
+    state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds)
+    _, completions = advance(
+        model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=new_tokens
+    )
+    return Completions(*(np.asarray(leaf) for leaf in completions))
+
+
+def stream(
+    model: Transformer,
+    params: Params,
+    prompt: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    chunk: int = 4,
+) -> Iterator[int]:
+    """The tokens of ``generate`` for one prompt, one after another as they are made."""
+    left = _room(model, [prompt], sampling)
+    # whole chunks: room for the last one, so that every call has the same compiled shape
+    slots = -(-left // chunk) * chunk
+    state = start(model, params, [prompt], max_new_tokens=slots, seeds=[seed])
+    while left > 0:
+        state, part = advance(
+            model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=chunk
+        )
+        made = int(part.lengths_B[0])
+        yield from (int(token) for token in np.asarray(part.tokens_BC)[0, : min(made, left)])
+        left = 0 if bool(part.stopped_B[0]) else left - made
+
+
+def start(
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seeds: Sequence[int] | None = None,
+) -> DecodeState:
+    """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
+    check_prompts(model, prompts)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
+    tokens_BT = np.zeros((len(prompts), padded), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = prompt
+    seeds_B = np.asarray(range(len(prompts)) if seeds is None else seeds, np.uint32)
+    return _prefill(model, params, tokens_BT, lengths, seeds_B, num_slots=padded + max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_slots"))
+def _prefill(
+    model: Transformer, params: Params, tokens_BT: Any, lengths_B: Any, seeds_B: Any, *, num_slots: int
+) -> DecodeState:
+    batch, padded = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(padded), (batch, padded))
+    segment_ids_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+    cache = empty_cache(model.config, batch_size=batch, num_slots=num_slots)
+    hidden_BTD, cache = model.apply(
+        {"params": params},
+        tokens_BT,
+        segment_ids_BT=segment_ids_BT,
+        positions_BT=positions_BT,
+        cache=cache,
+        method="hidden",
+    )
+    last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    logits_BTV = model.apply({"params": params}, last_BTD, method="unembed")
+    return DecodeState(
+        cache, logits_BTV[:, 0], lengths_B, seeds_B, jnp.zeros((batch,), bool), jnp.zeros((), jnp.int32)
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "sampling", "stop_ids", "num_tokens"), donate_argnames=("state",)
+)
+def advance(
+    model: Transformer,
+    params: Params,
+    state: DecodeState,
+    *,
+    sampling: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    num_tokens: int,
+) -> tuple[DecodeState, Completions]:
+    """Sample up to ``num_tokens`` tokens per row; ``state`` is donated.
+
+    Rows end at a stop id or at the end of the context.
+    """
+    batch = state.seeds_B.shape[0]
+    empty = Completions(
+        tokens_BC=jnp.full((batch, num_tokens), -1, jnp.int32),
+        lengths_B=jnp.zeros((batch,), jnp.int32),
+        raw_logprobs_BC=jnp.zeros((batch, num_tokens), jnp.float32),
+        sample_logprobs_BC=jnp.zeros((batch, num_tokens), jnp.float32),
+        stopped_B=state.stopped_B,
+    )
+
+    def is_live(state: DecodeState) -> jax.Array:
+        return ~state.stopped_B & (state.next_positions_B < model.config.max_context)
+
+    def go_on(carry: tuple[jax.Array, DecodeState, Completions]) -> jax.Array:
+        column, state, _ = carry
+        return (column < num_tokens) & is_live(state).any()
+
+    def body(carry: tuple[jax.Array, DecodeState, Completions]) -> tuple[jax.Array, DecodeState, Completions]:
+        column, state, out = carry
+        live_B = is_live(state)
+        tokens_B, raw_B, drawn_B = sample(state.logits_BV, row_keys(state.seeds_B, state.count), sampling)
+        stopped_B = state.stopped_B | (live_B & _is_any(tokens_B, stop_ids))
+        out = Completions(
+            tokens_BC=out.tokens_BC.at[:, column].set(jnp.where(live_B, tokens_B, -1)),
+            lengths_B=out.lengths_B + live_B,
+            raw_logprobs_BC=out.raw_logprobs_BC.at[:, column].set(jnp.where(live_B, raw_B, 0.0)),
+            sample_logprobs_BC=out.sample_logprobs_BC.at[:, column].set(jnp.where(live_B, drawn_B, 0.0)),
+            stopped_B=stopped_B,
+        )
+        return column + 1, _feed(model, params, state, tokens_B, live_B, stopped_B), out
+
+    _, state, out = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, empty))
+    return state, out
+
+
+def _feed(
+    model: Transformer,
+    params: Params,
+    state: DecodeState,
+    tokens_B: jax.Array,
+    live_B: jax.Array,
+    stopped_B: jax.Array,
+) -> DecodeState:
+    """Run the model on one new token per row; ended rows leave an empty slot."""
+    output = model.apply(
+        {"params": params},
+        tokens_B[:, None],
+        segment_ids_BT=live_B[:, None].astype(jnp.int32),
+        positions_BT=state.next_positions_B[:, None],
+        cache=state.cache,
+    )
+    return DecodeState(
+        cache=output.cache,
+        logits_BV=output.logits_BTV[:, 0],
+        next_positions_B=state.next_positions_B + live_B,
+        seeds_B=state.seeds_B,
+        stopped_B=stopped_B,
+        count=state.count + 1,
+    )
+
+
+def _is_any(tokens_B: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    if not ids:
+        return jnp.zeros(tokens_B.shape, bool)
+    return (tokens_B[:, None] == jnp.asarray(ids)).any(axis=1)
+
+
+def _room(model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> int:
+    """New tokens that the longest-running row may still make."""
+    check_prompts(model, prompts)
+    return min(sampling.max_new_tokens, model.config.max_context - min(len(prompt) for prompt in prompts))
+
+
+def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ``PromptError`` for prompts that the model cannot take."""
+    config = model.config
+    require(len(prompts) > 0, "no prompt given")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise PromptError(f"prompt {row} is empty; start it with the tokenizer's BOS")
+        if len(prompt) >= config.max_context:
+            raise PromptError(
+                f"prompt {row} has {len(prompt)} tokens, the model's context is {config.max_context} "
+                "and at least one token must be left to generate; shorten the prompt"
+            )
+        check_ids(prompt, config.vocab_size, where=f"prompt {row}")
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, *, where: str) -> None:
+    """Raise ``PromptError`` for a token id outside the vocabulary (JAX would clamp it silently)."""
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise PromptError(
+            f"{where} has token id {low if low < 0 else high}, outside the model's vocabulary 0..{vocab_size - 1}; "
+            "was it made with another tokenizer?"
+        )

@@ -1,0 +1,65 @@
+"""Log-probabilities of given tokens, by the same model function that trains and decodes."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from llama2_jax.config import require
+from llama2_jax.generate.decode import PromptError, check_ids
+from llama2_jax.losses.next_token import token_logprobs
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.structs import Params
+
+LENGTH_BUCKET = 64
+
+
+def score(
+    model: Transformer, params: Params, rows: Sequence[Sequence[int]], *, batch_size: int = 8
+) -> list[np.ndarray]:
+    """For each row, the natural log-probability of token t given all before it, for t = 1, 2, ...
+
+    Returns:
+      One float32 array per row, one element shorter than the row: the first token has none.
+
+    Raises:
+      PromptError: a row is empty, longer than the context, or has ids outside the vocabulary.
+    """
+    require(batch_size > 0, f"batch_size = {batch_size} must be positive")
+    for index, row in enumerate(rows):
+        if not row:
+            raise PromptError(f"row {index} has no tokens")
+        if len(row) > model.config.max_context:
+            raise PromptError(
+                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; split it"
+            )
+        check_ids(row, model.config.vocab_size, where=f"row {index}")
+    results: dict[int, np.ndarray] = {}
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for first in range(0, len(rows), batch_size):
+        chosen = by_length[first : first + batch_size]
+        results |= dict(zip(chosen, _score_batch(model, params, [rows[i] for i in chosen], batch_size), strict=True))
+    return [results[index] for index in range(len(rows))]
+
+
+def _score_batch(
+    model: Transformer, params: Params, rows: list[Sequence[int]], batch_size: int
+) -> list[np.ndarray]:
+    longest = max(len(row) for row in rows)
+    padded = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, max(model.config.max_context, longest))
+    tokens_BT = np.zeros((batch_size, padded), np.int32)  # a full batch, to compile once per length
+    segment_ids_BT = np.zeros((batch_size, padded), np.int32)
+    for index, row in enumerate(rows):
+        tokens_BT[index, : len(row)] = row
+        segment_ids_BT[index, : len(row)] = 1
+    logprobs = np.asarray(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
+    return [logprobs[index, : len(row) - 1] for index, row in enumerate(rows)]
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _next_logprobs(
+    model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
+) -> jax.Array:
+    output = model.apply({"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT)
+    return token_logprobs(output.logits_BTV[:, :-1], tokens_BT[:, 1:])

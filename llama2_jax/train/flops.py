@@ -1,0 +1,77 @@
+"""Model FLOPs per token and MFU, in the conventions others publish.
+
+MFU = tokens/s/device * FLOPs/token / peak FLOP/s. Numbers of different projects compare only
+when the convention is the same, so every report names it.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from llama2_jax.config import require_choice
+from llama2_jax.model.config import ModelConfig, parameter_count
+
+CONVENTIONS = ("full_no_embed", "causal_no_embed", "full")
+
+# Dense bf16 matrix peak, FLOP/s per device (vendor data sheets), by jax device_kind.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int, *, convention: str) -> float:
+    """FLOPs of forward and backward pass per trained token.
+
+    ``full_no_embed``: 6 (N - V D) + 12 L S N_h H (MaxText before July 2025, NVIDIA logs).
+    ``causal_no_embed``: half the attention term (MaxText since). ``full``: 6 N + the whole
+    attention term (torchtitan). V D is the input embedding, a look-up.
+    """
+    require_choice("MFU convention", convention, CONVENTIONS)
+    parameters = parameter_count(config)
+    if convention != "full" and not config.tie_embeddings:
+        parameters -= config.vocab_size * config.model_width
+    attention = 12 * config.num_layers * sequence_length * config.num_heads * config.head_dim
+    if convention == "causal_no_embed":
+        attention //= 2
+    return float(6 * parameters + attention)
+
+
+def mfu(tokens_per_sec: float, flops: float, *, num_devices: int, peak_flops: float) -> float:
+    """Share of the peak that the model's own FLOPs use, 0 to 1."""
+    return tokens_per_sec * flops / (num_devices * peak_flops)
+
+
+def peak_flops(given: float = 0.0) -> tuple[float, str]:
+    """FLOP/s of one device and where the number comes from.
+
+    ``given`` wins; then the data-sheet table; on other devices (a CPU) the float32 matrix
+    rate is measured, so that MFU means "share of what this machine can do".
+    """
+    if given > 0:
+        return given, "config"
+    kind = jax.devices()[0].device_kind
+    if kind in PEAK_FLOPS:
+        return PEAK_FLOPS[kind], f"data sheet, bf16, {kind}"
+    return measured_matrix_rate(), "measured float32 matrix product"
+
+
+@functools.cache
+def measured_matrix_rate(size: int = 1024, repeats: int = 10) -> float:
+    """FLOP/s of the fastest of ``repeats`` float32 products of two (size, size) matrices."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,202 @@
+"""The training loop of every next-token stage: restore, step, record, save, stop."""
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+from absl import logging
+
+from llama2_jax.config import require
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.placement import check_batch_size, place_batch
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import Params, TokenBatch, TrainState
+from llama2_jax.train.checkpoint import Checkpointer, Restored
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.recorder import Recorder
+from llama2_jax.train.step import (
+    StepFunction,
+    abstract_state,
+    compile_step,
+    init_state,
+    make_train_step,
+    state_from_params,
+)
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again", distinct from success and from any error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, rhythm and safety of a run; counts are optimiser updates."""
+
+    num_steps: int
+    seed: int = 0
+    accumulation_steps: int = 1
+    loss_chunk: int = 0  # positions of a row whose logits exist at once; 0 = all
+    log_every_steps: int = 10
+    eval_every_steps: int = 0  # 0 = only before the first and after the last step
+    checkpoint_every_steps: int = 1000
+    keep_last: int = 2
+    keep_every_steps: int = 0
+    profile_steps: str = ""  # "10:13" writes a trace of updates 11, 12 and 13
+    peak_flops: float = 0.0  # per device; 0 = known for the device, or measured
+    accept_changed_config: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.num_steps > 0, f"train.num_steps = {self.num_steps} must be positive")
+        for name in ("accumulation_steps", "log_every_steps", "checkpoint_every_steps", "keep_last"):
+            require(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)} must be positive")
+        self.profile_range()
+
+    def profile_range(self) -> tuple[int, int]:
+        """First and last step of the trace, or (-1, -1)."""
+        if not self.profile_steps:
+            return -1, -1
+        first, _, last = self.profile_steps.partition(":")
+        require(
+            first.isdigit() and last.isdigit() and int(first) < int(last),
+            f"train.profile_steps = {self.profile_steps!r} must be FIRST:LAST, for example 10:13",
+        )
+        return int(first), int(last)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRun:
+    """Everything a run needs besides numbers: built once by an experiment."""
+
+    name: str
+    model: Transformer
+    optimizer: OptimizerConfig
+    partitioner: Partitioner
+    batch_size: int  # global rows per update
+    sequence_length: int
+    batches: Callable[[int], Iterator[TokenBatch]]  # this process's rows, from a step on
+    source_names: tuple[str, ...]
+    meta: dict[str, Any]  # stored with every checkpoint
+    initial_params: Callable[[], Params] | None = None  # None = random
+    evaluate: Callable[[int, Params], dict[str, float]] | None = None
+
+
+class Preempted(SystemExit):
+    """SIGTERM arrived and the checkpoint is on disk; exits with ``EXIT_PREEMPTED``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(EXIT_PREEMPTED)
+        self.step = step
+
+
+def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
+    """Train to ``config.num_steps`` updates, continuing from the newest checkpoint in ``workdir``.
+
+    Raises:
+      Preempted: after SIGTERM, with everything saved.
+      NonFiniteError: a metric is NaN or infinite.
+    """
+    check_batch_size(run.partitioner, run.batch_size, accumulation_steps=config.accumulation_steps)
+    checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
+    restored = _restore_or_init(run, config, checkpointer)
+    state = restored.state
+    start = int(state.step)
+    batches = run.batches(start)
+    recorder = Recorder(run, config, workdir, start_step=start, meta=restored.meta)
+    evaluations = _Evaluations(run, config, recorder)
+    profile_first, profile_last = config.profile_range()
+    step_function = _step_function(run, config, state)
+
+    def save(step: int) -> None:
+        recorder.settle(last_checkpoint=_last_checkpoint(checkpointer))  # never save a state that went bad
+        checkpointer.save(state, {**run.meta, **recorder.totals(), "step": step})
+
+    with contextlib.closing(checkpointer), contextlib.closing(recorder), _StopRequest() as stop:
+        if start == 0:
+            evaluations.run(0, state.params)
+        for step in range(start + 1, config.num_steps + 1):
+            if step - 1 == profile_first:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            state, metrics = step_function(state, place_batch(run.partitioner, next(batches)))
+            recorder.add(step, metrics, last_checkpoint=_last_checkpoint(checkpointer))
+            if step == profile_last:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+            if evaluations.due(step):
+                evaluations.run(step, state.params)
+            if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stop.requested:
+                with recorder.pause():
+                    save(step)
+            if stop.requested and step < config.num_steps:
+                logging.warning("stopped by SIGTERM after step %d; start again in %s to continue", step, workdir)
+                raise Preempted(step)
+    return state
+
+
+def _restore_or_init(run: TrainRun, config: TrainConfig, checkpointer: Checkpointer) -> Restored:
+    optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
+    if checkpointer.steps():
+        restored = checkpointer.restore_latest(abstract_state(run.model, optimizer, run.partitioner))
+        if restored is not None:
+            logging.info("continuing from step %d in %s", int(restored.state.step), checkpointer.folder)
+            return restored
+    if run.initial_params is None:
+        return Restored(init_state(run.model, optimizer, run.partitioner, seed=config.seed), {})
+    rng = jax.random.key(config.seed)
+    return Restored(state_from_params(run.initial_params(), optimizer, run.partitioner, rng=rng), {})
+
+
+def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:
+    step = make_train_step(
+        run.model,
+        make_optimizer(run.optimizer, num_steps=config.num_steps),
+        accumulation_steps=config.accumulation_steps,
+        loss_chunk=config.loss_chunk,
+        num_sources=len(run.source_names),
+    )
+    return compile_step(step, state, run.partitioner)
+
+
+def _last_checkpoint(checkpointer: Checkpointer) -> str:
+    steps = checkpointer.steps()
+    return f"step {steps[-1]} in {checkpointer.folder}" if steps else "none"
+
+
+class _Evaluations:
+    """When to evaluate, and where the numbers go."""
+
+    def __init__(self, run: TrainRun, config: TrainConfig, recorder: Recorder) -> None:
+        self._run, self._config, self._recorder = run, config, recorder
+
+    def due(self, step: int) -> bool:
+        every = self._config.eval_every_steps
+        return step == self._config.num_steps or (every > 0 and step % every == 0)
+
+    def run(self, step: int, params: Params) -> None:
+        if self._run.evaluate is not None:
+            with self._recorder.pause():
+                self._recorder.add_evaluation(step, self._run.evaluate(step, params))
+
+
+class _StopRequest:
+    """Turns SIGTERM into a flag while in scope, so that a step is never cut in half."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def __enter__(self) -> "_StopRequest":
+        try:
+            self._previous: Any = signal.signal(signal.SIGTERM, self._handle)
+        except ValueError:  # not the main thread (a notebook): the default handling stays
+            self._previous = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+

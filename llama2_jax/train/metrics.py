@@ -1,0 +1,102 @@
+"""Where numbers go: ``metrics.jsonl``, TensorBoard, and the check that they are finite."""
+
+import collections
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from absl import logging
+
+
+class NonFiniteError(FloatingPointError):
+    """A metric became NaN or infinite; the message names it, the step and the last good checkpoint."""
+
+
+class MetricsWriter:
+    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events.
+
+    On a resume, lines of steps that will run again are dropped first, so every step is
+    written once.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int = 0) -> None:
+        self._path = Path(workdir) / "metrics.jsonl"
+        _drop_lines_after(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the metrics after update number ``step`` (1-based)."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Make everything written so far visible to readers."""
+        self._file.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """All lines of ``metrics.jsonl``, in order."""
+    text = (Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed process may be cut
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class LossMonitor:
+    """Stops on NaN or infinity, reports spikes of the loss.
+
+    A spike is a loss more than ``sigmas`` standard deviations above the mean of the last
+    ``window`` steps (at least 20 of them).
+    """
+
+    def __init__(self, *, window: int = 100, sigmas: float = 6.0) -> None:
+        self._recent: collections.deque[float] = collections.deque(maxlen=window)
+        self._sigmas = sigmas
+        self.spikes: list[tuple[int, float]] = []
+
+    def check(self, step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:
+        """Look at the metrics after update number ``step``.
+
+        Raises:
+          NonFiniteError: one of them is NaN or infinite.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} at step {step}; last good checkpoint: {last_checkpoint}. "
+                    "Lower config.optimizer.learning_rate or look at the batch of this step"
+                )
+        loss = metrics["train/loss"]
+        if len(self._recent) >= 20:
+            mean = sum(self._recent) / len(self._recent)
+            deviation = math.sqrt(sum((x - mean) ** 2 for x in self._recent) / len(self._recent))
+            if loss > mean + self._sigmas * max(deviation, 1e-6 * abs(mean)):
+                self.spikes.append((step, loss))
+                logging.warning(
+                    "loss spike: %.4f at step %d; the last %d steps had %.4f +- %.4f",
+                    loss, step, len(self._recent), mean, deviation,
+                )  # fmt: skip
+        self._recent.append(loss)

@@ -1,0 +1,67 @@
+"""AdamW and its schedules exactly as the paper prints them (OPT-1..4, PPO-5)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llama2_jax.config import require, require_choice
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Defaults: Llama 2, section 2.2.1."""
+
+    learning_rate: float  # peak
+    schedule: str = "cosine"
+    warmup_steps: int = 2000
+    final_fraction: float = 0.1  # of the peak, reached at the last step
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-5  # D1: unusually large, as printed
+    weight_decay: float = 0.1
+    grad_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_choice("optimizer.schedule", self.schedule, SCHEDULES)
+        require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
+
+
+def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.Array:
+    """Learning rate of update ``step`` (0-based): linear from 0, then cosine to the final fraction.
+
+    Step 0 gives 0, step ``warmup_steps`` the peak, and ``num_steps`` ``final_fraction`` of it (D4).
+    """
+    step = jnp.asarray(step, jnp.float32)
+    warmup = step / max(config.warmup_steps, 1)
+    if config.schedule == "constant":
+        return config.learning_rate * jnp.where(step < config.warmup_steps, warmup, 1.0)
+    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    decayed = config.final_fraction + (1 - config.final_fraction) * cosine
+    return config.learning_rate * jnp.where(step < config.warmup_steps, warmup, decayed)
+
+
+def decay_mask(params: Any) -> Any:
+    """True for matrices incl. embeddings, False for norm scales (D3)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale_D", params)
+
+
+def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW with decoupled decay scaled by the learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.grad_clip_norm),
+        optax.adamw(
+            lambda step: learning_rate(step, config, num_steps=num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+    )

@@ -1,0 +1,151 @@
+"""The bookkeeping of a run: rates, totals, finite checks, and who gets told."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from llama2_jax.train.flops import flops_per_token, mfu, peak_flops
+from llama2_jax.train.metrics import LossMonitor, MetricsWriter
+from llama2_jax.train.optimizer import learning_rate
+from llama2_jax.train.progress import ProgressReport, rate_text
+
+if TYPE_CHECKING:  # the loop owns these types and imports this module
+    from llama2_jax.train.loop import TrainConfig, TrainRun
+
+MFU_CONVENTIONS = ("full_no_embed", "causal_no_embed")
+
+
+class Recorder:
+    """Takes device metrics step by step, one step behind, so that the device never waits."""
+
+    def __init__(
+        self, run: "TrainRun", config: "TrainConfig", workdir: Path, *, start_step: int, meta: dict[str, Any]
+    ) -> None:
+        self._run, self._config = run, config
+        self._primary = jax.process_index() == 0
+        self._writer = MetricsWriter(workdir, resume_step=start_step) if self._primary else None
+        self._progress = ProgressReport(
+            run.name, num_steps=config.num_steps, start_step=start_step, quiet=not self._primary
+        )
+        self._monitor = LossMonitor()
+        self._source_tokens = {name: 0 for name in run.source_names} | dict(meta.get("source_tokens", {}))
+        self._peak_flops, self.peak_source = peak_flops(config.peak_flops)
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._clock = _Clock()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], *, last_checkpoint: str) -> None:
+        """Queue this step's metrics and record those of the step before it."""
+        self.settle(last_checkpoint=last_checkpoint)
+        self._pending = (step, metrics)
+
+    def settle(self, *, last_checkpoint: str) -> None:
+        """Wait for the queued step and record it.
+
+        Raises:
+          NonFiniteError: a metric is NaN or infinite.
+        """
+        if self._pending is None:
+            return
+        step, device_metrics = self._pending
+        self._pending = None
+        values = jax.device_get(device_metrics)
+        source_tokens = np.asarray(values.pop("source_tokens")).tolist()
+        record = {f"train/{name}": float(value) for name, value in values.items()}
+        self._monitor.check(step, record, last_checkpoint=last_checkpoint)
+        for name, count in zip(self._run.source_names, source_tokens, strict=True):
+            self._source_tokens[name] += count
+        record["train/learning_rate"] = float(
+            learning_rate(step - 1, self._run.optimizer, num_steps=self._config.num_steps)
+        )
+        record["train/tokens_seen"] = sum(self._source_tokens.values())
+        self._clock.count(sum(source_tokens))
+        self._report(step, record)
+
+    def _report(self, step: int, record: dict[str, float]) -> None:
+        text = None
+        if step % self._config.log_every_steps == 0 or step == self._config.num_steps:
+            rates = self._clock.rates()
+            if rates is not None:  # the first interval holds the compilation: never a rate
+                tokens_per_sec, secs_per_step = rates
+                record["train/tokens_per_sec"] = tokens_per_sec
+                for convention in MFU_CONVENTIONS:
+                    record[f"train/mfu_{convention}"] = self._mfu(tokens_per_sec, convention)
+                text = rate_text(record, secs_left=(self._config.num_steps - step) * secs_per_step)
+            else:
+                text = f"loss {record['train/loss']:.4f}  (first steps, with compilation)"
+        if self._writer:
+            self._writer.write(step, record)
+            if text is not None:
+                self._writer.flush()
+        self._progress.step(step, text)
+
+    def _mfu(self, tokens_per_sec: float, convention: str) -> float:
+        flops = flops_per_token(self._run.model.config, self._run.sequence_length, convention=convention)
+        devices = self._run.partitioner.mesh.size
+        return mfu(tokens_per_sec, flops, num_devices=devices, peak_flops=self._peak_flops)
+
+    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Record numbers of an evaluation after ``step`` updates."""
+        self.settle(last_checkpoint="see the log")
+        if self._writer:
+            self._writer.write(step, metrics)
+            self._writer.flush()
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self._progress.note(f"{self._run.name} step {step}: {shown}")
+
+    def totals(self) -> dict[str, Any]:
+        """What must survive a restart: tokens seen per source."""
+        return {"source_tokens": dict(self._source_tokens), "loss_spikes": list(self._monitor.spikes)}
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time in here (evaluation, saving) does not count as training time."""
+        self.settle(last_checkpoint="see the log")
+        with self._clock.pause():
+            yield
+
+    def close(self) -> None:
+        """Record what is queued and close all outputs."""
+        self.settle(last_checkpoint="see the log")
+        self._progress.close()
+        if self._writer:
+            self._writer.close()
+
+
+class _Clock:
+    """Tokens and seconds since the last reading, without pauses."""
+
+    def __init__(self) -> None:
+        self._first = True
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.perf_counter()
+        self._tokens = self._steps = 0
+
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+        self._steps += 1
+        if self._first:  # up to here it was compilation
+            self._first = False
+            self._restart()
+
+    def rates(self) -> tuple[float, float] | None:
+        """(tokens/s, seconds/step) since the last reading, or None if no whole step was timed."""
+        if self._steps == 0:
+            return None
+        secs = max(time.perf_counter() - self._start, 1e-9)
+        rates = self._tokens / secs, secs / self._steps
+        self._restart()
+        return rates
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
