@@ -1,0 +1,91 @@
+"""The tokenizer side of a Hugging Face folder: its files, ids and chat template text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llama2_jax.config import write_json
+from llama2_jax.data.tokenizer import ByteLevelTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from llama2_jax.interop.imported import FormatError
+
+_CONFIG = "tokenizer_config.json"
+_SENTENCEPIECE_SETTINGS = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "legacy": False,  # true would insert a word boundary after every special token
+    "clean_up_tokenization_spaces": False,
+    "unk_token": "<unk>",
+}
+_BYTE_LEVEL_SETTINGS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,  # the default removes spaces before punctuation
+}
+
+
+def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of the folder, None if it has none.
+
+    ``settings`` is the parsed config.json: its BOS and EOS ids stand in where the tokenizer's
+    own files name none.
+
+    Raises:
+      FormatError: the tokenizer has ids beyond the ``vocab_size`` rows of the embedding.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return None
+    tokenizer = load_tokenizer(folder)
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        for role in ("bos", "eos"):
+            given = settings.get(f"{role}_token_id")
+            if getattr(tokenizer, f"{role}_id") < 0 and isinstance(given, int):
+                setattr(tokenizer, f"{role}_id", given)
+    check_vocabulary(tokenizer, vocab_size, where=folder)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, where: Path) -> None:
+    """Raise FormatError if some token has no embedding; spare rows (padding) are fine."""
+    if tokenizer.vocab_size > vocab_size:
+        raise FormatError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {vocab_size} rows; "
+            "take the tokenizer that was released with the weights"
+        )
+
+
+def read_template_text(folder: Path) -> str | None:
+    """The Jinja chat template: its own file (transformers 5) or a field of the tokenizer config."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / _CONFIG).is_file():
+        return None
+    template = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):  # several named templates
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | None) -> None:
+    """Write the tokenizer so that both ``load_tokenizer`` and AutoTokenizer read it."""
+    is_sentencepiece = tokenizer.save(folder).suffix == ".model"
+    path = folder / _CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if is_sentencepiece:
+        config |= _SENTENCEPIECE_SETTINGS | _sentencepiece_names(tokenizer)
+    else:
+        config |= _BYTE_LEVEL_SETTINGS
+    if template_text is not None:
+        config["chat_template"] = template_text
+    write_json(path, config)
+
+
+def _sentencepiece_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """BOS and EOS by piece, for vocabularies that have Llama's."""
+    names = {}
+    for role, piece, token_id in (("bos", "<s>", tokenizer.bos_id), ("eos", "</s>", tokenizer.eos_id)):
+        try:
+            if tokenizer.special_id(piece) == token_id:
+                names[f"{role}_token"] = piece
+        except TokenizerError:
+            continue
+    return names

@@ -1,0 +1,170 @@
+"""Read and write Hugging Face Llama folders: config.json, safetensors, tokenizer files.
+
+Weights make the round trip bitwise; q and k rows are reordered because Hugging Face rotates
+halves where we rotate neighbours (HFW-2).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from llama2_jax.config import require_choice, write_json
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.interop.hf_config import model_settings, read_model_config
+from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
+from llama2_jax.interop.templates import JINJA, guess_template
+from llama2_jax.interop.tree import file_tensors, read_params
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.structs import Params
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TIED = ("lm_head.weight", "model.embed_tokens.weight")
+_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def load_huggingface(folder: Path | str, *, template: str | None = None) -> Imported:
+    """Model and tokenizer of a folder with ``config.json`` and safetensors (one file or shards).
+
+    ``template`` names the chat template; None takes it from the tokenizer's files.
+
+    Raises:
+      FormatError: files are missing, truncated or do not fit each other, or the model is not
+        plain Llama (see ``hf_config.py``).
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist; a Hugging Face folder holds config.json and safetensors")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    config = read_model_config(settings, where=path)
+    tensors = _open_weights(folder)
+    if config.tie_embeddings:
+        tensors = _drop_tied_head(tensors, folder)
+    params = read_params(config, tensors, style="huggingface", where=str(folder))
+    tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
+    template = template or guess_template(read_template_text(folder))
+    return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
+
+
+def _open_weights(folder: Path) -> dict[str, LazyTensor]:
+    index = folder / _INDEX
+    if not index.is_file():
+        if not (folder / _WEIGHTS).is_file():
+            raise FormatError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; download the safetensors files")
+        return open_safetensors(folder / _WEIGHTS)
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise FormatError(
+            f"{folder}: {_INDEX} names {', '.join(missing)}, which the folder lacks; download them"
+        )
+    shards = {name: open_safetensors(folder / name) for name in names}
+    absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
+    if absent:
+        raise FormatError(f"{folder}: {_INDEX} promises {', '.join(absent)}; the shards are of another model")
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+
+
+def _drop_tied_head(tensors: dict[str, LazyTensor], folder: Path) -> dict[str, LazyTensor]:
+    """Some tied checkpoints store the head as well; it must then be the embedding."""
+    head, embedding = (tensors.get(name) for name in _TIED)
+    if head is None or embedding is None:
+        return tensors
+    if not np.array_equal(head.read(), embedding.read()):
+        raise FormatError(
+            f"{folder}: tie_word_embeddings is true, but {_TIED[0]} differs from {_TIED[1]}; "
+            "set tie_word_embeddings to false in config.json to use both"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != _TIED[0]}
+
+
+def save_huggingface(
+    folder: Path | str,
+    config: ModelConfig,
+    params: Params,
+    *,
+    tokenizer: Tokenizer | None,
+    template: str | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a folder that ``transformers`` loads; it appears whole or not at all.
+
+    Args:
+      folder: must not exist, or be empty.
+      tokenizer: of ``data/tokenizer.py``, written beside the weights; None writes none.
+      template: name of the chat template to store with the tokenizer; None stores none.
+      dtype: float32, float16 or bfloat16; None keeps the dtype of each parameter, bitwise.
+      max_shard_bytes: a file grows to at most this (one tensor more if that alone is larger).
+
+    Raises:
+      FormatError: the folder is not empty, or ``params`` is not the tree of ``config``.
+      ConfigError: an unknown template or dtype.
+    """
+    folder = Path(folder)
+    if dtype is not None:
+        require_choice("dtype", dtype, _DTYPES)
+    if template is not None:
+        require_choice("template", template, JINJA)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FormatError(f"{folder} exists and is not empty; give a new folder, nothing was written")
+    tensors = file_tensors(config, params, style="huggingface", dtype=_DTYPES[dtype] if dtype else None)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
+    partial.mkdir(parents=True)
+    try:
+        _write_weights(partial, tensors, max_shard_bytes)
+        _write_settings(partial, config, tensors, tokenizer)
+        if tokenizer is not None:
+            write_tokenizer(partial, tokenizer, template_text=JINJA[template] if template else None)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+        raise
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> None:
+    shards: list[dict[str, LazyTensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.byte_count > max_shard_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.byte_count
+    if len(shards) == 1:
+        write_safetensors(folder / _WEIGHTS, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file_name, shard)
+        weight_map |= dict.fromkeys(shard, file_name)
+    total = sum(tensor.byte_count for tensor in tensors.values())
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_settings(
+    folder: Path, config: ModelConfig, tensors: Mapping[str, LazyTensor], tokenizer: Tokenizer | None
+) -> None:
+    ids = {"bos_id": None, "eos_id": None}
+    if tokenizer is not None:
+        ids = {role: getattr(tokenizer, role) if getattr(tokenizer, role) >= 0 else None for role in ids}
+    dtypes = {tensor.dtype.name for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"  # float32 loses nothing of the others
+    write_json(folder / "config.json", model_settings(config, dtype=dtype, **ids))
+    generation = {"bos_token_id": ids["bos_id"], "eos_token_id": ids["eos_id"], "do_sample": True}
+    generation |= {"temperature": 0.6, "top_p": 0.9}  # HFW-4
+    write_json(folder / "generation_config.json", generation)

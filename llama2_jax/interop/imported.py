@@ -1,0 +1,41 @@
+"""What every reader of foreign checkpoints gives, and the error all of them raise."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.structs import Params
+
+
+class FormatError(ValueError):
+    """A checkpoint is not what its name or header claims; the message says what to do."""
+
+
+class Imported(NamedTuple):
+    """A model read from a foreign checkpoint, on the host."""
+
+    config: ModelConfig
+    params: Params  # numpy leaves in the dtype of the file
+    tokenizer: Tokenizer | None  # None if the checkpoint has none
+    template: str  # chat template name, see ``templates.py``
+    source: str  # one line for logs: kind and place
+
+
+class LazyTensor(NamedTuple):
+    """A named array of a checkpoint whose values are read only when asked for.
+
+    A 70B checkpoint never sits twice in memory because of this: one tensor is read, put
+    into its place of the stacked parameter, and forgotten.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def byte_count(self) -> int:
+        """Size of the values in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize

@@ -1,0 +1,139 @@
+"""Read Meta's own release format: params.json, consolidated.NN.pth, tokenizer.model.
+
+The model-parallel shards of 13B (2) and 70B (8) are joined along the dims of ARCH-11; norms
+are replicated in every shard. Pickled code is never executed, see ``torch_file.py``.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
+from llama2_jax.interop.torch_file import open_torch
+from llama2_jax.interop.tree import read_params
+from llama2_jax.model.config import ModelConfig, feed_forward_width
+
+_CONTEXT = 4096  # params.json does not say; Llama 2 (HFW-4)
+_NORM_EPSILON = 1e-5  # where params.json does not say (ARCH-3)
+
+
+def load_meta(folder: Path | str) -> Imported:
+    """Model of a folder with ``params.json`` and ``consolidated.NN.pth``.
+
+    The tokenizer is ``tokenizer.model`` in the folder or, as Meta ships it, beside it.
+
+    Raises:
+      FormatError: files are missing, damaged or do not fit each other, or the pickle asks
+        for more than plain tensors.
+    """
+    folder = Path(folder)
+    settings = _read_settings(folder)
+    shards = _open_shards(folder)
+    tensors = _join_shards(shards, where=str(folder))
+    config = _model_config(settings, tensors, folder)
+    params = read_params(config, tensors, style="meta", where=str(folder))
+    tokenizer = _load_tokenizer(folder, config)
+    source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
+    return Imported(config, params, tokenizer, "llama2", source)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "params.json"
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist; a Meta folder holds params.json and consolidated.NN.pth")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    missing = [key for key in ("dim", "n_layers", "n_heads") if key not in settings]
+    if missing:
+        raise FormatError(f"{path} lacks {', '.join(missing)}; it must describe the whole model")
+    if settings.get("use_scaled_rope"):
+        raise FormatError(f"{path}: use_scaled_rope is true; scaled rotary frequencies are not supported")
+    return settings
+
+
+def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
+    paths = sorted(folder.glob("consolidated.*.pth"))
+    wanted = [f"consolidated.{number:02d}.pth" for number in range(len(paths))]
+    if not paths or [path.name for path in paths] != wanted:
+        found = ", ".join(path.name for path in paths) or "no consolidated.NN.pth"
+        raise FormatError(
+            f"{folder} holds {found}; the shards must be numbered from 00 without gaps, so one is missing "
+            "or misnamed"
+        )
+    return [open_torch(path) for path in paths]
+
+
+def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str, LazyTensor]:
+    names = {name for shard in shards for name in shard}
+    lacking = [
+        f"consolidated.{number:02d}.pth lacks {name}"
+        for number, shard in enumerate(shards)
+        for name in sorted(names - set(shard))
+        if not name.endswith(BUFFER_ENDINGS)
+    ]
+    if lacking:
+        raise FormatError(f"{where}: the shards hold different tensors\n  " + "\n  ".join(lacking))
+    table = {row.meta.rsplit(".", 2)[-2]: row for row in TABLE}
+    return {
+        name: _join([shard[name] for shard in shards], _split_dim(name, table), name)
+        for name in shards[0]
+        if not name.endswith(BUFFER_ENDINGS)
+    }
+
+
+def _split_dim(name: str, table: Mapping[str, Row]) -> int | None:
+    """The dim to join along; None for norms, and for strangers, which are reported later."""
+    parts = name.rsplit(".", 2)
+    return table[parts[-2]].split_dim if len(parts) > 1 and parts[-2] in table else None
+
+
+def _join(parts: list[LazyTensor], dim: int | None, name: str) -> LazyTensor:
+    first = parts[0]
+    if len(parts) == 1 or dim is None:
+        return first
+    shapes = [part.shape for part in parts]
+    if any(len(shape) <= dim for shape in shapes) or any(shape != shapes[0] for shape in shapes):
+        raise FormatError(f"{name} has shapes {shapes} in the shards; they must be equal matrices")
+    joined = (*first.shape[:dim], first.shape[dim] * len(parts), *first.shape[dim + 1 :])
+    return LazyTensor(joined, first.dtype, lambda: np.concatenate([part.read() for part in parts], axis=dim))
+
+
+def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], folder: Path) -> ModelConfig:
+    vocab_size = settings.get("vocab_size", -1)
+    if vocab_size == -1:  # Meta leaves it to the tokenizer (TOK-4); the embedding says the same
+        if "tok_embeddings.weight" not in tensors:
+            raise FormatError(f"{folder}: tok_embeddings.weight is missing, which gives the vocabulary size")
+        vocab_size = tensors["tok_embeddings.weight"].shape[0]
+    width = settings["dim"]
+    return ModelConfig(
+        vocab_size=vocab_size,
+        model_width=width,
+        num_layers=settings["n_layers"],
+        num_heads=settings["n_heads"],
+        num_kv_heads=settings.get("n_kv_heads") or settings["n_heads"],
+        feed_forward_width=feed_forward_width(
+            width,
+            multiple_of=settings.get("multiple_of", 256),
+            multiplier=settings.get("ffn_dim_multiplier"),
+        ),
+        max_context=settings.get("max_seq_len", _CONTEXT),
+        norm_epsilon=settings.get("norm_eps", _NORM_EPSILON),
+        rope_base=float(settings.get("rope_theta", 10_000.0)),
+    )
+
+
+def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    for path in (folder / "tokenizer.model", folder.parent / "tokenizer.model"):
+        if path.is_file():
+            tokenizer = load_tokenizer(path)
+            if tokenizer.vocab_size != config.vocab_size:
+                raise FormatError(
+                    f"{path} has {tokenizer.vocab_size} pieces, the embedding of {folder} has "
+                    f"{config.vocab_size} rows; take the tokenizer that was released with the weights"
+                )
+            return tokenizer
+    return None

@@ -1,0 +1,54 @@
+"""Which chat template a foreign checkpoint means, and the text Hugging Face files spell it with.
+
+The token-exact formats live in ``data/chat.py``; here are only their names and the Jinja
+text that ``tokenizer_config.json`` and GGUF headers carry.
+"""
+
+from llama2_jax.interop.imported import FormatError
+
+_SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+_CHATML_LOOP = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for message in turns %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('after an optional system message, user and assistant must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + ((system if loop.first else '') + message['content']).strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+JINJA = {
+    "llama2": _LLAMA2,
+    "chatml": _CHATML_LOOP,
+    "smollm2": (
+        "{% if messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\n" + _SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}" + _CHATML_LOOP
+    ),
+}
+
+
+def guess_template(jinja: str | None) -> str:
+    """The name of the template that a checkpoint's Jinja text describes; "llama2" without one.
+
+    Raises:
+      FormatError: a text that is none of the known formats.
+    """
+    if not jinja:
+        return "llama2"
+    if "<|im_start|>" in jinja:
+        return "smollm2" if _SMOLLM2_SYSTEM in jinja else "chatml"
+    if "[INST]" in jinja:
+        return "llama2"
+    raise FormatError(
+        f"unknown chat template {jinja[:60]!r}...; known: {', '.join(JINJA)}. Load with template=NAME to say "
+        "which of these to use instead"
+    )

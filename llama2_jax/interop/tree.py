@@ -1,0 +1,110 @@
+"""Between a dict of lazily read file tensors and our parameter tree, both ways."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llama2_jax.interop.imported import FormatError, LazyTensor
+from llama2_jax.interop.mapping import (
+    Row,
+    Slot,
+    check_tensors,
+    expected_shapes,
+    file_shape,
+    from_file,
+    our_shape,
+    rows,
+    slots,
+    to_file,
+)
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.structs import Params
+
+
+def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: str) -> Params:
+    """Our parameter tree (numpy leaves, dtype of the file) from the tensors of a checkpoint.
+
+    Holds one file tensor at a time beside the result.
+
+    Raises:
+      FormatError: tensors are missing, left over, or of the wrong shape or dtype.
+    """
+    check_tensors(expected_shapes(config, style), tensors, where=where)
+    params: dict[str, Any] = {}
+    for row in rows(config):
+        *folders, name = row.path.split("/")
+        node = params
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = _read_leaf(row, config, tensors, style)
+    return params
+
+
+def _read_leaf(row: Row, config: ModelConfig, tensors: Mapping[str, LazyTensor], style: str) -> np.ndarray:
+    pattern = getattr(row, style)
+    layers = range(config.num_layers) if row.per_layer else [0]
+    sources = [tensors[pattern.format(layer=layer)] for layer in layers]
+    leaf = np.empty((len(sources), *our_shape(row, config)[row.per_layer :]), _joint_dtype(sources))
+    for layer, source in enumerate(sources):
+        leaf[layer] = from_file(row, source.read(), config, style=style)
+    return leaf if row.per_layer else leaf[0]
+
+
+def _joint_dtype(sources: list[LazyTensor]) -> np.dtype:
+    """The dtype of all layers; float32, which holds the others exactly, where they differ."""
+    dtypes = {source.dtype for source in sources}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+
+def file_tensors(
+    config: ModelConfig, params: Params, *, style: str, dtype: np.dtype | None = None
+) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint of ``style``, in model order, converted when read.
+
+    ``dtype`` None keeps the dtype of each leaf (bitwise); otherwise values are rounded to it.
+
+    Raises:
+      FormatError: ``params`` is not the tree of ``config``.
+    """
+    leaves = flatten(params)
+    _check_leaves(config, leaves)
+
+    def tensor(slot: Slot) -> LazyTensor:
+        leaf = leaves[slot.row.path]
+        out = np.dtype(dtype or leaf.dtype)
+
+        def read() -> np.ndarray:
+            array = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+            return to_file(slot.row, array, config, style=style).astype(out, copy=False)
+
+        return LazyTensor(file_shape(slot.row, config), out, read)
+
+    return {name: tensor(slot) for name, slot in slots(config, style)}
+
+
+def _check_leaves(config: ModelConfig, leaves: Mapping[str, Any]) -> None:
+    wanted = {row.path: our_shape(row, config) for row in rows(config)}
+    problems = [f"missing: {path} {shape}" for path, shape in wanted.items() if path not in leaves]
+    problems += [f"extra: {path} {tuple(leaves[path].shape)}" for path in leaves if path not in wanted]
+    problems += [
+        f"shape: {path} is {tuple(leaves[path].shape)}, {shape} by the config"
+        for path, shape in wanted.items()
+        if path in leaves and tuple(leaves[path].shape) != shape
+    ]
+    if problems:
+        raise FormatError(
+            "the parameters are not those of this config; pass the config they were made with\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+    """``{"layers/attention/w_q_DNH": array, ...}`` from the nested dict."""
+    leaves: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, f"{prefix}{name}/")
+        else:
+            leaves[prefix + name] = value
+    return leaves

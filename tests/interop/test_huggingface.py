@@ -1,0 +1,194 @@
+import json
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy for the safetensors package
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from llama2_jax.config import ConfigError
+from llama2_jax.interop import huggingface
+from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
+from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.mapping import expected_shapes
+from tests.interop.models import DTYPES, SHAPES, assert_same_params, random_params
+
+ONE_FILE, MANY_FILES = 5_000_000_000, 8_000
+
+
+def _read_all(folder) -> dict[str, np.ndarray]:
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= safetensors.numpy.load_file(path)
+    return tensors
+
+
+@pytest.mark.parametrize("max_shard_bytes", [ONE_FILE, MANY_FILES])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_round_trip_is_bitwise(tmp_path, shape, dtype, max_shard_bytes):
+    config, params = SHAPES[shape], random_params(SHAPES[shape], dtype=dtype)
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None, max_shard_bytes=max_shard_bytes)
+    loaded = load_huggingface(tmp_path / "a")
+    assert loaded.config == config
+    assert loaded.tokenizer is None
+    assert loaded.template == "llama2"
+    assert_same_params(loaded.params, params, config)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_foreign_folder_round_trip_is_bitwise(tmp_path, dtype):
+    """HF -> ours -> HF, the first written by the safetensors package, not by us."""
+    config = SHAPES["gqa"]
+    save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=None)
+    generator = np.random.default_rng(3)
+    wanted = {
+        name: generator.standard_normal(shape).astype(DTYPES[dtype])
+        for name, shape in expected_shapes(config, "huggingface").items()
+    }
+    safetensors.numpy.save_file(wanted, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_huggingface(tmp_path / "a")
+    save_huggingface(
+        tmp_path / "b", loaded.config, loaded.params, tokenizer=None, max_shard_bytes=MANY_FILES
+    )
+    found = _read_all(tmp_path / "b")
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def test_shards_respect_the_limit_and_the_index(tmp_path):
+    config = SHAPES["plain"]
+    params = random_params(config)
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None, max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert sorted(set(index["weight_map"].values())) == files
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in _read_all(tmp_path / "a").values())
+    for path in files:
+        assert sum(a.nbytes for a in safetensors.numpy.load_file(tmp_path / "a" / path).values()) <= 20_000
+
+
+def test_dtype_rounds_the_values(tmp_path):
+    config, params = SHAPES["plain"], random_params(SHAPES["plain"])
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None, dtype="bfloat16")
+    assert_same_params(load_huggingface(tmp_path / "a").params, random_params(config, dtype="bfloat16"), config)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_non_empty_folder_is_left_alone(tmp_path):
+    (tmp_path / "note").write_text("mine")
+    config = SHAPES["plain"]
+    with pytest.raises(FormatError, match="not empty"):
+        save_huggingface(tmp_path, config, random_params(config), tokenizer=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    config = SHAPES["plain"]
+    monkeypatch.setattr(huggingface, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space"):
+        save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_dtype_and_template_list_the_choices(tmp_path):
+    config, params = SHAPES["plain"], random_params(SHAPES["plain"])
+    with pytest.raises(ConfigError, match="choose one of 'float32'"):
+        save_huggingface(tmp_path / "a", config, params, tokenizer=None, dtype="int8")
+    with pytest.raises(ConfigError, match="choose one of 'llama2'"):
+        save_huggingface(tmp_path / "a", config, params, tokenizer=None, template="alpaca")
+
+
+def test_parameters_of_another_config_are_listed(tmp_path):
+    params = random_params(SHAPES["plain"])
+    with pytest.raises(FormatError, match=r"shape: layers/attention/w_k_DKH is \(2, 32, 4, 8\), \(2, 32, 2, 8\)"):
+        save_huggingface(tmp_path / "a", SHAPES["gqa"], params, tokenizer=None)
+    with pytest.raises(FormatError, match="extra: unembedding_DV"):
+        save_huggingface(tmp_path / "a", SHAPES["tied"], params, tokenizer=None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = SHAPES["plain"]
+    save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=None)
+    return tmp_path / "a"
+
+
+def _edit(folder, **changes) -> None:
+    path = folder / "config.json"
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value != "(drop)"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral'; only 'llama'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"hidden_size": "(drop)", "vocab_size": "(drop)"}, "lacks vocab_size, hidden_size"),
+        ({"intermediate_size": 80}, r"mlp.gate_proj.weight is \(64, 32\) in the file, \(80, 32\) by the config"),
+        ({"num_hidden_layers": 3}, r"missing: model.layers.2.self_attn.q_proj.weight \(32, 32\)"),
+        ({"num_hidden_layers": 1}, r"extra: model.layers.1.self_attn.q_proj.weight \(32, 32\)"),
+        ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
+    ],
+)
+def test_models_that_are_not_plain_llama_are_refused(folder, changes, message):
+    _edit(folder, **changes)
+    with pytest.raises(FormatError, match=message):
+        load_huggingface(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": "(drop)", "rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": "(drop)"},
+    ],
+)
+def test_both_spellings_of_the_rotary_base(folder, changes):
+    _edit(folder, **changes)
+    assert load_huggingface(folder).config.rope_base == 5e5
+
+
+def test_a_stored_tied_head_is_accepted(tmp_path):
+    config = SHAPES["tied"]
+    save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=None)
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, path)
+    assert_same_params(load_huggingface(tmp_path / "a").params, random_params(config), config)
+
+
+@pytest.mark.parametrize("kept", [4, 100, 20_000])
+def test_truncated_weights_are_reported_with_both_sizes(folder, kept):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    with pytest.raises(FormatError, match=rf"truncated: it has {kept} bytes, .* \d+ bytes") as caught:
+        load_huggingface(folder)
+    if kept == 20_000:
+        assert f"{len(whole)} bytes" in str(caught.value)
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(FormatError, match="config.json does not exist"):
+        load_huggingface(tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"neither model.safetensors nor"):
+        load_huggingface(folder)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match="names model-00001-of-00002.safetensors, which the folder lacks"):
+        load_huggingface(folder)
