@@ -11,6 +11,7 @@ import numpy as np
 
 from llama2_jax.data.tokenizer import Tokenizer, byte_level_from_merges, sentencepiece_from_pieces
 from llama2_jax.interop.gguf_file import GGUFFile, open_gguf
+from llama2_jax.interop.hf_tokenizer import check_vocabulary
 from llama2_jax.interop.imported import FormatError, Imported
 from llama2_jax.interop.templates import guess_template
 from llama2_jax.interop.tree import read_params
@@ -35,8 +36,11 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     config = _model_config(file, path)
     params = read_params(config, file.tensors, style="gguf", where=str(path))
     template = template or guess_template(file.metadata.get("tokenizer.chat_template"))
+    tokenizer = _tokenizer(file.metadata, path)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config.vocab_size, where=path)
     name = file.metadata.get("general.name", path.stem)
-    return Imported(config, params, _tokenizer(file.metadata, path), template, f"GGUF file {path} ({name})")
+    return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")
 
 
 def _required(metadata: dict[str, Any], key: str, path: Path) -> Any:
@@ -108,15 +112,14 @@ def _tokenizer(metadata: dict[str, Any], path: Path) -> Tokenizer | None:
         return None
     tokens = _required(metadata, "tokenizer.ggml.tokens", path)
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    special = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown")}
     if kind == "llama":
         return sentencepiece_from_pieces(
             tokens,
             _required(metadata, "tokenizer.ggml.scores", path),
             types,
-            bos_id=1 if special["bos"] is None else special["bos"],
-            eos_id=2 if special["eos"] is None else special["eos"],
-            unk_id=0 if special["unknown"] is None else special["unknown"],
+            bos_id=metadata.get("tokenizer.ggml.bos_token_id", 1),
+            eos_id=metadata.get("tokenizer.ggml.eos_token_id", 2),
+            unk_id=metadata.get("tokenizer.ggml.unknown_token_id", 0),
             add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True),
         )
     if kind == "gpt2":
@@ -127,8 +130,8 @@ def _tokenizer(metadata: dict[str, Any], path: Path) -> Tokenizer | None:
             tokens,
             _required(metadata, "tokenizer.ggml.merges", path),
             token_types=types,
-            bos_id=special["bos"],
-            eos_id=special["eos"],
+            bos_id=metadata.get("tokenizer.ggml.bos_token_id", -1),
+            eos_id=metadata.get("tokenizer.ggml.eos_token_id", -1),
             split_digits=_SPLIT_DIGITS[before],
         )
     raise FormatError(f"{path}: tokenizer {kind!r}; known: 'llama' (SentencePiece), 'gpt2' (byte-level BPE)")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.interop.hf_tokenizer import check_vocabulary
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
 from llama2_jax.interop.torch_file import open_torch
@@ -130,10 +131,6 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     for path in (folder / "tokenizer.model", folder.parent / "tokenizer.model"):
         if path.is_file():
             tokenizer = load_tokenizer(path)
-            if tokenizer.vocab_size != config.vocab_size:
-                raise FormatError(
-                    f"{path} has {tokenizer.vocab_size} pieces, the embedding of {folder} has "
-                    f"{config.vocab_size} rows; take the tokenizer that was released with the weights"
-                )
+            check_vocabulary(tokenizer, config.vocab_size, where=path)
             return tokenizer
     return None

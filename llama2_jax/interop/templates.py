@@ -4,9 +4,10 @@ The token-exact formats live in ``data/chat.py``; here are only their names and 
 text that ``tokenizer_config.json`` and GGUF headers carry.
 """
 
+from llama2_jax.data.chat import SMOLLM2
 from llama2_jax.interop.imported import FormatError
 
-_SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+_SMOLLM2_SYSTEM = str(SMOLLM2.default_system)
 
 _CHATML_LOOP = (
     "{% for message in messages %}"

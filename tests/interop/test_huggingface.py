@@ -47,9 +47,7 @@ def test_foreign_folder_round_trip_is_bitwise(tmp_path, dtype):
     }
     safetensors.numpy.save_file(wanted, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
     loaded = load_huggingface(tmp_path / "a")
-    save_huggingface(
-        tmp_path / "b", loaded.config, loaded.params, tokenizer=None, max_shard_bytes=MANY_FILES
-    )
+    save_huggingface(tmp_path / "b", loaded.config, loaded.params, tokenizer=None, max_shard_bytes=MANY_FILES)
     found = _read_all(tmp_path / "b")
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
@@ -66,7 +64,9 @@ def test_shards_respect_the_limit_and_the_index(tmp_path):
     assert len(files) > 3
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     assert sorted(set(index["weight_map"].values())) == files
-    assert index["metadata"]["total_size"] == sum(array.nbytes for array in _read_all(tmp_path / "a").values())
+    assert index["metadata"]["total_size"] == sum(
+        array.nbytes for array in _read_all(tmp_path / "a").values()
+    )
     for path in files:
         assert sum(a.nbytes for a in safetensors.numpy.load_file(tmp_path / "a" / path).values()) <= 20_000
 
@@ -74,7 +74,9 @@ def test_shards_respect_the_limit_and_the_index(tmp_path):
 def test_dtype_rounds_the_values(tmp_path):
     config, params = SHAPES["plain"], random_params(SHAPES["plain"])
     save_huggingface(tmp_path / "a", config, params, tokenizer=None, dtype="bfloat16")
-    assert_same_params(load_huggingface(tmp_path / "a").params, random_params(config, dtype="bfloat16"), config)
+    assert_same_params(
+        load_huggingface(tmp_path / "a").params, random_params(config, dtype="bfloat16"), config
+    )
     assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
@@ -107,7 +109,9 @@ def test_unknown_dtype_and_template_list_the_choices(tmp_path):
 
 def test_parameters_of_another_config_are_listed(tmp_path):
     params = random_params(SHAPES["plain"])
-    with pytest.raises(FormatError, match=r"shape: layers/attention/w_k_DKH is \(2, 32, 4, 8\), \(2, 32, 2, 8\)"):
+    with pytest.raises(
+        FormatError, match=r"shape: layers/attention/w_k_DKH is \(2, 32, 4, 8\), \(2, 32, 2, 8\)"
+    ):
         save_huggingface(tmp_path / "a", SHAPES["gqa"], params, tokenizer=None)
     with pytest.raises(FormatError, match="extra: unembedding_DV"):
         save_huggingface(tmp_path / "a", SHAPES["tied"], params, tokenizer=None)
@@ -138,7 +142,10 @@ def _edit(folder, **changes) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"hidden_size": "(drop)", "vocab_size": "(drop)"}, "lacks vocab_size, hidden_size"),
-        ({"intermediate_size": 80}, r"mlp.gate_proj.weight is \(64, 32\) in the file, \(80, 32\) by the config"),
+        (
+            {"intermediate_size": 80},
+            r"mlp.gate_proj.weight is \(64, 32\) in the file, \(80, 32\) by the config",
+        ),
         ({"num_hidden_layers": 3}, r"missing: model.layers.2.self_attn.q_proj.weight \(32, 32\)"),
         ({"num_hidden_layers": 1}, r"extra: model.layers.1.self_attn.q_proj.weight \(32, 32\)"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
@@ -183,12 +190,12 @@ def test_truncated_weights_are_reported_with_both_sizes(folder, kept):
 
 
 def test_missing_files_are_named(folder, tmp_path):
-    with pytest.raises(FormatError, match="config.json does not exist"):
+    with pytest.raises(FormatError, match=r"config.json does not exist"):
         load_huggingface(tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(FormatError, match=r"neither model.safetensors nor"):
         load_huggingface(folder)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FormatError, match="names model-00001-of-00002.safetensors, which the folder lacks"):
+    with pytest.raises(FormatError, match=r"names model-00001-of-00002.safetensors, which the folder lacks"):
         load_huggingface(folder)

@@ -32,7 +32,9 @@ def test_honours_offset_and_strides(tmp_path):
     np.testing.assert_array_equal(tensors["tail"].read(), values[18:].reshape(2, 3))
 
 
-@pytest.mark.parametrize("view", [(20, (2, 3), (3, 1)), (0, (5, 5), (5, 1)), (0, (2,), (-1,)), (-1, (1,), (1,))])
+@pytest.mark.parametrize(
+    "view", [(20, (2, 3), (3, 1)), (0, (5, 5), (5, 1)), (0, (2,), (-1,)), (-1, (1,), (1,))]
+)
 def test_a_view_outside_its_storage_is_refused(tmp_path, view):
     stored = Stored("0", np.zeros(24, np.float32))
     write_torch(tmp_path / "x.pth", {"a": FakeTensor(stored, *view)})

@@ -1,0 +1,203 @@
+import struct
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llama2_jax.interop.gguf import load_gguf
+from llama2_jax.interop.gguf_file import open_gguf
+from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.tree import file_tensors
+from llama2_jax.model.config import ModelConfig
+from tests.interop.models import assert_same_params, leaf, random_params
+
+gguf = pytest.importorskip("gguf")
+Type = gguf.GGMLQuantizationType
+
+CONFIG = ModelConfig(
+    vocab_size=64,
+    model_width=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    feed_forward_width=96,
+    max_context=128,
+)
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def _add_header(writer, config) -> None:
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_context)
+    writer.add_embedding_length(config.model_width)
+    writer.add_feed_forward_length(config.feed_forward_width)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    writer.add_rope_freq_base(config.rope_base)
+
+
+def _write(path, config, params, *, kind="F32", architecture="llama", header=None, extra=None):
+    """Quantise every matrix to ``kind``; norms stay F32 unless all is one float type."""
+    writer = gguf.GGUFWriter(path, architecture)
+    _add_header(writer, config)
+    if header is not None:
+        header(writer)
+    tensors = {name: tensor.read() for name, tensor in file_tensors(config, params, style="gguf").items()}
+    for name, array in (tensors | (extra or {})).items():
+        of = Type[kind] if array.ndim == 2 else Type.F32
+        array = np.ascontiguousarray(array, np.float32)
+        data = gguf.quants.quantize(array, of)
+        writer.add_tensor(name, data, raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_float_types_keep_their_values_and_dtype(tmp_path, kind):
+    params = random_params(CONFIG)
+    loaded = load_gguf(_write(tmp_path / "x.gguf", CONFIG, params, kind=kind))
+    assert loaded.config == CONFIG
+    assert loaded.tokenizer is None
+    assert loaded.template == "llama2"
+    for path in (
+        "embedding_VD",
+        "layers/attention/w_k_DKH",
+        "layers/feed_forward/w_down_FD",
+        "unembedding_DV",
+    ):
+        found, wanted = leaf(loaded.params, path), leaf(params, path)
+        np.testing.assert_array_equal(found, wanted.astype(FLOATS[kind]))
+        assert found.dtype == FLOATS[kind]
+    norm = leaf(loaded.params, "layers/attention_norm/scale_D")
+    np.testing.assert_array_equal(norm, leaf(params, "layers/attention_norm/scale_D"))
+
+
+# half a quantisation step of a block of 32 normal values times 0.2: range about 5 SD, 255 or 15 steps
+@pytest.mark.parametrize(("kind", "tolerance"), [("Q8_0", 0.004), ("Q4_1", 0.07), ("Q4_0", 0.12)])
+def test_quantised_types_come_back_as_float32(tmp_path, kind, tolerance):
+    params = random_params(CONFIG)
+    loaded = load_gguf(_write(tmp_path / "x.gguf", CONFIG, params, kind=kind))
+    for path in ("embedding_VD", "layers/attention/w_q_DNH", "layers/feed_forward/w_gate_DF"):
+        found, wanted = leaf(loaded.params, path), leaf(params, path)
+        assert found.dtype == np.float32
+        error = np.abs(found - wanted)
+        assert 0 < error.max() < tolerance
+
+
+def test_shape_facts_come_from_the_header(tmp_path):
+    changes = {"rope_base": 100_000.0, "norm_epsilon": 1e-6, "tie_embeddings": True, "head_dim": 24}
+    config = ModelConfig(64, 64, 1, 4, 1, 96, 256, **changes)
+
+    def head_dim(writer):
+        writer.add_key_length(24)
+        writer.add_value_length(24)
+        writer.add_rope_dimension_count(24)
+
+    params = random_params(config)
+    loaded = load_gguf(_write(tmp_path / "x.gguf", config, params, header=head_dim))
+    assert loaded.config == config
+    assert_same_params(loaded.params, params, config)
+
+
+def _one_block(path, kind, block) -> np.ndarray:
+    """A GGUF file of a single 1 x 32 tensor, assembled byte by byte."""
+    name = b"t"
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", len(name)) + name
+    header += struct.pack("<IQQIQ", 2, 32, 1, Type[kind].value, 0)
+    path.write_bytes(header + b"\0" * (-len(header) % 32) + block)
+    return open_gguf(path).tensors["t"].read().reshape(-1)
+
+
+def test_blocks_by_hand(tmp_path):
+    """The low nibbles are values 0 to 15 of a block, the high ones 16 to 31."""
+    nibbles = bytes([0x10 + i for i in range(16)])  # low: 0..15, high: 1
+    low, high = np.arange(16), np.ones(16)
+    whole = np.concatenate([low, high])
+    half = lambda value: struct.pack("<e", value)  # noqa: E731
+    found = _one_block(tmp_path / "a", "Q4_1", half(0.5) + half(-3.0) + nibbles)
+    np.testing.assert_array_equal(found, 0.5 * whole - 3.0)
+    found = _one_block(tmp_path / "b", "Q4_0", half(0.25) + nibbles)
+    np.testing.assert_array_equal(found, 0.25 * (whole - 8))
+    signed = np.arange(-16, 16, dtype=np.int8)
+    found = _one_block(tmp_path / "c", "Q8_0", half(2.0) + signed.tobytes())
+    np.testing.assert_array_equal(found, 2.0 * signed)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type is 'yarn'"),
+        (lambda w: w.add_rope_scaling_factor(4.0), r"rope.scaling.factor is 4.0"),
+        (lambda w: w.add_expert_count(8), "expert_count is 8"),
+        (lambda w: w.add_rope_dimension_count(8), "rope.dimension_count is 8, the head dim 16"),
+        (lambda w: w.add_tokenizer_model("bert"), None),
+        (lambda w: w.add_chat_template("<|user|>{{x}}"), "unknown chat template.*template=NAME"),
+    ],
+)
+def test_what_is_not_plain_llama_is_refused(tmp_path, header, message):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header)
+    with pytest.raises(FormatError, match=message or "lacks tokenizer.ggml.tokens"):
+        load_gguf(path)
+
+
+def test_other_architectures_tensors_and_types_are_refused(tmp_path):
+    params = random_params(CONFIG)
+    with pytest.raises(FormatError, match="architecture 'qwen2'"):
+        load_gguf(_write(tmp_path / "a", CONFIG, params, architecture="qwen2"))
+    extra = {"blk.0.attn_q.bias": np.zeros(64)}
+    with pytest.raises(FormatError, match=r"extra: blk.0.attn_q.bias \(64,\)"):
+        load_gguf(_write(tmp_path / "b", CONFIG, params, extra=extra))
+    with pytest.raises(FormatError, match=r"rope_freqs.weight scales"):
+        load_gguf(_write(tmp_path / "c", CONFIG, params, extra={"rope_freqs.weight": np.ones(8)}))
+    with pytest.raises(FormatError, match=r"token_embd.weight is Q5_1, .*supported: F32"):
+        load_gguf(_write(tmp_path / "d", CONFIG, params, kind="Q5_1"))
+
+
+def test_truncated_files_are_reported_with_both_sizes(tmp_path):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(
+        FormatError, match=rf"truncated: it has {len(whole) - 1000} bytes, .* {len(whole)} bytes"
+    ):
+        open_gguf(path)
+    path.write_bytes(whole[:300])
+    with pytest.raises(FormatError, match="its 300 bytes end inside the header"):
+        open_gguf(path)
+    path.write_bytes(b"PK..")
+    with pytest.raises(FormatError, match="not a GGUF file"):
+        open_gguf(path)
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"pip install 'llama2_jax\[import\]'"):
+        load_gguf(path)
+
+
+def _sentencepiece_header(writer) -> None:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "ab", "▁ab"]
+    types = [2, 3, 3, *[6] * 256, *[1] * 5]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * 259 + [-10.0, -11.0, -12.0, -1.0, -2.0])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def test_sentencepiece_header(tmp_path):
+    config = ModelConfig(**{**vars(CONFIG), "vocab_size": 264})
+    path = _write(tmp_path / "x.gguf", config, random_params(config), header=_sentencepiece_header)
+    tokenizer = load_gguf(path).tokenizer
+    assert tokenizer.encode("ab", bos=True, eos=True) == [1, 263, 2]
+    assert tokenizer.encode("ab!") == [263, 3 + ord("!")]
+    small = _write(tmp_path / "y.gguf", CONFIG, random_params(CONFIG), header=_sentencepiece_header)
+    with pytest.raises(FormatError, match="tokenizer has 264 tokens, the embedding 64 rows"):
+        load_gguf(small)
