@@ -147,7 +147,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, LazyTensor], max_shard_by
     if len(shards) == 1:
         write_safetensors(folder / _WEIGHTS, shards[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file_name, shard)
@@ -165,6 +165,6 @@ def _write_settings(
     dtypes = {tensor.dtype.name for tensor in tensors.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"  # float32 loses nothing of the others
     write_json(folder / "config.json", model_settings(config, dtype=dtype, **ids))
-    generation = {"bos_token_id": ids["bos_id"], "eos_token_id": ids["eos_id"], "do_sample": True}
-    generation |= {"temperature": 0.6, "top_p": 0.9}  # HFW-4
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}  # HFW-4
+    generation = {"bos_token_id": ids["bos_id"], "eos_token_id": ids["eos_id"], **sampling}
     write_json(folder / "generation_config.json", generation)

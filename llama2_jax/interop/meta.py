@@ -23,10 +23,11 @@ _CONTEXT = 4096  # params.json does not say; Llama 2 (HFW-4)
 _NORM_EPSILON = 1e-5  # where params.json does not say (ARCH-3)
 
 
-def load_meta(folder: Path | str) -> Imported:
+def load_meta(folder: Path | str, *, template: str | None = None) -> Imported:
     """Model of a folder with ``params.json`` and ``consolidated.NN.pth``.
 
     The tokenizer is ``tokenizer.model`` in the folder or, as Meta ships it, beside it.
+    ``template`` names the chat template; the format does not say, so None means "llama2".
 
     Raises:
       FormatError: files are missing, damaged or do not fit each other, or the pickle asks
@@ -40,7 +41,7 @@ def load_meta(folder: Path | str) -> Imported:
     params = read_params(config, tensors, style="meta", where=str(folder))
     tokenizer = _load_tokenizer(folder, config)
     source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
-    return Imported(config, params, tokenizer, "llama2", source)
+    return Imported(config, params, tokenizer, template or "llama2", source)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

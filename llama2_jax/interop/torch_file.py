@@ -36,7 +36,7 @@ _STORAGE_DTYPES: dict[str, np.dtype] = {
 class _Storage(NamedTuple):
     key: str  # entry "<archive>/data/<key>"
     dtype: np.dtype
-    count: int
+    size: int  # elements
 
 
 class _View(NamedTuple):
@@ -126,16 +126,16 @@ def _lazy(path: Path, archive: zipfile.ZipFile, entry: str, view: _View) -> Lazy
         info = archive.getinfo(entry)
     except KeyError:
         raise FormatError(f"{path}: the archive lacks {entry}; download or copy it again") from None
-    needed = storage.count * storage.dtype.itemsize
+    needed = storage.size * storage.dtype.itemsize
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != needed:
         raise FormatError(
-            f"{path}: {entry} has {info.file_size} bytes, its {storage.count} {storage.dtype.name} values "
+            f"{path}: {entry} has {info.file_size} bytes, its {storage.size} {storage.dtype.name} values "
             f"need {needed}, uncompressed; download or copy it again"
         )
     _check_bounds(path, entry, view)
 
     def read() -> np.ndarray:
-        values = np.memmap(path, storage.dtype, "r", _data_offset(path, info), (storage.count,))
+        values = np.memmap(path, storage.dtype, "r", _data_offset(path, info), (storage.size,))
         byte_strides = [stride * storage.dtype.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(
             values[view.offset :], view.shape, byte_strides, writeable=False
@@ -149,11 +149,11 @@ def _check_bounds(path: Path, entry: str, view: _View) -> None:
     steps = [(size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True)]
     last = view.offset + sum(steps)
     if min([view.offset, *view.shape, *view.strides]) < 0 or (
-        0 not in view.shape and last >= view.storage.count
+        0 not in view.shape and last >= view.storage.size
     ):
         raise FormatError(
             f"{path}: a tensor {view.shape} with strides {view.strides} at {view.offset} leaves its storage "
-            f"{entry} of {view.storage.count} values; the file is damaged"
+            f"{entry} of {view.storage.size} values; the file is damaged"
         )
 
 
