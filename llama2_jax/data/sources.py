@@ -1,0 +1,258 @@
+"""Documents and dialogues from files: JSONL (plain or .gz), Parquet, text, ArrayRecord.
+
+Every mistake in a file is a ``DataError`` that names file, line and reason, or, with
+``on_bad_line="skip"``, is counted in ``BadLines``; nothing is dropped silently.
+"""
+
+import glob
+import gzip
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from llama2_jax.config import require_choice
+from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
+
+OnBadLine = Literal["error", "skip"]
+Paths = str | Path | Iterable[str | Path]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the line and the reason."""
+
+
+@dataclass
+class BadLines:
+    """Count of skipped records, with the reasons of the first few."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    max_examples: int = 10
+
+    def add(self, reason: str) -> None:
+        """Count one record."""
+        self.count += 1
+        if len(self.examples) < self.max_examples:
+            self.examples.append(reason)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.count} bad record(s) skipped", *self.examples])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Where a record stands, and how to get the wanted field of it (may raise)."""
+
+    where: str
+    load: Callable[[], Any]
+
+
+def expand_paths(paths: Paths) -> list[Path]:
+    """Files behind paths and glob patterns: patterns in sorted order, the rest as given.
+
+    Raises:
+      DataError: a path or pattern that matches no file.
+    """
+    items = [paths] if isinstance(paths, str | Path) else list(paths)
+    files: list[Path] = []
+    for item in items:
+        found = [str(item)] if Path(item).is_file() else sorted(glob.glob(str(item), recursive=True))
+        found = [name for name in found if Path(name).is_file()]
+        if not found:
+            raise DataError(
+                f"no file matches {item}; check the path (folders need a pattern such as {item}/*.jsonl)"
+            )
+        files += [Path(name) for name in found]
+    if not files:
+        raise DataError("no input files were given")
+    return files
+
+
+def read_documents(
+    paths: Paths,
+    *,
+    text_key: str = "text",
+    on_bad_line: OnBadLine = "error",
+    bad_lines: BadLines | None = None,
+) -> Iterator[str]:
+    """Texts of all documents, file by file: ``text_key`` of each row, or each .txt whole.
+
+    Args:
+      paths: file, glob pattern, or several of them.
+      text_key: key (JSONL) or column (Parquet) that holds the text.
+      on_bad_line: "error" stops at the first bad record, "skip" counts it.
+      bad_lines: filled while reading, if given.
+
+    Raises:
+      DataError: a bad record (file, line, reason), or no document at all.
+    """
+
+    def parse(text: Any) -> str:
+        _check(isinstance(text, str), f"{text_key!r} is {type(text).__name__}, not text")
+        _check(text.strip(), "the text is empty")
+        return text
+
+    return _read(paths, parse, key=text_key, on_bad_line=on_bad_line, bad_lines=bad_lines)
+
+
+def read_dialogues(
+    paths: Paths,
+    *,
+    template: Template = LLAMA2,
+    on_bad_line: OnBadLine = "error",
+    bad_lines: BadLines | None = None,
+) -> Iterator[list[Message]]:
+    """Finished dialogues from rows ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+
+    Raises:
+      DataError: a bad record: malformed, roles that do not alternate or do not end with the
+        assistant, special tags of ``template`` in a message; or no dialogue at all.
+    """
+
+    def parse(rows: Any) -> list[Message]:
+        dialogue = to_messages(rows)
+        validate_dialogue(dialogue, ends_with="assistant")
+        check_special_tags(dialogue, template)
+        empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
+        _check(not empty, f"message(s) {empty} are empty")
+        return dialogue
+
+    return _read(paths, parse, key="messages", on_bad_line=on_bad_line, bad_lines=bad_lines)
+
+
+def to_messages(rows: Any) -> list[Message]:
+    """Messages from parsed JSON ``[{"role": ..., "content": ...}, ...]``.
+
+    Raises:
+      ValueError: a row without role and content as text.
+    """
+    _check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
+    messages = []
+    for number, row in enumerate(rows):
+        _check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
+        for key in ("role", "content"):
+            _check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
+        messages.append(Message(row["role"], row["content"]))
+    return messages
+
+
+def _read(
+    paths: Paths,
+    parse: Callable[[Any], T],
+    *,
+    key: str,
+    on_bad_line: OnBadLine,
+    bad_lines: BadLines | None,
+) -> Iterator[T]:
+    """Parse every record of every file, with one rule for bad ones."""
+    require_choice("on_bad_line", on_bad_line, ("error", "skip"))
+    bad_lines = BadLines() if bad_lines is None else bad_lines
+    files = expand_paths(paths)
+    good = 0
+    for record in (record for file in files for record in _records(file, key)):
+        try:
+            value = parse(record.load())
+        except (ValueError, KeyError) as error:  # UnicodeDecodeError and JSON errors are ValueErrors
+            reason = f"{record.where}: {_reason(error)}"
+            if on_bad_line == "error":
+                raise DataError(
+                    f"{reason}; fix it, or set on_bad_line=skip to count and pass over it"
+                ) from error
+            bad_lines.add(reason)
+            continue
+        good += 1
+        yield value
+    if bad_lines.count:
+        log.warning("%s", bad_lines)
+    if not good:
+        raise DataError(
+            f"{', '.join(map(str, files))}: no usable record ({bad_lines.count} bad); the corpus is empty"
+        )
+
+
+def _records(file: Path, key: str) -> Iterator[_Record]:
+    """Records of one file, by its suffix."""
+    name = file.name
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        yield from _json_lines(file, key)
+    elif name.endswith(".parquet"):
+        yield from _parquet_rows(file, key)
+    elif name.endswith((".txt", ".md")):
+        yield _Record(str(file), lambda: file.read_bytes().decode("utf-8"))
+    elif name.endswith(".array_record"):
+        yield from _array_records(file)
+    else:
+        raise DataError(
+            f"{file}: unknown kind of file; known: .jsonl, .jsonl.gz, .parquet, .txt, .md, .array_record"
+        )
+
+
+def _json_lines(file: Path, key: str) -> Iterator[_Record]:
+    opener: Any = gzip.open if file.name.endswith(".gz") else open
+    with opener(file, "rb") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _Record(f"{file}, line {number}", partial(_json_field, line, key))
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise DataError(f"{file}: broken gzip file: {error}") from error
+
+
+def _json_field(line: bytes, key: str) -> Any:
+    row = json.loads(line.decode("utf-8"))
+    _check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
+    return row[key]
+
+
+def _parquet_rows(file: Path, column: str) -> Iterator[_Record]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{file} needs pyarrow; install it with: pip install 'llama2_jax[parquet]'"
+        ) from error
+    table = parquet.ParquetFile(file)
+    if column not in table.schema_arrow.names:
+        raise DataError(f"{file}: no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
+    number = 0
+    for batch in table.iter_batches(columns=[column], batch_size=1024):
+        for value in batch.column(0).to_pylist():
+            number += 1
+            yield _Record(f"{file}, row {number}", partial(_same, value))
+
+
+def _array_records(file: Path) -> Iterator[_Record]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(file))
+    try:
+        for number in range(reader.num_records()):
+            yield _Record(f"{file}, record {number}", reader.read([number])[0].decode)
+    finally:
+        reader.close()
+
+
+def _same(value: T) -> T:
+    return value
+
+
+def _check(condition: object, reason: str) -> None:
+    if not condition:
+        raise ValueError(reason)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"key {error} is missing"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}: {error.reason}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"malformed JSON at column {error.colno}: {error.msg}"
+    return str(error)
