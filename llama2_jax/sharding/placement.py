@@ -39,3 +39,8 @@ def place_batch(partitioner: Partitioner, batch: TokenBatch) -> TokenBatch:
 def place_tree(partitioner: Partitioner, tree: Any) -> Any:
     """Put a host tree of parameters on the mesh, each leaf where the preset says."""
     return jax.tree.map(jax.device_put, tree, partitioner.tree(tree))
+
+
+def process_slice() -> dict[str, int]:
+    """Which rows of a global batch this process loads, as keyword arguments of the loader."""
+    return {"host_index": jax.process_index(), "host_count": jax.process_count()}

@@ -8,7 +8,6 @@ hash, tokens seen per source). The data position is the step: the loader needs n
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -165,7 +164,7 @@ def write_params(workdir: Path, params: Params, meta: dict[str, Any]) -> None:
         manager.save(0, args=items)
 
 
-_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True)
+_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
 
 
 def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -> int:
@@ -180,8 +179,3 @@ def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300] if text else ''}"
-
-
-def is_primary_process() -> bool:
-    """True on the one process that writes logs, reports and metrics."""
-    return jax.process_index() == 0

@@ -19,6 +19,7 @@ class OptimizerConfig:
     learning_rate: float  # peak
     schedule: str = "cosine"
     warmup_steps: int = 2000
+    warmup_fraction: float = 0.0  # of all steps; the longer of the two warm-ups holds
     final_fraction: float = 0.1  # of the peak, reached at the last step
     beta1: float = 0.9
     beta2: float = 0.95
@@ -35,16 +36,17 @@ class OptimizerConfig:
 def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.Array:
     """Learning rate of update ``step`` (0-based): linear from 0, then cosine to the final fraction.
 
-    Step 0 gives 0, step ``warmup_steps`` the peak, and ``num_steps`` ``final_fraction`` of it (D4).
+    Step 0 gives 0, the end of the warm-up the peak, ``num_steps`` ``final_fraction`` of it (D4).
     """
     step = jnp.asarray(step, jnp.float32)
-    warmup = step / max(config.warmup_steps, 1)
+    warmup_steps = max(config.warmup_steps, round(config.warmup_fraction * num_steps))
+    warmup = step / max(warmup_steps, 1)
     if config.schedule == "constant":
-        return config.learning_rate * jnp.where(step < config.warmup_steps, warmup, 1.0)
-    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+        return config.learning_rate * jnp.where(step < warmup_steps, warmup, 1.0)
+    progress = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
     decayed = config.final_fraction + (1 - config.final_fraction) * cosine
-    return config.learning_rate * jnp.where(step < config.warmup_steps, warmup, decayed)
+    return config.learning_rate * jnp.where(step < warmup_steps, warmup, decayed)
 
 
 def decay_mask(params: Any) -> Any:

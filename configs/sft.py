@@ -1,0 +1,94 @@
+"""Supervised fine-tuning (Llama 2, section 3.1; SFT-4, SFT-5, D21..D25).
+
+python -m experiments.sft --config=configs/sft.py:tiny --workdir=runs/tiny_sft
+python -m experiments.sft --config=configs/sft.py:7b --workdir=... \
+    --config.init_from=CHECKPOINT --config.data.dialogues=dialogues.jsonl
+
+CHECKPOINT is a workdir, a Hugging Face folder, a Meta folder or a GGUF file; the model's shape and
+tokenizer come from it. Dialogues: JSONL, ``{"messages": [{"role": ..., "content": ...}]}``.
+Variants: 7b, 13b, 34b, 70b (the same numbers, as in the paper) and tiny, which first needs
+``python -m experiments.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny``.
+"""
+
+from ml_collections import ConfigDict
+
+from llama2_jax.config import parse_arg, require_choice
+
+PAPER_SIZES = ("7b", "13b", "34b", "70b")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of one variant."""
+    variant = parse_arg(arg, variant="7b").variant
+    require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
+    config = ConfigDict()
+    config.init_from = ""
+    config.template = "llama2"
+
+    config.model = ConfigDict()  # the rest comes from the checkpoint
+    config.model.compute_dtype = "bfloat16"  # D7
+    config.model.remat_policy = "full"
+
+    config.data = ConfigDict()
+    config.data.dialogues = ""
+    config.data.heldout = ""
+    config.data.sequence_length = 4096
+    config.data.batch_size = 64  # packed sequences (D22)
+    config.data.document_mask = False  # D24
+    config.data.train_on = "all"  # D25: every assistant turn; "last" for Ghost Attention
+    config.data.epochs = 2.0
+    config.data.seed = 0
+    config.data.on_bad_line = "error"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_fraction = 0.03  # D23
+    config.optimizer.final_fraction = 0.1
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.epsilon = 1e-5
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.grad_clip_norm = 1.0
+
+    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+
+    config.train = ConfigDict()  # the number of updates follows from data.epochs
+    config.train.seed = 0
+    config.train.accumulation_steps = 1
+    config.train.loss_chunk = 512
+    config.train.log_every_steps = 10
+    config.train.eval_every_steps = 200
+    config.train.checkpoint_every_steps = 200
+    config.train.keep_last = 2
+    config.train.keep_every_steps = 0
+    config.train.profile_steps = ""
+    config.train.peak_flops = 0.0
+    config.train.accept_changed_config = False
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 16
+    config.eval.sample_prompts = ()  # user messages answered at every evaluation
+    config.eval.sample_tokens = 64
+    if variant == "tiny":
+        _make_tiny(config)
+    return config.lock()
+
+
+def _make_tiny(config: ConfigDict) -> None:
+    config.init_from = "runs/tiny"
+    config.model.compute_dtype = "float32"
+    config.model.remat_policy = "none"
+    config.data.dialogues = "tests/dialogues.jsonl"
+    config.data.heldout = "tests/dialogues.jsonl"
+    config.data.sequence_length = 128
+    config.data.batch_size = 4
+    config.data.epochs = 10.0
+    config.optimizer.learning_rate = 1e-3
+    config.train.loss_chunk = 0
+    config.train.eval_every_steps = 0
+    config.train.checkpoint_every_steps = 20
+    config.eval.batch_size = 4
+    config.eval.sample_prompts = ("What is a token?",)
+    config.eval.sample_tokens = 24

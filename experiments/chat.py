@@ -1,0 +1,123 @@
+"""Talk to any checkpoint in the terminal.
+
+python -m experiments.chat --checkpoint=PATH [--system="Always answer with emojis"]
+
+Answers appear as they are made; Ctrl-C stops an answer, twice (or Ctrl-D, /quit) leaves; /reset
+forgets the conversation. When it outgrows the model's context the oldest exchanges are forgotten
+first, never the system prompt.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
+from llama2_jax.data.tokenizer import StreamDecoder
+from llama2_jax.generate.decode import PromptError, stream
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch
+from llama2_jax.pretrained import LoadedModel, load
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_SYSTEM = flags.DEFINE_string("system", "", "System prompt.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds one.")
+
+
+class Conversation:
+    """Messages so far, and what fits of them."""
+
+    def __init__(self, loaded: LoadedModel, sampling: SamplingConfig, *, system: str = "", seed: int = 0) -> None:
+        self._loaded, self._sampling, self._seed = loaded, sampling, seed
+        self._head = [Message("system", system)] if system else []
+        self.messages: list[Message] = []
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages.clear()
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Pieces of the answer to ``text`` as they are made; what was made is remembered.
+
+        Raises:
+          DialogueError, PromptError: the message has special tags, or alone is too long; it is
+            then not remembered.
+        """
+        self.messages.append(Message("user", text))
+        try:
+            prompt = self._fit()
+        except (DialogueError, PromptError):
+            self.messages.pop()
+            raise
+        tokenizer = self._loaded.require_tokenizer()
+        stops = stop_ids(tokenizer, self._loaded.template)
+        decoder, pieces = StreamDecoder(tokenizer), []
+        tokens = stream(
+            self._loaded.model, self._loaded.params, prompt, self._sampling, stop_ids=stops, seed=self._seed
+        )
+        self._seed += 1
+        try:
+            for token in tokens:
+                if token not in stops:
+                    pieces.append(decoder.push(token))
+                    yield pieces[-1]
+            pieces.append(decoder.flush())
+            yield pieces[-1]
+        finally:  # also when the reader stops listening (Ctrl-C): the dialogue must stay alternating
+            self.messages.append(Message("assistant", "".join(pieces)))
+
+    def _fit(self) -> list[int]:
+        """Prompt ids with room for an answer, dropping the oldest exchanges if need be."""
+        tokenizer, context = self._loaded.require_tokenizer(), self._loaded.config.max_context
+        room = min(self._sampling.max_new_tokens, context // 4)
+        while True:
+            ids = encode_prompt([*self._head, *self.messages], tokenizer, self._loaded.template)
+            if len(ids) + room <= context:
+                return ids
+            if len(self.messages) == 1:
+                raise PromptError(
+                    f"the message takes {len(ids)} tokens; the model's context is {context} and {room} are kept "
+                    "for the answer. Send a shorter one"
+                )
+            del self.messages[:2]
+
+
+def main() -> None:
+    """Read lines, print answers."""
+    loaded = load(_CHECKPOINT.value)
+    sampling = SamplingConfig(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value)
+    conversation = Conversation(loaded, sampling, system=_SYSTEM.value, seed=_SEED.value)
+    print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/quit":
+            return
+        if text == "/reset":
+            conversation.reset()
+        elif text:
+            _print_answer(conversation, text)
+
+
+def _print_answer(conversation: Conversation, text: str) -> None:
+    pieces = conversation.answer(text)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        print(" [stopped]")
+    except (DialogueError, PromptError) as error:
+        print(f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint"])
+    launch(main)

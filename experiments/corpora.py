@@ -1,0 +1,73 @@
+"""Tokenizer and tokenised text of a pretraining run, from what its config names.
+
+A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tokenised into the
+workdir first: right for a laptop, wrong for a cluster, where every process would do it again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llama2_jax.config import ConfigError, require
+from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, write_shards
+from llama2_jax.data.sources import expand_paths, read_documents
+from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+
+
+def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
+    """The tokenizer of the config, or one trained on the sources; a copy goes to the workdir.
+
+    Raises:
+      ConfigError: its vocabulary is not the model's.
+    """
+    kept = workdir / "tokenizer"
+    if data.tokenizer:
+        tokenizer = load_tokenizer(data.tokenizer)
+    elif kept.is_dir():
+        tokenizer = load_tokenizer(kept)
+    else:
+        paths = [path for source in data.sources.values() for path in _raw_files(source.path)]
+        texts = read_documents(paths, on_bad_line=data.on_bad_line)
+        tokenizer = train_sentencepiece(texts, workdir / "trained.model", vocab_size=vocab_size)
+    require(
+        tokenizer.vocab_size == vocab_size,
+        f"the tokenizer has {tokenizer.vocab_size} pieces but model.vocab_size is {vocab_size}; "
+        "set config.model.vocab_size or choose another tokenizer",
+    )
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def open_corpora(
+    data: Any, workdir: Path, tokenizer: Tokenizer
+) -> tuple[dict[str, TokenisedCorpus], TokenisedCorpus | None]:
+    """The training sources by name, and the held-out corpus if there is one."""
+    sources = {
+        name: _open(source.path, workdir / "corpus" / name, workdir, tokenizer, data.on_bad_line)
+        for name, source in data.sources.items()
+    }
+    if not data.heldout:
+        return sources, None
+    return sources, _open(data.heldout, workdir / "corpus" / "heldout", workdir, tokenizer, data.on_bad_line)
+
+
+def _open(path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: str) -> TokenisedCorpus:
+    if not (Path(path) / MANIFEST).is_file():
+        write_shards(_raw_files(path), target, workdir / "tokenizer", on_bad_line=on_bad_line)
+        path = str(target)
+    corpus = TokenisedCorpus.open(path)
+    corpus.require_tokenizer(tokenizer.content_hash)
+    return corpus
+
+
+def _raw_files(path: str) -> list[Path]:
+    if not path:
+        raise ConfigError(
+            "config.data.sources.main.path is empty; set it to text files or to a folder made by "
+            "`python -m tools.tokenize_corpus`"
+        )
+    files = expand_paths(path)
+    if jax.process_count() > 1:
+        raise ConfigError(f"{path} is raw text; with several processes tokenise it first: tools.tokenize_corpus")
+    return files

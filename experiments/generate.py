@@ -1,0 +1,88 @@
+"""Complete prompts from a file with any checkpoint.
+
+python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=out.jsonl
+
+Rows of the input: {"prompt": text} (continued as it is, after BOS), {"tokens": [ids]} or
+{"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template). Each output
+row repeats the input row and adds "completion", "completion_tokens", "logprobs" (natural log, of
+the untempered distribution) and "stopped".
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments.jsonl import read_rows, write_rows
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import encode_prompt, stop_ids
+from llama2_jax.data.sources import to_messages
+from llama2_jax.generate.decode import check_prompts, generate
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch
+from llama2_jax.pretrained import LoadedModel, load
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_INPUT = flags.DEFINE_string("input", None, "JSONL of prompts.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows decoded together.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest completion.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "0 is off.")
+_SEED = flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
+
+
+def main() -> None:
+    """Read, complete, write."""
+    rows = read_rows(_INPUT.value)
+    loaded = load(_CHECKPOINT.value)
+    sampling = SamplingConfig(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, _TOP_K.value)
+    write_rows(_OUTPUT.value, complete_rows(loaded, rows, sampling, batch_size=_BATCH_SIZE.value, seed=_SEED.value))
+
+
+def complete_rows(
+    loaded: LoadedModel, rows: list[dict[str, Any]], sampling: SamplingConfig, *, batch_size: int, seed: int
+) -> list[dict[str, Any]]:
+    """The rows with completions added, in order."""
+    prompts = [prompt_ids(row, loaded, where=f"row {index + 1}") for index, row in enumerate(rows)]
+    check_prompts(loaded.model, prompts)
+    stops = _stop_ids(loaded)
+    results: list[dict[str, Any]] = []
+    for first in range(0, len(rows), batch_size):
+        batch = prompts[first : first + batch_size]
+        seeds = [seed + first + index for index in range(len(batch))]
+        out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
+        for index, length in enumerate(out.lengths_B):
+            ids = [int(token) for token in out.tokens_BC[index, :length]]
+            text_ids = ids[:-1] if out.stopped_B[index] else ids
+            result = {
+                **rows[first + index],
+                "completion_tokens": ids,
+                "logprobs": [float(x) for x in out.raw_logprobs_BC[index, :length]],
+                "stopped": bool(out.stopped_B[index]),
+            }
+            if loaded.tokenizer is not None:
+                result["completion"] = loaded.tokenizer.decode(text_ids)
+            results.append(result)
+    return results
+
+
+def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:
+    """Token ids of one input row."""
+    if "tokens" in row:
+        return [int(token) for token in row["tokens"]]
+    tokenizer = loaded.require_tokenizer()
+    if "messages" in row:
+        return encode_prompt(to_messages(row["messages"]), tokenizer, loaded.template)
+    if "prompt" in row:
+        return tokenizer.encode(row["prompt"], bos=tokenizer.bos_id >= 0)
+    raise ConfigError(f"{where} has none of 'prompt', 'tokens', 'messages'; it has {', '.join(row) or 'nothing'}")
+
+
+def _stop_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    return stop_ids(loaded.tokenizer, loaded.template) if loaded.tokenizer is not None else ()
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    launch(main)

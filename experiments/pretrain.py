@@ -1,0 +1,116 @@
+"""Pretraining: text to a base model (Llama 2, section 2). See ``configs/pretrain.py``.
+
+Differs from the paper where it is silent: initialisation (ARCH-12), packing (D8), decay mask (D3).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.corpora import open_corpora, open_tokenizer
+from experiments.report import write_stage_report
+from llama2_jax.config import build, require
+from llama2_jax.data.loader import DataSource, make_loader, single_pass
+from llama2_jax.data.packing import PackedDocuments
+from llama2_jax.data.shards import TokenisedCorpus
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.evals.heldout import heldout_loss
+from llama2_jax.evals.samples import append_samples, complete
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.pretrained import checkpoint_meta
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import check_batch_size, process_slice
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import Params
+from llama2_jax.train.loop import TrainConfig, TrainRun, train
+from llama2_jax.train.optimizer import OptimizerConfig
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Train a base model in ``workdir``; continues or returns at once if it is done."""
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    model_config = build(ModelConfig, config.model, name="model")
+    train_config = build(TrainConfig, config.train, name="train")
+    check_batch_size(
+        partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps
+    )
+    require(
+        config.data.sequence_length <= model_config.max_context,
+        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
+        f"{model_config.max_context}; lower it or raise config.model.max_context",
+    )
+
+    tokenizer = open_tokenizer(config.data, workdir, vocab_size=model_config.vocab_size)
+    corpora, heldout = open_corpora(config.data, workdir, tokenizer)
+    sources = [
+        DataSource(
+            name,
+            config.data.sources[name].weight,
+            PackedDocuments(
+                corpus,
+                sequence_length=config.data.sequence_length,
+                seed=config.data.seed,
+                document_mask=config.data.document_mask,
+            ),
+        )
+        for name, corpus in corpora.items()
+    ]
+    loader = make_loader(
+        sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice()
+    )
+    model = Transformer(model_config, partitioner)
+    train_run = TrainRun(
+        name="pretrain",
+        model=model,
+        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
+        partitioner=partitioner,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        batches=loader.iterate,
+        source_names=tuple(corpora),
+        meta=checkpoint_meta(model_config, tokenizer, template="llama2"),
+        evaluate=make_evaluation(config, workdir, model, tokenizer, heldout),
+    )
+    train(train_run, train_config, workdir)
+    write_stage_report(workdir, title="Pretraining", paper="section 2")
+    mark_done(workdir)
+
+
+def make_evaluation(
+    config: Any, workdir: Path, model: Transformer, tokenizer: Tokenizer, heldout: TokenisedCorpus | None
+) -> Callable[[int, Params], dict[str, float]]:
+    """Held-out loss in nats per token and bits per byte, and samples of the configured prompts."""
+    sampling = SamplingConfig(max_new_tokens=config.eval.sample_tokens, temperature=0.8, top_p=0.9)
+    prompts = list(config.eval.sample_prompts)
+
+    def evaluate(step: int, params: Params) -> dict[str, float]:
+        if prompts:
+            ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+            texts = complete(model, params, ids, tokenizer, sampling, stop_ids=[tokenizer.eos_id])
+            append_samples(workdir, step, prompts, texts)
+        if heldout is None:
+            return {}
+        rows = PackedDocuments(
+            heldout,
+            sequence_length=config.data.sequence_length,
+            seed=None,
+            document_mask=config.data.document_mask,
+        )
+        loss = heldout_loss(model, params, single_pass(rows, batch_size=config.eval.batch_size, **process_slice()))
+        return {
+            "eval/heldout/loss": loss.per_token,
+            "eval/heldout/bits_per_byte": loss.bits_per_byte(heldout.manifest["text_bytes"]),
+        }
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

@@ -1,0 +1,75 @@
+"""Log-probabilities of given text under any checkpoint.
+
+python -m experiments.score --checkpoint=PATH --input=in.jsonl --output=out.jsonl
+
+Rows of the input: {"tokens": [ids]}, or {"prompt": text, "completion": text}, which are joined,
+encoded once after BOS, and split where the encoding of the prompt ends (spaces at the prompt's end
+belong to the completion). Each output row repeats the input row and adds "logprobs": natural log of
+each token given all before it, null for the first, and "sum" over all tokens; with a prompt also
+"completion_sum" and "completion_tokens", the sum over the completion and its number of tokens.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments.jsonl import read_rows, write_rows
+from llama2_jax.config import ConfigError
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.score import score
+from llama2_jax.launch import launch
+from llama2_jax.pretrained import LoadedModel, load
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_INPUT = flags.DEFINE_string("input", None, "JSONL to score.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
+
+
+def main() -> None:
+    """Read, score, write."""
+    rows = read_rows(_INPUT.value)
+    write_rows(_OUTPUT.value, score_rows(load(_CHECKPOINT.value), rows, batch_size=_BATCH_SIZE.value))
+
+
+def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
+    """The rows with log-probabilities added, in order."""
+    encoded = [_encode(row, loaded, where=f"row {index + 1}") for index, row in enumerate(rows)]
+    scores = score(loaded.model, loaded.params, [ids for ids, _ in encoded], batch_size=batch_size)
+    return [
+        _result(row, ids, prompt_length, [float(x) for x in logprobs])
+        for row, (ids, prompt_length), logprobs in zip(rows, encoded, scores, strict=True)
+    ]
+
+
+def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[list[int], int]:
+    """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
+    if "tokens" in row:
+        return [int(token) for token in row["tokens"]], 0
+    if "prompt" not in row or "completion" not in row:
+        raise ConfigError(
+            f"{where} needs 'tokens', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}"
+        )
+    return encode_pair(row["prompt"], row["completion"], loaded.require_tokenizer())
+
+
+def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Ids of the joined text after BOS, and the number of them before the completion."""
+    stripped = prompt.rstrip(" ")
+    completion = prompt[len(stripped) :] + completion
+    bos = tokenizer.bos_id >= 0
+    ids = tokenizer.encode(stripped + completion, bos=bos)
+    return ids, len(tokenizer.encode(stripped, bos=bos))
+
+
+def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:
+    result = {**row, "tokens": ids, "logprobs": [None, *logprobs], "sum": sum(logprobs)}
+    if "completion" in row and "prompt" in row:
+        counted = logprobs[max(prompt_length - 1, 0) :]
+        result |= {"completion_sum": sum(counted), "completion_tokens": len(counted)}
+    return result
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    launch(main)

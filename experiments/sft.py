@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: dialogues to a chat model (Llama 2, section 3.1). See ``configs/sft.py``.
+
+Loss on the answers only, incl. the token that ends them (SFT-5); dialogues are packed by best
+fit, so almost no row is padding.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.report import write_stage_report
+from llama2_jax.config import build, require
+from llama2_jax.data.chat import EncodedDialogue, Message, encode_dialogue, encode_prompt, get_template, stop_ids
+from llama2_jax.data.loader import DataSource, make_loader, single_pass
+from llama2_jax.data.packing import PackedDialogues
+from llama2_jax.data.sources import read_dialogues
+from llama2_jax.evals.heldout import heldout_loss
+from llama2_jax.evals.samples import append_samples, complete
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import check_batch_size, process_slice
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import Params
+from llama2_jax.train.loop import TrainConfig, TrainRun, train
+from llama2_jax.train.optimizer import OptimizerConfig
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Fine-tune ``config.init_from`` in ``workdir``; continues or returns at once if it is done."""
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    check_batch_size(
+        partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps
+    )
+    require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
+    base = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
+    require(
+        config.data.sequence_length <= base.config.max_context,
+        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
+        f"{base.config.max_context}; lower config.data.sequence_length",
+    )
+
+    rows = packed_dialogues(config.data.dialogues, config, base)
+    num_steps = math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
+    loader = make_loader(
+        [DataSource("dialogues", 1.0, rows)],
+        batch_size=config.data.batch_size,
+        seed=config.data.seed,
+        **process_slice(),
+    )
+    tokenizer = base.require_tokenizer()
+    tokenizer.save(workdir / "tokenizer")
+    train_run = TrainRun(
+        name="sft",
+        model=base.model,
+        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
+        partitioner=partitioner,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        batches=loader.iterate,
+        source_names=("dialogues",),
+        meta=checkpoint_meta(base.config, tokenizer, base.template.name),
+        initial_params=lambda: base.params,
+        evaluate=make_evaluation(config, workdir, base),
+    )
+    train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
+    train(train_run, train_config, workdir)
+    write_stage_report(workdir, title="Supervised fine-tuning", paper="section 3.1", notes=[str(rows.report)])
+    mark_done(workdir)
+
+
+def packed_dialogues(path: str, config: Any, base: LoadedModel) -> PackedDialogues:
+    """Read, encode and pack the dialogues of a file."""
+    tokenizer = base.require_tokenizer()
+
+    def encode(dialogue: list[Message]) -> EncodedDialogue:
+        return encode_dialogue(dialogue, tokenizer, base.template, train_on=config.data.train_on)
+
+    dialogues = read_dialogues(path, on_bad_line=config.data.on_bad_line, template=base.template)
+    return PackedDialogues(
+        [encode(dialogue) for dialogue in dialogues],
+        sequence_length=config.data.sequence_length,
+        document_mask=config.data.document_mask,
+    )
+
+
+def make_evaluation(config: Any, workdir: Path, base: LoadedModel) -> Callable[[int, Params], dict[str, float]]:
+    """Held-out loss on answer tokens, and answers to the configured user messages."""
+    tokenizer = base.require_tokenizer()
+    template = get_template(base.template.name)
+    sampling = SamplingConfig(max_new_tokens=config.eval.sample_tokens, temperature=0.6, top_p=0.9)
+    prompts = list(config.eval.sample_prompts)
+    heldout = packed_dialogues(config.data.heldout, config, base) if config.data.heldout else None
+
+    def evaluate(step: int, params: Params) -> dict[str, float]:
+        if prompts:
+            ids = [encode_prompt([Message("user", prompt)], tokenizer, template) for prompt in prompts]
+            texts = complete(
+                base.model, params, ids, tokenizer, sampling, stop_ids=stop_ids(tokenizer, template)
+            )
+            append_samples(workdir, step, prompts, texts)
+        if heldout is None:
+            return {}
+        batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice())
+        return {"eval/heldout/loss": heldout_loss(base.model, params, batches).per_token}
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

@@ -1,0 +1,1 @@
+"""What the paper computes and draws from data, models and metrics."""

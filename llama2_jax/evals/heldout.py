@@ -1,0 +1,47 @@
+"""Loss on text the model was not trained on, in nats per token and bits per byte."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+
+from llama2_jax.config import require
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.placement import place_batch
+from llama2_jax.structs import LossSums, Params, TokenBatch
+from llama2_jax.train.step import loss_sums
+
+
+class HeldoutLoss(NamedTuple):
+    """Sums over a whole held-out set."""
+
+    nats: float
+    tokens: float
+
+    @property
+    def per_token(self) -> float:
+        """Mean negative log-likelihood in nats per counted token."""
+        return self.nats / self.tokens
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """The same in bits per byte of the text: comparable between tokenizers."""
+        return self.nats / math.log(2) / num_bytes
+
+
+def heldout_loss(model: Transformer, params: Params, batches: Iterable[TokenBatch]) -> HeldoutLoss:
+    """Sum the loss over ``batches`` (host arrays, this process's rows)."""
+    assert model.partitioner is not None
+    nats = tokens = 0.0
+    for batch in batches:
+        sums = _batch_sums(model, params, place_batch(model.partitioner, batch))
+        nats += float(sums.loss_sum)
+        tokens += float(sums.token_count)
+    require(tokens > 0, "the held-out set has no counted token: is its loss mask all zero?")
+    return HeldoutLoss(nats, tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _batch_sums(model: Transformer, params: Params, batch: TokenBatch) -> LossSums:
+    return loss_sums(model, params, batch)

@@ -1,0 +1,89 @@
+"""From the command line to ``run(config, workdir)``: flags, logging, clear errors."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from llama2_jax.config import ConfigError, changes, to_plain, write_json
+from llama2_jax.data.chat import DialogueError
+from llama2_jax.data.sources import DataError
+from llama2_jax.data.tokenizer import TokenizerError
+from llama2_jax.generate.decode import PromptError
+from llama2_jax.interop.imported import FormatError
+from llama2_jax.train.checkpoint import CheckpointError
+from llama2_jax.train.metrics import NonFiniteError
+
+USER_ERRORS = (
+    ConfigError, CheckpointError, DialogueError, FormatError, NonFiniteError, PromptError, TokenizerError,
+    FileNotFoundError, DataError,
+)  # fmt: skip
+EXIT_USER_ERROR = 2
+
+# Changing these does not change what is learned, so a resumed run may.
+FREE_TO_CHANGE = ("mesh.", "train.accept_changed_config", "train.log_every_steps", "train.profile_steps",
+                  "train.peak_flops", "train.keep_last", "train.keep_every_steps",
+                  "train.checkpoint_every_steps")  # fmt: skip
+
+
+def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
+    """Parse ``--config`` and ``--workdir``, then call ``run(config, workdir)``."""
+    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT", lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    launch(lambda: run(config.value, Path(workdir.value)))
+
+
+def launch(main: Callable[[], Any]) -> None:
+    """Run ``main`` under absl; a user's mistake prints one message and exits with 2."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        # One line each would drown the progress report; orbax logs every file it writes.
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except USER_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+
+    app.run(guarded)
+
+
+def open_workdir(config: Any, workdir: Path) -> bool:
+    """Create the workdir, store the resolved config, and say whether the run is already done.
+
+    Raises:
+      ConfigError: the workdir belongs to a run with another config (lists what changed);
+        ``config.train.accept_changed_config=True`` overrides.
+    """
+    path = workdir / "config.json"
+    new = json.loads(json.dumps(to_plain(config)))
+    if path.exists():
+        lines = changes(json.loads(path.read_text(encoding="utf-8")), new)
+        lines = [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
+        if lines and not new["train"]["accept_changed_config"]:
+            raise ConfigError(
+                f"{workdir} was started with another config:\n  " + "\n  ".join(lines) + "\n"
+                "use another --workdir, undo the change, or continue with it by "
+                "--config.train.accept_changed_config=True"
+            )
+        for line in lines:
+            logging.warning("continuing with changed config: %s", line)
+    write_json(path, new)
+    return is_done(workdir)
+
+
+def is_done(workdir: Path) -> bool:
+    """Whether the run in ``workdir`` finished."""
+    return (workdir / "DONE").exists()
+
+
+def mark_done(workdir: Path) -> None:
+    """Say that everything in ``workdir`` is complete; written last."""
+    (workdir / "DONE").touch()

@@ -1,0 +1,165 @@
+"""One door for models at rest: any checkpoint in, our own or a Hugging Face folder out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama2_jax.config import ConfigError, build, require_choice, write_json
+from llama2_jax.data.chat import Template, get_template
+from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.interop.detect import checkpoint_kind
+from llama2_jax.interop.gguf import load_gguf
+from llama2_jax.interop.huggingface import load_huggingface
+from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
+from llama2_jax.interop.imported import Imported
+from llama2_jax.interop.meta import load_meta
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.sharding.placement import place_tree
+from llama2_jax.sharding.rules import Partitioner, single_device
+from llama2_jax.structs import Params
+from llama2_jax.train.checkpoint import read_meta, read_params, write_params
+
+FORMATS = ("huggingface", "native")
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to use: ``model.apply({"params": params}, tokens_BT)``."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    template: Template
+    model: Transformer
+    source: str  # one line for logs
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ``ConfigError`` if the checkpoint came without one."""
+        if self.tokenizer is None:
+            raise ConfigError(
+                f"{self.source} has no tokenizer; put its tokenizer.model or tokenizer.json beside the weights"
+            )
+        return self.tokenizer
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str | None = "float32",
+    compute_dtype: str = "float32",
+    remat_policy: str = "none",
+    template: str | None = None,
+    step: int | None = None,
+    partitioner: Partitioner | None = None,
+) -> LoadedModel:
+    """Open a workdir of ours, a Hugging Face folder, a Meta folder or a GGUF file.
+
+    Args:
+      dtype: of the parameters in memory; None keeps that of the file, bitwise.
+      template: name of the chat template; None takes the checkpoint's own.
+      step: of a workdir; None = the newest checkpoint.
+      partitioner: where the parameters go; None = the first device.
+
+    Raises:
+      FormatError, CheckpointError, ConfigError: what is wrong with the path or its content.
+    """
+    path, partitioner = Path(path), partitioner or single_device()
+    kind = checkpoint_kind(path)
+    if kind == "native":
+        imported = _load_native(path, step, partitioner)
+    else:
+        imported = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind](path)
+    _check_vocabulary(imported)
+    config = dataclasses.replace(imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy)
+    params = place_tree(partitioner, _cast(imported.params, dtype))
+    return LoadedModel(
+        config,
+        params,
+        imported.tokenizer,
+        get_template(template or imported.template),
+        Transformer(config, partitioner),
+        imported.source,
+    )
+
+
+def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:
+    """Write a folder that ``transformers`` loads; ``dtype`` None keeps the parameters bitwise."""
+    template = loaded.template.name if loaded.tokenizer is not None else None
+    write_huggingface(
+        folder, loaded.config, jax.device_get(loaded.params), tokenizer=loaded.tokenizer, template=template, dtype=dtype
+    )
+
+
+def save_native(folder: str | Path, loaded: LoadedModel) -> None:
+    """Write a workdir of ours with the parameters alone, as step 0."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
+    write_params(folder, loaded.params, checkpoint_meta(loaded.config, loaded.tokenizer, loaded.template.name))
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save(folder / "tokenizer")
+    write_json(folder / "config.json", {"imported_from": loaded.source, "model": loaded.config})
+
+
+def convert(source: str | Path, folder: str | Path, *, output_format: str, dtype: str | None = None) -> LoadedModel:
+    """Load any checkpoint, with its own dtype, and write it in one of ``FORMATS``."""
+    require_choice("format", output_format, FORMATS)
+    loaded = load(source, dtype=dtype)
+    if output_format == "huggingface":
+        save_huggingface(folder, loaded)
+    else:
+        save_native(folder, loaded)
+    return loaded
+
+
+def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: str) -> dict[str, Any]:
+    """What every checkpoint of ours says about itself."""
+    return {
+        "model": dataclasses.asdict(config),
+        "tokenizer_hash": tokenizer.content_hash if tokenizer is not None else "",
+        "template": template,
+    }
+
+
+def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Imported:
+    step, meta = read_meta(path, step)
+    config = build(ModelConfig, meta["model"], name="model")
+    folder = path / "tokenizer"
+    tokenizer = load_tokenizer(folder) if folder.is_dir() else None
+    if tokenizer is not None and tokenizer.content_hash != meta["tokenizer_hash"]:
+        raise ConfigError(
+            f"the tokenizer in {folder} (sha256 {tokenizer.content_hash[:12]}...) is not the one the checkpoint "
+            f"of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); restore that file"
+        )
+    shapes = abstract_params(config)
+    dtypes = meta.get("param_dtypes", "float32")
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtypes), sharding=sharding),
+        shapes,
+        partitioner.tree(shapes),
+    )
+    params = read_params(path, abstract, step)
+    return Imported(config, params, tokenizer, meta["template"], f"workdir {path}, step {step}")
+
+
+def _check_vocabulary(imported: Imported) -> None:
+    tokenizer = imported.tokenizer
+    if tokenizer is not None and tokenizer.vocab_size > imported.config.vocab_size:
+        raise ConfigError(
+            f"{imported.source}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding "
+            f"{imported.config.vocab_size} rows; they do not belong together"
+        )
+
+
+def _cast(params: Params, dtype: str | None) -> Params:
+    if dtype is None:
+        return params
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else _astype(leaf, dtype), params)
+
+
+def _astype(leaf: Any, dtype: str) -> Any:
+    return np.asarray(leaf).astype(jnp.dtype(dtype)) if isinstance(leaf, np.ndarray) else leaf.astype(dtype)

@@ -1,0 +1,45 @@
+"""Metadata and dependencies. Tested versions are pinned in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    "jax>=0.10.2,<0.13",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "ml-collections>=1.1",
+    "absl-py",
+    "sentencepiece>=0.2.1",
+    "numpy>=2.0",
+    "grain>=0.2.18",
+    "array-record>=0.8.3",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6.4",
+    "matplotlib>=3.9",
+    "rich>=13",
+]
+EXTRAS = {
+    # checkpoints and tokenizers of other projects
+    "import": ["gguf>=0.19", "tokenizers>=0.22"],
+    "parquet": ["pyarrow>=18"],
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "dev": ["pytest>=8.4", "pytest-xdist>=3.8", "ruff", "mypy", "import-linter>=2.5"],
+    # live comparison with another implementation; pulls torch
+    "parity": ["torch==2.13.0", "transformers>=5.0"],
+}
+
+setup(
+    name="llama2_jax",
+    version="0.1.0",
+    description="The Llama 2 paper in JAX: from raw text to a chat model, and its evaluations.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["llama2_jax*", "experiments*", "tools*"]),
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+)
