@@ -5,20 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import write_json
-from llama2_jax.data.tokenizer import ByteLevelTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from llama2_jax.data.tokenizer import ByteLevelTokenizer, Tokenizer, load_tokenizer
+from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.imported import FormatError
 
 _CONFIG = "tokenizer_config.json"
-_SENTENCEPIECE_SETTINGS = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "legacy": False,  # true would insert a word boundary after every special token
-    "clean_up_tokenization_spaces": False,
-    "unk_token": "<unk>",
-}
-_BYTE_LEVEL_SETTINGS = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
+_SETTINGS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
     "clean_up_tokenization_spaces": False,  # the default removes spaces before punctuation
 }
 
@@ -67,25 +60,17 @@ def read_template_text(folder: Path) -> str | None:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | None) -> None:
     """Write the tokenizer so that both ``load_tokenizer`` and AutoTokenizer read it."""
-    is_sentencepiece = tokenizer.save(folder).suffix == ".model"
+    saved = tokenizer.save(folder)
     path = folder / _CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if is_sentencepiece:
-        config |= _SENTENCEPIECE_SETTINGS | _sentencepiece_names(tokenizer)
-    else:
-        config |= _BYTE_LEVEL_SETTINGS
+    config |= _SETTINGS
+    if saved.suffix == ".model":
+        fast = fast_tokenizer(saved.read_bytes())
+        write_json(folder / "tokenizer.json", fast)
+        pieces = {token["id"]: token["content"] for token in fast["added_tokens"]}
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        config |= {role: pieces[token_id] for role, token_id in ids.items() if token_id in pieces}
+        config["unk_token"] = fast["model"]["unk_token"]
     if template_text is not None:
         config["chat_template"] = template_text
     write_json(path, config)
-
-
-def _sentencepiece_names(tokenizer: Tokenizer) -> dict[str, str]:
-    """BOS and EOS by piece, for vocabularies that have Llama's."""
-    names = {}
-    for role, piece, token_id in (("bos", "<s>", tokenizer.bos_id), ("eos", "</s>", tokenizer.eos_id)):
-        try:
-            if tokenizer.special_id(piece) == token_id:
-                names[f"{role}_token"] = piece
-        except TokenizerError:
-            continue
-    return names

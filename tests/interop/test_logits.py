@@ -71,7 +71,9 @@ def test_theirs_loaded_by_us(tmp_path, shape):
     assert loaded.config == dataclasses.replace(config, init_stddev=0.2)
     wanted = transformers_logits(tmp_path / "m", tokens)
     assert wanted.std() > 0.5
-    np.testing.assert_allclose(our_logits(loaded.config, loaded.params, tokens), wanted, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        our_logits(loaded.config, loaded.params, tokens), wanted, rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

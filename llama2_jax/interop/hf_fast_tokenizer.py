@@ -1,0 +1,91 @@
+"""A SentencePiece BPE as the ``tokenizer.json`` that Hugging Face's fast tokenizers read.
+
+``transformers`` 5 rebuilds a Llama tokenizer from ``tokenizer.model`` with rules of its own (no
+word boundary before text that begins with a space, none after control tokens); this file
+says what SentencePiece does instead, so that both give the same ids (TOK-5).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+_BOUNDARY = "▁"
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
+
+
+def fast_tokenizer(model: bytes) -> dict[str, Any]:
+    """The ``tokenizer.json`` content equal to a SentencePiece BPE ``model`` (a .model file)."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    pieces = proto.pieces
+    trainer, prefix = proto.trainer_spec, proto.normalizer_spec.add_dummy_prefix
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(pieces),
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(prefix)},
+        "pre_tokenizer": None,
+        "post_processor": _bos_first(pieces[trainer.bos_id].piece, trainer.bos_id),
+        "decoder": {"type": "Sequence", "decoders": _decoders(prefix)},
+        "model": {
+            "type": "BPE",
+            "unk_token": pieces[trainer.unk_id].piece,
+            "fuse_unk": True,
+            "byte_fallback": any(piece.type == _BYTE for piece in pieces),
+            "vocab": {piece.piece: i for i, piece in enumerate(pieces)},
+            "merges": _merges(pieces),
+        },
+    }
+
+
+def _merges(pieces: Sequence[Any]) -> list[list[str]]:
+    """Every way to put a piece together from two others, best score first.
+
+    SentencePiece merges the neighbours whose union scores highest; a merge list says the same.
+    """
+    parts = {piece.piece: i for i, piece in enumerate(pieces) if piece.type in (_NORMAL, _USER_DEFINED)}
+    ranked = []
+    for text, i in parts.items():
+        splits = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+        known = [(left, right) for left, right in splits if left in parts and right in parts]
+        ranked += [(-pieces[i].score, i, parts[left], parts[right], left, right) for left, right in known]
+    return [[left, right] for *_, left, right in sorted(ranked)]
+
+
+def _added_tokens(pieces: Sequence[Any]) -> list[dict[str, Any]]:
+    kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    rest = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": i, "content": piece.piece, "special": piece.type != _USER_DEFINED, **rest}
+        for i, piece in enumerate(pieces)
+        if piece.type in kinds
+    ]
+
+
+def _normalizers(prefix: bool) -> list[dict[str, Any]]:
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _BOUNDARY}
+    return [{"type": "Prepend", "prepend": _BOUNDARY}, replace] if prefix else [replace]
+
+
+def _decoders(prefix: bool) -> list[dict[str, Any]]:
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _BOUNDARY}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return [*decoders, {"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else decoders
+
+
+def _bos_first(piece: str, token_id: int) -> dict[str, Any] | None:
+    """``tokenizer(text)`` begins with BOS, as in Hugging Face's own Llama folders."""
+    if token_id < 0:
+        return None
+    bos = {"SpecialToken": {"id": piece, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, {"SpecialToken": {"id": piece, "type_id": 1}}, second],
+        "special_tokens": {piece: {"id": piece, "ids": [token_id], "tokens": [piece]}},
+    }

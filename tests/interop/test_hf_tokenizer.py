@@ -1,0 +1,117 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
+from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
+from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
+from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.templates import JINJA, guess_template
+from tests.interop.models import SHAPES, random_params
+
+tokenizers = pytest.importorskip("tokenizers")
+
+from tests.interop.tokenizers_for_tests import SAMPLES, byte_level_tokenizer, sentencepiece_tokenizer  # noqa: E402
+
+MAKERS = {"sentencepiece": sentencepiece_tokenizer, "byte_level": byte_level_tokenizer}
+DIALOGUE = [
+    Message("system", "Be brief."),
+    Message("user", "Hi there, 12 of you"),
+    Message("assistant", "Hello!"),
+    Message("user", "More?"),
+    Message("assistant", "No."),
+]
+
+
+def _save(folder, tokenizer, template=None):
+    config = dataclasses.replace(SHAPES["plain"], vocab_size=tokenizer.vocab_size)
+    save_huggingface(folder, config, random_params(config), tokenizer=tokenizer, template=template)
+    return folder
+
+
+def test_fast_form_of_sentencepiece_gives_the_same_ids(tmp_path):
+    ours = sentencepiece_tokenizer()
+    fast = tokenizers.Tokenizer.from_str(json.dumps(fast_tokenizer(ours.save(tmp_path).read_bytes())))
+    generator = np.random.default_rng(0)
+    alphabet = list("the word was  12 Café漢🙂\n\tx")
+    random_texts = ["".join(generator.choice(alphabet, 40)) for _ in range(200)]
+    for text in (*SAMPLES, *random_texts):
+        ids = ours.encode(text)
+        assert fast.encode(text, add_special_tokens=False).ids == ids, text
+        assert fast.encode(text).ids == [ours.bos_id, *ids]
+        assert fast.decode(ids) == ours.decode(ids)
+
+
+@pytest.mark.parametrize("template", [None, *JINJA])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_tokenizer_and_template_survive_the_round_trip(tmp_path, kind, template):
+    tokenizer = MAKERS[kind]()
+    loaded = load_huggingface(_save(tmp_path / "m", tokenizer, template))
+    assert loaded.template == (template or "llama2")
+    assert loaded.tokenizer.content_hash == tokenizer.content_hash
+    assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (1, 2)
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (settings["bos_token_id"], settings["eos_token_id"]) == (1, 2)
+
+
+def test_ids_of_the_config_stand_in_for_unnamed_ones(tmp_path):
+    folder = _save(tmp_path / "m", byte_level_tokenizer())
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = load_huggingface(folder).tokenizer
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    config, tokenizer = SHAPES["plain"], sentencepiece_tokenizer()
+    save_huggingface(tmp_path / "m", config, random_params(config), tokenizer=tokenizer)
+    with pytest.raises(FormatError, match="tokenizer has 360 tokens, the embedding 96 rows"):
+        load_huggingface(tmp_path / "m")
+
+
+def test_template_file_and_named_templates(tmp_path):
+    folder = _save(tmp_path / "m", byte_level_tokenizer())
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tools", "template": "[INST]"}, {"name": "default", "template": JINJA["chatml"]}]
+    path.write_text(json.dumps({"chat_template": named}))
+    assert load_huggingface(folder).template == "chatml"
+    (folder / "chat_template.jinja").write_text(JINJA["smollm2"])
+    assert load_huggingface(folder).template == "smollm2"
+
+
+def test_guessing_templates():
+    assert guess_template(None) == "llama2"
+    assert {name: guess_template(text) for name, text in JINJA.items()} == {name: name for name in JINJA}
+    with pytest.raises(FormatError, match="template=NAME"):
+        guess_template("<|user|>")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_auto_tokenizer_gives_the_same_ids(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    ours = MAKERS[kind]()
+    theirs = transformers.AutoTokenizer.from_pretrained(_save(tmp_path / "m", ours))
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert len(theirs) == ours.vocab_size
+    for text in SAMPLES:
+        ids = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False) == ids, text
+        assert theirs.decode(ids) == ours.decode(ids)
+        if kind == "sentencepiece":
+            assert theirs.encode(text) == ours.encode(text, bos=True)
+
+
+@pytest.mark.parametrize("template", JINJA)
+@pytest.mark.parametrize("dialogue", [DIALOGUE, DIALOGUE[1:]], ids=["system", "no system"])
+def test_chat_template_text_renders_what_we_encode(tmp_path, template, dialogue):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")
+    ours = MAKERS["sentencepiece" if template == "llama2" else "byte_level"]()
+    theirs = transformers.AutoTokenizer.from_pretrained(_save(tmp_path / "m", ours, template))
+    messages = [message._asdict() for message in dialogue]
+    format_ = get_template(template)
+    whole = theirs.apply_chat_template(messages, return_dict=False)
+    assert whole == encode_dialogue(dialogue, ours, format_).tokens
+    prompt = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    assert prompt == encode_prompt(dialogue[:-1], ours, format_)
