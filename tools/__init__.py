@@ -1,0 +1,1 @@
+"""Offline helpers, run as ``python -m tools.NAME``; the library never imports them."""

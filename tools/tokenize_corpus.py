@@ -1,0 +1,41 @@
+"""Tokenise text files into ArrayRecord shards, in parallel; start it again to continue.
+
+python -m tools.tokenize_corpus --input='text/*.jsonl.gz' --output=corpus --tokenizer=llama.model --workers=8
+"""
+
+import argparse
+import logging
+
+from llama2_jax.data.shards import write_shards
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and write the corpus."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", action="append", required=True, help="file or glob pattern; repeatable")
+    parser.add_argument("--output", required=True, help="folder of the corpus")
+    parser.add_argument("--tokenizer", required=True, help="tokenizer.model, tokenizer.json or their folder")
+    parser.add_argument("--workers", type=int, default=1, help="processes that encode")
+    parser.add_argument("--max_shard_tokens", type=int, default=100_000_000)
+    parser.add_argument("--text_key", default="text", help="JSON key or Parquet column of the text")
+    parser.add_argument("--on_bad_line", choices=("error", "skip"), default="error")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    manifest = write_shards(
+        args.input,
+        args.output,
+        args.tokenizer,
+        num_workers=args.workers,
+        max_shard_tokens=args.max_shard_tokens,
+        text_key=args.text_key,
+        on_bad_line=args.on_bad_line,
+    )
+    print(
+        f"{args.output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
+        f"{manifest['text_bytes']:,} bytes of text in {len(manifest['shards'])} shard(s); "
+        f"{manifest['bad_lines']} bad record(s) skipped"
+    )
+
+
+if __name__ == "__main__":
+    main()
