@@ -10,13 +10,14 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+_messages: Any = sentencepiece_model_pb2  # generated code, its types are not visible
 _BOUNDARY = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
 
 
 def fast_tokenizer(model: bytes) -> dict[str, Any]:
     """The ``tokenizer.json`` content equal to a SentencePiece BPE ``model`` (a .model file)."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = _messages.ModelProto.FromString(model)
     pieces = proto.pieces
     trainer, prefix = proto.trainer_spec, proto.normalizer_spec.add_dummy_prefix
     return {

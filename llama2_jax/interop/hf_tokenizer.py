@@ -1,6 +1,5 @@
 """The tokenizer side of a Hugging Face folder: its files, ids and chat template text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from llama2_jax.config import write_json
 from llama2_jax.data.tokenizer import ByteLevelTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.json_file import read_json
 
 _CONFIG = "tokenizer_config.json"
 _SETTINGS = {
@@ -52,7 +52,7 @@ def read_template_text(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if not (folder / _CONFIG).is_file():
         return None
-    template = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("chat_template")
+    template = read_json(folder / _CONFIG).get("chat_template")
     if isinstance(template, list):  # several named templates
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
@@ -62,7 +62,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | 
     """Write the tokenizer so that both ``load_tokenizer`` and AutoTokenizer read it."""
     saved = tokenizer.save(folder)
     path = folder / _CONFIG
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     config |= _SETTINGS
     if saved.suffix == ".model":
         fast = fast_tokenizer(saved.read_bytes())

@@ -4,7 +4,6 @@ Weights make the round trip bitwise; q and k rows are reordered because Hugging 
 halves where we rotate neighbours (HFW-2).
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.interop.hf_config import model_settings, read_model_config
 from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from llama2_jax.interop.templates import JINJA, guess_template
 from llama2_jax.interop.tree import file_tensors, read_params
@@ -46,7 +46,7 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     path = folder / "config.json"
     if not path.is_file():
         raise FormatError(f"{path} does not exist; a Hugging Face folder holds config.json and safetensors")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     config = read_model_config(settings, where=path)
     tensors = _open_weights(folder)
     if config.tie_embeddings:
@@ -63,7 +63,9 @@ def _open_weights(folder: Path) -> dict[str, LazyTensor]:
         if not (folder / _WEIGHTS).is_file():
             raise FormatError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; download the safetensors files")
         return open_safetensors(folder / _WEIGHTS)
-    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map: dict[str, str] = read_json(index).get("weight_map", {})
+    if not weight_map:
+        raise FormatError(f"{index} has no weight_map (tensor name -> file); download it again")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
@@ -113,7 +115,7 @@ def save_huggingface(
       FormatError: the folder is not empty, or ``params`` is not the tree of ``config``.
       ConfigError: an unknown template or dtype.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if dtype is not None:
         require_choice("dtype", dtype, _DTYPES)
     if template is not None:

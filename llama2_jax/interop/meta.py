@@ -4,7 +4,6 @@ The model-parallel shards of 13B (2) and 70B (8) are joined along the dims of AR
 are replicated in every shard. Pickled code is never executed, see ``torch_file.py``.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_tokenizer import check_vocabulary
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
@@ -48,7 +48,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "params.json"
     if not path.is_file():
         raise FormatError(f"{path} does not exist; a Meta folder holds params.json and consolidated.NN.pth")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     missing = [key for key in ("dim", "n_layers", "n_heads") if key not in settings]
     if missing:
         raise FormatError(f"{path} lacks {', '.join(missing)}; it must describe the whole model")

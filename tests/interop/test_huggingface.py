@@ -189,6 +189,15 @@ def test_truncated_weights_are_reported_with_both_sizes(folder, kept):
         assert f"{len(whole)} bytes" in str(caught.value)
 
 
+def test_broken_json_is_reported_with_file_and_line(folder):
+    (folder / "config.json").write_text('{"a": 1,\n!')
+    with pytest.raises(FormatError, match=r"config.json is not valid JSON: .*line 2"):
+        load_huggingface(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(FormatError, match="holds a list"):
+        load_huggingface(folder)
+
+
 def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(FormatError, match=r"config.json does not exist"):
         load_huggingface(tmp_path)
