@@ -33,6 +33,34 @@ def test_names_and_shapes_of_the_released_70b():
     assert gguf["blk.7.attn_output.weight"] == (8192, 8192)
 
 
+def test_model_parallel_layout_of_the_reference_code():
+    """Written out from ARCH-11 and HFW-3, because the shard tests split by the table itself."""
+    columns, rows, replicated = 0, 1, None
+    assert {
+        row.meta.removeprefix("layers.{layer}.").removesuffix(".weight"): row.split_dim for row in TABLE
+    } == {
+        "tok_embeddings": 1,
+        "attention_norm": replicated,
+        "attention.wq": columns,
+        "attention.wk": columns,
+        "attention.wv": columns,
+        "attention.wo": rows,
+        "ffn_norm": replicated,
+        "feed_forward.w1": columns,
+        "feed_forward.w3": columns,
+        "feed_forward.w2": rows,
+        "norm": replicated,
+        "output": columns,
+    }
+
+
+def test_gguf_names_are_those_of_the_gguf_package():
+    gguf = pytest.importorskip("gguf")
+    llama = gguf.MODEL_TENSORS[gguf.MODEL_ARCH.LLAMA]
+    known = {gguf.TENSOR_NAMES[kind].replace("{bid}", "{layer}") + ".weight" for kind in llama}
+    assert {row.gguf for row in TABLE} <= known
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_from_file_inverts_to_file(style, shape):
