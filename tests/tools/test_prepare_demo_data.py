@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from llama2_jax.data.sources import read_dialogues, read_documents
+from tools.fetch_assets import AssetError, asset_path
+from tools.prepare_demo_data import (
+    MAX_TURN_CHARACTERS,
+    conversation_dialogues,
+    conversation_documents,
+    conversation_turns,
+    is_heldout,
+    join_utterances,
+    kjv_documents,
+    prepare,
+)
+
+
+def conversation(*turns: list[str]) -> dict:
+    return {
+        "messages": [[{"text": text, "sender": str(i % 2)} for text in turn] for i, turn in enumerate(turns)]
+    }
+
+
+def verse(book: str, chapter: int, text: str) -> str:
+    return json.dumps({"book": book, "chapter": chapter, "text": text})
+
+
+def test_kjv_is_one_document_per_chapter():
+    lines = [verse("Ruth", 1, "First verse. "), verse("Ruth", 1, "Second."), verse("Ruth", 2, "Third.")]
+    assert list(kjv_documents(lines)) == [
+        ("Ruth 1", "Ruth 1\n\nFirst verse. Second.\n"),
+        ("Ruth 2", "Ruth 2\n\nThird.\n"),
+    ]
+
+
+def test_utterances_of_a_turn_become_one_message():
+    assert join_utterances(["hello", "how  are you?", " fine "]) == "hello. how are you? fine"
+    assert join_utterances(["look", "https://example.org/a", ""]) == "look"
+    assert join_utterances(["<em>I</em> think :)"]) == "I think :)"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        " ?!",
+        "https://example.org",
+        "see www.example.org",
+        "me@example.org",
+        "call 801 555-0100",
+        "x" * 301,
+    ],
+)
+def test_unusable_turns_cut_the_conversation(bad):
+    assert MAX_TURN_CHARACTERS == 300
+    turns = conversation_turns(conversation(["a"], ["b"], [bad], ["c"], ["d"], ["e"]))
+    assert turns == ["a", "b", None, "c", "d", "e"]
+    assert list(conversation_documents(turns)) == ["a\nb\n", "c\nd\ne\n"]
+    contents = [[message["content"] for message in dialogue] for dialogue in conversation_dialogues(turns)]
+    assert contents == [["a", "b"], ["c", "d"]]
+
+
+def test_dialogues_are_short_and_end_with_the_assistant():
+    dialogues = list(conversation_dialogues([str(i) for i in range(9)]))
+    assert [[message["content"] for message in d] for d in dialogues] == [list("012345"), list("67")]
+    assert all([m["role"] for m in d] == ["user", "assistant"] * (len(d) // 2) for d in dialogues)
+
+
+def test_files_are_readable_and_parts_are_disjoint(tmp_path):
+    talks = {f"id-{i}": conversation([f"question {i}"], [f"answer {i}"]) for i in range(200)}
+    (tmp_path / "chat.json").write_text(json.dumps(talks))
+    (tmp_path / "kjv.jsonl").write_text("\n".join(verse("Ruth", i, f"Verse {i}.") for i in range(200)))
+    counts = prepare(tmp_path / "kjv.jsonl", tmp_path / "chat.json", tmp_path / "out")
+    assert len(counts) == 6
+    for kind, reader in (("documents", read_documents), ("dialogues", read_dialogues)):
+        train, heldout = (
+            list(reader(tmp_path / "out" / "chitchat" / f"{kind}_{part}.jsonl"))
+            for part in ("train", "heldout")
+        )
+        assert len(train) + len(heldout) == 200
+        assert 2 <= len(heldout) <= 25
+        assert len(heldout) == sum(is_heldout(name) for name in talks)
+    chapters = [
+        len(list(read_documents(tmp_path / "out" / "kjv" / f"documents_{part}.jsonl")))
+        for part in ("train", "heldout")
+    ]
+    assert sum(chapters) == 200
+
+
+def test_the_split_never_changes():
+    assert [i for i in range(100) if is_heldout(f"Genesis {i}")] == [12, 19, 38, 46, 59, 73]
+
+
+@pytest.fixture
+def fetched():
+    try:
+        return asset_path("kjv"), asset_path("chitchat")
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+def test_fetched_data(fetched, tmp_path):
+    counts = prepare(*fetched, tmp_path)
+    assert {path.removeprefix(f"{tmp_path}/"): count for path, count in counts.items()} == {
+        "kjv/documents_train.jsonl": 1142,
+        "kjv/documents_heldout.jsonl": 47,
+        "chitchat/documents_train.jsonl": 6412,
+        "chitchat/documents_heldout.jsonl": 270,
+        "chitchat/dialogues_train.jsonl": 22678,
+        "chitchat/dialogues_heldout.jsonl": 1064,
+    }
+    dialogues = list(read_dialogues(tmp_path / "chitchat" / "dialogues_heldout.jsonl"))
+    assert len(dialogues) == 1064
