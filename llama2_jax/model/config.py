@@ -33,6 +33,11 @@ class ModelConfig:
     remat_policy: str = "none"
 
     def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "model_width", "num_layers", "num_heads",
+            "num_kv_heads", "feed_forward_width", "max_context",
+        ):  # fmt: skip
+            require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
@@ -58,7 +63,9 @@ def feed_forward_width(model_width: int, *, multiple_of: int, multiplier: float 
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
 
-def _size(width: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab: int, context: int) -> dict[str, Any]:
+def _size(
+    width: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab: int, context: int
+) -> dict[str, Any]:
     return {
         "model_width": width,
         "num_layers": layers,

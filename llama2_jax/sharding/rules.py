@@ -37,6 +37,9 @@ PRESETS = {
 # With fewer key/value heads than tensor shards the heads are kept whole on every shard (ABL-5).
 REPLICATED_IF_INDIVISIBLE = frozenset("K")
 
+# One row (shape inference at init) or one token per row (decoding) cannot be split.
+REPLICATED_IF_ONE = frozenset("BT")
+
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
@@ -67,6 +70,8 @@ class Partitioner:
         used: dict[str, str] = {}
         for letter, size in zip(dims, shape, strict=True):
             axes = rules.get(letter)
+            if letter in REPLICATED_IF_ONE and size == 1:
+                axes = None
             if axes is not None and size % self.axis_size(axes):
                 if letter not in REPLICATED_IF_INDIVISIBLE:
                     raise ConfigError(

@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.model.layers import FeedForward, RMSNorm, apply_rotary, rotary_angles
+from llama2_jax.model.transformer import init_params
+from llama2_jax.sharding.rules import single_device
+from tests.model import numpy_llama, tiny
+
+
+def test_rms_norm_divides_by_the_root_mean_square():
+    x = np.array([[3.0, -4.0], [1e-3, 0.0]], np.float32)
+    scale = np.array([2.0, 0.5], np.float32)
+    found = RMSNorm(1e-5).apply({"params": {"scale_D": scale}}, x)
+    wanted = [
+        [3 / np.sqrt(12.5 + 1e-5) * 2, -4 / np.sqrt(12.5 + 1e-5) * 0.5],
+        [1e-3 / np.sqrt(0.5e-6 + 1e-5) * 2, 0.0],
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32_and_cast_before_the_scale():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64)) * 100, jnp.bfloat16)
+    scale = np.linspace(0.5, 2, 64, dtype=np.float32)
+    found = RMSNorm(1e-5).apply({"params": {"scale_D": scale}}, x)
+    x64 = np.asarray(x, np.float64)
+    normed = (x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-5)).astype(jnp.bfloat16)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found), normed * scale.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("head_dim", "base"), [(128, 10_000.0), (8, 10_000.0), (16, 500_000.0)])
+def test_rope_rotates_interleaved_pairs_as_complex_numbers(head_dim, base):
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, head_dim)).astype(np.float32)
+    positions = np.array([[0, 1, 2, 3, 4], [7, 0, 1, 4095, 2]], np.int32)
+    found = apply_rotary(x, *rotary_angles(positions, head_dim=head_dim, base=base))
+    wanted = np.zeros(x.shape)
+    for b, t, n in np.ndindex(2, 5, 3):
+        wanted[b, t, n] = numpy_llama.rotate(x[b, t, n].astype(np.float64), int(positions[b, t]), base)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[:, :3], wanted[:, :3], atol=2e-6)
+    np.testing.assert_allclose(found, wanted, atol=2e-3)  # a float32 angle of 4095 has 2.4e-4 of error
+
+
+def test_rope_scores_depend_on_the_distance_only():
+    q, k = np.random.default_rng(1).standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+
+    def score(at_q, at_k):
+        def turn(x, at):
+            return apply_rotary(x, *rotary_angles(np.array([[at]]), head_dim=8, base=10_000.0))
+
+        return float((turn(q, at_q) * turn(k, at_k)).sum())
+
+    assert score(5, 2) == pytest.approx(score(25, 22), abs=1e-5)
+    assert abs(score(5, 2) - score(2, 5)) > 1e-2
+
+
+def test_swiglu_is_down_of_silu_gate_times_up():
+    weights = numpy_llama.layer_weights(tiny.params(), 0)["feed_forward"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)
+    float32 = {name: w.astype(np.float32) for name, w in weights.items()}
+    found = FeedForward(tiny.CONFIG, single_device()).apply({"params": float32}, x)
+    wanted = numpy_llama.swiglu(x, weights["w_gate_DF"], weights["w_up_DF"], weights["w_down_FD"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_init_is_normal_with_smaller_residual_projections_and_ones_for_norms():
+    params = init_params(tiny.with_config(num_layers=8, model_width=64, init_stddev=0.05), jax.random.key(0))
+    layers = params["layers"]
+    for name in ("w_q_DNH", "w_k_DKH", "w_v_DKH"):
+        assert float(layers["attention"][name].std()) == pytest.approx(0.05, rel=0.05)
+    for leaf in (layers["attention"]["w_o_NHD"], layers["feed_forward"]["w_down_FD"]):
+        assert float(leaf.std()) == pytest.approx(0.05 / 4, rel=0.05)  # sqrt(2 * 8) = 4
+    assert float(params["embedding_VD"].std()) == pytest.approx(0.05, rel=0.05)
+    assert float(params["unembedding_DV"].std()) == pytest.approx(0.05, rel=0.05)
+    for norm in (layers["attention_norm"], layers["feed_forward_norm"], params["final_norm"]):
+        assert (np.asarray(norm["scale_D"]) == 1).all()
+    w = np.asarray(layers["feed_forward"]["w_up_DF"])
+    assert not np.allclose(w[0], w[1])  # each layer has its own key

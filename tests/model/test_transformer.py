@@ -1,0 +1,251 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.kernels import reference
+from llama2_jax.model.cache import empty_cache
+from llama2_jax.model.transformer import Transformer, attention_probabilities
+from llama2_jax.structs import TokenBatch
+from llama2_jax.train.step import loss_sums
+from tests.model import numpy_llama, tiny
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params, tokens, segments=None, positions=None):
+    return model.apply({"params": params}, tokens, segment_ids_BT=segments, positions_BT=positions).logits_BTV
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grads(model, params, batch):
+    return jax.value_and_grad(lambda p: loss_sums(model, p, batch).loss_sum)(params)
+
+
+def batch_logits(batch: TokenBatch):
+    return np.asarray(
+        logits(tiny.MODEL, tiny.params(), batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_layers": 1},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1, "head_dim": 6, "rope_base": 500_000.0, "norm_epsilon": 1e-2},
+        {"tie_embeddings": True},
+    ],
+    ids=["gqa", "one_block", "mha", "mqa_other_head_dim", "tied"],
+)
+def test_logits_equal_a_numpy_float64_implementation(changes):
+    model = tiny.with_config(**changes)
+    params = tiny.params(model.config)
+    tokens = tiny.tokens(2, 11)
+    found = logits(model, params, tokens)
+    wanted = np.stack([numpy_llama.forward(params, row, model.config)[0] for row in tokens])
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-5)
+
+
+def test_tied_model_has_no_unembedding():
+    assert "unembedding_DV" not in tiny.params(tiny.with_config(tie_embeddings=True).config)
+
+
+def test_gqa_equals_mha_with_repeat_interleaved_keys_and_values():
+    grouped, tokens = tiny.params(), tiny.tokens(2, 9)
+    full = jax.tree.map(np.copy, grouped)
+    for name in ("w_k_DKH", "w_v_DKH"):
+        full["layers"]["attention"][name] = np.repeat(grouped["layers"]["attention"][name], 2, axis=2)
+    found = logits(tiny.with_config(num_kv_heads=4), full, tokens)
+    np.testing.assert_allclose(found, logits(tiny.MODEL, grouped, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_the_logits_of_a_token_depend_on_it_and_earlier_ones_only():
+    embedded = tiny.params()["embedding_VD"]
+    length = 6
+
+    # every position looks up its own row of the table, so d logits / d row is d logits / d input
+    def summed(table):
+        params = {**tiny.params(), "embedding_VD": table}
+        return tiny.MODEL.apply({"params": params}, jnp.arange(length)[None]).logits_BTV[0].sum(axis=-1)
+
+    jacobian = np.abs(np.asarray(jax.jit(jax.jacrev(summed))(embedded))).max(axis=-1)[:, :length]
+    for t in range(length):
+        assert (jacobian[t, : t + 1] > 1e-4).all()
+        assert (jacobian[t, t + 1 :] == 0).all()
+
+
+def test_padding_and_its_garbage_change_nothing():
+    document = tiny.tokens(7).tolist()
+    alone = batch_logits(tiny.pack([[document]], 7))
+    params = tiny.params()
+    for garbage in (0, -1, 55, 10**6):
+        padded = tiny.pack([[document]], 12, padding=garbage)
+        found = batch_logits(padded)
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found[:, :7], alone, rtol=1e-5, atol=1e-5)
+    loss, grads = loss_and_grads(tiny.MODEL, params, tiny.pack([[document], [], [document]], 16))
+    for garbage in (-1, 10**6):
+        padded = tiny.pack([[document], [], [document]], 16, padding=garbage)
+        found_loss, found = loss_and_grads(tiny.MODEL, params, padded)
+        np.testing.assert_allclose(found_loss, loss, rtol=1e-6)
+        tiny.assert_trees_close(found, grads, atol=1e-5)
+
+
+def test_a_row_of_padding_only_has_finite_logits_and_no_gradient():
+    empty = tiny.pack([[], [], []], 16, padding=-1)
+    assert np.isfinite(batch_logits(empty)).all()
+    loss, grads = loss_and_grads(tiny.MODEL, tiny.params(), empty)
+    assert loss == 0
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_packed_documents_equal_each_alone_in_logits_loss_and_gradients():
+    a, b, c = (tiny.tokens(n, seed=n).tolist() for n in (5, 7, 4))
+    packed, apart = tiny.pack([[a, b], [c], []], 16), tiny.pack([[a], [b], [c]], 16)
+    found, wanted = batch_logits(packed), batch_logits(apart)
+    np.testing.assert_allclose(found[0, :5], wanted[0, :5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[0, 5:12], wanted[1, :7], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found[0, 5:12], numpy_llama.forward(tiny.params(), b, tiny.CONFIG)[0], atol=1e-4
+    )
+    found_loss, found_grads = loss_and_grads(tiny.MODEL, tiny.params(), packed)
+    wanted_loss, wanted_grads = loss_and_grads(tiny.MODEL, tiny.params(), apart)
+    by_hand = -sum(numpy_llama.next_logprobs(tiny.params(), d, tiny.CONFIG).sum() for d in (a, b, c))
+    np.testing.assert_allclose([found_loss, wanted_loss], by_hand, rtol=1e-5)
+    tiny.assert_trees_close(found_grads, wanted_grads, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shifted_document_is_the_same_document_and_an_unsegmented_row_is_not():
+    a, b = tiny.tokens(5, seed=5).tolist(), tiny.tokens(7, seed=7).tolist()
+    packed = tiny.pack([[a, b]], 12)
+    shifted = packed._replace(positions_BT=np.arange(12, dtype=np.int32)[None])
+    np.testing.assert_allclose(
+        batch_logits(shifted), batch_logits(packed), rtol=1e-3, atol=1e-4
+    )  # RoPE is relative
+    joined = packed._replace(segment_ids_BT=np.ones((1, 12), np.int32), positions_BT=shifted.positions_BT)
+    assert np.abs(batch_logits(joined) - batch_logits(packed))[0, 5:].max() > 0.1
+
+
+def test_remat_policies_change_neither_loss_nor_gradients():
+    batch = tiny.pack([[tiny.tokens(7).tolist(), tiny.tokens(4, seed=1).tolist()], [], []], 16)
+    loss, grads = loss_and_grads(tiny.MODEL, tiny.params(), batch)
+    for policy in ("full", "dots", "attention"):
+        found_loss, found = loss_and_grads(tiny.with_config(remat_policy=policy), tiny.params(), batch)
+        np.testing.assert_allclose(found_loss, loss, rtol=1e-6)
+        tiny.assert_trees_close(found, grads, atol=1e-5)
+
+
+def test_remat_policies_keep_what_they_promise():
+    batch = tiny.pack([[tiny.tokens(12).tolist()]], 12)
+
+    def saved(policy):
+        model = tiny.with_config(remat_policy=policy)
+        out = jax.eval_shape(
+            lambda p: jax.vjp(lambda q: loss_sums(model, q, batch).loss_sum, p)[1], tiny.params()
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(out))
+
+    sizes = {policy: saved(policy) for policy in ("none", "full", "dots", "attention")}
+    assert sizes["full"] < sizes["attention"] < sizes["dots"] < sizes["none"], sizes
+    # "attention" keeps one (L, B, T, N, H) array more than "full"
+    assert sizes["attention"] - sizes["full"] == 2 * 1 * 12 * 4 * 8, sizes
+
+
+def test_bfloat16_compute_stays_close_and_gives_float32_logits():
+    tokens = tiny.tokens(2, 16)
+    exact = np.asarray(logits(tiny.MODEL, tiny.params(), tokens))
+    found = logits(tiny.with_config(compute_dtype="bfloat16"), tiny.params(), tokens)
+    assert found.dtype == jnp.float32
+    error = np.abs(np.asarray(found) - exact)
+    assert 1e-4 < error.mean() < 0.03 * exact.std(), (error.mean(), exact.std())
+    batch = tiny.pack([[[1, 2, 3]]], 4)
+    grads = jax.eval_shape(
+        functools.partial(loss_and_grads, tiny.with_config(compute_dtype="bfloat16")), tiny.params(), batch
+    )[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}  # master weights
+
+
+@pytest.mark.parametrize("policy", ["none", "full"])
+def test_attention_probabilities_equal_numpy(policy):
+    tokens = tiny.tokens(2, 9)
+    found = np.asarray(attention_probabilities(tiny.with_config(remat_policy=policy), tiny.params(), tokens))
+    assert found.shape == (2, 2, 4, 9, 9)  # L, B, N, T, S
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
+    wanted = np.stack([numpy_llama.forward(tiny.params(), row, tiny.CONFIG)[1] for row in tokens], axis=1)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_attention_probabilities_of_padding_are_zero():
+    batch = tiny.pack([[[1, 2, 3]]], 5)
+    found = attention_probabilities(
+        tiny.MODEL,
+        tiny.params(),
+        batch.tokens_BT,
+        segment_ids_BT=batch.segment_ids_BT,
+        positions_BT=batch.positions_BT,
+    )
+    assert (np.asarray(found)[..., 3:, :] == 0).all()
+    assert (np.asarray(found)[..., 3:] == 0).all()
+
+
+def test_bfloat16_attention_has_a_float32_softmax():
+    generator = np.random.default_rng(0)
+    q, k = (jnp.asarray(generator.standard_normal((1, 6, 4, 8)), jnp.bfloat16) for _ in range(2))
+    probs = reference.attention_probs(q, k, jnp.ones((1, 6, 6), bool))
+    assert probs.dtype == jnp.float32
+    np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_the_mask_goes_by_segment_and_position_not_by_slot():
+    mask = reference.attention_mask(
+        query_segment_ids_BT=np.array([[1, 2, 0]]),
+        query_positions_BT=np.array([[1, 0, 0]]),
+        key_segment_ids_BS=np.array([[2, 1, 1, 1, 0]]),
+        key_positions_BS=np.array([[0, 2, 1, 0, 0]]),
+    )
+    wanted = [[[False, False, True, True, False], [True, False, False, False, False], [False] * 5]]
+    np.testing.assert_array_equal(mask, wanted)
+
+
+def test_cached_decoding_equals_the_full_forward_in_chunks_of_any_length():
+    tokens = tiny.tokens(2, 12)
+    full = logits(tiny.MODEL, tiny.params(), tokens)
+
+    def step(cache, part, at):
+        positions = np.broadcast_to(at + np.arange(part.shape[1], dtype=np.int32), part.shape)
+        return apply(tiny.params(), part, positions, cache)
+
+    @jax.jit
+    def apply(params, part, positions, cache):
+        return tiny.MODEL.apply({"params": params}, part, positions_BT=positions, cache=cache)
+
+    cache, at, found = empty_cache(tiny.CONFIG, batch_size=2, num_slots=15), 0, []
+    for length in (5, 3, 1, 1, 2):
+        out = step(cache, tokens[:, at : at + length], at)
+        cache, at = out.cache, at + length
+        found.append(out.logits_BTV)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), full, rtol=1e-5, atol=1e-5)
+    assert int(cache.index) == 12
+
+
+def test_the_cache_is_kept_in_the_compute_dtype_and_holds_rotated_keys():
+    model = Transformer(tiny.CONFIG)
+    tokens = tiny.tokens(1, 4)
+    out = model.apply(
+        {"params": tiny.params()}, tokens, cache=empty_cache(tiny.CONFIG, batch_size=1, num_slots=6)
+    )
+    weights = numpy_llama.layer_weights(tiny.params(), 0)
+    x = tiny.params()["embedding_VD"][tokens[0]].astype(np.float64)
+    normed = numpy_llama.rms_norm(x, weights["attention_norm"]["scale_D"], 1e-5)
+    for t in range(4):
+        for head in range(2):
+            wanted = numpy_llama.rotate(normed[t] @ weights["attention"]["w_k_DKH"][:, head], t, 10_000.0)
+            np.testing.assert_allclose(out.cache.k_LBSKH[0, 0, t, head], wanted, atol=1e-5)
+    assert (np.asarray(out.cache.k_LBSKH[:, :, 4:]) == 0).all()
+    bfloat16 = tiny.with_config(compute_dtype="bfloat16").config
+    assert empty_cache(bfloat16, batch_size=1, num_slots=2).v_LBSKH.dtype == jnp.bfloat16
