@@ -20,7 +20,8 @@ from tools.fetch_assets import asset_path
 
 HELDOUT_ONE_IN = 20
 MAX_TURN_CHARACTERS = 300
-MAX_EXCHANGES = 3  # per dialogue, so that most fit a context of 256 tokens
+MAX_EXCHANGES = 3
+MAX_DIALOGUE_CHARACTERS = 2 * MAX_TURN_CHARACTERS  # so that dialogues fit a context of 256 tokens
 URL = re.compile(r"(https?://|www\.)\S+")
 PERSONAL = re.compile(r"\S+@\S+\.\w+|\d[\d\s().-]{6,}\d")  # mail addresses, telephone numbers
 TAG = re.compile(r"</?\w+>")
@@ -57,13 +58,18 @@ def conversation_documents(turns: list[str | None]) -> Iterator[str]:
 
 
 def conversation_dialogues(turns: list[str | None]) -> Iterator[list[dict[str, str]]]:
-    """Dialogues of up to ``MAX_EXCHANGES`` exchanges, user first and assistant last."""
+    """Dialogues of a few exchanges within the limits above, user first and assistant last."""
     for stretch in _stretches(turns):
-        for start in range(0, len(stretch) - 1, 2 * MAX_EXCHANGES):
-            piece = stretch[start : start + 2 * MAX_EXCHANGES]
-            piece = piece[: len(piece) // 2 * 2]
-            roles = ["user", "assistant"] * (len(piece) // 2)
-            yield [{"role": role, "content": text} for role, text in zip(roles, piece, strict=True)]
+        dialogue: list[dict[str, str]] = []
+        for user, assistant in zip(stretch[::2], stretch[1::2], strict=False):
+            length = len(user) + len(assistant) + sum(len(message["content"]) for message in dialogue)
+            if len(dialogue) == 2 * MAX_EXCHANGES or (dialogue and length > MAX_DIALOGUE_CHARACTERS):
+                yield dialogue
+                dialogue = []
+            dialogue.append({"role": "user", "content": user})
+            dialogue.append({"role": "assistant", "content": assistant})
+        if dialogue:
+            yield dialogue
 
 
 def is_heldout(name: str) -> bool:

@@ -67,6 +67,12 @@ def test_dialogues_are_short_and_end_with_the_assistant():
     assert all([m["role"] for m in d] == ["user", "assistant"] * (len(d) // 2) for d in dialogues)
 
 
+def test_long_exchanges_make_shorter_dialogues():
+    dialogues = list(conversation_dialogues(["x" * 200] * 6))
+    assert [len(dialogue) for dialogue in dialogues] == [2, 2, 2]
+    assert [len(dialogue) for dialogue in conversation_dialogues(["x" * 100] * 6)] == [6]
+
+
 def test_files_are_readable_and_parts_are_disjoint(tmp_path):
     talks = {f"id-{i}": conversation([f"question {i}"], [f"answer {i}"]) for i in range(200)}
     (tmp_path / "chat.json").write_text(json.dumps(talks))
@@ -107,8 +113,8 @@ def test_fetched_data(fetched, tmp_path):
         "kjv/documents_heldout.jsonl": 47,
         "chitchat/documents_train.jsonl": 6412,
         "chitchat/documents_heldout.jsonl": 270,
-        "chitchat/dialogues_train.jsonl": 22678,
-        "chitchat/dialogues_heldout.jsonl": 1064,
+        "chitchat/dialogues_train.jsonl": 25454,
+        "chitchat/dialogues_heldout.jsonl": 1170,
     }
     dialogues = list(read_dialogues(tmp_path / "chitchat" / "dialogues_heldout.jsonl"))
-    assert len(dialogues) == 1064
+    assert len(dialogues) == 1170
