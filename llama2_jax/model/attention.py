@@ -1,5 +1,6 @@
 """Grouped-query self-attention with rotary positions and an optional key/value cache."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -7,19 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llama2_jax.kernels import reference
+from llama2_jax.kernels import chunked, reference
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.layers import apply_rotary, residual_init
+from llama2_jax.model.layers import apply_rotary, project, residual_init
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import KVCache
 
 
 class TokenInfo(NamedTuple):
-    """What every layer needs to know about the tokens: angles of the queries and who sees whom."""
+    """What every layer needs to know about the new tokens."""
 
     cos: jax.Array  # (B, T, H/2)
     sin: jax.Array  # (B, T, H/2)
-    mask_BTS: jax.Array  # True where the query may see the key (S = T without a cache)
+    segment_ids_BT: jax.Array
+    positions_BT: jax.Array
 
 
 class Attention(nn.Module):
@@ -43,23 +45,37 @@ class Attention(nn.Module):
         w_o_shape = (cfg.num_heads, cfg.head_dim, cfg.model_width)
         w_o_NHD = self.param("w_o_NHD", residual_init(cfg), w_o_shape, jnp.float32).astype(dtype)
 
-        q_BTNH = apply_rotary(jnp.einsum("BTD,DNH->BTNH", x_BTD, w_q_DNH), info.cos, info.sin)
-        k_BTKH = apply_rotary(jnp.einsum("BTD,DKH->BTKH", x_BTD, w_k_DKH), info.cos, info.sin)
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, w_v_DKH)
+        linear = functools.partial(project, partitioner=self.partitioner)
+        q_BTNH = apply_rotary(linear(x_BTD, w_q_DNH), info.cos, info.sin)
+        k_BTKH = apply_rotary(linear(x_BTD, w_k_DKH), info.cos, info.sin)
+        v_BTKH = linear(x_BTD, w_v_DKH)
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 
         if cache is None:
-            k_BSKH, v_BSKH = k_BTKH, v_BTKH
+            out_BTNH = chunked.attention(q_BTNH, k_BTKH, v_BTKH, info.segment_ids_BT, info.positions_BT)
+            out_BTNH = checkpoint_name(out_BTNH, "attention_out")
         else:
             cache, k_BSKH, v_BSKH = _write(cache, layer, k_BTKH, v_BTKH)
-            k_BSKH, v_BSKH = k_BSKH.astype(dtype), v_BSKH.astype(dtype)
-
+            out_BTNH = reference.attention(q_BTNH, k_BSKH, v_BSKH, _mask(info, cache))
         if self.is_mutable_collection("intermediates"):
-            probs = reference.attention_probs(q_BTNH, k_BSKH, info.mask_BTS)
-            self.sow("intermediates", "attention_probs_BNTS", probs.reshape(probs.shape[0], -1, *probs.shape[3:]))
-        out_BTNH = checkpoint_name(reference.attention(q_BTNH, k_BSKH, v_BSKH, info.mask_BTS), "attention_out")
-        out_BTNH = self.partitioner.constrain(out_BTNH, "BTNH")
-        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, w_o_NHD), cache
+            probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
+            self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
+        return linear(self.partitioner.constrain(out_BTNH, "BTNH"), w_o_NHD, contract=2), cache
+
+
+def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:
+    """Who sees whom: the new tokens among themselves, or all slots of the cache."""
+    return reference.attention_mask(
+        query_segment_ids_BT=info.segment_ids_BT,
+        query_positions_BT=info.positions_BT,
+        key_segment_ids_BS=info.segment_ids_BT if cache is None else cache.segment_ids_BS,
+        key_positions_BS=info.positions_BT if cache is None else cache.positions_BS,
+    )
+
+
+def _merge_groups(probs_BKGTS: jax.Array) -> jax.Array:
+    batch, kv_heads, groups, *rest = probs_BKGTS.shape
+    return probs_BKGTS.reshape(batch, kv_heads * groups, *rest)
 
 
 def _write(

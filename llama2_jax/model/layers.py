@@ -1,5 +1,9 @@
 """RMSNorm, rotary embedding and SwiGLU, exact to the reference code (ARCH-3, 4, 7)."""
 
+import functools
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,6 +42,22 @@ def apply_rotary(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array
     return rotated.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
+def project(
+    x: jax.Array, weight: jax.Array, *, partitioner: Partitioner, contract: int = 1, out_dtype: Any = None
+) -> jax.Array:
+    """Multiply the last ``contract`` dims of ``x`` (B, T, ...) with the first of ``weight``.
+
+    Rows are flattened to one 2-D product where a device holds whole rows: XLA:CPU would copy and
+    transpose the operands of the weight gradient otherwise (a quarter of the time of the layer).
+    """
+    out_dtype = out_dtype or x.dtype
+    if partitioner.axis_size("sequence") > 1:
+        return jnp.tensordot(x, weight, contract, preferred_element_type=out_dtype)
+    inner = math.prod(weight.shape[:contract])
+    product = jnp.matmul(x.reshape(-1, inner), weight.reshape(inner, -1), preferred_element_type=out_dtype)
+    return product.reshape(*x.shape[:2], *weight.shape[contract:])
+
+
 class FeedForward(nn.Module):
     """w_down(silu(w_gate x) * w_up x) (ARCH-7)."""
 
@@ -53,8 +73,9 @@ class FeedForward(nn.Module):
         w_gate_DF = self.param("w_gate_DF", init, shape, jnp.float32).astype(dtype)
         w_up_DF = self.param("w_up_DF", init, shape, jnp.float32).astype(dtype)
         w_down_FD = self.param("w_down_FD", residual_init(cfg), shape[::-1], jnp.float32).astype(dtype)
-        hidden_BTF = nn.silu(x_BTD @ w_gate_DF) * (x_BTD @ w_up_DF)
-        return self.partitioner.constrain(hidden_BTF, "BTF") @ w_down_FD
+        linear = functools.partial(project, partitioner=self.partitioner)
+        hidden_BTF = nn.silu(linear(x_BTD, w_gate_DF)) * linear(x_BTD, w_up_DF)
+        return linear(self.partitioner.constrain(hidden_BTF, "BTF"), w_down_FD)
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:

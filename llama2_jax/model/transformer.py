@@ -15,11 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llama2_jax.kernels.reference import attention_mask
 from llama2_jax.model.attention import Attention, TokenInfo
 from llama2_jax.model.cache import claim_slots
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.layers import FeedForward, RMSNorm, rotary_angles
+from llama2_jax.model.layers import FeedForward, RMSNorm, project, rotary_angles
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import KVCache, ModelOutput, Params
 
@@ -108,14 +107,8 @@ class Transformer(nn.Module):
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT)
-        mask_BTS = attention_mask(
-            query_segment_ids_BT=segment_ids_BT,
-            query_positions_BT=positions_BT,
-            key_segment_ids_BS=segment_ids_BT if cache is None else cache.segment_ids_BS,
-            key_positions_BS=positions_BT if cache is None else cache.positions_BS,
-        )
         cos, sin = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
-        info = TokenInfo(cos, sin, mask_BTS)
+        info = TokenInfo(cos, sin, segment_ids_BT, positions_BT)
         (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(cfg.num_layers), info)
         if cache is not None:
             cache = cache._replace(index=cache.index + tokens_BT.shape[1])
@@ -124,9 +117,8 @@ class Transformer(nn.Module):
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits in float32, whatever the compute dtype."""
         weight_DV = self.embedding_VD.T if self.config.tie_embeddings else self.unembedding_DV
-        logits_BTV = jnp.matmul(
-            hidden_BTD, weight_DV.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32
-        )
+        weight_DV = weight_DV.astype(hidden_BTD.dtype)
+        logits_BTV = project(hidden_BTD, weight_DV, partitioner=self.part, out_dtype=jnp.float32)
         return self.part.constrain(logits_BTV, "BTV")
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:
@@ -151,7 +143,9 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
-def attention_probabilities(model: Transformer, params: Params, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
+def attention_probabilities(
+    model: Transformer, params: Params, tokens_BT: jax.Array, **kwargs: Any
+) -> jax.Array:
     """Attention of every layer and head for analysis, float32 (L, B, N, T, S). Holds it all: small inputs."""
     _, state = model.apply({"params": params}, tokens_BT, mutable=["intermediates"], **kwargs)
     return state["intermediates"]["layers"]["attention"]["attention_probs_BNTS"][0]
