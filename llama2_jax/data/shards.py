@@ -99,9 +99,7 @@ def write_shards(
     for first in documents:
         group = _until(chain([first], documents), max_shard_tokens)
         shards.append(_write_shard(output, f"shard-{len(shards):05d}", group, origin["recipe"]))
-    totals = {key: sum(getattr(s, key) for s in shards) for key in ("documents", "tokens", "text_bytes")}
-    rest = {"bad_lines": bad_lines.count, "shards": [asdict(shard) for shard in shards]}
-    manifest = {**origin, **totals, **rest}
+    manifest = {**origin, **_totals(shards), "bad_lines": bad_lines.count}
     write_json(output / MANIFEST, manifest)
     _remove_stale(output, {shard.name for shard in shards})
     return manifest
@@ -181,6 +179,11 @@ def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str
         "dtype": "<u2" if tokenizer.vocab_size <= 2**16 else "<u4",
         "inputs": inputs,
     }
+
+
+def _totals(shards: list[ShardInfo]) -> dict[str, Any]:
+    sums = {key: sum(getattr(s, key) for s in shards) for key in ("documents", "tokens", "text_bytes")}
+    return {**sums, "shards": [asdict(shard) for shard in shards]}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

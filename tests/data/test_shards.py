@@ -111,6 +111,15 @@ def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_pa
     ]
 
 
+def test_a_failed_replacement_leaves_no_manifest(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+    (tmp_path / "b.jsonl").write_text("{bad\n")
+    with pytest.raises(DataError, match="line 1"):
+        write_shards(inputs, tmp_path / "out", tokenizer_path)
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
+        TokenisedCorpus.open(tmp_path / "out")
+
+
 def test_other_tokenizer_makes_new_shards_and_is_checked(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path)
     other = train_sentencepiece(TEXTS, tmp_path / "other.model", vocab_size=320)

@@ -97,6 +97,13 @@ def test_training_uses_long_lines(tmp_path):
     assert len(trained.encode("zebra")) == 1
 
 
+def test_training_sees_no_line_ends(tmp_path):
+    trained = train_sentencepiece(["river\nstone\n" * 50], tmp_path / "m", vocab_size=270)
+    assert trained.encode("river\nstone").count(3 + ord("\n")) == 1, (
+        "a line end is the byte piece, as in the release"
+    )
+
+
 def test_training_too_many_pieces_names_the_fix(tmp_path):
     with pytest.raises(TokenizerError, match="lower vocab_size"):
         train_sentencepiece(["a b c"], tmp_path / "m", vocab_size=4000)
