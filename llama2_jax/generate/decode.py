@@ -102,6 +102,8 @@ def start(
 ) -> DecodeState:
     """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
     check_prompts(model, prompts)
+    if seeds is not None:
+        require(len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts; give one per row")
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
@@ -227,7 +229,7 @@ def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
     config = model.config
     require(len(prompts) > 0, "no prompt given")
     for row, prompt in enumerate(prompts):
-        if not prompt:
+        if len(prompt) == 0:
             raise PromptError(f"prompt {row} is empty; start it with the tokenizer's BOS")
         if len(prompt) >= config.max_context:
             raise PromptError(

@@ -28,7 +28,7 @@ def score(
     """
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     for index, row in enumerate(rows):
-        if not row:
+        if len(row) == 0:
             raise PromptError(f"row {index} has no tokens")
         if len(row) > model.config.max_context:
             raise PromptError(

@@ -18,9 +18,9 @@ from llama2_jax.structs import LossSums
 def next_token_sums(logits_BTV: jax.Array, targets_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
     """Sum of the negative log-likelihood (nats) of the targets where the mask is 1, and their count."""
     check_shapes("next_token_sums", logits_BTV=logits_BTV, targets_BT=targets_BT, loss_mask_BT=loss_mask_BT)
-    losses_BT = -token_logprobs(logits_BTV, targets_BT)
-    # where, not a product: a masked position may hold anything, even infinity
-    loss_sum = jnp.where(loss_mask_BT > 0, losses_BT * loss_mask_BT, 0.0).sum()
+    # where, not a product: a masked position may hold anything, even infinity, and its gradient is 0
+    logits_BTV = jnp.where(loss_mask_BT[..., None] > 0, logits_BTV, 0.0)
+    loss_sum = -(token_logprobs(logits_BTV, targets_BT) * loss_mask_BT).sum()
     return LossSums(loss_sum, loss_mask_BT.astype(jnp.float32).sum())
 
 

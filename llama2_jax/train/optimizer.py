@@ -31,6 +31,7 @@ class OptimizerConfig:
         require_choice("optimizer.schedule", self.schedule, SCHEDULES)
         require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
+        require(self.grad_clip_norm > 0, f"optimizer.grad_clip_norm = {self.grad_clip_norm} must be positive")
 
 
 def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.Array:
