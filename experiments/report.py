@@ -24,7 +24,8 @@ def write_stage_report(
     """Write ``report.md`` and ``loss.png`` into a finished stage's workdir."""
     metrics = read_metrics(workdir)
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
-    lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics), ""]
+    lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics)]
+    lines += [f"| {name} | {value:.3f} nats per token |" for name, value in (reference or {}).items()] + [""]
     lines += [f"- {note}" for note in notes]
     lines += ["", "![loss](loss.png)", "", *_samples(workdir)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -37,20 +38,39 @@ def _numbers(metrics: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
         ("updates", f"{updates[-1]['step']:,}"),
         ("tokens seen", f"{updates[-1]['train/tokens_seen']:,}"),
-        ("training loss, first and last update", f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f} nats per token"),
+        (
+            "training loss, first and last update",
+            f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f} nats per token",
+        ),
     ]
     for name, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
         values = [line[f"eval/heldout/{name}"] for line in evals if f"eval/heldout/{name}" in line]
         if values:
-            rows.append((f"held-out {name.replace('_', ' ')}, before and after", f"{values[0]:.3f} to {values[-1]:.3f} {unit}"))
+            rows.append(
+                (
+                    f"held-out {name.replace('_', ' ')}, before and after",
+                    f"{values[0]:.3f} to {values[-1]:.3f} {unit}",
+                )
+            )
     if timed:
         rows += [
             ("tokens per second, median", f"{median(line['train/tokens_per_sec'] for line in timed):,.0f}"),
-            ("MFU (causal_no_embed), median", f"{100 * median(line['train/mfu_causal_no_embed'] for line in timed):.1f} %"),
-            ("MFU (full_no_embed), median", f"{100 * median(line['train/mfu_full_no_embed'] for line in timed):.1f} %"),
+            (
+                "MFU (causal_no_embed), median",
+                f"{100 * median(line['train/mfu_causal_no_embed'] for line in timed):.1f} %",
+            ),
+            (
+                "MFU (full_no_embed), median",
+                f"{100 * median(line['train/mfu_full_no_embed'] for line in timed):.1f} %",
+            ),
         ]
         flops, origin = peak_flops()
-        rows.append(("peak that MFU refers to", f"{flops / 1e12:.3f} TFLOP/s per device ({origin}), {jax.device_count()} device(s)"))
+        rows.append(
+            (
+                "peak that MFU refers to",
+                f"{flops / 1e12:.3f} TFLOP/s per device ({origin}), {jax.device_count()} device(s)",
+            )
+        )
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 

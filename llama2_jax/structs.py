@@ -5,8 +5,6 @@ Letters in field names are dimensions, see ``shapes.py``.
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 Array = Any
 """A ``jax.Array`` or ``numpy.ndarray``: the same structs live on the host and on devices."""
 
@@ -76,7 +74,3 @@ class Completions(NamedTuple):
     sample_logprobs_BC: Array  # float32, under the distribution that was sampled from
     stopped_B: Array  # bool, True if a stop token ended the row
 
-
-def as_numpy(struct: NamedTuple) -> Any:
-    """The same struct with every leaf copied to the host."""
-    return type(struct)(*(np.asarray(leaf) for leaf in struct))

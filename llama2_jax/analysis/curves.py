@@ -19,7 +19,9 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     return averages
 
 
-def plot_loss(path: Path, metrics: Sequence[dict[str, Any]], *, title: str, reference: dict[str, float]) -> None:
+def plot_loss(
+    path: Path, metrics: Sequence[dict[str, Any]], *, title: str, reference: dict[str, float]
+) -> None:
     """Write a PNG of loss (nats per token) against tokens seen.
 
     Args:
@@ -33,7 +35,11 @@ def plot_loss(path: Path, metrics: Sequence[dict[str, Any]], *, title: str, refe
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(tokens, moving_average(losses, 20), color="tab:blue", label="train, mean of 20 updates")
-    evals = [(tokens_at[line["step"]] / 1e6, line["eval/heldout/loss"]) for line in metrics if "eval/heldout/loss" in line]
+    evals = [
+        (tokens_at[line["step"]] / 1e6, line["eval/heldout/loss"])
+        for line in metrics
+        if "eval/heldout/loss" in line
+    ]
     if evals:
         axes.plot(*zip(*evals, strict=True), "o-", color="tab:orange", markersize=4, label="held out")
     for name, value in reference.items():

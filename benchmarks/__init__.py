@@ -1,0 +1,1 @@
+"""Speed, measured by hand and recorded: see README.md here."""

@@ -1,0 +1,63 @@
+"""Greedy decoding of SmolLM2-135M: new tokens per second, and how near the machine's roof.
+
+make smollm2-files && python -m benchmarks.decode
+
+Prompt 64 tokens, 64 new ones, float32, batch 1, 16 and 64; the time includes the prefill. The roof
+is the larger of two times per step: reading every parameter once at the measured memory rate, and the
+matrix products at the measured float32 matrix rate.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.record import record, seconds, spread
+from llama2_jax.generate.decode import generate
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.model.config import parameter_count
+from llama2_jax.pretrained import load
+from llama2_jax.train.flops import measured_matrix_rate
+from tools.fetch_assets import asset_path
+
+PROMPT, NEW = 64, 64
+BATCHES = (1, 16, 64)
+
+
+def main() -> None:
+    """Measure every batch size."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", default=None, help="default: the fetched SmolLM2-135M")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    loaded = load(arguments.checkpoint or asset_path("smollm2"))
+    matrix_rate, memory_rate = measured_matrix_rate(size=2048), measured_memory_rate()
+    parameters = parameter_count(loaded.config)
+    result: dict[str, object] = {"matrix_rate_flops": matrix_rate, "memory_rate_bytes": memory_rate}
+    texts = []
+    for batch in BATCHES:
+        prompts = np.random.default_rng(0).integers(0, loaded.config.vocab_size, (batch, PROMPT)).tolist()
+        sampling = SamplingConfig(max_new_tokens=NEW, temperature=0)
+
+        def run(prompts: list[list[int]] = prompts, sampling: SamplingConfig = sampling) -> np.ndarray:
+            return generate(loaded.model, loaded.params, prompts, sampling).tokens_BC
+
+        times = seconds(run, repeats=arguments.repeats, warmup=1)
+        rates = {key: batch * NEW / value for key, value in spread(times).items()}
+        roof_secs = NEW * max(4 * parameters / memory_rate, 2 * parameters * batch / matrix_rate)
+        share = roof_secs / spread(times)["median"]
+        result[f"batch_{batch}"] = {"tokens_per_sec": rates, "roof_share_median": share}
+        texts.append(f"batch {batch}: {rates['median']:,.1f} tok/s ({share:.0%} of roof)")
+    record("decode", result, line="; ".join(texts))
+
+
+def measured_memory_rate(megabytes: int = 512) -> float:
+    """Bytes per second of the fastest pass that reads a large float32 array."""
+    array = jnp.ones((megabytes * 2**20 // 4,), jnp.float32)
+    total = jax.jit(jnp.sum)
+    return array.nbytes / min(seconds(lambda: total(array), repeats=5))
+
+
+if __name__ == "__main__":
+    main()

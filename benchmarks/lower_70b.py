@@ -1,0 +1,46 @@
+"""Seconds to trace and lower the 70B training step without any memory for it (scanned layers).
+
+python -m benchmarks.lower_70b
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.record import record
+from llama2_jax.model.config import model_config
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.rules import single_device
+from llama2_jax.structs import TokenBatch
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import abstract_state, compile_step, make_train_step
+
+
+def main() -> None:
+    """Lower once, cold."""
+    start = time.perf_counter()
+    config = model_config("70b", compute_dtype="bfloat16", remat_policy="full")
+    partitioner = single_device()
+    model = Transformer(config, partitioner)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.5e-4), num_steps=1000)
+    state = abstract_state(model, optimizer, partitioner)
+    step = compile_step(make_train_step(model, optimizer, loss_chunk=512), state, partitioner)
+    lowered = step.lower(state, _abstract_batch(16, 4096))  # type: ignore[attr-defined]
+    secs = time.perf_counter() - start
+    size = len(lowered.as_text())
+    record(
+        "lower_70b", {"secs": secs, "stablehlo_bytes": size}, line=f"70b train step lowered in {secs:.1f} s"
+    )
+
+
+def _abstract_batch(batch: int, length: int) -> TokenBatch:
+    def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    rows = array(jnp.int32, batch, length)
+    return TokenBatch(rows, rows, array(jnp.float32, batch, length), rows, rows, array(jnp.int32, batch))
+
+
+if __name__ == "__main__":
+    main()

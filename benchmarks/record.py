@@ -1,0 +1,70 @@
+"""What every benchmark shares: timing repeated calls, and a result file that says where and when."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> list[float]:
+    """Wall seconds of each of ``repeats`` calls, waiting for their results, after ``warmup`` calls."""
+    for _ in range(warmup):
+        jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Smallest, median and largest value."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def record(name: str, result: dict[str, Any], *, line: str) -> None:
+    """Print ``line`` and write ``results/DATE-NAME.json`` with commit, machine and versions."""
+    print(line)
+    device = jax.devices()[0]
+    content = {
+        "benchmark": name,
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "cpu": _cpu(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "line": line,
+        "result": result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{content['date']}-{name}-{device.platform}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _cpu() -> str:
+    names = [row.split(":", 1)[1].strip() for row in _cpuinfo() if row.startswith("model name")]
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

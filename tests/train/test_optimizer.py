@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.train.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from tests.model import tiny
+
+
+def rate(step, *, num_steps=10_000, **changes):
+    return float(learning_rate(step, OptimizerConfig(learning_rate=3e-4, **changes), num_steps=num_steps))
+
+
+@pytest.mark.parametrize(
+    ("step", "wanted"),
+    [
+        (0, 0.0),
+        (1, 3e-4 / 2000),
+        (1000, 1.5e-4),
+        (2000, 3e-4),
+        (4000, 3e-4 * (0.1 + 0.9 * 0.8535533905932737)),  # a quarter: (1 + cos 45 degrees) / 2
+        (6000, 3e-4 * 0.55),
+        (10_000, 3e-5),
+        (12_000, 3e-5),
+    ],
+)
+def test_cosine_schedule_of_the_paper(step, wanted):
+    assert rate(step) == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+
+
+def test_the_learning_rate_never_rises_after_the_warm_up():
+    rates = [rate(step, num_steps=200, warmup_steps=20) for step in range(201)]
+    assert np.argmax(rates) == 20
+    assert (np.diff(rates[20:]) < 0).all()
+
+
+def test_constant_schedule_warms_up_and_stays():
+    assert rate(5, schedule="constant", warmup_steps=10) == pytest.approx(1.5e-4)
+    assert rate(10, schedule="constant", warmup_steps=10) == pytest.approx(3e-4)
+    assert rate(9_999, schedule="constant", warmup_steps=10) == pytest.approx(3e-4)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert rate(0, warmup_steps=0) == pytest.approx(3e-4)
+
+
+def test_the_longer_warm_up_holds():
+    # reward models: max(5, 3 %)
+    assert rate(30, num_steps=1000, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(3e-4)
+    assert rate(15, num_steps=1000, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(1.5e-4)
+    assert rate(5, num_steps=100, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": "linear"}, "'linear'.*'cosine'.*'constant'"),
+        ({"learning_rate": 0.0}, "learning_rate = 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps = -1"),
+        ({"grad_clip_norm": 0.0}, "grad_clip_norm = 0.0"),
+    ],
+)
+def test_wrong_fields_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        OptimizerConfig(**{"learning_rate": 1e-4, **changes})
+
+
+def test_defaults_are_the_papers():
+    config = OptimizerConfig(learning_rate=3e-4)
+    assert (config.beta1, config.beta2, config.epsilon) == (0.9, 0.95, 1e-5)
+    assert (config.weight_decay, config.grad_clip_norm, config.warmup_steps) == (0.1, 1.0, 2000)
+    assert (config.final_fraction, config.schedule) == (0.1, "cosine")
+
+
+def test_norm_scales_are_not_decayed_and_everything_else_is():
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(tiny.params()))
+    undecayed = {jax.tree_util.keystr(path) for path, decayed in mask if not decayed}
+    assert undecayed == {
+        "['final_norm']['scale_D']",
+        "['layers']['attention_norm']['scale_D']",
+        "['layers']['feed_forward_norm']['scale_D']",
+    }
+    assert len(mask) == 12
+
+
+def adamw_by_hand(params, all_grads, *, rates, clip, decayed):
+    """Three loops of plain numpy: optax semantics, epsilon outside the root, decay times the rate."""
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    m = {name: np.zeros(value.shape) for name, value in params.items()}
+    v = {name: np.zeros(value.shape) for name, value in params.items()}
+    for step, (grads, rate) in enumerate(zip(all_grads, rates, strict=True), start=1):
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        for name, grad in grads.items():
+            g = grad * min(1.0, clip / norm)
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            update = (m[name] / (1 - 0.9**step)) / (np.sqrt(v[name] / (1 - 0.95**step)) + 1e-5)
+            update += (0.1 if name in decayed else 0.0) * params[name]
+            params[name] = params[name] - rate * update
+    return params
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0], ids=["below_the_clip", "clipped"])
+def test_adamw_equals_three_steps_by_hand(scale):
+    generator = np.random.default_rng(0)
+    shapes = {"w_DF": (3, 4), "scale_D": (3,)}
+    params = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    all_grads = [
+        {name: (scale * generator.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(3)
+    ]
+    all_grads[0]["w_DF"][0, 0] = 1e-6  # where epsilon 1e-5 matters
+    config = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=2)
+    optimizer = make_optimizer(config, num_steps=10)
+    found, state = params, optimizer.init(params)
+    for grads in all_grads:
+        updates, state = optimizer.update(grads, state, found)
+        found = jax.tree.map(jnp.add, found, updates)
+    wanted = adamw_by_hand(params, all_grads, rates=[0.0, 0.005, 0.01], clip=1.0, decayed={"w_DF"})
+    for name in shapes:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,150 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llama2_jax.sharding.rules import single_device
+from llama2_jax.structs import TrainState
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import (
+    abstract_state,
+    compile_step,
+    init_state,
+    loss_sums,
+    make_train_step,
+    split_rows,
+    state_from_params,
+    tokens_per_source,
+)
+from tests.model import numpy_llama, tiny
+
+ROWS = [tiny.tokens(n, seed=n).tolist() for n in (16, 2, 3, 9, 1, 2, 16, 2)]  # 15 1 2 8 0 1 15 1 trained tokens
+BATCH = tiny.pack([[row] for row in ROWS], 16)
+CLIP = 0.05
+ADAMW = make_optimizer(
+    OptimizerConfig(learning_rate=1e-2, warmup_steps=0, grad_clip_norm=CLIP), num_steps=100
+)
+SGD = optax.sgd(0.1)
+
+
+@functools.cache
+def after_one_step(optimizer, accumulation_steps=1, loss_chunk=0):
+    step = make_train_step(
+        tiny.MODEL, optimizer, accumulation_steps=accumulation_steps, loss_chunk=loss_chunk, num_sources=3
+    )
+    state = state_from_params(tiny.params(), optimizer, single_device(), rng=jax.random.key(0))
+    return compile_step(step, state, single_device(), donate=False)(state, BATCH)
+
+
+@functools.cache
+def mean_loss_and_grads():
+    def mean(params):
+        sums = loss_sums(tiny.MODEL, params, BATCH)
+        return sums.loss_sum / sums.token_count
+
+    return jax.jit(jax.value_and_grad(mean))(tiny.params())
+
+
+def test_the_loss_is_the_mean_over_tokens_by_hand():
+    _, metrics = after_one_step(SGD)
+    total = sum(numpy_llama.next_logprobs(tiny.params(), row, tiny.CONFIG).sum() for row in ROWS)
+    assert float(metrics["tokens"]) == 43
+    np.testing.assert_allclose(metrics["loss"], -total / 43, rtol=1e-5)
+
+
+def test_one_sgd_step_subtracts_the_gradient_of_the_mean():
+    state, metrics = after_one_step(SGD)
+    _, grads = mean_loss_and_grads()
+    tiny.assert_trees_close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, tiny.params(), grads))
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_accumulation_equals_the_large_batch_on_uneven_masks(accumulation_steps):
+    for optimizer in (SGD, ADAMW):
+        state, metrics = after_one_step(optimizer)
+        found, found_metrics = after_one_step(optimizer, accumulation_steps)
+        tiny.assert_trees_close(found.params, state.params, rtol=1e-6, atol=1e-6)
+        for name in ("loss", "tokens", "grad_norm"):
+            np.testing.assert_allclose(found_metrics[name], metrics[name], rtol=1e-5)
+        np.testing.assert_array_equal(found_metrics["source_tokens"], metrics["source_tokens"])
+
+
+def test_chunked_loss_and_accumulation_together_equal_the_plain_step():
+    state, metrics = after_one_step(SGD)
+    found, found_metrics = after_one_step(SGD, 2, 4)
+    tiny.assert_trees_close(found.params, state.params)
+    np.testing.assert_allclose(found_metrics["loss"], metrics["loss"], rtol=1e-6)
+
+
+def test_the_adamw_step_is_that_of_the_clipped_gradient():
+    state, metrics = after_one_step(ADAMW)
+    _, grads = mean_loss_and_grads()
+    norm = float(metrics["grad_norm"])
+    assert norm > 2 * CLIP  # reported before clipping
+
+    def by_hand(path, param, grad):
+        g = np.asarray(grad, np.float64) * CLIP / norm
+        decay = 0.0 if path[-1].key == "scale_D" else 0.1
+        return param - 1e-2 * (g / (np.abs(g) + 1e-5) + decay * param)
+
+    wanted = jax.tree_util.tree_map_with_path(by_hand, tiny.params(), grads)
+    # where |g| is near epsilon the rounding of the gradient shows
+    tiny.assert_trees_close(state.params, wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_split_rows_deals_the_rows_out_without_moving_a_block_boundary():
+    parts = split_rows(BATCH, 4)
+    assert parts.tokens_BT.shape == (4, 2, 16)
+    np.testing.assert_array_equal(parts.tokens_BT[1], BATCH.tokens_BT[[1, 5]])
+    np.testing.assert_array_equal(parts.loss_mask_BT.sum(axis=(1, 2)), [15 + 0, 1 + 1, 2 + 15, 8 + 1])
+
+
+def test_tokens_per_source_counts_real_tokens():
+    batch = BATCH._replace(source_ids_B=np.array([0, 0, 2, 2, 0, 0, 0, 2], np.int32))
+    found = tokens_per_source(batch, 4)
+    np.testing.assert_array_equal(found, [16 + 2 + 1 + 2 + 16, 0, 3 + 9 + 2, 0])
+
+
+def test_a_batch_without_a_counted_token_changes_nothing_but_decay():
+    empty = BATCH._replace(loss_mask_BT=np.zeros((8, 16), np.float32))
+    step = jax.jit(make_train_step(tiny.MODEL, SGD))
+    state = state_from_params(tiny.params(), SGD, single_device(), rng=jax.random.key(0))
+    found, metrics = step(state, empty)
+    tiny.assert_trees_close(found.params, tiny.params(), rtol=0, atol=0)
+    assert (float(metrics["loss"]), float(metrics["tokens"])) == (0.0, 0.0)
+
+
+@functools.cache
+def fresh_state(seed):
+    return init_state(tiny.MODEL, ADAMW, single_device(), seed=seed)
+
+
+def test_init_depends_on_the_seed_only():
+    states = [fresh_state(0), fresh_state.__wrapped__(0), fresh_state(1)]
+    tiny.assert_trees_close(states[0], states[1], rtol=0, atol=0)
+    assert not np.array_equal(states[0].params["embedding_VD"], states[2].params["embedding_VD"])
+    assert not np.array_equal(states[0].rng, states[2].rng)
+    assert int(states[0].step) == 0
+
+
+def test_abstract_state_matches_the_real_one():
+    real = fresh_state(0)
+    abstract = abstract_state(tiny.MODEL, ADAMW, single_device())
+    assert isinstance(abstract, TrainState)
+    assert jax.tree.structure(abstract) == jax.tree.structure(real)
+    for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+
+
+def test_master_weights_and_moments_stay_float32_under_bfloat16_compute():
+    model = tiny.with_config(compute_dtype="bfloat16")
+    state = abstract_state(model, ADAMW, single_device())
+    found, _ = jax.eval_shape(make_train_step(model, ADAMW), state, BATCH)
+    for leaf in jax.tree.leaves((found.params, found.opt_state)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
