@@ -37,7 +37,12 @@ class MeshConfig:
         if self.preset == "single":
             return (1,) * len(AXES)
         sizes = [getattr(self, axis) for axis in AXES]
-        require(sizes.count(-1) <= 1, f"mesh {dict(zip(AXES, sizes, strict=True))}: only one axis may be -1")
+        given = f"mesh {dict(zip(AXES, sizes, strict=True))}"
+        require(
+            all(size > 0 or size == -1 for size in sizes),
+            f"{given}: an axis is at least 1, or -1 for the rest",
+        )
+        require(sizes.count(-1) <= 1, f"{given}: only one axis may be -1")
         fixed = int(np.prod([size for size in sizes if size != -1]))
         if -1 in sizes:
             require(

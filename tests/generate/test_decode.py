@@ -1,0 +1,172 @@
+import jax
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.generate.decode import PromptError, advance, generate, start, stream
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.generate.score import score
+from tests.generate.test_sampling import reference_distribution
+from tests.model import numpy_llama, tiny
+
+NEW = 8
+GREEDY = SamplingConfig(max_new_tokens=NEW, temperature=0.0)
+RANDOM = SamplingConfig(max_new_tokens=NEW, temperature=1.0, top_p=0.95)
+PROMPTS = [tiny.tokens(n, seed=20 + n).tolist() for n in (5, 1, 12, 3)]
+SEEDS = [11, 22, 33, 44]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jax.numpy.asarray, tiny.params())
+
+
+@pytest.fixture(scope="module")
+def greedy_tokens():
+    return [numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, NEW) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def random_batch(params):
+    return generate(tiny.MODEL, params, PROMPTS, RANDOM, seeds=SEEDS)
+
+
+def test_ragged_greedy_decoding_equals_full_forward_passes_of_each_prompt(params, greedy_tokens):
+    found = generate(tiny.MODEL, params, PROMPTS, GREEDY)
+    assert found.tokens_BC.tolist() == greedy_tokens
+    assert found.lengths_B.tolist() == [NEW] * 4
+    assert not found.stopped_B.any()
+
+
+def test_a_row_is_the_same_alone_and_among_others_in_any_order(params, random_batch):
+    order = [2, 0, 3, 1]
+    shuffled = generate(
+        tiny.MODEL, params, [PROMPTS[i] for i in order], RANDOM, seeds=[SEEDS[i] for i in order]
+    )
+    np.testing.assert_array_equal(shuffled.tokens_BC, random_batch.tokens_BC[order])
+    np.testing.assert_allclose(shuffled.raw_logprobs_BC, random_batch.raw_logprobs_BC[order], atol=1e-5)
+    for i in (1, 2):
+        alone = generate(tiny.MODEL, params, [PROMPTS[i]], RANDOM, seeds=[SEEDS[i]])
+        np.testing.assert_array_equal(alone.tokens_BC[0], random_batch.tokens_BC[i])
+
+
+def test_equal_rows_differ_by_their_seed_only(params):
+    found = generate(tiny.MODEL, params, [PROMPTS[0]] * 4, RANDOM, seeds=[7, 8, 7, 9])
+    rows = [tuple(row) for row in found.tokens_BC.tolist()]
+    assert rows[0] == rows[2]
+    assert len(set(rows)) == 3
+
+
+def test_logprobs_equal_score_and_a_full_forward_pass(params, random_batch):
+    rows = [prompt + random_batch.tokens_BC[i].tolist() for i, prompt in enumerate(PROMPTS)]
+    scored = score(tiny.MODEL, params, rows)
+    for i, row in enumerate(rows):
+        raw = random_batch.raw_logprobs_BC[i]
+        np.testing.assert_allclose(raw, scored[i][-NEW:], atol=1e-5)
+        np.testing.assert_allclose(
+            raw, numpy_llama.next_logprobs(tiny.params(), row, tiny.CONFIG)[-NEW:], atol=2e-5
+        )
+        logits, _ = numpy_llama.forward(tiny.params(), row, tiny.CONFIG)
+        for c in range(NEW):
+            at = len(PROMPTS[i]) + c
+            probs = reference_distribution(logits[at - 1], temperature=1.0, top_p=0.95)
+            wanted = np.log(probs[row[at]])
+            np.testing.assert_allclose(random_batch.sample_logprobs_BC[i, c], wanted, atol=5e-5)
+
+
+def test_a_stop_token_ends_its_row_only_and_is_part_of_it(params, greedy_tokens):
+    stops = (greedy_tokens[0][2], greedy_tokens[3][4])
+    found = generate(tiny.MODEL, params, PROMPTS, GREEDY, stop_ids=stops)
+    free = generate(tiny.MODEL, params, PROMPTS, GREEDY)
+    for row, tokens in enumerate(greedy_tokens):
+        first = next((at for at, token in enumerate(tokens) if token in stops), None)
+        length = NEW if first is None else first + 1
+        assert found.lengths_B[row] == length
+        assert found.stopped_B[row] == (first is not None)
+        assert found.tokens_BC[row].tolist() == tokens[:length] + [-1] * (NEW - length)
+        np.testing.assert_allclose(
+            found.raw_logprobs_BC[row, :length], free.raw_logprobs_BC[row, :length], atol=1e-5
+        )
+        assert (found.raw_logprobs_BC[row, length:] == 0).all()
+    assert found.stopped_B.any()
+
+
+def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
+    def run(stop_ids):
+        state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW)
+        return advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=stop_ids, num_tokens=NEW)
+
+    state, out = run(tuple(sorted({tokens[0] for tokens in greedy_tokens})))
+    assert int(state.count) == 1
+    assert out.lengths_B.tolist() == [1] * 4
+    state, out = run(tuple(range(tiny.CONFIG.vocab_size)))
+    assert int(state.count) == 1
+    state, _ = run(())
+    assert int(state.count) == NEW
+
+
+def test_rows_end_at_the_context_of_the_model(params):
+    context = tiny.CONFIG.max_context
+    prompts = [tiny.tokens(context - 3).tolist(), tiny.tokens(context - 1, seed=1).tolist()]
+    found = generate(tiny.MODEL, params, prompts, GREEDY)
+    assert found.lengths_B.tolist() == [3, 1]
+    assert found.tokens_BC.shape == (2, 3)
+    assert found.tokens_BC[1].tolist()[1:] == [-1, -1]
+    for row, prompt in enumerate(prompts):
+        length = found.lengths_B[row]
+        wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, int(length))
+        assert found.tokens_BC[row, :length].tolist() == wanted
+    assert not found.stopped_B.any()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([[1], []], "prompt 1 is empty"),
+        ([[1] * 64], "prompt 0 has 64 tokens.*context is 64"),
+        ([[1, 56]], r"prompt 0 has token id 56.*0\.\.55"),
+        ([[1], [2, -1]], "prompt 1 has token id -1"),
+    ],
+)
+def test_prompts_the_model_cannot_take_are_refused(prompts, words):
+    with pytest.raises(PromptError, match=words):
+        generate(tiny.MODEL, tiny.params(), prompts, GREEDY)
+
+
+def test_no_prompt_or_too_few_seeds_are_refused():
+    with pytest.raises(ConfigError, match="no prompt"):
+        generate(tiny.MODEL, tiny.params(), [], GREEDY)
+    with pytest.raises(ConfigError, match="1 seeds for 2 prompts"):
+        generate(tiny.MODEL, tiny.params(), [[1], [2]], GREEDY, seeds=[3])
+
+
+def test_prompts_may_be_numpy_arrays(params, greedy_tokens):
+    found = generate(tiny.MODEL, params, [np.asarray(prompt) for prompt in PROMPTS], GREEDY)
+    assert found.tokens_BC.tolist() == greedy_tokens
+
+
+@pytest.mark.parametrize("chunk", [3, 8])
+def test_the_stream_equals_generate(params, random_batch, chunk):
+    found = list(stream(tiny.MODEL, params, PROMPTS[2], RANDOM, seed=33, chunk=chunk))
+    assert found == random_batch.tokens_BC[2].tolist()
+
+
+def test_the_stream_ends_after_a_stop_token(params, random_batch):
+    wanted = random_batch.tokens_BC[2].tolist()
+    stop = wanted[4]
+    found = list(stream(tiny.MODEL, params, PROMPTS[2], RANDOM, seed=33, chunk=3, stop_ids=(stop,)))
+    assert found == wanted[: wanted.index(stop) + 1]
+
+
+def test_the_stream_ends_at_the_context(params):
+    prompt = tiny.tokens(tiny.CONFIG.max_context - 2).tolist()
+    found = list(stream(tiny.MODEL, params, prompt, GREEDY, chunk=3))
+    assert found == numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, 2)
+
+
+def test_the_state_is_donated(params):
+    state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW)
+    leaves = jax.tree.leaves(state)
+    advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=(), num_tokens=NEW)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))

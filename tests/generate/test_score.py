@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.generate.decode import PromptError
+from llama2_jax.generate.score import score
+from tests.model import numpy_llama, tiny
+
+ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 64, 2, 30)]
+
+
+def test_scores_equal_numpy_in_the_order_given():
+    found = score(tiny.MODEL, tiny.params(), ROWS, batch_size=2)
+    assert [len(row) for row in found] == [8, 0, 63, 1, 29]
+    for row, logprobs in zip(ROWS, found, strict=True):
+        assert logprobs.dtype == np.float32
+        np.testing.assert_allclose(
+            logprobs, numpy_llama.next_logprobs(tiny.params(), row, tiny.CONFIG), rtol=1e-5, atol=3e-5
+        )
+
+
+def test_the_batch_size_does_not_matter():
+    alone = score(tiny.MODEL, tiny.params(), ROWS, batch_size=2)
+    for found, wanted in zip(score(tiny.MODEL, tiny.params(), ROWS, batch_size=8), alone, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_no_rows_give_no_scores():
+    assert score(tiny.MODEL, tiny.params(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[1], []], "row 1 has no tokens"),
+        ([[1] * 65], "row 0 has 65 tokens.*64"),
+        ([[1, 2, 99]], "row 0 has token id 99"),
+    ],
+)
+def test_rows_the_model_cannot_take_are_refused(rows, words):
+    with pytest.raises(PromptError, match=words):
+        score(tiny.MODEL, tiny.params(), rows)
+
+
+def test_a_batch_size_of_0_is_refused():
+    with pytest.raises(ConfigError, match="batch_size = 0"):
+        score(tiny.MODEL, tiny.params(), ROWS, batch_size=0)

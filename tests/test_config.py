@@ -1,0 +1,88 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from llama2_jax.config import (
+    ConfigError,
+    build,
+    changes,
+    parse_arg,
+    require,
+    require_choice,
+    to_plain,
+    write_json,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    width: int
+    names: tuple[str, ...] = ()
+    rate: float = 0.5
+
+
+def test_a_section_becomes_a_frozen_dataclass_with_plain_leaves():
+    section = ml_collections.ConfigDict({"width": 3, "names": ["a", "b"]})
+    found = build(Section, section, name="part")
+    assert found == Section(3, ("a", "b"), 0.5)
+    hash(found)
+
+
+def test_an_unknown_or_missing_key_is_named():
+    with pytest.raises(ConfigError, match=r"config\.part has unknown key.* widht; known: names, rate, width"):
+        build(Section, {"widht": 3}, name="part")
+    with pytest.raises(ConfigError, match=r"config\.part lacks width"):
+        build(Section, {"rate": 1.0}, name="part")
+
+
+def test_the_argument_of_a_config_file_is_typed_by_its_defaults():
+    found = parse_arg("7b, tokens=1e9,steps=5", variant="tiny", tokens=0.0, steps=1, name="x")
+    assert vars(found) == {"variant": "7b", "tokens": 1e9, "steps": 5, "name": "x"}
+    assert parse_arg("", variant="tiny").variant == "tiny"
+
+
+def test_a_wrong_argument_says_what_is_known():
+    with pytest.raises(ConfigError, match=r"'toks=5'.*unknown key 'toks'; known: variant, tokens"):
+        parse_arg("toks=5", variant="tiny", tokens=0.0)
+    with pytest.raises(ConfigError, match=r"steps=many"):
+        parse_arg("steps=many", steps=1)
+
+
+def test_require_raises_its_message_only_when_it_fails():
+    require(True, "fine")
+    with pytest.raises(ConfigError, match="not fine"):
+        require(False, "not fine")
+    require_choice("colour", "red", ["red", "blue"])
+    with pytest.raises(ConfigError, match="colour is 'green'; choose one of 'red', 'blue'"):
+        require_choice("colour", "green", ["red", "blue"])
+
+
+def test_plain_values_are_what_json_can_hold():
+    config = ml_collections.ConfigDict({"part": {"width": 3}, "items": (1, 2)})
+    assert to_plain(config) == {"part": {"width": 3}, "items": [1, 2]}
+    plain = to_plain({"section": Section(3, ("a",)), "path": Path("runs") / "x"})
+    assert plain == {"section": {"width": 3, "names": ["a"], "rate": 0.5}, "path": "runs/x"}
+    json.dumps(plain)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "config.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["config.json"]
+
+
+def test_changes_name_the_leaves_that_differ():
+    old = {"model": {"width": 3, "layers": 2}, "seed": 0, "gone": 1}
+    new = {"model": {"width": 4, "layers": 2}, "seed": 0, "new": {"x": 1}}
+    assert changes(old, new) == [
+        "gone: 1 -> '(absent)'",
+        "model.width: 3 -> 4",
+        "new: '(absent)' -> {'x': 1}",
+    ]
+    assert changes(old, old) == []

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+
+from llama2_jax.shapes import DIMENSIONS, check_shapes
+
+
+def test_agreeing_shapes_give_the_size_of_every_letter():
+    found = check_shapes("here", logits_BTV=np.zeros((2, 3, 5)), targets_BT=np.zeros((2, 3)))
+    assert found == {"B": 2, "T": 3, "V": 5}
+
+
+def test_two_sizes_of_one_letter_are_named_with_both_arrays():
+    with pytest.raises(ValueError, match=r"here: query length.*\(T\) is 3 in x_BT but 4 in y_BT"):
+        check_shapes("here", x_BT=np.zeros((2, 3)), y_BT=np.zeros((2, 4)))
+
+
+def test_one_array_must_agree_with_itself():
+    with pytest.raises(ValueError, match="is 2 in x_DD but 3 in x_DD"):
+        check_shapes("here", x_DD=np.zeros((2, 3)))
+
+
+def test_a_rank_that_differs_from_the_suffix_is_named():
+    with pytest.raises(ValueError, match=r"x_BT has shape \(2,\), rank 1; its suffix BT needs rank 2"):
+        check_shapes("here", x_BT=np.zeros(2))
+
+
+def test_the_key_explains_every_letter_once():
+    assert set(DIMENSIONS) == set("BTSNKGHDFVLCPR")
