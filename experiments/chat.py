@@ -19,7 +19,9 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
+)
 _SYSTEM = flags.DEFINE_string("system", "", "System prompt.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
@@ -30,7 +32,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds o
 class Conversation:
     """Messages so far, and what fits of them."""
 
-    def __init__(self, loaded: LoadedModel, sampling: SamplingConfig, *, system: str = "", seed: int = 0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, sampling: SamplingConfig, *, system: str = "", seed: int = 0
+    ) -> None:
         self._loaded, self._sampling, self._seed = loaded, sampling, seed
         self._head = [Message("system", system)] if system else []
         self.messages: list[Message] = []
@@ -49,7 +53,7 @@ class Conversation:
         self.messages.append(Message("user", text))
         try:
             prompt = self._fit()
-        except (DialogueError, PromptError):
+        except BaseException:  # Ctrl-C too: two user messages in a row would fail ever after
             self.messages.pop()
             raise
         tokenizer = self._loaded.require_tokenizer()
@@ -67,22 +71,31 @@ class Conversation:
             pieces.append(decoder.flush())
             yield pieces[-1]
         finally:  # also when the reader stops listening (Ctrl-C): the dialogue must stay alternating
-            self.messages.append(Message("assistant", "".join(pieces)))
+            self.messages.append(Message("assistant", self._without_tags("".join(pieces))))
+
+    def _without_tags(self, text: str) -> str:
+        """The text without the template's markers, which the model may write but no message may have."""
+        while found := [tag for tag in self._loaded.template.forbidden if tag in text]:
+            for tag in found:
+                text = text.replace(tag, "")
+        return text
 
     def _fit(self) -> list[int]:
         """Prompt ids with room for an answer, dropping the oldest exchanges if need be."""
         tokenizer, context = self._loaded.require_tokenizer(), self._loaded.config.max_context
         room = min(self._sampling.max_new_tokens, context // 4)
+        messages = list(self.messages)  # a message that is refused costs nothing of the rest
         while True:
-            ids = encode_prompt([*self._head, *self.messages], tokenizer, self._loaded.template)
+            ids = encode_prompt([*self._head, *messages], tokenizer, self._loaded.template)
             if len(ids) + room <= context:
+                self.messages[:] = messages
                 return ids
-            if len(self.messages) == 1:
+            if len(messages) == 1:
                 raise PromptError(
                     f"the message takes {len(ids)} tokens; the model's context is {context} and {room} are kept "
                     "for the answer. Send a shorter one"
                 )
-            del self.messages[:2]
+            del messages[:2]
 
 
 def main() -> None:

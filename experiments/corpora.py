@@ -27,6 +27,12 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
     elif kept.is_dir():
         tokenizer = load_tokenizer(kept)
     else:
+        for name, source in data.sources.items():
+            require(
+                not (Path(source.path) / MANIFEST).is_file(),
+                f"config.data.sources.{name}.path = {source.path} is tokenised already; set config.data.tokenizer "
+                "to the tokenizer it was made with",
+            )
         paths = [path for source in data.sources.values() for path in _raw_files(source.path)]
         texts = read_documents(paths, on_bad_line=data.on_bad_line)
         tokenizer = train_sentencepiece(texts, workdir / "trained.model", vocab_size=vocab_size)
@@ -64,10 +70,12 @@ def _open(path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_l
 def _raw_files(path: str) -> list[Path]:
     if not path:
         raise ConfigError(
-            "config.data.sources.main.path is empty; set it to text files or to a folder made by "
+            "the path of a source in config.data.sources is empty; set it to text files or to a folder made by "
             "`python -m tools.tokenize_corpus`"
         )
     files = expand_paths(path)
     if jax.process_count() > 1:
-        raise ConfigError(f"{path} is raw text; with several processes tokenise it first: tools.tokenize_corpus")
+        raise ConfigError(
+            f"{path} is raw text; with several processes tokenise it first: tools.tokenize_corpus"
+        )
     return files

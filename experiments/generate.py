@@ -3,16 +3,16 @@
 python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=out.jsonl
 
 Rows of the input: {"prompt": text} (continued as it is, after BOS), {"tokens": [ids]} or
-{"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template). Each output
-row repeats the input row and adds "completion", "completion_tokens", "logprobs" (natural log, of
-the untempered distribution) and "stopped".
+{"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template). Errors and
+seeds count rows from 0. Each output row repeats the input row and adds "completion",
+"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped".
 """
 
 from typing import Any
 
 from absl import flags
 
-from experiments.jsonl import read_rows, write_rows
+from experiments.jsonl import read_rows, row_text, row_tokens, write_rows
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.sources import to_messages
@@ -21,7 +21,9 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
+)
 _INPUT = flags.DEFINE_string("input", None, "JSONL of prompts.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows decoded together.", lower_bound=1)
@@ -37,14 +39,16 @@ def main() -> None:
     rows = read_rows(_INPUT.value)
     loaded = load(_CHECKPOINT.value)
     sampling = SamplingConfig(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, _TOP_K.value)
-    write_rows(_OUTPUT.value, complete_rows(loaded, rows, sampling, batch_size=_BATCH_SIZE.value, seed=_SEED.value))
+    write_rows(
+        _OUTPUT.value, complete_rows(loaded, rows, sampling, batch_size=_BATCH_SIZE.value, seed=_SEED.value)
+    )
 
 
 def complete_rows(
     loaded: LoadedModel, rows: list[dict[str, Any]], sampling: SamplingConfig, *, batch_size: int, seed: int
 ) -> list[dict[str, Any]]:
     """The rows with completions added, in order."""
-    prompts = [prompt_ids(row, loaded, where=f"row {index + 1}") for index, row in enumerate(rows)]
+    prompts = [prompt_ids(row, loaded, where=f"row {index}") for index, row in enumerate(rows)]
     check_prompts(loaded.model, prompts)
     stops = _stop_ids(loaded)
     results: list[dict[str, Any]] = []
@@ -68,15 +72,20 @@ def complete_rows(
 
 
 def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:
-    """Token ids of one input row."""
+    """Token ids of one input row. Raises ``ConfigError`` that begins with ``where``."""
     if "tokens" in row:
-        return [int(token) for token in row["tokens"]]
+        return row_tokens(row, where=where)
     tokenizer = loaded.require_tokenizer()
     if "messages" in row:
-        return encode_prompt(to_messages(row["messages"]), tokenizer, loaded.template)
+        try:
+            return encode_prompt(to_messages(row["messages"]), tokenizer, loaded.template)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
     if "prompt" in row:
-        return tokenizer.encode(row["prompt"], bos=tokenizer.bos_id >= 0)
-    raise ConfigError(f"{where} has none of 'prompt', 'tokens', 'messages'; it has {', '.join(row) or 'nothing'}")
+        return tokenizer.encode(row_text(row, "prompt", where=where), bos=tokenizer.bos_id >= 0)
+    raise ConfigError(
+        f"{where} has none of 'prompt', 'tokens', 'messages'; it has {', '.join(row) or 'nothing'}"
+    )
 
 
 def _stop_ids(loaded: LoadedModel) -> tuple[int, ...]:

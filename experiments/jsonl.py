@@ -30,6 +30,21 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def row_tokens(row: dict[str, Any], *, where: str) -> list[int]:
+    """``row["tokens"]``. Raises ``ConfigError`` unless it is a list of whole numbers."""
+    tokens = row["tokens"]
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise ConfigError(f"{where}: 'tokens' must be a list of whole numbers, it is {str(tokens)[:60]}")
+    return tokens
+
+
+def row_text(row: dict[str, Any], key: str, *, where: str) -> str:
+    """``row[key]``. Raises ``ConfigError`` unless it is text."""
+    if not isinstance(row[key], str):
+        raise ConfigError(f"{where}: {key!r} must be text, it is {type(row[key]).__name__}")
+    return row[key]
+
+
 def write_rows(path: str, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file; it appears when it is complete."""
     target = Path(path)

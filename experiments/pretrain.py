@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.corpora import open_corpora, open_tokenizer
 from experiments.report import write_stage_report
+from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, require
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDocuments
@@ -38,9 +39,7 @@ def run(config: Any, workdir: Path) -> None:
     partitioner = Partitioner(make_mesh(mesh), mesh.preset)
     model_config = build(ModelConfig, config.model, name="model")
     train_config = build(TrainConfig, config.train, name="train")
-    check_batch_size(
-        partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps
-    )
+    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps)
     require(
         config.data.sequence_length <= model_config.max_context,
         f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
@@ -62,9 +61,7 @@ def run(config: Any, workdir: Path) -> None:
         )
         for name, corpus in corpora.items()
     ]
-    loader = make_loader(
-        sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice()
-    )
+    loader = make_loader(sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice())
     model = Transformer(model_config, partitioner)
     train_run = TrainRun(
         name="pretrain",
@@ -75,11 +72,22 @@ def run(config: Any, workdir: Path) -> None:
         sequence_length=config.data.sequence_length,
         batches=loader.iterate,
         source_names=tuple(corpora),
-        meta=checkpoint_meta(model_config, tokenizer, template="llama2"),
+        meta={
+            **checkpoint_meta(model_config, tokenizer, template="llama2"),
+            "corpora": {name: corpus.manifest["recipe"] for name, corpus in corpora.items()},
+        },
         evaluate=make_evaluation(config, workdir, model, tokenizer, heldout),
     )
     train(train_run, train_config, workdir)
-    write_stage_report(workdir, title="Pretraining", paper="section 2")
+    reference = {"unigram entropy of the held-out text": unigram_entropy(heldout)} if heldout else {}
+    epochs = loader.source_epochs(train_config.num_steps)
+    write_stage_report(
+        workdir,
+        title="Pretraining",
+        paper="section 2",
+        notes=[f"source {name}: seen {count:.2f} times" for name, count in epochs.items()],
+        reference=reference,
+    )
     mark_done(workdir)
 
 
@@ -103,7 +111,9 @@ def make_evaluation(
             seed=None,
             document_mask=config.data.document_mask,
         )
-        loss = heldout_loss(model, params, single_pass(rows, batch_size=config.eval.batch_size, **process_slice()))
+        loss = heldout_loss(
+            model, params, single_pass(rows, batch_size=config.eval.batch_size, **process_slice())
+        )
         return {
             "eval/heldout/loss": loss.per_token,
             "eval/heldout/bits_per_byte": loss.bits_per_byte(heldout.manifest["text_bytes"]),

@@ -13,14 +13,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments.jsonl import read_rows, write_rows
+from experiments.jsonl import read_rows, row_text, row_tokens, write_rows
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
+)
 _INPUT = flags.DEFINE_string("input", None, "JSONL to score.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
@@ -34,7 +36,7 @@ def main() -> None:
 
 def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
     """The rows with log-probabilities added, in order."""
-    encoded = [_encode(row, loaded, where=f"row {index + 1}") for index, row in enumerate(rows)]
+    encoded = [_encode(row, loaded, where=f"row {index}") for index, row in enumerate(rows)]
     scores = score(loaded.model, loaded.params, [ids for ids, _ in encoded], batch_size=batch_size)
     return [
         _result(row, ids, prompt_length, [float(x) for x in logprobs])
@@ -45,12 +47,13 @@ def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: i
 def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[list[int], int]:
     """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
     if "tokens" in row:
-        return [int(token) for token in row["tokens"]], 0
+        return row_tokens(row, where=where), 0
     if "prompt" not in row or "completion" not in row:
         raise ConfigError(
             f"{where} needs 'tokens', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}"
         )
-    return encode_pair(row["prompt"], row["completion"], loaded.require_tokenizer())
+    prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
+    return encode_pair(prompt, completion, loaded.require_tokenizer())
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:

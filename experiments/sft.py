@@ -11,10 +11,18 @@ from typing import Any
 
 from experiments.report import write_stage_report
 from llama2_jax.config import build, require
-from llama2_jax.data.chat import EncodedDialogue, Message, encode_dialogue, encode_prompt, get_template, stop_ids
+from llama2_jax.data.chat import (
+    EncodedDialogue,
+    Message,
+    encode_dialogue,
+    encode_prompt,
+    get_template,
+    stop_ids,
+)
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDialogues
-from llama2_jax.data.sources import read_dialogues
+from llama2_jax.data.shards import file_sha256
+from llama2_jax.data.sources import expand_paths, read_dialogues
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
@@ -35,9 +43,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     mesh = build(MeshConfig, config.mesh, name="mesh")
     partitioner = Partitioner(make_mesh(mesh), mesh.preset)
-    check_batch_size(
-        partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps
-    )
+    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
     require(
@@ -65,7 +71,10 @@ def run(config: Any, workdir: Path) -> None:
         sequence_length=config.data.sequence_length,
         batches=loader.iterate,
         source_names=("dialogues",),
-        meta=checkpoint_meta(base.config, tokenizer, base.template.name),
+        meta={
+            **checkpoint_meta(base.config, tokenizer, base.template.name),
+            "dialogues": [file_sha256(path) for path in expand_paths(config.data.dialogues)],
+        },
         initial_params=lambda: base.params,
         evaluate=make_evaluation(config, workdir, base),
     )
@@ -90,7 +99,9 @@ def packed_dialogues(path: str, config: Any, base: LoadedModel) -> PackedDialogu
     )
 
 
-def make_evaluation(config: Any, workdir: Path, base: LoadedModel) -> Callable[[int, Params], dict[str, float]]:
+def make_evaluation(
+    config: Any, workdir: Path, base: LoadedModel
+) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss on answer tokens, and answers to the configured user messages."""
     tokenizer = base.require_tokenizer()
     template = get_template(base.template.name)

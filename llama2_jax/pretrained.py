@@ -72,7 +72,8 @@ def load(
     if kind == "native":
         imported = _load_native(path, step, partitioner)
     else:
-        imported = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind](path)
+        read = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind]
+        imported = read(path, template=template)
     _check_vocabulary(imported)
     config = dataclasses.replace(imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy)
     params = place_tree(partitioner, _cast(imported.params, dtype))
@@ -90,7 +91,12 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | No
     """Write a folder that ``transformers`` loads; ``dtype`` None keeps the parameters bitwise."""
     template = loaded.template.name if loaded.tokenizer is not None else None
     write_huggingface(
-        folder, loaded.config, jax.device_get(loaded.params), tokenizer=loaded.tokenizer, template=template, dtype=dtype
+        folder,
+        loaded.config,
+        jax.device_get(loaded.params),
+        tokenizer=loaded.tokenizer,
+        template=template,
+        dtype=dtype,
     )
 
 
@@ -99,13 +105,17 @@ def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
-    write_params(folder, loaded.params, checkpoint_meta(loaded.config, loaded.tokenizer, loaded.template.name))
+    write_params(
+        folder, loaded.params, checkpoint_meta(loaded.config, loaded.tokenizer, loaded.template.name)
+    )
     if loaded.tokenizer is not None:
         loaded.tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", {"imported_from": loaded.source, "model": loaded.config})
 
 
-def convert(source: str | Path, folder: str | Path, *, output_format: str, dtype: str | None = None) -> LoadedModel:
+def convert(
+    source: str | Path, folder: str | Path, *, output_format: str, dtype: str | None = None
+) -> LoadedModel:
     """Load any checkpoint, with its own dtype, and write it in one of ``FORMATS``."""
     require_choice("format", output_format, FORMATS)
     loaded = load(source, dtype=dtype)
@@ -136,9 +146,8 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
             f"of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); restore that file"
         )
     shapes = abstract_params(config)
-    dtypes = meta.get("param_dtypes", "float32")
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtypes), sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         partitioner.tree(shapes),
     )

@@ -5,9 +5,11 @@ weights), ``rest`` (step, optimiser state, key) and ``meta`` (JSON: resolved con
 hash, tokens seen per source). The data position is the step: the loader needs nothing else.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -42,12 +44,15 @@ class Checkpointer:
             create=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._saving: int | None = None
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start writing a checkpoint of ``state``; returns once device memory has been copied."""
         step = int(state.step)
+        self.wait()  # for the one before, so that its failure is reported as its own
         if step in self._manager.all_steps():
             return
+        self._saving = step
         rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -57,7 +62,7 @@ class Checkpointer:
         try:
             self._manager.save(step, args=items)
         except Exception as error:
-            raise self._write_error(step, error) from error
+            raise self._write_error(error) from error
 
     def wait(self) -> None:
         """Block until the last save is complete on disk.
@@ -68,7 +73,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._write_error(None, error) from error
+            raise self._write_error(error) from error
 
     def close(self) -> None:
         """Finish pending writes and release threads."""
@@ -88,13 +93,15 @@ class Checkpointer:
           abstract: shapes, dtypes and shardings to restore into (any mesh).
 
         Raises:
-          CheckpointError: checkpoints exist but none can be read.
+          CheckpointError: checkpoints exist but none can be read, or they are of a model of
+            other shapes (nothing is set aside then).
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._restore(step, abstract)
             except Exception as error:  # orbax and tensorstore raise many types for damaged files
+                self._check_shapes(step, abstract.params)
                 logging.error(
                     "checkpoint %d in %s cannot be read (%s); trying the one before it",
                     step, self.folder, _first_line(error),
@@ -119,15 +126,38 @@ class Checkpointer:
         state = TrainState(rest["step"], restored["params"], rest["opt_state"], rest["rng"])
         return Restored(state, restored["meta"])
 
+    def _check_shapes(self, step: int, params: Params) -> None:
+        """Raise ``CheckpointError`` if the checkpoint is sound but of another model."""
+        try:
+            stored = stored_params(self.folder / str(step))
+        except Exception:  # damaged: the caller sets it aside
+            return
+        found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(stored)}
+        wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+        differ = [
+            f"{name}: {found.get(name, '(absent)')} in the checkpoint, {wanted.get(name, '(absent)')} by the config"
+            for name in sorted(found | wanted)
+            if found.get(name) != wanted.get(name)
+        ]
+        if differ:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.folder} is of a model of other shapes:\n  "
+                + "\n  ".join(differ)
+                + "\n"
+                "undo the change of config.model, or use another workdir"
+            )
+
     def _set_aside(self, step: int) -> None:
-        broken = self.folder / str(step)
-        broken.rename(self.folder / f"{step}.broken")
+        broken = self.folder / f"{step}.broken"
+        shutil.rmtree(broken, ignore_errors=True)  # of the same step, broken before
+        (self.folder / str(step)).rename(broken)
         self._manager.reload()
 
-    def _write_error(self, step: int | None, error: Exception) -> CheckpointError:
-        good = [known for known in self.steps() if known != step]
+    def _write_error(self, error: Exception) -> CheckpointError:
+        on_disk = sorted(self._manager.all_steps(read=True))  # the manager has forgotten what it was to delete
+        good = [known for known in on_disk if known != self._saving]
         kept = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
-        at = "" if step is None else f" of step {step}"
+        at = "" if self._saving is None else f" of step {self._saving}"
         return CheckpointError(
             f"writing the checkpoint{at} to {self.folder} failed ({_first_line(error)}); {kept}; "
             "free disk space or choose another workdir, then start again in the same workdir"
@@ -138,22 +168,53 @@ def read_meta(workdir: Path, step: int | None = None) -> tuple[int, dict[str, An
     """The step and JSON metadata of the newest (or given) checkpoint.
 
     Raises:
-      CheckpointError: no complete checkpoint.
+      CheckpointError: no complete checkpoint, or a damaged one.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
-    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
-        step = _pick_step(manager, folder, step)
-        restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    step, restored = _read(workdir, step, meta=ocp.args.JsonRestore())
     return step, restored["meta"]
 
 
 def read_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
-    """Parameters alone, without the optimiser state, into the given shapes and shardings."""
+    """Parameters alone, without the optimiser state, into the given shapes and shardings.
+
+    The dtype is that of the file.
+
+    Raises:
+      CheckpointError: no complete checkpoint, or a damaged one.
+    """
+    step, _ = read_meta(workdir, step)
+    try:
+        stored = stored_params(Path(workdir).absolute() / "checkpoints" / str(step))
+        abstract = jax.tree.map(
+            lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
+            abstract,
+            stored,
+        )
+    except Exception as error:
+        raise _damaged(workdir, step, error) from error
+    return _read(workdir, step, params=ocp.args.StandardRestore(abstract))[1]["params"]
+
+
+def stored_params(checkpoint: Path) -> Params:
+    """Shapes and dtypes of the parameters in the folder of one checkpoint, without their values."""
+    return ocp.StandardCheckpointHandler().metadata(checkpoint / "params").tree
+
+
+def _read(workdir: Path, step: int | None, **items: Any) -> tuple[int, Any]:
     folder = Path(workdir).absolute() / "checkpoints"
     with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
         step = _pick_step(manager, folder, step)
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return manager.restore(step, args=items)["params"]
+        try:
+            return step, manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax and tensorstore raise many types for damaged files
+            raise _damaged(workdir, step, error) from error
+
+
+def _damaged(workdir: Path, step: int, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {step} in {workdir} cannot be read ({_first_line(error)}); training again in this "
+        "workdir sets it aside and continues from the one before it"
+    )
 
 
 def write_params(workdir: Path, params: Params, meta: dict[str, Any]) -> None:

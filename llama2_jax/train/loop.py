@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from llama2_jax.config import require
+from llama2_jax.config import changes, require, to_plain
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.placement import check_batch_size, place_batch
 from llama2_jax.sharding.rules import Partitioner
@@ -106,31 +106,32 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     batches = run.batches(start)
     recorder = Recorder(run, config, workdir, start_step=start, meta=restored.meta)
     evaluations = _Evaluations(run, config, recorder)
-    profile_first, profile_last = config.profile_range()
+    profile = _Profile(config, workdir)
     step_function = _step_function(run, config, state)
 
-    def save(step: int) -> None:
-        recorder.settle(last_checkpoint=_last_checkpoint(checkpointer))  # never save a state that went bad
-        checkpointer.save(state, {**run.meta, **recorder.totals(), "step": step})
-
-    with contextlib.closing(checkpointer), contextlib.closing(recorder), _StopRequest() as stop:
+    with (
+        contextlib.closing(checkpointer),
+        contextlib.closing(recorder),
+        contextlib.closing(profile),
+        _StopRequest() as stop,
+    ):
         if start == 0:
-            evaluations.run(0, state.params)
+            evaluations.run(0, state.params, last_checkpoint="none")
         for step in range(start + 1, config.num_steps + 1):
-            if step - 1 == profile_first:
-                jax.profiler.start_trace(str(workdir / "profile"))
+            profile.before(step)
             state, metrics = step_function(state, place_batch(run.partitioner, next(batches)))
             recorder.add(step, metrics, last_checkpoint=_last_checkpoint(checkpointer))
-            if step == profile_last:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            profile.after(step, state)
             if evaluations.due(step):
-                evaluations.run(step, state.params)
-            if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stop.requested:
-                with recorder.pause():
-                    save(step)
-            if stop.requested and step < config.num_steps:
-                logging.warning("stopped by SIGTERM after step %d; start again in %s to continue", step, workdir)
+                evaluations.run(step, state.params, last_checkpoint=_last_checkpoint(checkpointer))
+            stopping = stop.requested  # asked once: a signal during the save counts at the next step
+            if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
+                with recorder.pause(last_checkpoint=_last_checkpoint(checkpointer)):
+                    checkpointer.save(state, {**run.meta, **recorder.totals(), "step": step})
+            if stopping and step < config.num_steps:
+                logging.warning(
+                    "stopped by SIGTERM after step %d; start again in %s to continue", step, workdir
+                )
                 raise Preempted(step)
     return state
 
@@ -140,12 +141,28 @@ def _restore_or_init(run: TrainRun, config: TrainConfig, checkpointer: Checkpoin
     if checkpointer.steps():
         restored = checkpointer.restore_latest(abstract_state(run.model, optimizer, run.partitioner))
         if restored is not None:
+            _check_origin(run, config, restored, checkpointer.folder)
             logging.info("continuing from step %d in %s", int(restored.state.step), checkpointer.folder)
             return restored
     if run.initial_params is None:
         return Restored(init_state(run.model, optimizer, run.partitioner, seed=config.seed), {})
     rng = jax.random.key(config.seed)
     return Restored(state_from_params(run.initial_params(), optimizer, run.partitioner, rng=rng), {})
+
+
+def _check_origin(run: TrainRun, config: TrainConfig, restored: Restored, folder: Path) -> None:
+    """Refuse to continue with another tokenizer or other data than the checkpoint was made with."""
+    stored = {key: restored.meta.get(key) for key in run.meta}
+    lines = changes(stored, to_plain(run.meta))
+    for line in lines:
+        logging.warning("continuing with changed %s", line)
+    require(
+        not lines or config.accept_changed_config,
+        f"the checkpoint of step {int(restored.state.step)} in {folder} was made with something else:\n  "
+        + "\n  ".join(lines)
+        + "\n"
+        "use another --workdir, undo the change, or continue with it by --config.train.accept_changed_config=True",
+    )
 
 
 def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:
@@ -174,10 +191,33 @@ class _Evaluations:
         every = self._config.eval_every_steps
         return step == self._config.num_steps or (every > 0 and step % every == 0)
 
-    def run(self, step: int, params: Params) -> None:
+    def run(self, step: int, params: Params, *, last_checkpoint: str) -> None:
         if self._run.evaluate is not None:
-            with self._recorder.pause():
+            with self._recorder.pause(last_checkpoint=last_checkpoint):
                 self._recorder.add_evaluation(step, self._run.evaluate(step, params))
+
+
+class _Profile:
+    """The trace of ``config.profile_steps``, also when the run starts or ends inside the range."""
+
+    def __init__(self, config: TrainConfig, workdir: Path) -> None:
+        self._first, self._last = config.profile_range()
+        self._folder, self._running = str(workdir / "profile"), False
+
+    def before(self, step: int) -> None:
+        if self._first < step <= self._last and not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._running and step >= self._last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 class _StopRequest:
@@ -199,4 +239,3 @@ class _StopRequest:
     def __exit__(self, *error: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
-

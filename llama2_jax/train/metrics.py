@@ -18,14 +18,16 @@ class MetricsWriter:
     """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events.
 
     On a resume, lines of steps that will run again are dropped first, so every step is
-    written once.
+    written once. From step 0 that is every line, incl. an evaluation before the first update.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int = 0) -> None:
         self._path = Path(workdir) / "metrics.jsonl"
-        _drop_lines_after(self._path, resume_step)
+        _drop_lines_after(self._path, resume_step if resume_step else -1)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
+        self._board = tensorboardX.SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1
+        )
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics after update number ``step`` (1-based)."""
@@ -62,7 +64,9 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)  # a kill in between loses nothing
 
 
 class LossMonitor:
@@ -83,12 +87,13 @@ class LossMonitor:
         Raises:
           NonFiniteError: one of them is NaN or infinite.
         """
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{name} is {value} at step {step}; last good checkpoint: {last_checkpoint}. "
-                    "Lower config.optimizer.learning_rate or look at the batch of this step"
-                )
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            found = ", ".join(f"{name} is {metrics[name]}" for name in bad)
+            raise NonFiniteError(
+                f"{found} at step {step}; last good checkpoint: {last_checkpoint}. "
+                "Lower config.optimizer.learning_rate or look at the batch of this step"
+            )
         loss = metrics["train/loss"]
         if len(self._recent) >= 20:
             mean = sum(self._recent) / len(self._recent)

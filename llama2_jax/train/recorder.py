@@ -33,7 +33,8 @@ class Recorder:
             run.name, num_steps=config.num_steps, start_step=start_step, quiet=not self._primary
         )
         self._monitor = LossMonitor()
-        self._source_tokens = {name: 0 for name in run.source_names} | dict(meta.get("source_tokens", {}))
+        self._monitor.spikes += [(step, loss) for step, loss in meta.get("loss_spikes", [])]
+        self._source_tokens = dict.fromkeys(run.source_names, 0) | dict(meta.get("source_tokens", {}))
         self._peak_flops, self.peak_source = peak_flops(config.peak_flops)
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._clock = _Clock()
@@ -90,8 +91,7 @@ class Recorder:
         return mfu(tokens_per_sec, flops, num_devices=devices, peak_flops=self._peak_flops)
 
     def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Record numbers of an evaluation after ``step`` updates."""
-        self.settle(last_checkpoint="see the log")
+        """Record numbers of an evaluation after ``step`` updates (in ``pause``: nothing is queued)."""
         if self._writer:
             self._writer.write(step, metrics)
             self._writer.flush()
@@ -99,19 +99,29 @@ class Recorder:
             self._progress.note(f"{self._run.name} step {step}: {shown}")
 
     def totals(self) -> dict[str, Any]:
-        """What must survive a restart: tokens seen per source."""
+        """What must survive a restart: tokens seen per source.
+
+        The lines so far go to disk first: a restart from the checkpoint will not write them again.
+        """
+        if self._writer:
+            self._writer.flush()
         return {"source_tokens": dict(self._source_tokens), "loss_spikes": list(self._monitor.spikes)}
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time in here (evaluation, saving) does not count as training time."""
-        self.settle(last_checkpoint="see the log")
+    def pause(self, *, last_checkpoint: str) -> Iterator[None]:
+        """Time in here (evaluation, saving) does not count as training time.
+
+        Settles first: a state that went bad is neither evaluated nor saved.
+
+        Raises:
+          NonFiniteError: see ``settle``.
+        """
+        self.settle(last_checkpoint=last_checkpoint)
         with self._clock.pause():
             yield
 
     def close(self) -> None:
-        """Record what is queued and close all outputs."""
-        self.settle(last_checkpoint="see the log")
+        """Close all outputs. Nothing is queued then: the last step of a run is saved, and so settled."""
         self._progress.close()
         if self._writer:
             self._writer.close()

@@ -75,6 +75,7 @@ def make_train_step(
             "loss": sums.loss_sum / tokens,
             "tokens": sums.token_count,
             "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),  # after the update: not finite = not worth saving
             "source_tokens": tokens_per_source(batch, num_sources),
         }
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics

@@ -1,0 +1,173 @@
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sft
+from experiments.sft import packed_dialogues
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import Message, encode_dialogue
+from llama2_jax.data.loader import single_pass
+from llama2_jax.data.sources import DataError
+from llama2_jax.evals.samples import read_samples
+from llama2_jax.pretrained import load
+from llama2_jax.structs import TokenBatch
+from llama2_jax.train.loop import Preempted
+from llama2_jax.train.metrics import read_metrics
+from llama2_jax.train.recorder import Recorder
+from llama2_jax.train.step import loss_sums
+from tests.experiments import runs
+from tests.train.tiny_run import assert_bitwise_equal, without_rates
+
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+def test_tiny_variant_leaves_every_artefact_and_learns() -> None:
+    workdir = runs.fine_tuned_workdir()
+    for name in (
+        "DONE",
+        "config.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "report.md",
+        "loss.png",
+        "tokenizer",
+    ):
+        assert (workdir / name).exists(), name
+    evals = [line["eval/heldout/loss"] for line in read_metrics(workdir) if "eval/heldout/loss" in line]
+    assert len(evals) == 2
+    assert evals[-1] < evals[0] - 0.5
+    assert all("What is a token?" in answers for answers in read_samples(workdir).values())
+
+
+def test_fine_tuning_starts_from_the_given_parameters() -> None:
+    first = next(line for line in read_metrics(runs.fine_tuned_workdir()) if "eval/heldout/loss" in line)
+    base = load(runs.pretrained_workdir())
+    rows = packed_dialogues(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
+    sums = [loss_sums(base.model, base.params, batch) for batch in single_pass(rows, batch_size=4)]
+    expected = sum(float(s.loss_sum) for s in sums) / sum(float(s.token_count) for s in sums)
+    assert first["eval/heldout/loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_resumed_after_sigterm_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Recorder.add
+
+    def add_and_stop(self: Recorder, step: int, *rest: object, **named: object) -> None:
+        add(self, step, *rest, **named)  # type: ignore[arg-type]
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = runs.sft_config(runs.pretrained_workdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "add", add_and_stop)
+        with pytest.raises(Preempted) as stopped:
+            sft.run(config, tmp_path)
+    assert stopped.value.step == 7
+    assert not (tmp_path / "DONE").exists()
+    sft.run(config, tmp_path)
+    assert without_rates(tmp_path) == without_rates(runs.fine_tuned_workdir())
+    assert_bitwise_equal(load(tmp_path).params, load(runs.fine_tuned_workdir()).params)
+
+
+def first_batch() -> TokenBatch:
+    base = load(runs.pretrained_workdir())
+    rows = packed_dialogues(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
+    return next(single_pass(rows, batch_size=4))
+
+
+def test_only_targets_in_answers_count() -> None:
+    base, batch = load(runs.pretrained_workdir()), first_batch()
+    prompts = (batch.loss_mask_BT == 0) & (batch.segment_ids_BT != 0)
+    assert prompts.any()
+    other = np.where(prompts, (batch.targets_BT + 1) % runs.VOCABULARY, batch.targets_BT)
+    clean, corrupted = (
+        loss_sums(base.model, base.params, b) for b in (batch, batch._replace(targets_BT=other))
+    )
+    assert_bitwise_equal(clean, corrupted)
+    answers = np.where(batch.loss_mask_BT > 0, (batch.targets_BT + 1) % runs.VOCABULARY, batch.targets_BT)
+    changed = loss_sums(base.model, base.params, batch._replace(targets_BT=answers))
+    assert float(changed.loss_sum) != float(clean.loss_sum)
+
+
+def test_counted_targets_are_the_answers_and_their_ends() -> None:
+    base, batch = load(runs.pretrained_workdir()), first_batch()
+    tokenizer = base.require_tokenizer()
+    counted = batch.targets_BT[batch.loss_mask_BT > 0]
+    assert (counted == tokenizer.eos_id).sum() > 0
+    text = tokenizer.decode([int(token) for token in counted])
+    assert "INST" not in text
+    assert "What is" not in text
+
+
+def test_gradient_of_prompt_targets_is_zero() -> None:
+    base, batch = load(runs.pretrained_workdir()), first_batch()
+    empty = batch._replace(loss_mask_BT=np.zeros_like(batch.loss_mask_BT))
+    gradient = jax.grad(lambda params: loss_sums(base.model, params, empty).loss_sum)(base.params)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("{", "malformed JSON"),
+        ({"text": "x"}, "key 'messages' is missing"),
+        ({"messages": GOOD["messages"][:1]}, "last message must be from the assistant"),
+        ({"messages": GOOD["messages"][::-1]}, "roles are assistant, user"),
+        (
+            {"messages": [{"role": "user", "content": "[INST]"}, GOOD["messages"][1]]},
+            "special tags are not allowed",
+        ),
+        ({"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]}, "are empty"),
+    ],
+)
+def test_bad_dialogue_names_file_line_and_reason(tmp_path: Path, bad: object, reason: str) -> None:
+    path = runs.write_lines(tmp_path / "dialogues.jsonl", [GOOD, bad])
+    config = runs.sft_config(runs.pretrained_workdir(), data__dialogues=str(path))
+    with pytest.raises(DataError, match=rf"{path}, line 2: .*{reason}"):
+        sft.run(config, tmp_path / "run")
+
+
+def test_bad_dialogues_are_counted_when_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = runs.write_lines(tmp_path / "dialogues.jsonl", [GOOD, "{", GOOD, {"messages": []}])
+    config = runs.sft_config(runs.pretrained_workdir(), data__on_bad_line="skip")
+    rows = packed_dialogues(str(path), config, load(runs.pretrained_workdir()))
+    assert rows.report.dialogues == 2
+    assert "2 bad record(s) skipped" in caplog.text
+    assert f"{path}, line 4" in caplog.text
+
+
+def test_dialogues_without_anything_to_learn_are_refused(tmp_path: Path) -> None:
+    base = load(runs.pretrained_workdir())
+    question = Message("user", "word " * 200)
+    encoded = encode_dialogue([question, Message("assistant", "Yes.")], base.require_tokenizer())
+    silent = encoded._replace(loss_mask=[0] * len(encoded.tokens))
+    with pytest.raises(DataError, match=r"loss mask is zero in all of 1 dialogue"):
+        sft.PackedDialogues([silent], sequence_length=64, document_mask=False)
+
+
+def test_changed_dialogues_are_not_used_to_continue(tmp_path: Path) -> None:
+    path = runs.write_lines(tmp_path / "dialogues.jsonl", [GOOD] * 3)
+    config = runs.sft_config(
+        runs.pretrained_workdir(), data__dialogues=str(path), data__heldout="", eval__sample_prompts=()
+    )
+    sft.run(config, tmp_path / "run")
+    (tmp_path / "run" / "DONE").unlink()
+    runs.write_lines(path, [GOOD] * 4)
+    with pytest.raises(ConfigError, match="dialogues: "):
+        sft.run(config, tmp_path / "run")
+
+
+def test_row_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    config = runs.sft_config(runs.pretrained_workdir(), data__sequence_length=256)
+    with pytest.raises(ConfigError, match="sequence_length = 256 is beyond the model's context 128"):
+        sft.run(config, tmp_path)
+
+
+def test_empty_init_from_is_refused(tmp_path: Path) -> None:
+    config = runs.sft_config(runs.pretrained_workdir())
+    config.init_from = ""
+    with pytest.raises(ConfigError, match=r"config.init_from is empty"):
+        sft.run(config, tmp_path)

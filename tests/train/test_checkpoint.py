@@ -1,0 +1,247 @@
+import contextlib
+import logging
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import TrainState
+from llama2_jax.train.checkpoint import Checkpointer, CheckpointError, read_meta, read_params, write_params
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import abstract_state, init_state
+from tests.train.tiny_run import MODEL, assert_bitwise_equal, partitioner
+
+
+def state_of(step: int, *, width: int = 8) -> TrainState:
+    generator = np.random.default_rng(step)  # noise: zeros would compress to nothing
+    draw = generator.standard_normal((width, width)).astype(np.float32)
+    return TrainState(
+        step=jnp.array(step, jnp.int32),
+        params={"layer": {"w_DF": jnp.asarray(draw)}, "scale_D": jnp.full((width,), step, jnp.float32)},
+        opt_state={"count": jnp.array(step)},
+        rng=jnp.array([step, 7], jnp.uint32),
+    )
+
+
+def abstract_of(state: TrainState) -> TrainState:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), state)
+
+
+ABSTRACT = abstract_of(state_of(0))
+
+
+def save_steps(workdir: Path, steps: list[int], **options: int) -> list[int]:
+    with contextlib.closing(Checkpointer(workdir, **options)) as checkpointer:
+        for step in steps:
+            checkpointer.save(state_of(step), {"step": step, "name": "test"})
+        checkpointer.wait()
+        return checkpointer.steps()
+
+
+def newest(workdir: Path) -> Path:
+    return max(
+        (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
+
+
+def truncate_largest(checkpoint: Path) -> None:
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def delete_parameters(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "params")
+
+
+def delete_one_file(checkpoint: Path) -> None:
+    next(p for p in sorted((checkpoint / "rest").rglob("*")) if p.is_file() and "ocdbt" in str(p)).unlink()
+
+
+def garble_meta(checkpoint: Path) -> None:
+    (checkpoint / "meta" / "metadata").write_text("{")
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Writes beyond ``num_bytes`` fail, as on a full disk (Python ignores the signal that comes with it)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_state_and_meta_come_back(tmp_path: Path) -> None:
+    save_steps(tmp_path, [3])
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        restored = checkpointer.restore_latest(ABSTRACT)
+    assert restored is not None
+    assert_bitwise_equal(restored.state, state_of(3))
+    assert restored.meta == {"step": 3, "name": "test"}
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        assert checkpointer.restore_latest(ABSTRACT) is None
+
+
+def test_keep_last(tmp_path: Path) -> None:
+    assert save_steps(tmp_path, [1, 2, 3, 4], keep_last=2) == [3, 4]
+
+
+def test_keep_every_besides_the_last(tmp_path: Path) -> None:
+    assert save_steps(tmp_path, [1, 2, 3, 4, 5, 6, 7], keep_last=1, keep_every=3) == [3, 6, 7]
+
+
+def test_saving_a_step_twice_keeps_the_first(tmp_path: Path) -> None:
+    assert save_steps(tmp_path, [1, 1]) == [1]
+
+
+@pytest.mark.parametrize("damage", [truncate_largest, delete_parameters, delete_one_file, garble_meta])
+def test_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, [1, 2])
+    damage(newest(tmp_path))  # type: ignore[operator]
+    with (
+        contextlib.closing(Checkpointer(tmp_path)) as checkpointer,
+        caplog.at_level(logging.ERROR),
+    ):
+        restored = checkpointer.restore_latest(ABSTRACT)
+        assert restored is not None
+        assert_bitwise_equal(restored.state, state_of(1))
+        assert checkpointer.steps() == [1]
+        checkpointer.save(state_of(2), {})  # the step can be saved again
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 2]
+    assert f"checkpoint 2 in {tmp_path / 'checkpoints'} cannot be read" in caplog.text
+    assert (tmp_path / "checkpoints" / "2.broken").is_dir()
+
+
+def test_a_step_can_break_twice(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    for _ in range(2):
+        delete_parameters(newest(tmp_path))
+        with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+            restored = checkpointer.restore_latest(ABSTRACT)
+            assert restored is not None
+            assert int(restored.state.step) == 1
+            checkpointer.save(state_of(2), {})
+
+
+def test_all_broken_names_them(tmp_path: Path) -> None:
+    for step in save_steps(tmp_path, [1, 2]):
+        delete_parameters(tmp_path / "checkpoints" / str(step))
+    with (
+        contextlib.closing(Checkpointer(tmp_path)) as checkpointer,
+        pytest.raises(CheckpointError, match=r"none of the checkpoints \[1, 2\] in .* can be read"),
+    ):
+        checkpointer.restore_latest(ABSTRACT)
+
+
+def test_other_shapes_are_no_damage(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    wider = abstract_of(state_of(0, width=16))
+    with (
+        contextlib.closing(Checkpointer(tmp_path)) as checkpointer,
+        pytest.raises(
+            CheckpointError, match=r"\['w_DF'\]: \(8, 8\) in the checkpoint, \(16, 16\) by the config"
+        ),
+    ):
+        checkpointer.restore_latest(wider)
+    assert newest(tmp_path).name == "2"
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_full_disk_names_and_keeps_the_last_good_checkpoint(tmp_path: Path, keep_last: int) -> None:
+    checkpointer = Checkpointer(tmp_path, keep_last=keep_last)
+    good = state_of(1, width=1024)
+    checkpointer.save(good, {})
+    checkpointer.wait()
+    with largest_file(2**20):
+        checkpointer.save(state_of(2, width=1024), {})
+        # the write runs in the background: it fails when the next save, or the end, waits for it
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint of step 2 .* failed .* last good one is step 1; free"
+        ):
+            checkpointer.save(state_of(3, width=1024), {})
+    with contextlib.closing(Checkpointer(tmp_path, keep_last=keep_last)) as again:
+        assert again.steps() == [1]
+        restored = again.restore_latest(abstract_of(good))
+    assert restored is not None
+    assert_bitwise_equal(restored.state, good)
+
+
+def test_full_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    with largest_file(2**20):
+        checkpointer.save(state_of(1, width=1024), {})
+        with pytest.raises(CheckpointError, match="step 1 .* there is no earlier one"):
+            checkpointer.wait()
+
+
+def test_reading_parameters_alone(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    assert read_meta(tmp_path) == (2, {"step": 2, "name": "test"})
+    assert read_meta(tmp_path, 1)[0] == 1
+    assert_bitwise_equal(read_params(tmp_path, ABSTRACT.params), state_of(2).params)
+    assert_bitwise_equal(read_params(tmp_path, ABSTRACT.params, 1), state_of(1).params)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; it has \[1, 2\]"):
+        read_meta(tmp_path, 9)
+
+
+def test_reading_a_damaged_checkpoint_names_it(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    truncate_largest(newest(tmp_path) / "params")
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read"):
+        read_params(tmp_path, ABSTRACT.params)
+    garble_meta(newest(tmp_path))
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read"):
+        read_meta(tmp_path)
+
+
+def test_reading_nothing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        read_meta(tmp_path)
+
+
+def test_written_parameters_keep_their_dtypes(tmp_path: Path) -> None:
+    params = {"w_DF": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "scale_D": jnp.ones(2, jnp.float32)}
+    write_params(tmp_path, params, {})
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=one), params)
+    assert_bitwise_equal(read_params(tmp_path, shapes), params)
+
+
+def restore_on(workdir: Path, part: Partitioner) -> TrainState:
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        restored = checkpointer.restore_latest(abstract_state(Transformer(MODEL, part), optimizer, part))
+    assert restored is not None
+    return restored.state
+
+
+def test_restores_on_another_mesh_bit_for_bit(tmp_path: Path) -> None:
+    fsdp = partitioner("fsdp", fsdp=8)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
+    state = init_state(Transformer(MODEL, fsdp), optimizer, fsdp, seed=0)
+    assert len(state.params["embedding_VD"].sharding.device_set) == 8
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(state, {})
+    for part in (partitioner("single"), partitioner("fsdp_tensor", fsdp=4, tensor=2)):
+        restored = restore_on(tmp_path, part)
+        assert_bitwise_equal(restored, state)
+        moments = restored.opt_state[1][0].mu["embedding_VD"]
+        for leaf in (restored.params["embedding_VD"], moments):
+            assert leaf.sharding.mesh.shape == part.mesh.shape
+            assert leaf.sharding.spec == part.tree(restored.params)["embedding_VD"].spec

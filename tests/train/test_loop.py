@@ -1,0 +1,282 @@
+import dataclasses
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.structs import TokenBatch, TrainState
+from llama2_jax.train.checkpoint import CheckpointError, read_meta
+from llama2_jax.train.loop import EXIT_PREEMPTED, Preempted, TrainConfig, train
+from llama2_jax.train.metrics import NonFiniteError, read_metrics
+from llama2_jax.train.optimizer import OptimizerConfig, learning_rate
+from tests.train.tiny_run import (
+    BATCH,
+    LENGTH,
+    RATES,
+    assert_bitwise_equal,
+    batch,
+    batches,
+    make_config,
+    make_run,
+    without_rates,
+)
+
+Batches = Callable[[int], Iterator[TokenBatch]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    return workdir, train(make_run(), make_config(), workdir)
+
+
+def batches_with(event: Callable[[], Any], *, before_step: int) -> Batches:
+    """The usual batches; ``event`` happens when the batch of update ``before_step`` is asked for."""
+
+    def generate(start: int) -> Iterator[TokenBatch]:
+        for step in range(start, 10**6):
+            if step + 1 == before_step:
+                event()
+            yield batch(step)
+
+    return generate
+
+
+def poisoned(at_step: int) -> Batches:
+    """The usual batches, but that of update ``at_step`` gives an infinite loss."""
+
+    def generate(start: int) -> Iterator[TokenBatch]:
+        for step in range(start, 10**6):
+            bad = np.full((BATCH, LENGTH), np.inf, np.float32)
+            yield batch(step)._replace(loss_mask_BT=bad) if step + 1 == at_step else batch(step)
+
+    return generate
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def crash() -> None:
+    raise RuntimeError("the machine is gone")
+
+
+def test_metrics_of_every_step(uninterrupted: tuple[Path, TrainState]) -> None:
+    updates = [line for line in read_metrics(uninterrupted[0]) if "train/loss" in line]
+    assert [line["step"] for line in updates] == list(range(1, 13))
+    per_batch = BATCH // 2 * LENGTH + BATCH // 2 * (LENGTH - 2)
+    for line in updates:
+        assert line["train/tokens_seen"] == line["step"] * per_batch
+        assert line["train/tokens"] == per_batch
+        assert line["train/loss"] > 0
+        assert line["train/grad_norm"] > 0
+        expected = learning_rate(line["step"] - 1, make_run().optimizer, num_steps=12)
+        assert line["train/learning_rate"] == float(expected)
+
+
+def test_rates_only_on_log_steps_and_never_with_compilation(
+    uninterrupted: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    for name in RATES:
+        timed = [line["step"] for line in read_metrics(uninterrupted[0]) if name in line]
+        assert timed == [3, 6, 9, 12]
+    train(make_run(), make_config(num_steps=3, log_every_steps=1), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path) if RATES[0] in line] == [2, 3]
+
+
+def test_both_mfu_conventions_differ_by_half_the_attention(uninterrupted: tuple[Path, TrainState]) -> None:
+    line = next(line for line in read_metrics(uninterrupted[0]) if RATES[0] in line)
+    attention = 12 * 1 * LENGTH * 2 * 8
+    difference = line["train/mfu_full_no_embed"] - line["train/mfu_causal_no_embed"]
+    assert difference == pytest.approx(line["train/tokens_per_sec"] * attention / 2 / 1e12, rel=1e-6)
+
+
+def test_evaluations_before_the_first_and_after_the_last_update(
+    uninterrupted: tuple[Path, TrainState],
+) -> None:
+    steps = [line["step"] for line in read_metrics(uninterrupted[0]) if "eval/heldout/loss" in line]
+    assert steps == [0, 12]
+
+
+def test_tensorboard_events_are_written(uninterrupted: tuple[Path, TrainState]) -> None:
+    events = list((uninterrupted[0] / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(events) == 1
+    assert b"train/loss" in events[0].read_bytes()
+
+
+def test_plain_progress_lines_when_stderr_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(make_run(), make_config(num_steps=4, log_every_steps=2), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("test step 2/4  loss ") for line in lines)
+    assert any(
+        line.startswith("test step 4/4  loss ") and "tok/s" in line and "MFU" in line for line in lines
+    )
+    assert any(line.startswith("test step 0: eval/heldout/loss") for line in lines)
+
+
+def test_crashed_run_continues_bit_for_bit(uninterrupted: tuple[Path, TrainState], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        train(make_run(batches=batches_with(crash, before_step=8)), make_config(), tmp_path)
+    assert checkpoint_steps(tmp_path) == [4]
+    state = train(make_run(), make_config(), tmp_path)
+    assert_bitwise_equal(state, uninterrupted[1])
+    assert without_rates(tmp_path) == without_rates(uninterrupted[0])
+    assert read_meta(tmp_path)[1] == read_meta(uninterrupted[0])[1]
+
+
+def test_run_that_crashed_before_its_first_checkpoint_writes_no_line_twice(
+    uninterrupted: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        train(make_run(batches=batches_with(crash, before_step=3)), make_config(), tmp_path)
+    train(make_run(), make_config(), tmp_path)
+    assert without_rates(tmp_path) == without_rates(uninterrupted[0])
+
+
+def test_sigterm_saves_and_continues_bit_for_bit(
+    uninterrupted: tuple[Path, TrainState], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    with caplog.at_level(logging.WARNING), pytest.raises(Preempted) as stopped:
+        train(make_run(batches=batches_with(terminate, before_step=6)), make_config(), tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is previous
+    assert stopped.value.code == EXIT_PREEMPTED == 75
+    assert stopped.value.step == 6
+    assert "stopped by SIGTERM after step 6" in caplog.text
+    assert checkpoint_steps(tmp_path) == [4, 6]
+    state = train(make_run(), make_config(), tmp_path)
+    assert_bitwise_equal(state, uninterrupted[1])
+    assert without_rates(tmp_path) == without_rates(uninterrupted[0])
+
+
+def test_finished_run_returns_its_state_without_training(
+    uninterrupted: tuple[Path, TrainState],
+) -> None:
+    before = (uninterrupted[0] / "metrics.jsonl").read_bytes()
+    state = train(make_run(batches=batches_with(crash, before_step=13)), make_config(), uninterrupted[0])
+    assert_bitwise_equal(state, uninterrupted[1])
+    assert (uninterrupted[0] / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("bad_step", [6, 8])  # between checkpoints, and at one
+def test_infinite_loss_names_metric_step_and_last_good_checkpoint(tmp_path: Path, bad_step: int) -> None:
+    with pytest.raises(NonFiniteError) as stopped:
+        train(make_run(batches=poisoned(bad_step)), make_config(), tmp_path)
+    message = str(stopped.value)
+    assert re.search(rf"train/loss is (nan|inf)\b.* at step {bad_step};", message)
+    assert f"last good checkpoint: step 4 in {tmp_path}" in message
+    assert checkpoint_steps(tmp_path) == [4]
+    assert [line["step"] for line in read_metrics(tmp_path) if "train/loss" in line] == list(
+        range(1, bad_step)
+    )
+
+
+def test_infinite_loss_at_an_evaluated_step_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="last good checkpoint: step 4 in"):
+        train(make_run(batches=poisoned(6)), make_config(eval_every_steps=3), tmp_path)
+
+
+def test_parameters_that_overflow_are_never_saved(tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(learning_rate=3e38, warmup_steps=0)
+    with pytest.raises(
+        NonFiniteError, match="train/param_norm is (inf|nan) at step 1; last good checkpoint: none"
+    ):
+        train(make_run(optimizer=optimizer), make_config(checkpoint_every_steps=1), tmp_path)
+    assert checkpoint_steps(tmp_path) == []
+
+
+def test_after_a_non_finite_stop_the_run_continues_from_the_last_good_checkpoint(
+    uninterrupted: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    with pytest.raises(NonFiniteError):
+        train(make_run(batches=poisoned(10)), make_config(), tmp_path)
+    state = train(make_run(), make_config(), tmp_path)
+    assert_bitwise_equal(state, uninterrupted[1])
+
+
+def test_profile_writes_a_trace(tmp_path: Path) -> None:
+    train(make_run(), make_config(num_steps=4, profile_steps="1:3"), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_profile_range_entered_by_a_resumed_run_and_left_by_the_end(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        train(make_run(batches=batches_with(crash, before_step=6)), make_config(), tmp_path)
+    train(make_run(), make_config(num_steps=12, profile_steps="2:6"), tmp_path)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    unfinished = tmp_path / "unfinished"
+    train(make_run(), make_config(num_steps=3, profile_steps="2:100"), unfinished)
+    assert list((unfinished / "profile").rglob("*.xplane.pb"))
+
+
+def test_other_tokenizer_or_data_than_the_checkpoints_is_refused(
+    uninterrupted: tuple[Path, TrainState],
+) -> None:
+    other = make_run(meta={"tokenizer_hash": "xyz"})
+    with pytest.raises(ConfigError, match="tokenizer_hash: 'abc' -> 'xyz'"):
+        train(other, make_config(), uninterrupted[0])
+    train(other, make_config(accept_changed_config=True), uninterrupted[0])
+
+
+def test_model_of_other_shape_is_refused_and_nothing_is_set_aside(
+    uninterrupted: tuple[Path, TrainState],
+) -> None:
+    run = make_run()
+    wider = dataclasses.replace(run.model.config, feed_forward_width=48)
+    run = dataclasses.replace(run, model=type(run.model)(wider, run.partitioner))
+    with pytest.raises(
+        CheckpointError, match=r"w_gate_DF.*\(1, 16, 32\) in the checkpoint, \(1, 16, 48\) by"
+    ):
+        train(run, make_config(accept_changed_config=True), uninterrupted[0])
+    assert checkpoint_steps(uninterrupted[0]) == [8, 12]
+
+
+def test_batch_size_must_fit_accumulation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size = 8 is not divisible by 3"):
+        train(make_run(), make_config(accumulation_steps=3), tmp_path)
+
+
+def test_spikes_of_the_loss_are_kept_over_a_restart(tmp_path: Path) -> None:
+    def spike_at_25(start: int) -> Iterator[TokenBatch]:
+        for step in range(start, 10**6):
+            yield batch(1 if step == 24 else 0)  # at this learning rate the same batch keeps its loss
+
+    run = make_run(batches=spike_at_25, optimizer=OptimizerConfig(learning_rate=1e-9))
+    train(run, make_config(num_steps=26, checkpoint_every_steps=26), tmp_path)
+    assert [step for step, _ in read_meta(tmp_path)[1]["loss_spikes"]] == [25]
+    train(run, make_config(num_steps=28, checkpoint_every_steps=28), tmp_path)
+    assert [step for step, _ in read_meta(tmp_path)[1]["loss_spikes"]] == [25]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "train.num_steps = 0 must be positive"),
+        ({"keep_last": 0}, "train.keep_last = 0 must be positive"),
+        ({"profile_steps": "5"}, "must be FIRST:LAST"),
+        ({"profile_steps": "5:5"}, "must be FIRST:LAST"),
+    ],
+)
+def test_train_config_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{"num_steps": 1, **changes})
+
+
+def test_batches_start_at_the_step(tmp_path: Path) -> None:
+    """The fixture itself: a batch depends on its number only."""
+    first, second = batches(3), batches(4)
+    next(first)
+    assert_bitwise_equal(jax.tree.map(np.asarray, next(first)), jax.tree.map(np.asarray, next(second)))
