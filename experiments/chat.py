@@ -19,15 +19,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
-)
-_SYSTEM = flags.DEFINE_string("system", "", "System prompt.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds one.")
-
 
 class Conversation:
     """Messages so far, and what fits of them."""
@@ -92,17 +83,17 @@ class Conversation:
                 return ids
             if len(messages) == 1:
                 raise PromptError(
-                    f"the message takes {len(ids)} tokens; the model's context is {context} and {room} are kept "
-                    "for the answer. Send a shorter one"
+                    f"the message takes {len(ids)} tokens; the model's context is {context} and {room} are "
+                    "kept for the answer. Send a shorter one"
                 )
             del messages[:2]
 
 
 def main() -> None:
     """Read lines, print answers."""
-    loaded = load(_CHECKPOINT.value)
-    sampling = SamplingConfig(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value)
-    conversation = Conversation(loaded, sampling, system=_SYSTEM.value, seed=_SEED.value)
+    loaded = load(flags.FLAGS.checkpoint)
+    sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
+    conversation = Conversation(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
     print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")
     while True:
         try:
@@ -131,6 +122,12 @@ def _print_answer(conversation: Conversation, text: str) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    flags.DEFINE_string("system", "", "System prompt.")
+    flags.DEFINE_integer("max_new_tokens", 256, "Longest answer.")
+    flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
+    flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
+    flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds one.")
     flags.mark_flags_as_required(["checkpoint"])
     launch(main)

@@ -11,18 +11,19 @@ from llama2_jax.launch import launch
 from llama2_jax.model.config import parameter_count
 from llama2_jax.pretrained import FORMATS, convert
 
-_FROM = flags.DEFINE_string("from", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
-_TO = flags.DEFINE_string("to", None, "Folder to write; must not exist or be empty.")
-_FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "What to write.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Cast the weights first.")
-
 
 def main() -> None:
     """Load and write."""
-    loaded = convert(_FROM.value, _TO.value, output_format=_FORMAT.value, dtype=_DTYPE.value)
-    print(f"{loaded.source} -> {_TO.value} ({_FORMAT.value}), {parameter_count(loaded.config):,} parameters")
+    given = flags.FLAGS
+    loaded = convert(given["from"].value, given.to, output_format=given.format, dtype=given.dtype)
+    size = f"{parameter_count(loaded.config):,} parameters"
+    print(f"{loaded.source} -> {given.to} ({given.format}), {size}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    flags.DEFINE_string("from", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    flags.DEFINE_string("to", None, "Folder to write; must not exist or be empty.")
+    flags.DEFINE_enum("format", "huggingface", FORMATS, "What to write.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Cast the weights first.")
     flags.mark_flags_as_required(["from", "to"])
     launch(main)

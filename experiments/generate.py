@@ -21,26 +21,17 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
-)
-_INPUT = flags.DEFINE_string("input", None, "JSONL of prompts.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows decoded together.", lower_bound=1)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest completion.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "0 is off.")
-_SEED = flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
-
 
 def main() -> None:
     """Read, complete, write."""
-    rows = read_rows(_INPUT.value)
-    loaded = load(_CHECKPOINT.value)
-    sampling = SamplingConfig(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, _TOP_K.value)
+    rows = read_rows(flags.FLAGS.input)
+    loaded = load(flags.FLAGS.checkpoint)
+    sampling = SamplingConfig(
+        flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.top_k
+    )
     write_rows(
-        _OUTPUT.value, complete_rows(loaded, rows, sampling, batch_size=_BATCH_SIZE.value, seed=_SEED.value)
+        flags.FLAGS.output,
+        complete_rows(loaded, rows, sampling, batch_size=flags.FLAGS.batch_size, seed=flags.FLAGS.seed),
     )
 
 
@@ -92,6 +83,15 @@ def _stop_ids(loaded: LoadedModel) -> tuple[int, ...]:
     return stop_ids(loaded.tokenizer, loaded.template) if loaded.tokenizer is not None else ()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    flags.DEFINE_string("input", None, "JSONL of prompts.")
+    flags.DEFINE_string("output", None, "JSONL to write.")
+    flags.DEFINE_integer("batch_size", 8, "Rows decoded together.", lower_bound=1)
+    flags.DEFINE_integer("max_new_tokens", 256, "Longest completion.")
+    flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
+    flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
+    flags.DEFINE_integer("top_k", 0, "0 is off.")
+    flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
     launch(main)

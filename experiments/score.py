@@ -20,18 +20,13 @@ from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file."
-)
-_INPUT = flags.DEFINE_string("input", None, "JSONL to score.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSONL to write.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
-
 
 def main() -> None:
     """Read, score, write."""
-    rows = read_rows(_INPUT.value)
-    write_rows(_OUTPUT.value, score_rows(load(_CHECKPOINT.value), rows, batch_size=_BATCH_SIZE.value))
+    rows = read_rows(flags.FLAGS.input)
+    write_rows(
+        flags.FLAGS.output, score_rows(load(flags.FLAGS.checkpoint), rows, batch_size=flags.FLAGS.batch_size)
+    )
 
 
 def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
@@ -73,6 +68,10 @@ def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: l
     return result
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    flags.DEFINE_string("input", None, "JSONL to score.")
+    flags.DEFINE_string("output", None, "JSONL to write.")
+    flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
     launch(main)

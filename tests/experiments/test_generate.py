@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.generate import complete_rows, prompt_ids
+from experiments.jsonl import read_rows, write_rows
+from experiments.score import score_rows
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.generate.decode import PromptError
+from llama2_jax.generate.sampling import SamplingConfig
+from tests.experiments import runs
+
+GREEDY = SamplingConfig(max_new_tokens=12, temperature=0.0)
+ROWS = [
+    {"id": "a", "prompt": "The small model"},
+    {"id": "b", "tokens": [1, 20, 30]},
+    {"id": "c", "messages": [{"role": "user", "content": "What is a token?"}]},
+    {"id": "d", "prompt": ""},
+    {"id": "e", "prompt": "The patient teacher explains a longer story after the rain."},
+]
+
+
+def complete(
+    rows: list[dict], sampling: SamplingConfig = GREEDY, *, batch_size: int = 2, seed: int = 0
+) -> list[dict]:
+    return complete_rows(runs.chat_model(), rows, sampling, batch_size=batch_size, seed=seed)
+
+
+def test_every_row_comes_back_in_order_with_its_completion() -> None:
+    results = complete(ROWS)
+    assert [row["id"] for row in results] == ["a", "b", "c", "d", "e"]
+    for given, row in zip(ROWS, results, strict=True):
+        assert given.items() <= row.items()
+        assert isinstance(row["completion"], str)
+        assert 1 <= len(row["completion_tokens"]) <= 12
+        assert row["stopped"] == (row["completion_tokens"][-1] == 2)
+        assert len(row["logprobs"]) == len(row["completion_tokens"])
+
+
+def test_rows_are_turned_into_the_tokens_they_describe() -> None:
+    loaded = runs.chat_model()
+    tokenizer = loaded.require_tokenizer()
+    ids = [prompt_ids(row, loaded, where="row") for row in ROWS]
+    assert ids[0] == tokenizer.encode("The small model", bos=True)
+    assert ids[1] == [1, 20, 30]
+    assert ids[2] == encode_prompt([Message("user", "What is a token?")], tokenizer, loaded.template)
+    assert ids[3] == [tokenizer.bos_id]
+
+
+def test_logprobs_are_those_that_score_gives() -> None:
+    loaded = runs.chat_model()
+    prompts = [prompt_ids(row, loaded, where="row") for row in ROWS]
+    results = complete(ROWS, SamplingConfig(max_new_tokens=8, temperature=1.0), seed=3)
+    joined = [
+        {"tokens": prompt + row["completion_tokens"]} for prompt, row in zip(prompts, results, strict=True)
+    ]
+    scored = score_rows(loaded, joined, batch_size=4)
+    for prompt, row, score in zip(prompts, results, scored, strict=True):
+        assert row["logprobs"] == pytest.approx(score["logprobs"][len(prompt) :], abs=1e-4)
+
+
+def test_greedy_takes_the_most_likely_token() -> None:
+    (row,) = complete(ROWS[:1], batch_size=1)
+    ids = prompt_ids(ROWS[0], runs.chat_model(), where="row")
+    loaded = runs.chat_model()
+    logits = loaded.model.apply({"params": loaded.params}, np.array([ids], np.int32)).logits_BTV
+    assert row["completion_tokens"][0] == int(logits[0, -1].argmax())
+
+
+def test_sampled_row_depends_on_its_seed_and_not_on_its_batch() -> None:
+    sampling = SamplingConfig(max_new_tokens=8, temperature=1.0)
+    together = complete(ROWS, sampling, batch_size=5, seed=7)
+    in_pairs = complete(ROWS, sampling, batch_size=2, seed=7)
+    other_seed = complete(ROWS, sampling, batch_size=5, seed=8)
+    tokens = [[row["completion_tokens"] for row in rows] for rows in (together, in_pairs, other_seed)]
+    assert tokens[0] == tokens[1]
+    assert tokens[0] != tokens[2]
+
+
+def test_completion_leaves_the_stop_token_out() -> None:
+    tokenizer = runs.chat_model().require_tokenizer()
+    results = complete([ROWS[2]] * 4, SamplingConfig(max_new_tokens=60, temperature=1.0), batch_size=4)
+    stopped = [row for row in results if row["stopped"]]
+    assert stopped, "the fine-tuned model is expected to end an answer now and then"
+    for row in stopped:
+        assert row["completion"] == tokenizer.decode(row["completion_tokens"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "row 1 has none of 'prompt', 'tokens', 'messages'; it has text"),
+        ({"prompt": 3}, "row 1: 'prompt' must be text, it is int"),
+        ({"tokens": [1, "2"]}, "row 1: 'tokens' must be a list of whole numbers"),
+        ({"tokens": [1, 340]}, "prompt 1 has token id 340"),
+        ({"tokens": []}, "prompt 1 is empty"),
+        ({"tokens": [1] * 128}, "prompt 1 has 128 tokens, the model's context is 128"),
+        ({"messages": "hi"}, "row 1: 'messages' is str, not a list"),
+        ({"messages": [{"role": "user"}]}, "row 1: message 0 has no 'content' text"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "row 1: roles are assistant"),
+        ({"messages": [{"role": "user", "content": "<<SYS>>"}]}, "row 1: Error: special tags"),
+    ],
+)
+def test_bad_row_is_named(row: dict, message: str) -> None:
+    with pytest.raises((ConfigError, PromptError), match=message):
+        complete([ROWS[0], row])
+
+
+def test_programme_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    source = runs.write_lines(tmp_path / "in.jsonl", ROWS)
+    arguments = [
+        f"--checkpoint={runs.fine_tuned_workdir()}", f"--input={source}", f"--output={output}",
+        "--temperature=0", "--max_new_tokens=12", "--batch_size=2",
+    ]  # fmt: skip
+    result = runs.run_program("experiments.generate", *arguments)
+    assert result.returncode == 0, result.stderr
+    expected = complete(ROWS)
+    assert [r["completion_tokens"] for r in runs.read_lines(output)] == [
+        r["completion_tokens"] for r in expected
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_rows_that_fail_to_serialise_leave_the_old_output(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    write_rows(str(output), [{"a": 1}])
+    with pytest.raises(TypeError):
+        write_rows(str(output), [{"a": 2}, {"a": object()}])
+    assert runs.read_lines(output) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["{}", "[1]"], r"in.jsonl:2: a row must be a JSON object, not list"),
+        (["{}", "", '{"a": '], r"in.jsonl:3: "),
+        ([""], "in.jsonl has no rows"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = runs.write_lines(tmp_path / "in.jsonl", lines)
+    with pytest.raises(ConfigError, match=message):
+        read_rows(str(path))

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.score import encode_pair, score_rows
+from llama2_jax.config import ConfigError
+from llama2_jax.generate.decode import PromptError
+from tests.experiments import runs
+
+ROWS = [
+    {"tokens": [1, 20, 30, 40, 50]},
+    {"prompt": "The small model", "completion": " reads a letter."},
+    {"tokens": [7]},
+    {"prompt": "What is a token?", "completion": "A token is a piece of text, often part of a word."},
+    {"tokens": list(range(3, 103))},
+]
+
+
+def by_hand(ids: list[int]) -> list[float]:
+    """log softmax of a full forward pass of this row alone."""
+    loaded = runs.chat_model()
+    output = loaded.model.apply({"params": loaded.params}, jnp.asarray([ids], jnp.int32))
+    logprobs_TV = np.asarray(jax.nn.log_softmax(output.logits_BTV[0]), np.float64)
+    return [logprobs_TV[t - 1, ids[t]] for t in range(1, len(ids))]
+
+
+def test_logprobs_are_those_of_a_full_forward_pass() -> None:
+    for row in score_rows(runs.chat_model(), ROWS, batch_size=2):
+        expected = by_hand(row["tokens"])
+        assert row["logprobs"][0] is None
+        assert row["logprobs"][1:] == pytest.approx(expected, abs=1e-5)
+        assert row["sum"] == pytest.approx(sum(expected), abs=1e-3)
+
+
+def test_rows_come_back_in_order_with_what_they_had() -> None:
+    scored = score_rows(runs.chat_model(), [{**row, "id": i} for i, row in enumerate(ROWS)], batch_size=2)
+    assert [row["id"] for row in scored] == [0, 1, 2, 3, 4]
+    assert scored[1]["prompt"] == ROWS[1]["prompt"]
+    assert scored[0]["tokens"] == ROWS[0]["tokens"]
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_a_row_scores_the_same_alone_and_in_a_batch(batch_size: int) -> None:
+    loaded = runs.chat_model()
+    together = score_rows(loaded, ROWS, batch_size=batch_size)
+    for row, scored in zip(ROWS, together, strict=True):
+        (alone,) = score_rows(loaded, [row], batch_size=1)
+        assert scored["logprobs"][1:] == pytest.approx(alone["logprobs"][1:], abs=1e-5)
+
+
+def test_completion_sum_covers_the_completion_only() -> None:
+    loaded = runs.chat_model()
+    (row,) = score_rows(loaded, [ROWS[1]], batch_size=1)
+    prompt = loaded.require_tokenizer().encode("The small model", bos=True)
+    assert row["tokens"][: len(prompt)] == prompt
+    assert row["completion_tokens"] == len(row["tokens"]) - len(prompt)
+    assert row["completion_sum"] == pytest.approx(sum(row["logprobs"][len(prompt) :]), abs=1e-6)
+
+
+def test_space_at_the_end_of_a_prompt_belongs_to_the_completion() -> None:
+    tokenizer = runs.chat_model().require_tokenizer()
+    assert encode_pair("The model ", "reads", tokenizer) == encode_pair("The model", " reads", tokenizer)
+
+
+def test_empty_completion_and_empty_prompt() -> None:
+    empty, whole = score_rows(
+        runs.chat_model(),
+        [{"prompt": "The model", "completion": ""}, {"prompt": "", "completion": "The model"}],
+        batch_size=2,
+    )
+    assert (empty["completion_sum"], empty["completion_tokens"]) == (0.0, 0)
+    assert whole["completion_sum"] == pytest.approx(whole["sum"])
+    assert whole["completion_tokens"] == len(whole["tokens"]) - 1
+
+
+def test_null_byte_is_scored_like_any_other_byte() -> None:
+    (row,) = score_rows(runs.chat_model(), [{"prompt": "a\x00b", "completion": "\x00"}], batch_size=1)
+    tokenizer = runs.chat_model().require_tokenizer()
+    assert tokenizer.decode(row["tokens"]) == "a\x00b\x00"
+    assert row["completion_tokens"] == 1
+    assert all(np.isfinite(row["logprobs"][1:]))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"tokens": [1, runs.VOCABULARY]},
+            r"row 1 has token id 340, outside the model's vocabulary 0\.\.339",
+        ),
+        ({"tokens": [1, -1]}, "row 1 has token id -1"),
+        ({"tokens": []}, "row 1 has no tokens"),
+        ({"tokens": [1] * 129}, "row 1 has 129 tokens, the model's context is 128"),
+        ({"tokens": [1, 2.5]}, "row 1: 'tokens' must be a list of whole numbers"),
+        ({"tokens": "12"}, "row 1: 'tokens' must be a list of whole numbers"),
+        ({"prompt": "x"}, "row 1 needs 'tokens', or 'prompt' and 'completion'; it has prompt"),
+        ({"prompt": "x", "completion": None}, "row 1: 'completion' must be text, it is NoneType"),
+        ({}, "row 1 needs .* it has nothing"),
+    ],
+)
+def test_bad_row_is_named(row: dict, message: str) -> None:
+    with pytest.raises((ConfigError, PromptError), match=message):
+        score_rows(runs.chat_model(), [ROWS[0], row], batch_size=2)
+
+
+def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
+    model, output = str(runs.fine_tuned_workdir()), tmp_path / "out" / "scores.jsonl"
+    source = runs.write_lines(tmp_path / "in.jsonl", ROWS)
+    arguments = [f"--checkpoint={model}", f"--input={source}", f"--output={output}"]
+    result = runs.run_program("experiments.score", *arguments)
+    assert result.returncode == 0, result.stderr
+    scored = runs.read_lines(output)
+    expected = score_rows(runs.chat_model(), ROWS, batch_size=8)
+    assert [row["tokens"] for row in scored] == [row["tokens"] for row in expected]
+    assert [row["sum"] for row in scored] == pytest.approx([row["sum"] for row in expected], abs=1e-4)
+    before = output.read_bytes()
+    runs.write_lines(source, [ROWS[0], "no json"])
+    result = runs.run_program("experiments.score", *arguments)
+    assert result.returncode == 2
+    assert f"error: {source}:2: " in result.stderr
+    assert output.read_bytes() == before
