@@ -15,7 +15,7 @@ from llama2_jax.pretrained import FORMATS, convert
 def main() -> None:
     """Load and write."""
     given = flags.FLAGS
-    loaded = convert(given["from"].value, given.to, output_format=given.format, dtype=given.dtype)
+    loaded = convert(getattr(given, "from"), given.to, output_format=given.format, dtype=given.dtype)
     size = f"{parameter_count(loaded.config):,} parameters"
     print(f"{loaded.source} -> {given.to} ({given.format}), {size}")
 

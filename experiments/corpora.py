@@ -30,8 +30,8 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
         for name, source in data.sources.items():
             require(
                 not (Path(source.path) / MANIFEST).is_file(),
-                f"config.data.sources.{name}.path = {source.path} is tokenised already; set config.data.tokenizer "
-                "to the tokenizer it was made with",
+                f"config.data.sources.{name}.path = {source.path} is tokenised already; "
+                "set config.data.tokenizer to the tokenizer it was made with",
             )
         paths = [path for source in data.sources.values() for path in _raw_files(source.path)]
         texts = read_documents(paths, on_bad_line=data.on_bad_line)
@@ -70,8 +70,8 @@ def _open(path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_l
 def _raw_files(path: str) -> list[Path]:
     if not path:
         raise ConfigError(
-            "the path of a source in config.data.sources is empty; set it to text files or to a folder made by "
-            "`python -m tools.tokenize_corpus`"
+            "the path of a source in config.data.sources is empty; set it to text files or to a folder made "
+            "by `python -m tools.tokenize_corpus`"
         )
     files = expand_paths(path)
     if jax.process_count() > 1:

@@ -41,7 +41,8 @@ class LoadedModel(NamedTuple):
         """The tokenizer. Raises ``ConfigError`` if the checkpoint came without one."""
         if self.tokenizer is None:
             raise ConfigError(
-                f"{self.source} has no tokenizer; put its tokenizer.model or tokenizer.json beside the weights"
+                f"{self.source} has no tokenizer; "
+                "put its tokenizer.model or tokenizer.json beside the weights"
             )
         return self.tokenizer
 
@@ -142,8 +143,9 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
     tokenizer = load_tokenizer(folder) if folder.is_dir() else None
     if tokenizer is not None and tokenizer.content_hash != meta["tokenizer_hash"]:
         raise ConfigError(
-            f"the tokenizer in {folder} (sha256 {tokenizer.content_hash[:12]}...) is not the one the checkpoint "
-            f"of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); restore that file"
+            f"the tokenizer in {folder} (sha256 {tokenizer.content_hash[:12]}...) is not the one the "
+            f"checkpoint of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); "
+            "restore that file"
         )
     shapes = abstract_params(config)
     abstract = jax.tree.map(

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from llama2_jax.config import changes
 from llama2_jax.structs import Params, TrainState
 
 
@@ -132,19 +133,12 @@ class Checkpointer:
             stored = stored_params(self.folder / str(step))
         except Exception:  # damaged: the caller sets it aside
             return
-        found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(stored)}
-        wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
-        differ = [
-            f"{name}: {found.get(name, '(absent)')} in the checkpoint, {wanted.get(name, '(absent)')} by the config"
-            for name in sorted(found | wanted)
-            if found.get(name) != wanted.get(name)
-        ]
-        if differ:
+        lines = changes(*(jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (stored, params)))
+        if lines:
             raise CheckpointError(
-                f"checkpoint {step} in {self.folder} is of a model of other shapes:\n  "
-                + "\n  ".join(differ)
-                + "\n"
-                "undo the change of config.model, or use another workdir"
+                f"checkpoint {step} in {self.folder} is of a model of other shapes (its own -> the config's):"
+                + "".join(f"\n  {line}" for line in lines)
+                + "\nundo the change of config.model, or use another workdir"
             )
 
     def _set_aside(self, step: int) -> None:
@@ -154,7 +148,7 @@ class Checkpointer:
         self._manager.reload()
 
     def _write_error(self, error: Exception) -> CheckpointError:
-        on_disk = sorted(self._manager.all_steps(read=True))  # the manager has forgotten what it was to delete
+        on_disk = sorted(self._manager.all_steps(read=True))  # incl. what it meant to delete after this save
         good = [known for known in on_disk if known != self._saving]
         kept = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
         at = "" if self._saving is None else f" of step {self._saving}"

@@ -154,15 +154,15 @@ def _check_origin(run: TrainRun, config: TrainConfig, restored: Restored, folder
     """Refuse to continue with another tokenizer or other data than the checkpoint was made with."""
     stored = {key: restored.meta.get(key) for key in run.meta}
     lines = changes(stored, to_plain(run.meta))
-    for line in lines:
-        logging.warning("continuing with changed %s", line)
     require(
         not lines or config.accept_changed_config,
-        f"the checkpoint of step {int(restored.state.step)} in {folder} was made with something else:\n  "
-        + "\n  ".join(lines)
-        + "\n"
-        "use another --workdir, undo the change, or continue with it by --config.train.accept_changed_config=True",
+        f"the checkpoint of step {int(restored.state.step)} in {folder} was made with something else:"
+        + "".join(f"\n  {line}" for line in lines)
+        + "\nuse another --workdir, undo the change, or continue with it by "
+        "--config.train.accept_changed_config=True",
     )
+    for line in lines:
+        logging.warning("continuing with changed %s", line)
 
 
 def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:
