@@ -175,6 +175,8 @@ def test_full_disk_names_and_keeps_the_last_good_checkpoint(tmp_path: Path, keep
     with contextlib.closing(Checkpointer(tmp_path, keep_last=keep_last)) as again:
         assert again.steps() == [1]
         restored = again.restore_latest(abstract_of(good))
+        left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+        assert left == ["1"], "the half-written one still takes space"
     assert restored is not None
     assert_bitwise_equal(restored.state, good)
 
