@@ -112,6 +112,8 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in sorted(set(old) | set(new)):
-            lines += changes(old.get(key, "(absent)"), new.get(key, "(absent)"), f"{prefix}.{key}".lstrip("."))
+            lines += changes(
+                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{prefix}.{key}".lstrip(".")
+            )
         return lines
     return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

@@ -103,7 +103,9 @@ def start(
     """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
     check_prompts(model, prompts)
     if seeds is not None:
-        require(len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts; give one per row")
+        require(
+            len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts; give one per row"
+        )
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens_BT = np.zeros((len(prompts), padded), np.int32)

@@ -32,7 +32,9 @@ def row_keys(seeds_B: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), index))(seeds_B)
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def sample(
+    logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The next token of each row, and its log-probability in two senses.
 
     Returns:
@@ -50,7 +52,9 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig) -> t
     else:
         order_BV = jnp.argsort(-logits_BV, axis=-1)
         sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1) / config.temperature
-        ranks_B, sample_logprobs_B = _draw(keep_top(sorted_BV, top_p=config.top_p, top_k=config.top_k), keys_B)
+        ranks_B, sample_logprobs_B = _draw(
+            keep_top(sorted_BV, top_p=config.top_p, top_k=config.top_k), keys_B
+        )
         tokens_B = _pick(order_BV, ranks_B)
     raw_logprobs_B = _pick(logits_BV, tokens_B) - jax.nn.logsumexp(logits_BV, axis=-1)
     return tokens_B, raw_logprobs_B, sample_logprobs_B

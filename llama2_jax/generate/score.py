@@ -39,7 +39,9 @@ def score(
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(rows), batch_size):
         chosen = by_length[first : first + batch_size]
-        results |= dict(zip(chosen, _score_batch(model, params, [rows[i] for i in chosen], batch_size), strict=True))
+        results |= dict(
+            zip(chosen, _score_batch(model, params, [rows[i] for i in chosen], batch_size), strict=True)
+        )
     return [results[index] for index in range(len(rows))]
 
 

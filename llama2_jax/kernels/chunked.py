@@ -20,7 +20,11 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    positions_BT: jax.Array,
 ) -> jax.Array:
     """Causal attention within segments, output (B, T, N, H) in the dtype of ``v``.
 
