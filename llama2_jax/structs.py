@@ -73,4 +73,3 @@ class Completions(NamedTuple):
     raw_logprobs_BC: Array  # float32, log-softmax of the untempered logits
     sample_logprobs_BC: Array  # float32, under the distribution that was sampled from
     stopped_B: Array  # bool, True if a stop token ended the row
-

@@ -61,6 +61,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner | None = None
+    stacked: bool = True  # False: a parameter per layer instead of one with L in front, see ``unstack``
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -68,14 +69,18 @@ class Transformer(nn.Module):
         part = self.partitioner or single_device()
         init = nn.initializers.normal(cfg.init_stddev)
         self.embedding_VD = self.param("embedding_VD", init, (cfg.vocab_size, cfg.model_width), jnp.float32)
-        scanned = nn.scan(
-            _remat(Block, cfg.remat_policy),
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=cfg.num_layers,
-        )
-        self.layers = scanned(cfg, part)
+        block = _remat(Block, cfg.remat_policy)
+        if self.stacked:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=cfg.num_layers,
+            )
+            self.layers = scanned(cfg, part)
+        else:
+            self.layer = [block(cfg, part) for _ in range(cfg.num_layers)]
         self.final_norm = RMSNorm(cfg.norm_epsilon)
         if not cfg.tie_embeddings:
             shape = (cfg.model_width, cfg.vocab_size)
@@ -109,10 +114,17 @@ class Transformer(nn.Module):
             cache = claim_slots(cache, segment_ids_BT, positions_BT)
         cos, sin = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
         info = TokenInfo(cos, sin, segment_ids_BT, positions_BT)
-        (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(cfg.num_layers), info)
+        x_BTD, cache = self._run_layers(x_BTD, cache, info)
         if cache is not None:
             cache = cache._replace(index=cache.index + tokens_BT.shape[1])
         return self.final_norm(x_BTD), cache
+
+    def _run_layers(self, x_BTD: jax.Array, cache: KVCache | None, info: TokenInfo) -> Carry:
+        if self.stacked:
+            return self.layers((x_BTD, cache), jnp.arange(self.config.num_layers), info)[0]
+        for index, layer in enumerate(self.layer):
+            (x_BTD, cache), _ = layer((x_BTD, cache), index, info)
+        return x_BTD, cache
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits in float32, whatever the compute dtype."""
@@ -135,6 +147,23 @@ def init_params(model: Transformer, key: jax.Array) -> Params:
 
     partitioner = model.partitioner or single_device()
     return jax.jit(init, out_shardings=partitioner.tree(jax.eval_shape(init, key)))(key)
+
+
+def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
+    """The same model with a parameter per layer: the layout for decoding.
+
+    A scan over stacked layers copies every weight out of the stack before using it. Training hides
+    that behind large products; a decode step is little more than reading the weights once. Training
+    and checkpoints keep the stack, whose compile time does not grow with depth.
+    """
+    if not model.stacked:
+        return model, params
+    layers = [
+        jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(model.config.num_layers)
+    ]
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    unstacked = model.clone(stacked=False)
+    return unstacked, rest | {f"layer_{index}": layer for index, layer in enumerate(layers)}
 
 
 def abstract_params(config: ModelConfig) -> Params:

@@ -54,7 +54,11 @@ def test_flushed_lines_are_visible_while_the_writer_is_open(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.write(1, {"train/loss": 1.0, "note": "text"})
     writer.flush()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 1.0, "note": "text"}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "step": 1,
+        "train/loss": 1.0,
+        "note": "text",
+    }
     writer.close()
 
 
@@ -63,7 +67,9 @@ def test_a_non_finite_metric_stops_with_its_name_step_and_checkpoint(bad):
     monitor = LossMonitor()
     with pytest.raises(NonFiniteError) as error:
         monitor.check(17, {"train/loss": 1.0, "train/grad_norm": bad}, last_checkpoint="step 10 in /tmp/run")
-    assert all(word in str(error.value) for word in ("train/grad_norm", str(bad), "step 17", "step 10 in /tmp/run"))
+    assert all(
+        word in str(error.value) for word in ("train/grad_norm", str(bad), "step 17", "step 10 in /tmp/run")
+    )
 
 
 def losses(monitor, values, start=1):

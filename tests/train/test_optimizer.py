@@ -107,7 +107,10 @@ def test_adamw_equals_three_steps_by_hand(scale):
     shapes = {"w_DF": (3, 4), "scale_D": (3,)}
     params = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     all_grads = [
-        {name: (scale * generator.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        {
+            name: (scale * generator.standard_normal(shape)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
         for _ in range(3)
     ]
     all_grads[0]["w_DF"][0, 0] = 1e-6  # where epsilon 1e-5 matters
