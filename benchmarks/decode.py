@@ -17,7 +17,7 @@ from benchmarks.record import record, seconds, spread
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.config import parameter_count
-from llama2_jax.pretrained import load
+from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.train.flops import measured_matrix_rate
 from tools.fetch_assets import asset_path
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None, help="default: the fetched SmolLM2-135M")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    loaded = load(arguments.checkpoint or asset_path("smollm2"))
+    loaded = for_decoding(load(arguments.checkpoint or asset_path("smollm2")))
     matrix_rate, memory_rate = measured_matrix_rate(size=2048), measured_memory_rate()
     parameters = parameter_count(loaded.config)
     result: dict[str, object] = {"matrix_rate_flops": matrix_rate, "memory_rate_bytes": memory_rate}

@@ -4,6 +4,7 @@ python -m benchmarks.lower_70b
 """
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def _abstract_batch(batch: int, length: int) -> TokenBatch:
-    def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     rows = array(jnp.int32, batch, length)

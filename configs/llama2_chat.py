@@ -2,7 +2,7 @@
 
 python -m experiments.llama2_chat --config=configs/llama2_chat.py:demo --workdir=runs/demo
 
-Variants: demo (about seven minutes on 2 cores; real text that ``make demo`` fetches) and tiny (about
+Variants: demo (about eight minutes on 2 cores; real text that ``make demo`` fetches) and tiny (about
 a minute, on this repository's own documentation).
 """
 
@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _demo_pretrain(config: ConfigDict) -> None:
-    # 1.3 M parameters: what 2 cores can train to sense on 4 M tokens
+    # 1.3 M parameters: what 2 cores can train in four minutes on 2 M tokens
     config.model.update(model_width=128, num_layers=4, num_heads=4, num_kv_heads=2, feed_forward_width=352)
     config.model.update(vocab_size=2048, max_context=256)
     config.data.sources = ConfigDict(
@@ -40,10 +40,10 @@ def _demo_pretrain(config: ConfigDict) -> None:
     config.data.batch_size = 16  # 4,096 tokens per update
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 50
-    config.train.num_steps = 1000
+    config.train.num_steps = 500
     config.train.log_every_steps = 50
-    config.train.eval_every_steps = 250
-    config.train.checkpoint_every_steps = 250
+    config.train.eval_every_steps = 125
+    config.train.checkpoint_every_steps = 125
     config.eval.batch_size = 32
     config.eval.sample_prompts = ("And God said", "Hello, how are you?\n", "The king")
     config.eval.sample_tokens = 60
@@ -54,11 +54,11 @@ def _demo_sft(config: ConfigDict) -> None:
     config.data.heldout = "runs/demo/data/chitchat/dialogues_heldout.jsonl"
     config.data.sequence_length = 256
     config.data.batch_size = 16
-    config.data.epochs = 0.5
+    config.data.epochs = 0.25
     config.optimizer.learning_rate = 2e-3
     config.train.log_every_steps = 50
-    config.train.eval_every_steps = 200
-    config.train.checkpoint_every_steps = 200
+    config.train.eval_every_steps = 80
+    config.train.checkpoint_every_steps = 80
     config.eval.batch_size = 32
     config.eval.sample_prompts = (
         "Hi! How are you?",

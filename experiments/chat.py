@@ -17,7 +17,7 @@ from llama2_jax.data.tokenizer import StreamDecoder
 from llama2_jax.generate.decode import PromptError, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 
 
 class Conversation:
@@ -91,7 +91,7 @@ class Conversation:
 
 def main() -> None:
     """Read lines, print answers."""
-    loaded = load(flags.FLAGS.checkpoint)
+    loaded = for_decoding(load(flags.FLAGS.checkpoint))
     sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     conversation = Conversation(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
     print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")

@@ -11,7 +11,7 @@ import jax
 
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, write_shards
-from llama2_jax.data.sources import expand_paths, read_documents
+from llama2_jax.data.sources import OnBadLine, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 
@@ -58,7 +58,9 @@ def open_corpora(
     return sources, _open(data.heldout, workdir / "corpus" / "heldout", workdir, tokenizer, data.on_bad_line)
 
 
-def _open(path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: str) -> TokenisedCorpus:
+def _open(
+    path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: OnBadLine
+) -> TokenisedCorpus:
     if not (Path(path) / MANIFEST).is_file():
         write_shards(_raw_files(path), target, workdir / "tokenizer", on_bad_line=on_bad_line)
         path = str(target)

@@ -19,13 +19,13 @@ from llama2_jax.data.sources import to_messages
 from llama2_jax.generate.decode import check_prompts, generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 
 
 def main() -> None:
     """Read, complete, write."""
     rows = read_rows(flags.FLAGS.input)
-    loaded = load(flags.FLAGS.checkpoint)
+    loaded = for_decoding(load(flags.FLAGS.checkpoint))
     sampling = SamplingConfig(
         flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.top_k
     )

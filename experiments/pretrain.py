@@ -26,6 +26,7 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
+from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.optimizer import OptimizerConfig
 
@@ -87,6 +88,7 @@ def run(config: Any, workdir: Path) -> None:
         paper="section 2",
         notes=[f"source {name}: seen {count:.2f} times" for name, count in epochs.items()],
         reference=reference,
+        peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)
 
@@ -111,9 +113,8 @@ def make_evaluation(
             seed=None,
             document_mask=config.data.document_mask,
         )
-        loss = heldout_loss(
-            model, params, single_pass(rows, batch_size=config.eval.batch_size, **process_slice())
-        )
+        batches = single_pass(rows, batch_size=config.eval.batch_size, **process_slice())
+        loss = heldout_loss(model, params, batches, loss_chunk=config.train.loss_chunk)
         return {
             "eval/heldout/loss": loss.per_token,
             "eval/heldout/bits_per_byte": loss.bits_per_byte(heldout.manifest["text_bytes"]),

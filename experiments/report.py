@@ -9,7 +9,6 @@ import jax
 
 from llama2_jax.analysis.curves import plot_loss
 from llama2_jax.evals.samples import read_samples
-from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.metrics import read_metrics
 
 
@@ -20,18 +19,19 @@ def write_stage_report(
     paper: str,
     notes: Sequence[str] = (),
     reference: dict[str, float] | None = None,
+    peak: tuple[float, str],
 ) -> None:
     """Write ``report.md`` and ``loss.png`` into a finished stage's workdir."""
     metrics = read_metrics(workdir)
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
-    lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics)]
+    lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics, peak)]
     lines += [f"| {name} | {value:.3f} nats per token |" for name, value in (reference or {}).items()] + [""]
     lines += [f"- {note}" for note in notes]
     lines += ["", "![loss](loss.png)", "", *_samples(workdir)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _numbers(metrics: Sequence[dict[str, Any]]) -> list[str]:
+def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list[str]:
     updates = [line for line in metrics if "train/loss" in line]
     evals = [line for line in metrics if "eval/heldout/loss" in line]
     timed = [line for line in updates if "train/tokens_per_sec" in line]
@@ -64,7 +64,7 @@ def _numbers(metrics: Sequence[dict[str, Any]]) -> list[str]:
                 f"{100 * median(line['train/mfu_full_no_embed'] for line in timed):.1f} %",
             ),
         ]
-        flops, origin = peak_flops()
+        flops, origin = peak
         rows.append(
             (
                 "peak that MFU refers to",

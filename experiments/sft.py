@@ -4,8 +4,9 @@ Loss on the answers only, incl. the token that ends them (SFT-5); dialogues are 
 fit, so almost no row is padding.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
+from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.optimizer import OptimizerConfig
 
@@ -80,23 +82,50 @@ def run(config: Any, workdir: Path) -> None:
     )
     train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
     train(train_run, train_config, workdir)
-    write_stage_report(workdir, title="Supervised fine-tuning", paper="section 3.1", notes=[str(rows.report)])
+    write_stage_report(
+        workdir,
+        title="Supervised fine-tuning",
+        paper="section 3.1",
+        notes=[
+            f"{name.replace('_', ' ')}: {value:,.6g}"
+            for name, value in dataclasses.asdict(rows.report).items()
+        ],
+        peak=peak_flops(train_config.peak_flops),
+    )
     mark_done(workdir)
 
 
-def packed_dialogues(path: str, config: Any, base: LoadedModel) -> PackedDialogues:
-    """Read, encode and pack the dialogues of a file."""
+def pack(dialogues: Iterable[list[Message]], config: Any, base: LoadedModel) -> PackedDialogues:
+    """Encode and pack dialogues."""
     tokenizer = base.require_tokenizer()
 
     def encode(dialogue: list[Message]) -> EncodedDialogue:
         return encode_dialogue(dialogue, tokenizer, base.template, train_on=config.data.train_on)
 
-    dialogues = read_dialogues(path, on_bad_line=config.data.on_bad_line, template=base.template)
     return PackedDialogues(
-        [encode(dialogue) for dialogue in dialogues],
+        (encode(dialogue) for dialogue in dialogues),
         sequence_length=config.data.sequence_length,
         document_mask=config.data.document_mask,
     )
+
+
+def packed_dialogues(path: str, config: Any, base: LoadedModel) -> PackedDialogues:
+    """Read, encode and pack the dialogues of a file."""
+    return pack(read(path, config, base), config, base)
+
+
+def read(path: str, config: Any, base: LoadedModel) -> list[list[Message]]:
+    """The dialogues of a file, checked against the template."""
+    return list(read_dialogues(path, on_bad_line=config.data.on_bad_line, template=base.template))
+
+
+def answer_bytes(dialogues: Iterable[list[Message]], train_on: str) -> int:
+    """UTF-8 bytes of the answers that count in the loss."""
+    total = 0
+    for dialogue in dialogues:
+        answers = [message.content.strip() for message in dialogue if message.role == "assistant"]
+        total += sum(len(text.encode()) for text in (answers if train_on == "all" else answers[-1:]))
+    return total
 
 
 def make_evaluation(
@@ -107,7 +136,9 @@ def make_evaluation(
     template = get_template(base.template.name)
     sampling = SamplingConfig(max_new_tokens=config.eval.sample_tokens, temperature=0.6, top_p=0.9)
     prompts = list(config.eval.sample_prompts)
-    heldout = packed_dialogues(config.data.heldout, config, base) if config.data.heldout else None
+    dialogues = read(config.data.heldout, config, base) if config.data.heldout else []
+    heldout = pack(dialogues, config, base) if dialogues else None
+    num_bytes = answer_bytes(dialogues, config.data.train_on)
 
     def evaluate(step: int, params: Params) -> dict[str, float]:
         if prompts:
@@ -119,7 +150,11 @@ def make_evaluation(
         if heldout is None:
             return {}
         batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice())
-        return {"eval/heldout/loss": heldout_loss(base.model, params, batches).per_token}
+        loss = heldout_loss(base.model, params, batches, loss_chunk=config.train.loss_chunk)
+        return {
+            "eval/heldout/loss": loss.per_token,
+            "eval/heldout/bits_per_byte": loss.bits_per_byte(num_bytes),
+        }
 
     return evaluate
 

@@ -78,10 +78,16 @@ def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
         key = key or "variant"
         require(key in values, f"config argument {part!r}: unknown key {key!r}; known: {', '.join(values)}")
         try:
-            values[key] = type(values[key])(text)
+            values[key] = _parse_bool(text) if isinstance(values[key], bool) else type(values[key])(text)
         except ValueError as error:
             raise ConfigError(f"config argument {part!r}: {error}") from error
     return types.SimpleNamespace(**values)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{text!r} is not true or false")
+    return text.lower() == "true"
 
 
 def to_plain(config: Any) -> Any:

@@ -33,8 +33,8 @@ FREE_TO_CHANGE = ("mesh.", "train.accept_changed_config", "train.log_every_steps
 def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
     """Parse ``--config`` and ``--workdir``, then call ``run(config, workdir)``."""
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    workdir = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics.", required=True)
+    flags.mark_flag_as_required("config")
     launch(lambda: run(config.value, Path(workdir.value)))
 
 

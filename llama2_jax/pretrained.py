@@ -18,7 +18,7 @@ from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
 from llama2_jax.interop.imported import Imported
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.model.transformer import Transformer, abstract_params, unstack
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
@@ -86,6 +86,12 @@ def load(
         Transformer(config, partitioner),
         imported.source,
     )
+
+
+def for_decoding(loaded: LoadedModel) -> LoadedModel:
+    """The same model with unstacked layers, which decodes faster; drop the argument to free its memory."""
+    model, params = unstack(loaded.model, loaded.params)
+    return loaded._replace(model=model, params=params)
 
 
 def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:

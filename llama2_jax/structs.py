@@ -32,11 +32,12 @@ class KVCache(NamedTuple):
 
     Slots are shared by the rows of a batch: the next write of every row goes to ``index``.
     Validity and order come from ``segment_ids_BS`` and ``positions_BS``, never from the slot
-    number, so ragged prompts need no shifting.
+    number, so ragged prompts need no shifting. Of a model with unstacked layers, keys and values
+    are tuples of L arrays.
     """
 
-    k_LBSKH: Array
-    v_LBSKH: Array
+    k_LBKSH: Array | tuple[Array, ...]
+    v_LBKSH: Array | tuple[Array, ...]
     segment_ids_BS: Array  # int32, 0 = empty slot
     positions_BS: Array  # int32
     index: Array  # int32 scalar, first free slot

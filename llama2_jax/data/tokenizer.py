@@ -136,8 +136,7 @@ class SentencePieceTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.model`` into ``folder`` and return its path."""
         path = Path(folder) / "tokenizer.model"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._model)
+        _write(path, self._model)
         return path
 
 
@@ -198,11 +197,10 @@ class ByteLevelTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
         path = Path(folder) / "tokenizer.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._text.encode("utf-8"))
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         config = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
-        path.with_name("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _write(path.with_name("tokenizer_config.json"), (json.dumps(config, indent=2) + "\n").encode())
+        _write(path, self._text.encode("utf-8"))
         return path
 
 
@@ -277,9 +275,7 @@ def train_sentencepiece(
         raise TokenizerError(
             f"cannot train {vocab_size} pieces: {error}; lower vocab_size or add text"
         ) from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    _write(Path(path), model.getvalue())
     return SentencePieceTokenizer.from_bytes(model.getvalue())
 
 
@@ -424,3 +420,11 @@ def _no_special(piece: str) -> str:
         f"the tokenizer has no control piece {piece!r}; use a chat template whose markers it knows "
         "(llama2 needs only BOS and EOS)"
     )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write atomically: a killed run must not leave half a tokenizer for the next one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -30,18 +30,20 @@ class HeldoutLoss(NamedTuple):
         return self.nats / math.log(2) / num_bytes
 
 
-def heldout_loss(model: Transformer, params: Params, batches: Iterable[TokenBatch]) -> HeldoutLoss:
-    """Sum the loss over ``batches`` (host arrays, this process's rows)."""
+def heldout_loss(
+    model: Transformer, params: Params, batches: Iterable[TokenBatch], *, loss_chunk: int = 0
+) -> HeldoutLoss:
+    """Sum the loss over ``batches`` (host arrays, this process's rows); ``loss_chunk`` as in training."""
     assert model.partitioner is not None
     nats = tokens = 0.0
     for batch in batches:
-        sums = _batch_sums(model, params, place_batch(model.partitioner, batch))
+        sums = _batch_sums(model, params, place_batch(model.partitioner, batch), loss_chunk=loss_chunk)
         nats += float(sums.loss_sum)
         tokens += float(sums.token_count)
     require(tokens > 0, "the held-out set has no counted token: is its loss mask all zero?")
     return HeldoutLoss(nats, tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _batch_sums(model: Transformer, params: Params, batch: TokenBatch) -> LossSums:
-    return loss_sums(model, params, batch)
+@functools.partial(jax.jit, static_argnames=("model", "loss_chunk"))
+def _batch_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chunk: int) -> LossSums:
+    return loss_sums(model, params, batch, loss_chunk=loss_chunk)

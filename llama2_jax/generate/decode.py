@@ -61,11 +61,17 @@ def generate(
       PromptError: a prompt is empty, longer than the context, or has ids outside the vocabulary.
     """
     new_tokens = _room(model, prompts, sampling)
+    count = len(prompts)
+    seeds = range(count) if seeds is None else seeds
+    _check_seeds(seeds, count)
+    # whole rows for every device of a mesh: repeat the last prompt, drop its results
+    missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
+    prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
     state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds)
     _, completions = advance(
         model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
-    return Completions(*(np.asarray(leaf) for leaf in completions))
+    return Completions(*(np.asarray(leaf)[:count] for leaf in completions))
 
 
 def stream(
@@ -98,20 +104,17 @@ def start(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int],
 ) -> DecodeState:
     """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
     check_prompts(model, prompts)
-    if seeds is not None:
-        require(
-            len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts; give one per row"
-        )
+    _check_seeds(seeds, len(prompts))
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
-    seeds_B = np.asarray(range(len(prompts)) if seeds is None else seeds, np.uint32)
+    seeds_B = np.asarray(seeds, np.uint32)
     return _prefill(model, params, tokens_BT, lengths, seeds_B, num_slots=padded + max_new_tokens)
 
 
@@ -122,7 +125,7 @@ def _prefill(
     batch, padded = tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(padded), (batch, padded))
     segment_ids_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
-    cache = empty_cache(model.config, batch_size=batch, num_slots=num_slots)
+    cache = empty_cache(model.config, batch_size=batch, num_slots=num_slots, stacked=model.stacked)
     hidden_BTD, cache = model.apply(
         {"params": params},
         tokens_BT,
@@ -152,8 +155,9 @@ def advance(
 ) -> tuple[DecodeState, Completions]:
     """Sample up to ``num_tokens`` tokens per row; ``state`` is donated.
 
-    Rows end at a stop id or at the end of the context.
+    Rows end at a stop id or at the end of the context; all of them when the cache is full.
     """
+    num_slots = state.cache.segment_ids_BS.shape[1]
     batch = state.seeds_B.shape[0]
     empty = Completions(
         tokens_BC=jnp.full((batch, num_tokens), -1, jnp.int32),
@@ -168,7 +172,7 @@ def advance(
 
     def go_on(carry: tuple[jax.Array, DecodeState, Completions]) -> jax.Array:
         column, state, _ = carry
-        return (column < num_tokens) & is_live(state).any()
+        return (column < num_tokens) & (state.cache.index < num_slots) & is_live(state).any()
 
     def body(carry: tuple[jax.Array, DecodeState, Completions]) -> tuple[jax.Array, DecodeState, Completions]:
         column, state, out = carry
@@ -226,6 +230,10 @@ def _room(model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampli
     return min(sampling.max_new_tokens, model.config.max_context - min(len(prompt) for prompt in prompts))
 
 
+def _check_seeds(seeds: Sequence[int], count: int) -> None:
+    require(len(seeds) == count, f"{len(seeds)} seeds for {count} prompts; give one per row")
+
+
 def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
     """Raise ``PromptError`` for prompts that the model cannot take."""
     config = model.config
@@ -245,7 +253,8 @@ def check_ids(ids: Sequence[int], vocab_size: int, *, where: str) -> None:
     """Raise ``PromptError`` for a token id outside the vocabulary (JAX would clamp it silently)."""
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
         raise PromptError(
-            f"{where} has token id {low if low < 0 else high}, outside the model's vocabulary 0..{vocab_size - 1}; "
+            f"{where} has token id {wrong}, outside the model's vocabulary 0..{vocab_size - 1}; "
             "was it made with another tokenizer?"
         )

@@ -32,7 +32,8 @@ def score(
             raise PromptError(f"row {index} has no tokens")
         if len(row) > model.config.max_context:
             raise PromptError(
-                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; split it"
+                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "
+                "split it"
             )
         check_ids(row, model.config.vocab_size, where=f"row {index}")
     results: dict[int, np.ndarray] = {}

@@ -32,8 +32,13 @@ def attention_probs(q_BTNH: jax.Array, k_BSKH: jax.Array, mask_BTS: jax.Array) -
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    return masked_softmax(scores * head_dim**-0.5, mask_BTS)
+
+
+def masked_softmax(scores_BKGTS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Softmax over the visible keys, float32; a row that sees none is all zero."""
     mask = mask_BTS[:, None, None]
-    scores = jnp.where(mask, scores * head_dim**-0.5, NEGATIVE)
+    scores = jnp.where(mask, scores_BKGTS, NEGATIVE)
     weights = jnp.where(mask, jnp.exp(scores - scores.max(axis=-1, keepdims=True)), 0.0)
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
 

@@ -49,7 +49,7 @@ def chunked_next_token_sums(
       unembed: (B, C, D) -> logits (B, C, V).
       chunk_size: must divide T.
     """
-    batch, length, width = hidden_BTD.shape
+    batch, length, _ = hidden_BTD.shape
     require(
         length % chunk_size == 0,
         f"train.loss_chunk = {chunk_size} does not divide the sequence length {length}; set it to a divisor",

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llama2_jax.kernels import chunked, reference
+from llama2_jax.kernels import cached, chunked, reference
+from llama2_jax.model.cache import write_slots
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.layers import apply_rotary, project, residual_init
 from llama2_jax.sharding.rules import Partitioner
@@ -32,7 +33,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, info: TokenInfo, cache: KVCache | None, layer: jax.Array
+        self, x_BTD: jax.Array, info: TokenInfo, cache: KVCache | None, layer: jax.Array | int
     ) -> tuple[jax.Array, KVCache | None]:
         """(B, T, D) -> (B, T, D) and the cache with this layer's keys and values written."""
         cfg, dtype = self.config, x_BTD.dtype
@@ -55,8 +56,8 @@ class Attention(nn.Module):
             out_BTNH = chunked.attention(q_BTNH, k_BTKH, v_BTKH, info.segment_ids_BT, info.positions_BT)
             out_BTNH = checkpoint_name(out_BTNH, "attention_out")
         else:
-            cache, k_BSKH, v_BSKH = _write(cache, layer, k_BTKH, v_BTKH)
-            out_BTNH = reference.attention(q_BTNH, k_BSKH, v_BSKH, _mask(info, cache))
+            cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
+            out_BTNH = cached.attention(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache))
         if self.is_mutable_collection("intermediates"):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
             self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
@@ -76,14 +77,3 @@ def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:
 def _merge_groups(probs_BKGTS: jax.Array) -> jax.Array:
     batch, kv_heads, groups, *rest = probs_BKGTS.shape
     return probs_BKGTS.reshape(batch, kv_heads * groups, *rest)
-
-
-def _write(
-    cache: KVCache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
-) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Write T new slots of one layer in place; return the cache and that layer's keys and values."""
-    start = (layer, 0, cache.index, 0, 0)
-    k_LBSKH = jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None].astype(cache.k_LBSKH.dtype), start)
-    v_LBSKH = jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None].astype(cache.v_LBSKH.dtype), start)
-    cache = cache._replace(k_LBSKH=k_LBSKH, v_LBSKH=v_LBSKH)
-    return cache, k_LBSKH[layer], v_LBSKH[layer]

@@ -7,13 +7,22 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import KVCache
 
 
-def empty_cache(config: ModelConfig, *, batch_size: int, num_slots: int) -> KVCache:
-    """A cache with no token in it. Keys and values are stored in the compute dtype."""
-    shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_dim)
+def empty_cache(config: ModelConfig, *, batch_size: int, num_slots: int, stacked: bool = True) -> KVCache:
+    """A cache with no token in it. Keys and values are stored in the compute dtype.
+
+    ``stacked`` as in the model: one array with L in front, or an array per layer.
+    """
+    shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
     dtype = jnp.dtype(config.compute_dtype)
+
+    def values() -> jax.Array | tuple[jax.Array, ...]:
+        if stacked:
+            return jnp.zeros((config.num_layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
     return KVCache(
-        k_LBSKH=jnp.zeros(shape, dtype),
-        v_LBSKH=jnp.zeros(shape, dtype),
+        k_LBKSH=values(),
+        v_LBKSH=values(),
         segment_ids_BS=jnp.zeros((batch_size, num_slots), jnp.int32),
         positions_BS=jnp.zeros((batch_size, num_slots), jnp.int32),
         index=jnp.zeros((), jnp.int32),
@@ -27,3 +36,28 @@ def claim_slots(cache: KVCache, segment_ids_BT: jax.Array, positions_BT: jax.Arr
         segment_ids_BS=jax.lax.dynamic_update_slice(cache.segment_ids_BS, segment_ids_BT, at),
         positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
     )
+
+
+def write_slots(
+    cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    """Write T new slots of one layer in place; return the cache and that layer's keys and values."""
+    k_LBKSH = _write(cache.k_LBKSH, layer, cache.index, k_BTKH)
+    v_LBKSH = _write(cache.v_LBKSH, layer, cache.index, v_BTKH)
+    return cache._replace(k_LBKSH=k_LBKSH, v_LBKSH=v_LBKSH), k_LBKSH[layer], v_LBKSH[layer]
+
+
+def _write(
+    all_layers: jax.Array | tuple[jax.Array, ...],
+    layer: jax.Array | int,
+    index: jax.Array,
+    new_BTKH: jax.Array,
+) -> jax.Array | tuple[jax.Array, ...]:
+    new_BKTH = new_BTKH.swapaxes(1, 2)
+    if not isinstance(all_layers, tuple):
+        new = new_BKTH[None].astype(all_layers.dtype)
+        return jax.lax.dynamic_update_slice(all_layers, new, (layer, 0, 0, index, 0))
+    assert isinstance(layer, int)
+    new = new_BKTH.astype(all_layers[layer].dtype)
+    written = jax.lax.dynamic_update_slice(all_layers[layer], new, (0, 0, index, 0))
+    return (*all_layers[:layer], written, *all_layers[layer + 1 :])

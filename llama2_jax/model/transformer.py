@@ -32,7 +32,7 @@ class Block(nn.Module):
     partitioner: Partitioner
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: jax.Array, info: TokenInfo) -> tuple[Carry, None]:
+    def __call__(self, carry: Carry, layer: jax.Array | int, info: TokenInfo) -> tuple[Carry, None]:
         """One layer; the carry is the residual stream and the cache."""
         cfg, part = self.config, self.partitioner
         x_BTD, cache = carry
@@ -108,7 +108,9 @@ class Transformer(nn.Module):
             segment_ids_BT = jnp.ones_like(tokens_BT)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        x_BTD = self.embedding_VD[jnp.maximum(tokens_BT, 0)].astype(cfg.compute_dtype)
+        # gathered over fsdp like any other weight, else the look-up would be split along D
+        embedding_VD = self.part.constrain(self.embedding_VD.astype(cfg.compute_dtype), "VD")
+        x_BTD = embedding_VD[jnp.maximum(tokens_BT, 0)]
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT)
@@ -158,12 +160,13 @@ def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
     """
     if not model.stacked:
         return model, params
-    layers = [
-        jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(model.config.num_layers)
-    ]
+
+    def layer(index: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[index], params["layers"])
+
     rest = {name: value for name, value in params.items() if name != "layers"}
     unstacked = model.clone(stacked=False)
-    return unstacked, rest | {f"layer_{index}": layer for index, layer in enumerate(layers)}
+    return unstacked, rest | {f"layer_{index}": layer(index) for index in range(model.config.num_layers)}
 
 
 def abstract_params(config: ModelConfig) -> Params:

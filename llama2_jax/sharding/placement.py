@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from llama2_jax.config import ConfigError
-from llama2_jax.sharding.rules import PRESETS, Partitioner
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TokenBatch
 
 
 def check_batch_size(partitioner: Partitioner, batch_size: int, *, accumulation_steps: int = 1) -> None:
     """Raise ``ConfigError`` unless every device gets whole rows in every micro-batch."""
-    shards = partitioner.axis_size(PRESETS[partitioner.preset].activations.get("B", ()))
+    shards = partitioner.batch_shards
     unit = shards * accumulation_steps
     if batch_size % unit:
         raise ConfigError(

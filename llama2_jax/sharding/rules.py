@@ -59,6 +59,11 @@ class Partitioner:
             size *= self.mesh.shape[name]
         return size
 
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts that the rows of a batch are split into."""
+        return self.axis_size(PRESETS[self.preset].activations.get("B", ()))
+
     def spec(self, dims: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
         """PartitionSpec of a tensor with dimension letters ``dims``.
 

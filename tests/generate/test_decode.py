@@ -93,7 +93,7 @@ def test_a_stop_token_ends_its_row_only_and_is_part_of_it(params, greedy_tokens)
 
 def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
     def run(stop_ids):
-        state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW)
+        state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(len(PROMPTS)))
         return advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=stop_ids, num_tokens=NEW)
 
     state, out = run(tuple(sorted({tokens[0] for tokens in greedy_tokens})))
@@ -165,7 +165,7 @@ def test_the_stream_ends_at_the_context(params):
 
 
 def test_the_state_is_donated(params):
-    state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW)
+    state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(len(PROMPTS)))
     leaves = jax.tree.leaves(state)
     advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=(), num_tokens=NEW)
     assert all(leaf.is_deleted() for leaf in leaves)

@@ -245,7 +245,7 @@ def test_the_cache_is_kept_in_the_compute_dtype_and_holds_rotated_keys():
     for t in range(4):
         for head in range(2):
             wanted = numpy_llama.rotate(normed[t] @ weights["attention"]["w_k_DKH"][:, head], t, 10_000.0)
-            np.testing.assert_allclose(out.cache.k_LBSKH[0, 0, t, head], wanted, atol=1e-5)
-    assert (np.asarray(out.cache.k_LBSKH[:, :, 4:]) == 0).all()
+            np.testing.assert_allclose(out.cache.k_LBKSH[0, 0, head, t], wanted, atol=1e-5)
+    assert (np.asarray(out.cache.k_LBKSH[:, :, :, 4:]) == 0).all()
     bfloat16 = tiny.with_config(compute_dtype="bfloat16").config
-    assert empty_cache(bfloat16, batch_size=1, num_slots=2).v_LBSKH.dtype == jnp.bfloat16
+    assert empty_cache(bfloat16, batch_size=1, num_slots=2).v_LBKSH.dtype == jnp.bfloat16
