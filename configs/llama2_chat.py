@@ -54,7 +54,7 @@ def _demo_sft(config: ConfigDict) -> None:
     config.data.heldout = "runs/demo/data/chitchat/dialogues_heldout.jsonl"
     config.data.sequence_length = 256
     config.data.batch_size = 16
-    config.data.epochs = 0.25
+    config.data.epochs = 0.2
     config.optimizer.learning_rate = 2e-3
     config.train.log_every_steps = 50
     config.train.eval_every_steps = 80

@@ -9,6 +9,7 @@ import jax
 
 from llama2_jax.analysis.curves import plot_loss
 from llama2_jax.evals.samples import read_samples
+from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
 
@@ -26,7 +27,7 @@ def write_stage_report(
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
     lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics, peak)]
     lines += [f"| {name} | {value:.3f} nats per token |" for name, value in (reference or {}).items()] + [""]
-    lines += [f"- {note}" for note in notes]
+    lines += [f"- {note}" for note in [*notes, _spikes(workdir)]]
     lines += ["", "![loss](loss.png)", "", *_samples(workdir)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -72,6 +73,12 @@ def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list
             )
         )
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _spikes(workdir: Path) -> str:
+    _, meta = read_meta(workdir)
+    spikes = [f"{loss:.3f} at update {step}" for step, loss in meta["loss_spikes"]]
+    return f"loss spikes: {', '.join(spikes) or 'none'}"
 
 
 def _samples(workdir: Path) -> list[str]:

@@ -64,7 +64,7 @@ def peak_flops(given: float = 0.0) -> tuple[float, str]:
 
 
 @functools.cache
-def measured_matrix_rate(size: int = 1024, repeats: int = 10) -> float:
+def measured_matrix_rate(size: int = 1024, repeats: int = 30) -> float:
     """FLOP/s of the fastest of ``repeats`` float32 products of two (size, size) matrices."""
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
