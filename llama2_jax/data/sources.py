@@ -4,10 +4,12 @@ Every mistake in a file is a ``DataError`` that names file, line and reason, or,
 ``on_bad_line="skip"``, is counted in ``BadLines``; nothing is dropped silently.
 """
 
+import codecs
 import glob
 import gzip
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,9 @@ Paths = str | Path | Iterable[str | Path]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+# What the readers raise on a file that is damaged or cannot be read: gzip, pyarrow, ArrayRecord.
+_DAMAGE = (EOFError, OSError, zlib.error, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class DataError(ValueError):
@@ -57,11 +62,13 @@ class _Record:
 def expand_paths(paths: Paths) -> list[Path]:
     """Files behind paths and glob patterns: patterns in sorted order, the rest as given.
 
+    A file that several of them match is listed once, where it is met first.
+
     Raises:
       DataError: a path or pattern that matches no file.
     """
     items = [paths] if isinstance(paths, str | Path) else list(paths)
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # by the resolved path
     for item in items:
         found = [str(item)] if Path(item).is_file() else sorted(glob.glob(str(item), recursive=True))
         found = [name for name in found if Path(name).is_file()]
@@ -69,10 +76,13 @@ def expand_paths(paths: Paths) -> list[Path]:
             raise DataError(
                 f"no file matches {item}; check the path (folders need a pattern such as {item}/*.jsonl)"
             )
-        files += [Path(name) for name in found]
+        for path in map(Path, found):
+            if path.resolve() in files:
+                log.warning("%s was given before, as %s; it is read once", path, files[path.resolve()])
+            files.setdefault(path.resolve(), path)
     if not files:
         raise DataError("no input files were given")
-    return files
+    return list(files.values())
 
 
 def read_documents(
@@ -97,6 +107,7 @@ def read_documents(
     def parse(text: Any) -> str:
         _check(isinstance(text, str), f"{text_key!r} is {type(text).__name__}, not text")
         _check(text.strip(), "the text is empty")
+        _check_characters(text)
         return text
 
     return _read(paths, parse, key=text_key, on_bad_line=on_bad_line, bad_lines=bad_lines)
@@ -131,7 +142,7 @@ def to_messages(rows: Any) -> list[Message]:
     """Messages from parsed JSON ``[{"role": ..., "content": ...}, ...]``.
 
     Raises:
-      ValueError: a row without role and content as text.
+      ValueError: a row without role and content as text that UTF-8 can express.
     """
     _check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
     messages = []
@@ -139,6 +150,7 @@ def to_messages(rows: Any) -> list[Message]:
         _check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
         for key in ("role", "content"):
             _check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
+            _check_characters(row[key])
         messages.append(Message(row["role"], row["content"]))
     return messages
 
@@ -159,7 +171,7 @@ def _read(
     for record in (record for file in files for record in _records(file, key)):
         try:
             value = parse(record.load())
-        except (ValueError, KeyError) as error:  # UnicodeDecodeError and JSON errors are ValueErrors
+        except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
             reason = f"{record.where}: {_reason(error)}"
             if on_bad_line == "error":
                 raise DataError(
@@ -178,6 +190,22 @@ def _read(
 
 
 def _records(file: Path, key: str) -> Iterator[_Record]:
+    """Records of one file; where a damaged one cannot be read any further, DataError says so."""
+    last = ""
+    try:
+        for record in _open(file, key):
+            yield record
+            last = f" after {record.where.removeprefix(f'{file}, ')}"
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(
+            f"{file} cannot be read{last}: {_reason(error)}; it is damaged or incomplete, copy or download "
+            "it again"
+        ) from error
+
+
+def _open(file: Path, key: str) -> Iterator[_Record]:
     """Records of one file, by its suffix."""
     name = file.name
     if name.endswith((".jsonl", ".jsonl.gz")):
@@ -185,7 +213,7 @@ def _records(file: Path, key: str) -> Iterator[_Record]:
     elif name.endswith(".parquet"):
         yield from _parquet_rows(file, key)
     elif name.endswith((".txt", ".md")):
-        yield _Record(str(file), lambda: file.read_bytes().decode("utf-8"))
+        yield _Record(str(file), partial(_decode, _without_bom(file.read_bytes())))
     elif name.endswith(".array_record"):
         yield from _array_records(file)
     else:
@@ -197,16 +225,14 @@ def _records(file: Path, key: str) -> Iterator[_Record]:
 def _json_lines(file: Path, key: str) -> Iterator[_Record]:
     opener: Any = gzip.open if file.name.endswith(".gz") else open
     with opener(file, "rb") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _Record(f"{file}, line {number}", partial(_json_field, line, key))
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{file}: broken gzip file: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            content = _without_bom(line) if number == 1 else line
+            if content.strip():
+                yield _Record(f"{file}, line {number}", partial(_json_field, content, key))
 
 
 def _json_field(line: bytes, key: str) -> Any:
-    row = json.loads(line.decode("utf-8"))
+    row = json.loads(_decode(line))
     _check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
     return row[key]
 
@@ -215,7 +241,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[_Record]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError(
+        raise DataError(
             f"{file} needs pyarrow; install it with: pip install 'llama2_jax[parquet]'"
         ) from error
     table = parquet.ParquetFile(file)
@@ -223,9 +249,9 @@ def _parquet_rows(file: Path, column: str) -> Iterator[_Record]:
         raise DataError(f"{file}: no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
     number = 0
     for batch in table.iter_batches(columns=[column], batch_size=1024):
-        for value in batch.column(0).to_pylist():
+        for value in batch.column(0):
             number += 1
-            yield _Record(f"{file}, row {number}", partial(_same, value))
+            yield _Record(f"{file}, row {number}", value.as_py)
 
 
 def _array_records(file: Path) -> Iterator[_Record]:
@@ -234,13 +260,22 @@ def _array_records(file: Path) -> Iterator[_Record]:
     reader = ArrayRecordReader(str(file))
     try:
         for number in range(reader.num_records()):
-            yield _Record(f"{file}, record {number}", reader.read([number])[0].decode)
+            yield _Record(f"{file}, record {number}", partial(_decode, reader.read([number])[0]))
     finally:
         reader.close()
 
 
-def _same(value: T) -> T:
-    return value
+def _decode(content: bytes) -> str:
+    return content.decode("utf-8")
+
+
+def _without_bom(content: bytes) -> bytes:
+    """The start of a file without the mark that some editors put before UTF-8 text."""
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _check_characters(text: str) -> None:
+    text.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer can read
 
 
 def _check(condition: object, reason: str) -> None:
@@ -253,6 +288,12 @@ def _reason(error: Exception) -> str:
         return f"key {error} is missing"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}: {error.reason}"
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"character {error.start} is a lone surrogate ({error.object[error.start]!a}), which is no text"
+        )
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"malformed JSON at column {error.colno}: {error.msg}"
     return str(error)

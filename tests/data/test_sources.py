@@ -1,6 +1,8 @@
+import codecs
 import gzip
 import json
 import logging
+import sys
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -60,6 +62,8 @@ BAD_ROWS = [
     (b'{"text": " "}\n', "the text is empty"),
     (b'["text"]\n', "the row is list, not an object"),
     (b'{"text": "\xff"}\n', "not UTF-8 at byte 10"),
+    (b'{"text": "ab\\ud800"}\n', r"character 2 is a lone surrogate \('\\ud800'\)"),
+    (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "the JSON is nested too deeply"),
 ]
 
 
@@ -103,11 +107,108 @@ def test_empty_corpus_and_missing_files(tmp_path):
 def test_truncated_gzip_and_text_that_is_not_utf8(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "' + bytes(range(32, 90)) * 50 + b'"}\n')[:-12])
-    with pytest.raises(DataError, match="broken gzip file"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be read: .*copy or download it again"):
         list(read_documents(path))
     (tmp_path / "a.txt").write_bytes(b"ab\xff")
     with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 2"):
         list(read_documents(tmp_path / "a.txt"))
+
+
+def damage(path, *, at: float = 0.5) -> None:
+    """Turn 64 bytes of the file around."""
+    content = bytearray(path.read_bytes())
+    start = int(len(content) * at)
+    content[start : start + 64] = bytes(byte ^ 255 for byte in content[start : start + 64])
+    path.write_bytes(content)
+
+
+def numbered(count: int) -> list[str]:
+    """Texts that compress badly."""
+    return [f"{i} {i * 7919 % 10007} {i * i * 104729 % 1000003}" for i in range(count)]
+
+
+def assert_damaged(path, place: str) -> None:
+    for on_bad_line in ("error", "skip"):
+        with pytest.raises(
+            DataError, match=rf"{path.name} cannot be read{place}: .+ copy or download it again"
+        ):
+            list(read_documents(path, on_bad_line=on_bad_line))
+
+
+def test_damaged_gzip(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in numbered(5000))
+    path.write_bytes(gzip.compress(lines)[:-4000])
+    assert_damaged(path, r" after line \d+")
+    path.write_bytes(b"no gzip")
+    assert_damaged(path, "")
+    path.write_bytes(gzip.compress(lines))
+    damage(path, at=0.001)  # zlib.error
+    assert_damaged(path, "")
+
+
+def test_damaged_array_record(tmp_path):
+    path = tmp_path / "a.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for text in numbered(5000):
+        writer.write(text.encode())
+    writer.close()
+    damage(path)
+    assert_damaged(path, r" after record \d+")
+    path.write_bytes(b"")
+    assert_damaged(path, "")
+
+
+def test_damaged_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        pyarrow.table({"text": numbered(5000)}), path, row_group_size=1024, use_dictionary=False
+    )
+    damage(path, at=0.7)
+    assert_damaged(path, r" after row \d+")
+    path.write_bytes(b"PAR1")
+    assert_damaged(path, "")
+
+
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    column = pyarrow.array([b"one", b"a\xff", b"three"]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"text": column}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: not UTF-8 at byte 1"):
+        list(read_documents(path))
+    assert list(read_documents(path, on_bad_line="skip")) == ["one", "three"]
+
+
+def test_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=r"a\.parquet needs pyarrow.*llama2_jax\[parquet\]"):
+        list(read_documents(tmp_path / "a.parquet"))
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"one")
+    (tmp_path / "b.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"text": "one"}\n')
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    for name in ("a.txt", "b.jsonl", "c.jsonl.gz"):
+        assert list(read_documents(tmp_path / name)) == ["one"], name
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(DataError, match="the text is empty"):
+        list(read_documents(tmp_path / "a.txt"))
+
+
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path, caplog):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    paths = [tmp_path / "b.txt", tmp_path / "*.txt", f"{tmp_path}/../{tmp_path.name}/a.txt"]
+    with caplog.at_level(logging.WARNING):
+        assert list(read_documents(paths)) == ["b", "a"]
+    assert caplog.text.count("it is read once") == 2
 
 
 def test_dialogues(tmp_path):
@@ -127,6 +228,8 @@ BAD_DIALOGUES = [
     (turns(""), "roles are no messages"),
     ({"messages": [one("user", "a"), one("assistant", "[INST]")]}, "special tags are not allowed"),
     ({"messages": [one("user", "a"), one("assistant", " ")]}, r"message\(s\) \[1\] are empty"),
+    ({"messages": [one("user", "a\udc00"), one("assistant", "b")]}, "character 1 is a lone surrogate"),
+    ({"messages": [one("user\ud800", "a")]}, "character 4 is a lone surrogate"),
     ({"messages": [one("user", 3)]}, "message 0 has no 'content' text"),
     ({"messages": ["hi"]}, "message 0 is str, not an object"),
     ({"messages": "hi"}, "'messages' is str, not a list"),
