@@ -44,7 +44,7 @@ def main() -> None:
             return generate(loaded.model, loaded.params, prompts, sampling).tokens_BC
 
         times = seconds(run, repeats=arguments.repeats, warmup=1)
-        rates = {key: batch * NEW / value for key, value in spread(times).items()}
+        rates = spread([batch * NEW / value for value in times])
         roof_secs = NEW * max(4 * parameters / memory_rate, 2 * parameters * batch / matrix_rate)
         share = roof_secs / spread(times)["median"]
         result[f"batch_{batch}"] = {"tokens_per_sec": rates, "roof_share_median": share}

@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.learning_rate = PEAK_LEARNING_RATE.get(variant, 3e-4)
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 2000
+    config.optimizer.warmup_fraction = 0.0  # of all steps; the longer warm-up holds
     config.optimizer.final_fraction = 0.1
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.95

@@ -4,15 +4,17 @@ A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tok
 workdir first: right for a laptop, wrong for a cluster, where every process would do it again.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from llama2_jax.config import ConfigError, require
-from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, write_shards
+from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, file_sha256, write_shards
 from llama2_jax.data.sources import OnBadLine, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from llama2_jax.launch import has_checkpoints
 
 
 def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
@@ -41,8 +43,25 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
         f"the tokenizer has {tokenizer.vocab_size} pieces but model.vocab_size is {vocab_size}; "
         "set config.model.vocab_size or choose another tokenizer",
     )
-    tokenizer.save(kept)
+    keep_tokenizer(tokenizer, workdir)
     return tokenizer
+
+
+def keep_tokenizer(tokenizer: Tokenizer, workdir: Path) -> None:
+    """Copy the tokenizer into the workdir.
+
+    Raises:
+      ConfigError: something was trained there with another one, which is left as it is.
+    """
+    kept = workdir / "tokenizer"
+    if kept.is_dir() and has_checkpoints(workdir):
+        old = load_tokenizer(kept).content_hash
+        require(
+            old == tokenizer.content_hash,
+            f"the checkpoints in {workdir} were made with tokenizer {old[:12]}, the config names "
+            f"{tokenizer.content_hash[:12]}; use another --workdir or that tokenizer",
+        )
+    tokenizer.save(kept)
 
 
 def open_corpora(
@@ -62,11 +81,26 @@ def _open(
     path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: OnBadLine
 ) -> TokenisedCorpus:
     if not (Path(path) / MANIFEST).is_file():
-        write_shards(_raw_files(path), target, workdir / "tokenizer", on_bad_line=on_bad_line)
+        files = _raw_files(path)
+        _check_same_text(files, target, workdir)
+        write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line)
         path = str(target)
     corpus = TokenisedCorpus.open(path)
     corpus.require_tokenizer(tokenizer.content_hash)
     return corpus
+
+
+def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
+    """Refuse before a corpus that checkpoints were trained on is replaced."""
+    manifest = target / MANIFEST
+    if not manifest.is_file() or not has_checkpoints(workdir):
+        return
+    inputs = json.loads(manifest.read_text(encoding="utf-8"))["inputs"]
+    require(
+        [entry["sha256"] for entry in inputs] == [file_sha256(file) for file in files],
+        f"the checkpoints in {workdir} were trained on another text than {', '.join(map(str, files))} "
+        "holds now; use another --workdir or restore the files",
+    )
 
 
 def _raw_files(path: str) -> list[Path]:

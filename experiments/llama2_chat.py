@@ -16,10 +16,8 @@ from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdi
 def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
     if not open_workdir(config, workdir):
-        pretrain.run(config.pretrain, workdir / "pretrain")
-        sft_config = ConfigDict(config.sft).unlock()
-        sft_config.init_from = str(workdir / "pretrain")
-        sft.run(sft_config, workdir / "sft")
+        pretrain.run(stage_config(config, "pretrain"), workdir / "pretrain")
+        sft.run(stage_config(config, "sft", init_from=str(workdir / "pretrain")), workdir / "sft")
         write_report(workdir)
         mark_done(workdir)
     assert is_done(workdir)
@@ -27,6 +25,14 @@ def run(config: Any, workdir: Path) -> None:
         f"The chat model is in {workdir / 'sft'}, the report in {workdir / 'report.md'}. Talk to it:\n"
         f"  .venv/bin/python -m experiments.chat --checkpoint={workdir / 'sft'}"
     )
+
+
+def stage_config(config: Any, name: str, **changes: Any) -> ConfigDict:
+    """The config of one stage, with what only this programme knows."""
+    stage = ConfigDict(config[name]).unlock()
+    stage.update(changes)
+    stage.train.accept_changed_config = config.train.accept_changed_config
+    return stage.lock()
 
 
 def write_report(workdir: Path) -> None:

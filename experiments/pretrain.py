@@ -10,7 +10,7 @@ from typing import Any
 from experiments.corpora import open_corpora, open_tokenizer
 from experiments.report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
-from llama2_jax.config import build, require
+from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.shards import TokenisedCorpus
@@ -41,6 +41,7 @@ def run(config: Any, workdir: Path) -> None:
     model_config = build(ModelConfig, config.model, name="model")
     train_config = build(TrainConfig, config.train, name="train")
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps)
+    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
     require(
         config.data.sequence_length <= model_config.max_context,
         f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
@@ -77,6 +78,7 @@ def run(config: Any, workdir: Path) -> None:
             **checkpoint_meta(model_config, tokenizer, template="llama2"),
             "corpora": {name: corpus.manifest["recipe"] for name, corpus in corpora.items()},
         },
+        config=to_plain(config),
         evaluate=make_evaluation(config, workdir, model, tokenizer, heldout),
     )
     train(train_run, train_config, workdir)

@@ -27,7 +27,7 @@ def write_stage_report(
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
     lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *_numbers(metrics, peak)]
     lines += [f"| {name} | {value:.3f} nats per token |" for name, value in (reference or {}).items()] + [""]
-    lines += [f"- {note}" for note in [*notes, _spikes(workdir)]]
+    lines += [f"- {note}" for note in [*notes, *_from_checkpoint(workdir)]]
     lines += ["", "![loss](loss.png)", "", *_samples(workdir)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -75,10 +75,12 @@ def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def _spikes(workdir: Path) -> str:
+def _from_checkpoint(workdir: Path) -> list[str]:
+    """Tokens of each source and spikes of the loss, as counted over all restarts."""
     _, meta = read_meta(workdir)
     spikes = [f"{loss:.3f} at update {step}" for step, loss in meta["loss_spikes"]]
-    return f"loss spikes: {', '.join(spikes) or 'none'}"
+    sources = [f"source {name}: {count:,} tokens seen" for name, count in meta["source_tokens"].items()]
+    return [*sources, f"loss spikes: {', '.join(spikes) or 'none'}"]
 
 
 def _samples(workdir: Path) -> list[str]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from experiments.corpora import keep_tokenizer
 from experiments.report import write_stage_report
-from llama2_jax.config import build, require
+from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
     EncodedDialogue,
     Message,
@@ -27,7 +28,7 @@ from llama2_jax.data.sources import expand_paths, read_dialogues
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import check_batch_size, process_slice
@@ -46,6 +47,8 @@ def run(config: Any, workdir: Path) -> None:
     mesh = build(MeshConfig, config.mesh, name="mesh")
     partitioner = Partitioner(make_mesh(mesh), mesh.preset)
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
+    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
+    require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
     require(
@@ -63,7 +66,10 @@ def run(config: Any, workdir: Path) -> None:
         **process_slice(),
     )
     tokenizer = base.require_tokenizer()
-    tokenizer.save(workdir / "tokenizer")
+    keep_tokenizer(tokenizer, workdir)
+    # the run must not keep a second copy of the parameters: a resume does not need them at all
+    start_params = [] if has_checkpoints(workdir) else [base.params]
+    base = base._replace(params=None)
     train_run = TrainRun(
         name="sft",
         model=base.model,
@@ -77,7 +83,8 @@ def run(config: Any, workdir: Path) -> None:
             **checkpoint_meta(base.config, tokenizer, base.template.name),
             "dialogues": [file_sha256(path) for path in expand_paths(config.data.dialogues)],
         },
-        initial_params=lambda: base.params,
+        initial_params=start_params.pop,
+        config=to_plain(config),
         evaluate=make_evaluation(config, workdir, base),
     )
     train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")

@@ -20,7 +20,7 @@ from llama2_jax.train.metrics import NonFiniteError
 
 USER_ERRORS = (
     ConfigError, CheckpointError, DialogueError, FormatError, NonFiniteError, PromptError, TokenizerError,
-    FileNotFoundError, DataError,
+    DataError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 
@@ -45,7 +45,8 @@ def launch(main: Callable[[], Any]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         # One line each would drown the progress report; orbax logs every file it writes.
-        logging.set_verbosity(logging.WARNING)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         try:
             main()
         except USER_ERRORS as error:
@@ -64,9 +65,11 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
-    if path.exists():
+    done = is_done(workdir)
+    # before the first checkpoint there is nothing that a correction could contradict
+    if path.exists() and (done or has_checkpoints(workdir)):
         lines = changes(json.loads(path.read_text(encoding="utf-8")), new)
-        lines = [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
+        lines = [line for line in lines if not _is_free(line)]
         if lines and not new["train"]["accept_changed_config"]:
             raise ConfigError(
                 f"{workdir} was started with another config:\n  " + "\n  ".join(lines) + "\n"
@@ -75,8 +78,19 @@ def open_workdir(config: Any, workdir: Path) -> bool:
             )
         for line in lines:
             logging.warning("continuing with changed config: %s", line)
-    write_json(path, new)
-    return is_done(workdir)
+    if not done:
+        write_json(path, new)
+    return done
+
+
+def _is_free(line: str) -> bool:
+    """Whether a line of ``changes`` is about a field of ``FREE_TO_CHANGE``, of any stage."""
+    return any(f".{key}" in f".{line.split(':', 1)[0]}" for key in FREE_TO_CHANGE)
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether anything was trained in ``workdir`` or in a stage below it."""
+    return any(workdir.glob("**/checkpoints/[0-9]*"))
 
 
 def is_done(workdir: Path) -> bool:

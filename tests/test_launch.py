@@ -1,5 +1,6 @@
 """From the command line to ``run(config, workdir)``, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
+from experiments.llama2_chat import stage_config
 from llama2_jax.config import ConfigError
 from llama2_jax.launch import is_done, mark_done, open_workdir
 
@@ -75,6 +78,7 @@ def test_workdir_keeps_the_resolved_config(tmp_path: Path) -> None:
 )
 def test_what_does_not_change_learning_may_change(tmp_path: Path, key: str, value: object) -> None:
     open_workdir(get_config("tiny"), tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     config = get_config("tiny")
     config.update_from_flattened_dict({key: value})
     assert open_workdir(config, tmp_path) is False
@@ -83,9 +87,47 @@ def test_what_does_not_change_learning_may_change(tmp_path: Path, key: str, valu
 @pytest.mark.parametrize("key", ["train.num_steps", "train.seed", "data.batch_size", "model.num_layers"])
 def test_what_changes_learning_is_refused(tmp_path: Path, key: str) -> None:
     open_workdir(get_config("tiny"), tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     config = get_config("tiny")
     config.update_from_flattened_dict({key: 77})
     with pytest.raises(ConfigError, match=rf"{key}: \d+ -> 77"):
         open_workdir(config, tmp_path)
     config.train.accept_changed_config = True
     open_workdir(config, tmp_path)
+
+
+def test_a_config_may_be_corrected_before_anything_is_trained(tmp_path: Path) -> None:
+    wrong, right = get_config("tiny"), get_config("tiny")
+    wrong.data.batch_size = 7
+    open_workdir(wrong, tmp_path)
+    (tmp_path / "checkpoints").mkdir()  # made by a run that was refused later
+    assert open_workdir(right, tmp_path) is False
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == right.data.batch_size
+
+
+def test_config_of_a_finished_run_is_never_rewritten(tmp_path: Path) -> None:
+    open_workdir(get_config("tiny"), tmp_path)
+    mark_done(tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    other = get_config("tiny")
+    other.optimizer.learning_rate = 9.0
+    with pytest.raises(ConfigError, match=r"learning_rate: .* -> 9\.0"):
+        open_workdir(other, tmp_path)
+    other.train.accept_changed_config = True
+    assert open_workdir(other, tmp_path) is True
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_recipe_passes_its_stages_the_flag_and_frees_their_meshes(tmp_path: Path) -> None:
+    config = recipe_config("tiny")
+    open_workdir(config, tmp_path)
+    (tmp_path / "pretrain" / "checkpoints" / "1").mkdir(parents=True)
+    config.pretrain.mesh.preset = "single"
+    config.pretrain.train.log_every_steps = 3
+    assert open_workdir(config, tmp_path) is False
+    config.pretrain.optimizer.learning_rate = 9.0
+    with pytest.raises(ConfigError, match=r"pretrain\.optimizer\.learning_rate"):
+        open_workdir(config, tmp_path)
+    config.train.accept_changed_config = True
+    assert stage_config(config, "pretrain").train.accept_changed_config is True
+    assert stage_config(config, "sft", init_from="x").init_from == "x"

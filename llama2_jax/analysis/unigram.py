@@ -8,11 +8,11 @@ from llama2_jax.data.shards import TokenisedCorpus
 def unigram_entropy(corpus: TokenisedCorpus) -> float:
     """Entropy in nats per token of the corpus's own token frequencies: -sum_v p_v log p_v.
 
-    No model that ignores context can have a lower loss on this text. BOS is left out: it is
-    given, never predicted within a document.
+    No model that ignores context can have a lower loss on this text. All tokens count, BOS and
+    EOS too, as in the loss over concatenated documents.
     """
     counts = np.zeros(corpus.manifest["vocab_size"], np.int64)
     for index in range(len(corpus)):
-        counts += np.bincount(corpus[index][1:], minlength=counts.size)
+        counts += np.bincount(corpus[index], minlength=counts.size)
     probabilities = counts[counts > 0] / counts.sum()
     return float(-(probabilities * np.log(probabilities)).sum())

@@ -10,15 +10,17 @@ from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TokenBatch
 
 
-def check_batch_size(partitioner: Partitioner, batch_size: int, *, accumulation_steps: int = 1) -> None:
+def check_batch_size(
+    partitioner: Partitioner, batch_size: int, *, accumulation_steps: int = 1, field: str = "data.batch_size"
+) -> None:
     """Raise ``ConfigError`` unless every device gets whole rows in every micro-batch."""
     shards = partitioner.batch_shards
     unit = shards * accumulation_steps
     if batch_size % unit:
         raise ConfigError(
-            f"data.batch_size = {batch_size} is not divisible by {unit} "
+            f"{field} = {batch_size} is not divisible by {unit} "
             f"(data*fsdp = {shards} devices times train.accumulation_steps = {accumulation_steps}); "
-            f"set config.data.batch_size to a multiple of {unit}"
+            f"set config.{field} to a multiple of {unit}"
         )
 
 

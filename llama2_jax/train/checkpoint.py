@@ -89,30 +89,33 @@ class Checkpointer:
     def restore_latest(self, abstract: TrainState) -> Restored | None:
         """The newest readable checkpoint, or None if there is none at all.
 
-        A broken one is reported and set aside as ``<step>.broken``, and the one before it used.
+        Unreadable ones are reported, and set aside as ``<step>.broken`` once an older one is restored:
+        until then the fault may lie elsewhere (memory, permissions), and nothing is touched.
 
         Args:
           abstract: shapes, dtypes and shardings to restore into (any mesh).
 
         Raises:
           CheckpointError: checkpoints exist but none can be read, or they are of a model of
-            other shapes (nothing is set aside then).
+            other shapes.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        unreadable: list[int] = []
+        for step in reversed(self.steps()):
             try:
-                return self._restore(step, abstract)
+                restored = self._restore(step, abstract)
             except Exception as error:  # orbax and tensorstore raise many types for damaged files
                 self._check_shapes(step, abstract.params)
-                logging.error(
-                    "checkpoint %d in %s cannot be read (%s); trying the one before it",
-                    step, self.folder, _first_line(error),
-                )  # fmt: skip
-                self._set_aside(step)
-        if steps:
+                reason = _first_line(error)
+                logging.error("checkpoint %d in %s cannot be read (%s)", step, self.folder, reason)
+                unreadable.append(step)
+                continue
+            self._set_aside(unreadable)
+            return restored
+        if unreadable:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; "
-                "they were renamed to *.broken, start in a new workdir or restore a copy"
+                f"none of the checkpoints {unreadable[::-1]} in {self.folder} can be read "
+                f"(the oldest: {reason}); "
+                "nothing was changed: start in a new workdir, or put a sound copy in their place"
             )
         return None
 
@@ -142,11 +145,14 @@ class Checkpointer:
                 + "\nundo the change of config.model, or use another workdir"
             )
 
-    def _set_aside(self, step: int) -> None:
-        broken = self.folder / f"{step}.broken"
-        shutil.rmtree(broken, ignore_errors=True)  # of the same step, broken before
-        (self.folder / str(step)).rename(broken)
-        self._manager.reload()
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            broken = self.folder / f"{step}.broken"
+            shutil.rmtree(broken, ignore_errors=True)  # of the same step, broken before
+            (self.folder / str(step)).rename(broken)
+            logging.error("checkpoint %d was renamed to %s", step, broken)
+        if steps:
+            self._manager.reload()
 
     def _write_error(self, error: Exception) -> CheckpointError:
         on_disk = sorted(self._manager.all_steps(read=True))  # incl. what it meant to delete after this save

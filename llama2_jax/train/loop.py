@@ -52,6 +52,8 @@ class TrainConfig:
         require(self.num_steps > 0, f"train.num_steps = {self.num_steps} must be positive")
         for name in ("accumulation_steps", "log_every_steps", "checkpoint_every_steps", "keep_last"):
             require(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)} must be positive")
+        for name in ("loss_chunk", "eval_every_steps", "keep_every_steps"):
+            require(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)} must not be negative")
         self.profile_range()
 
     def profile_range(self) -> tuple[int, int]:
@@ -78,7 +80,8 @@ class TrainRun:
     sequence_length: int
     batches: Callable[[int], Iterator[TokenBatch]]  # this process's rows, from a step on
     source_names: tuple[str, ...]
-    meta: dict[str, Any]  # stored with every checkpoint
+    meta: dict[str, Any]  # what the run is made from, stored with every checkpoint and checked on resume
+    config: dict[str, Any]  # resolved, stored with every checkpoint
     initial_params: Callable[[], Params] | None = None  # None = random
     evaluate: Callable[[int, Params], dict[str, float]] | None = None
 
@@ -127,7 +130,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             stopping = stop.requested  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=_last_checkpoint(checkpointer)):
-                    checkpointer.save(state, {**run.meta, **recorder.totals(), "step": step})
+                    checkpointer.save(state, {**run.meta, **recorder.totals(), "config": run.config})
             if stopping and step < config.num_steps:
                 logging.warning(
                     "stopped by SIGTERM after step %d; start again in %s to continue", step, workdir
@@ -194,7 +197,8 @@ class _Evaluations:
     def run(self, step: int, params: Params, *, last_checkpoint: str) -> None:
         if self._run.evaluate is not None:
             with self._recorder.pause(last_checkpoint=last_checkpoint):
-                self._recorder.add_evaluation(step, self._run.evaluate(step, params))
+                metrics = self._run.evaluate(step, params)
+                self._recorder.add_evaluation(step, metrics, last_checkpoint=last_checkpoint)
 
 
 class _Profile:

@@ -69,6 +69,16 @@ def _drop_lines_after(path: Path, step: int) -> None:
     partial.replace(path)  # a kill in between loses nothing
 
 
+def require_finite(step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:
+    """Raise ``NonFiniteError`` that names every metric which is NaN or infinite."""
+    bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteError(
+            f"{', '.join(bad)} at step {step}; last good checkpoint: {last_checkpoint}. "
+            "Lower config.optimizer.learning_rate or look at the batch of this step"
+        )
+
+
 class LossMonitor:
     """Stops on NaN or infinity, reports spikes of the loss.
 
@@ -87,13 +97,7 @@ class LossMonitor:
         Raises:
           NonFiniteError: one of them is NaN or infinite.
         """
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            found = ", ".join(f"{name} is {metrics[name]}" for name in bad)
-            raise NonFiniteError(
-                f"{found} at step {step}; last good checkpoint: {last_checkpoint}. "
-                "Lower config.optimizer.learning_rate or look at the batch of this step"
-            )
+        require_finite(step, metrics, last_checkpoint=last_checkpoint)
         loss = metrics["train/loss"]
         if len(self._recent) >= 20:
             mean = sum(self._recent) / len(self._recent)

@@ -30,6 +30,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_choice("optimizer.schedule", self.schedule, SCHEDULES)
         require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name} = {value} must be in [0, 1)")
+        require(
+            0 <= self.final_fraction <= 1,
+            f"optimizer.final_fraction = {self.final_fraction} must be in [0, 1]",
+        )
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
         require(self.grad_clip_norm > 0, f"optimizer.grad_clip_norm = {self.grad_clip_norm} must be positive")
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llama2_jax.train.flops import flops_per_token, mfu, peak_flops
-from llama2_jax.train.metrics import LossMonitor, MetricsWriter
+from llama2_jax.train.metrics import LossMonitor, MetricsWriter, require_finite
 from llama2_jax.train.optimizer import learning_rate
 from llama2_jax.train.progress import ProgressReport, rate_text
 
@@ -35,7 +35,7 @@ class Recorder:
         self._monitor = LossMonitor()
         self._monitor.spikes += [(step, loss) for step, loss in meta.get("loss_spikes", [])]
         self._source_tokens = dict.fromkeys(run.source_names, 0) | dict(meta.get("source_tokens", {}))
-        self._peak_flops, self.peak_source = peak_flops(config.peak_flops)
+        self._peak_flops, _ = peak_flops(config.peak_flops)
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._clock = _Clock()
 
@@ -90,8 +90,13 @@ class Recorder:
         devices = self._run.partitioner.mesh.size
         return mfu(tokens_per_sec, flops, num_devices=devices, peak_flops=self._peak_flops)
 
-    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Record numbers of an evaluation after ``step`` updates (in ``pause``: nothing is queued)."""
+    def add_evaluation(self, step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:
+        """Record numbers of an evaluation after ``step`` updates (in ``pause``: nothing is queued).
+
+        Raises:
+          NonFiniteError: one of them is NaN or infinite.
+        """
+        require_finite(step, metrics, last_checkpoint=last_checkpoint)
         if self._writer:
             self._writer.write(step, metrics)
             self._writer.flush()

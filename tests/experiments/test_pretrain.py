@@ -15,6 +15,7 @@ from experiments import pretrain
 from llama2_jax.config import ConfigError
 from llama2_jax.data.shards import write_shards
 from llama2_jax.data.sources import DataError
+from llama2_jax.data.tokenizer import load_tokenizer
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import load
 from llama2_jax.train.checkpoint import read_meta
@@ -209,8 +210,11 @@ def test_changed_text_is_not_used_to_continue(tmp_path: Path) -> None:
     pretrain.run(config, workdir)
     (workdir / "DONE").unlink()
     text.write_text(runs.sentences(61, seed=1), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"corpora\.main: "):
+    shards = sorted((workdir / "corpus" / "main").glob("*.array_record"))
+    before = [shard.read_bytes() for shard in shards]
+    with pytest.raises(ConfigError, match=r"trained on another text than .*text\.txt holds now"):
         pretrain.run(config, workdir)
+    assert [shard.read_bytes() for shard in shards] == before
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,26 @@ def test_loss_chunk_must_divide_the_row(tmp_path: Path) -> None:
     config = two_source_config(train__loss_chunk=48)
     with pytest.raises(ConfigError, match="loss_chunk = 48 does not divide the sequence length 64"):
         pretrain.run(config, tmp_path)
+
+
+def test_another_tokenizer_in_the_config_does_not_replace_the_one_trained_with(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    load_tokenizer(runs.pretrained_workdir() / "tokenizer").save(given)
+    text = str(runs.texts() / "facts.txt")
+    changes = {"data__sources__main__path": text, "data__heldout": "", "train__num_steps": 2}
+    config = runs.pretrain_config(data__tokenizer=str(given), **changes)
+    workdir = tmp_path / "run"
+    pretrain.run(config, workdir)
+    (workdir / "DONE").unlink()
+    kept = (workdir / "tokenizer" / "tokenizer.model").read_bytes()
+    pretrain.open_tokenizer(
+        runs.pretrain_config(**changes).data, tmp_path / "other", vocab_size=runs.VOCABULARY
+    )
+    load_tokenizer(tmp_path / "other" / "tokenizer").save(given)
+    with pytest.raises(ConfigError, match="were made with tokenizer"):
+        pretrain.run(config, workdir)
+    assert (workdir / "tokenizer" / "tokenizer.model").read_bytes() == kept
+    load(workdir)
 
 
 def test_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,23 @@ def test_all_broken_names_them(tmp_path: Path) -> None:
         checkpointer.restore_latest(ABSTRACT)
 
 
+def test_a_failed_restore_renames_nothing_while_no_older_checkpoint_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, [1, 2])
+
+    def out_of_memory(*arguments: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer, "_restore", out_of_memory)
+            with pytest.raises(CheckpointError, match=r"can be read \(the oldest: .*RESOURCE_EXHAUSTED"):
+                checkpointer.restore_latest(ABSTRACT)
+        assert checkpointer.steps() == [1, 2]
+        assert int(checkpointer.restore_latest(ABSTRACT).state.step) == 2  # type: ignore[union-attr]
+
+
 def test_other_shapes_are_no_damage(tmp_path: Path) -> None:
     save_steps(tmp_path, [1, 2])
     wider = abstract_of(state_of(0, width=16))

@@ -69,6 +69,7 @@ def make_run(**changes: Any) -> TrainRun:
         "meta": {"tokenizer_hash": "abc"},
         "evaluate": lambda step, params: {"eval/heldout/loss": float(params["embedding_VD"].sum())},
     }
+    fields["config"] = {"train": {"num_steps": 12}}
     return TrainRun(**{**fields, **changes})
 
 
