@@ -35,7 +35,7 @@ def attention(
     # heads before tokens: every block is then a plain batched matrix product
     q_BKGTH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-    out_BKGTH = _attention(q_BKGTH * head_dim**-0.5, k_BKSH, v_BKSH, segment_ids_BT, positions_BT)
+    out_BKGTH = _attention(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
@@ -51,7 +51,6 @@ def _blocks(length: int) -> list[slice]:
 
 @jax.custom_vjp
 def _attention(q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, segment_ids_BT: Any, positions_BT: Any) -> jax.Array:
-    """Attention of scaled queries."""
     return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT)[0]
 
 
@@ -77,7 +76,7 @@ def _backward(residuals: Residuals, d_out_BKGTH: jax.Array) -> tuple[jax.Array |
     # sum_s p_s dp_s, known without the probabilities
     delta_BKGT1 = (d_out_BKGTH.astype(jnp.float32) * out_BKGTH).sum(axis=-1, keepdims=True)
     dk_BKSH, dv_BKSH = jnp.zeros(k_BKSH.shape, jnp.float32), jnp.zeros(v_BKSH.shape, jnp.float32)
-    dqs = []
+    scale, dqs = q_BKGTH.shape[-1] ** -0.5, []  # of the scores, and so of dq and dk: in float32, see below
     for rows in _blocks(q_BKGTH.shape[3]):
         keys, values = k_BKSH[:, :, : rows.stop], v_BKSH[:, :, : rows.stop]
         queries, d_rows = q_BKGTH[:, :, :, rows], d_out_BKGTH[:, :, :, rows]
@@ -88,9 +87,9 @@ def _backward(residuals: Residuals, d_out_BKGTH: jax.Array) -> tuple[jax.Array |
         dv = _dot("BKGTS,BKGTH->BKSH", probs.astype(v_BKSH.dtype), d_rows)
         dv_BKSH = dv_BKSH.at[:, :, : rows.stop].add(dv)
         dk_BKSH = dk_BKSH.at[:, :, : rows.stop].add(_dot("BKGTS,BKGTH->BKSH", d_scores, queries))
-        dqs.append(_dot("BKGTS,BKSH->BKGTH", d_scores, keys).astype(q_BKGTH.dtype))
+        dqs.append((_dot("BKGTS,BKSH->BKGTH", d_scores, keys) * scale).astype(q_BKGTH.dtype))
     dq_BKGTH = jnp.concatenate(dqs, axis=3)
-    return dq_BKGTH, dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None, None
+    return dq_BKGTH, (dk_BKSH * scale).astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -99,7 +98,10 @@ _attention.defvjp(_forward, _backward)
 def _masked_scores(
     q_BKGTH: Any, k_BKSH: Any, segment_ids_BT: Any, positions_BT: Any, rows: slice
 ) -> jax.Array:
-    """Scores of one block of queries with the keys up to its end; what must not be seen is ``NEGATIVE``."""
+    """Scores of one block of queries with the keys up to its end; what must not be seen is ``NEGATIVE``.
+
+    Scaled in float32: a scaled query in bfloat16 would be rounded a second time.
+    """
     mask_BTS = attention_mask(
         query_segment_ids_BT=segment_ids_BT[:, rows],
         query_positions_BT=positions_BT[:, rows],
@@ -107,4 +109,4 @@ def _masked_scores(
         key_positions_BS=positions_BT[:, : rows.stop],
     )
     scores = _dot("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, : rows.stop])
-    return jnp.where(mask_BTS[:, None, None], scores, NEGATIVE)
+    return jnp.where(mask_BTS[:, None, None], scores * q_BKGTH.shape[-1] ** -0.5, NEGATIVE)
