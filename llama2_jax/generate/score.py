@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
@@ -13,6 +14,7 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.structs import Params
 
 LENGTH_BUCKET = 64
+CHUNK = 64  # positions of each row whose logits exist at once
 
 
 def score(
@@ -64,5 +66,20 @@ def _score_batch(
 def _next_logprobs(
     model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
 ) -> jax.Array:
-    output = model.apply({"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT)
-    return token_logprobs(output.logits_BTV[:, :-1], tokens_BT[:, 1:])
+    """Log-probability of each position's successor, (B, T); the last of a row means nothing."""
+    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT, method="hidden")
+
+    def logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden_BCD, targets_BC = chunk
+        return token_logprobs(model.apply({"params": params}, hidden_BCD, method="unembed"), targets_BC)
+
+    chunks = _chunks(hidden_BTD), _chunks(jnp.roll(tokens_BT, -1, axis=1))
+    logprobs_BT = jax.lax.map(logprobs, chunks).swapaxes(0, 1).reshape(len(tokens_BT), -1)
+    return logprobs_BT[:, : tokens_BT.shape[1]]
+
+
+def _chunks(array: jax.Array) -> jax.Array:
+    """(B, T, ...) -> (chunks, B, CHUNK, ...), zeros after the end."""
+    batch, length, *rest = array.shape
+    padded = jnp.pad(array, [(0, 0), (0, -length % CHUNK), *[(0, 0)] * len(rest)])
+    return padded.reshape(batch, -1, CHUNK, *rest).swapaxes(0, 1)

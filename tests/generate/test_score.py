@@ -1,9 +1,13 @@
+import re
+
+import jax
 import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.generate.decode import PromptError
-from llama2_jax.generate.score import score
+from llama2_jax.generate.score import CHUNK, _next_logprobs, score
+from llama2_jax.model.transformer import abstract_params
 from tests.model import numpy_llama, tiny
 
 ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 64, 2, 30)]
@@ -45,3 +49,20 @@ def test_rows_the_model_cannot_take_are_refused(rows, words):
 def test_a_batch_size_of_0_is_refused():
     with pytest.raises(ConfigError, match="batch_size = 0"):
         score(tiny.MODEL, tiny.params(), ROWS, batch_size=0)
+
+
+@pytest.mark.parametrize("context", [CHUNK - 1, CHUNK + 1, 2 * CHUNK, 150])
+def test_any_context_is_scored_to_its_end(context):
+    model = tiny.with_config(max_context=context)
+    row = tiny.tokens(context, seed=3).tolist()
+    (found,) = score(model, tiny.params(), [row], batch_size=1)
+    wanted = numpy_llama.next_logprobs(tiny.params(), row, model.config)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=5e-5)
+
+
+def test_logits_of_all_positions_never_exist_at_once():
+    model = tiny.with_config(vocab_size=4000, max_context=1024)
+    tokens = jax.ShapeDtypeStruct((8, 1024), np.int32)
+    text = _next_logprobs.lower(model, abstract_params(model.config), tokens, tokens).as_text()
+    with_vocabulary = re.findall(r"tensor<(\d+)x(\d+)x4000xf32>", text)
+    assert max(int(rows) * int(positions) for rows, positions in with_vocabulary) == 8 * CHUNK
