@@ -3,6 +3,22 @@
 ``start`` reads ragged prompts in one pass; ``advance`` makes up to n tokens and can be called
 again (streaming). Prompts are padded on the right: the mask goes by positions, so no row is
 shifted, and every row writes to the same cache slot. The loop ends early when every row stopped.
+
+Where this differs from the reference code:
+
+* GEN-1, GEN-8: ``max_new_tokens`` is always a number (256), never "up to the context". Prompts are
+  ids; BOS is the caller's, who puts it there for text and in every chat template that has it.
+* GEN-2: the limit is of each row, its own new tokens and the context, not of the longest prompt of
+  the batch. Batches have no largest size.
+* GEN-3: one pass over the whole of all prompts, padded on the right, instead of one token at a time
+  after the shortest prompt, with sampled tokens overwritten.
+* GEN-4, GEN-5: the same distribution, plus top-k; top_p 0 is the top token alone, ties or not.
+* GEN-6: log-probabilities are always returned, raw and as sampled. Those of the prompt (echo), or of
+  a prompt that fills the context, are what ``score`` gives; here such a prompt is refused.
+* GEN-7: a row ends at the first stop id that it *made*, of any number of ids; one in the prompt, as
+  in every dialogue, ends nothing. The id stays in the tokens; texts are cut before it.
+* GEN-9: a seed per row, so its draws depend on neither batch nor hosts; numbers as in the model's
+  config (float32 unless chosen) instead of fp16; no defaults by programme.
 """
 
 import functools
@@ -20,6 +36,7 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.structs import Completions, KVCache, Params
 
 LENGTH_BUCKET = 32  # prompt lengths are rounded up to this, to compile once for many prompts
+SEED_LIMIT = 2**32
 
 
 class DecodeState(NamedTuple):
@@ -58,12 +75,13 @@ def generate(
       Completions on the host; past a row's length tokens are -1 and log-probabilities 0.
 
     Raises:
-      PromptError: a prompt is empty, longer than the context, or has ids outside the vocabulary.
+      PromptError: a prompt is empty, fills the context, or has ids outside the vocabulary.
+      ConfigError: no prompt, not a seed per row, or a seed outside 0 to 2**32 - 1.
     """
     new_tokens = _room(model, prompts, sampling)
     count = len(prompts)
     seeds = range(count) if seeds is None else seeds
-    _check_seeds(seeds, count)
+    _check_seed_count(seeds, count)
     # whole rows for every device of a mesh: repeat the last prompt, drop its results
     missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
     prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
@@ -85,6 +103,7 @@ def stream(
     chunk: int = 4,
 ) -> Iterator[int]:
     """The tokens of ``generate`` for one prompt, one after another as they are made."""
+    require(chunk > 0, f"chunk = {chunk} must be positive")
     left = _room(model, [prompt], sampling)
     # whole chunks: room for the last one, so that every call has the same compiled shape
     slots = -(-left // chunk) * chunk
@@ -108,7 +127,8 @@ def start(
 ) -> DecodeState:
     """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
     check_prompts(model, prompts)
-    _check_seeds(seeds, len(prompts))
+    _check_seed_count(seeds, len(prompts))
+    check_seeds(seeds)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
@@ -230,8 +250,14 @@ def _room(model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampli
     return min(sampling.max_new_tokens, model.config.max_context - min(len(prompt) for prompt in prompts))
 
 
-def _check_seeds(seeds: Sequence[int], count: int) -> None:
+def _check_seed_count(seeds: Sequence[int], count: int) -> None:
     require(len(seeds) == count, f"{len(seeds)} seeds for {count} prompts; give one per row")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ``ConfigError`` for a seed that does not fit in 32 bits."""
+    for seed in seeds:
+        require(0 <= seed < SEED_LIMIT, f"seed {seed} is outside 0 to {SEED_LIMIT - 1} (32 bits)")
 
 
 def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:

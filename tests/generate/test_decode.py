@@ -140,6 +140,57 @@ def test_no_prompt_or_too_few_seeds_are_refused():
         generate(tiny.MODEL, tiny.params(), [[1], [2]], GREEDY, seeds=[3])
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_do_not_fit_are_refused(params, seed):
+    with pytest.raises(ConfigError, match=f"seed {seed} is outside 0 to 4294967295"):
+        generate(tiny.MODEL, params, [[1], [2]], GREEDY, seeds=[0, seed])
+    with pytest.raises(ConfigError, match=f"seed {seed} is outside"):
+        list(stream(tiny.MODEL, params, [1], GREEDY, seed=seed))
+
+
+def test_the_largest_seed_is_a_seed(params):
+    found = generate(tiny.MODEL, params, PROMPTS[:2], RANDOM, seeds=[2**32 - 1, 0])
+    assert found.lengths_B.tolist() == [NEW] * 2
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_stream_in_chunks_of_nothing_is_refused(params, chunk):
+    with pytest.raises(ConfigError, match=f"chunk = {chunk} must be positive"):
+        list(stream(tiny.MODEL, params, [1], GREEDY, chunk=chunk))
+
+
+def test_a_prompt_one_short_of_the_context_gives_one_token(params):
+    """GEN-2."""
+    prompt = tiny.tokens(tiny.CONFIG.max_context - 1, seed=1).tolist()
+    wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, 1)
+    found = generate(tiny.MODEL, params, [prompt], GREEDY)
+    assert (found.tokens_BC.tolist(), found.lengths_B.tolist()) == ([wanted], [1])
+    assert list(stream(tiny.MODEL, params, prompt, GREEDY)) == wanted
+
+
+def test_a_stop_id_in_the_prompt_ends_nothing(params, greedy_tokens):
+    """GEN-7: multi-turn prompts have one after every answer."""
+    stop = next(token for token in PROMPTS[2] if token not in greedy_tokens[2])
+    found = generate(tiny.MODEL, params, [PROMPTS[2]], GREEDY, stop_ids=(stop,))
+    assert found.tokens_BC[0].tolist() == greedy_tokens[2]
+
+
+def test_score_gives_what_echo_gave(params):
+    """GEN-6, GEN-7: log-probabilities of the prompt, also of one that leaves no room to generate."""
+    prompt = tiny.tokens(tiny.CONFIG.max_context, seed=2).tolist()
+    with pytest.raises(PromptError, match="has 64 tokens"):
+        generate(tiny.MODEL, params, [prompt], GREEDY)
+    (echoed,) = score(tiny.MODEL, params, [prompt])
+    np.testing.assert_allclose(
+        echoed, numpy_llama.next_logprobs(tiny.params(), prompt, tiny.CONFIG), rtol=1e-5, atol=3e-5
+    )
+
+
+def test_defaults_are_those_of_the_reference_code():
+    """GEN-1, GEN-9."""
+    assert SamplingConfig() == SamplingConfig(max_new_tokens=256, temperature=0.6, top_p=0.9, top_k=0)
+
+
 def test_prompts_may_be_numpy_arrays(params, greedy_tokens):
     found = generate(tiny.MODEL, params, [np.asarray(prompt) for prompt in PROMPTS], GREEDY)
     assert found.tokens_BC.tolist() == greedy_tokens
