@@ -14,7 +14,7 @@ from absl import flags
 
 from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
 from llama2_jax.data.tokenizer import StreamDecoder
-from llama2_jax.generate.decode import PromptError, stream
+from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
@@ -26,6 +26,7 @@ class Conversation:
     def __init__(
         self, loaded: LoadedModel, sampling: SamplingConfig, *, system: str = "", seed: int = 0
     ) -> None:
+        check_seeds([seed])
         self._loaded, self._sampling, self._seed = loaded, sampling, seed
         self._head = [Message("system", system)] if system else []
         self.messages: list[Message] = []
@@ -53,7 +54,7 @@ class Conversation:
         tokens = stream(
             self._loaded.model, self._loaded.params, prompt, self._sampling, stop_ids=stops, seed=self._seed
         )
-        self._seed += 1
+        self._seed = (self._seed + 1) % SEED_LIMIT
         try:
             for token in tokens:
                 if token not in stops:

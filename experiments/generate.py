@@ -5,7 +5,10 @@ python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=
 Rows of the input: {"prompt": text} (continued as it is, after BOS), {"tokens": [ids]} or
 {"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template). Errors and
 seeds count rows from 0. Each output row repeats the input row and adds "completion",
-"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped".
+"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". A
+completion follows its prompt as it is, with the space between them if there is one, so that
+experiments.score reads the output; an answer to messages, or to tokens, begins without. In a row with
+several of the keys the first in this order counts: prompt, messages, tokens.
 """
 
 from typing import Any
@@ -16,7 +19,8 @@ from experiments.jsonl import read_rows, row_text, row_tokens, write_rows
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.sources import to_messages
-from llama2_jax.generate.decode import check_prompts, generate
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.decode import check_prompts, check_seeds, generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
@@ -41,6 +45,7 @@ def complete_rows(
     """The rows with completions added, in order."""
     prompts = [prompt_ids(row, loaded, where=f"row {index}") for index, row in enumerate(rows)]
     check_prompts(loaded.model, prompts)
+    check_seeds([seed, seed + len(rows) - 1])  # before the first batch, not after hours
     stops = _stop_ids(loaded)
     results: list[dict[str, Any]] = []
     for first in range(0, len(rows), batch_size):
@@ -57,23 +62,30 @@ def complete_rows(
                 "stopped": bool(out.stopped_B[index]),
             }
             if loaded.tokenizer is not None:
-                result["completion"] = loaded.tokenizer.decode(text_ids)
+                follows = batch[index] if "prompt" in result else []
+                result["completion"] = _text_after(follows, text_ids, loaded.tokenizer)
             results.append(result)
     return results
 
 
+def _text_after(prompt: list[int], ids: list[int], tokenizer: Tokenizer) -> str:
+    """What ``ids`` add to the text of the prompt: alone they would lose a leading space (TOK-5)."""
+    before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return joined[len(before) :] if joined.startswith(before) else tokenizer.decode(ids)
+
+
 def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:
     """Token ids of one input row. Raises ``ConfigError`` that begins with ``where``."""
-    if "tokens" in row:
-        return row_tokens(row, where=where)
-    tokenizer = loaded.require_tokenizer()
+    if "prompt" in row:
+        tokenizer = loaded.require_tokenizer()
+        return tokenizer.encode(row_text(row, "prompt", where=where), bos=tokenizer.bos_id >= 0)
     if "messages" in row:
         try:
-            return encode_prompt(to_messages(row["messages"]), tokenizer, loaded.template)
+            return encode_prompt(to_messages(row["messages"]), loaded.require_tokenizer(), loaded.template)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
-    if "prompt" in row:
-        return tokenizer.encode(row_text(row, "prompt", where=where), bos=tokenizer.bos_id >= 0)
+    if "tokens" in row:
+        return row_tokens(row, where=where)
     raise ConfigError(
         f"{where} has none of 'prompt', 'tokens', 'messages'; it has {', '.join(row) or 'nothing'}"
     )

@@ -2,11 +2,13 @@
 
 python -m experiments.score --checkpoint=PATH --input=in.jsonl --output=out.jsonl
 
-Rows of the input: {"tokens": [ids]}, or {"prompt": text, "completion": text}, which are joined,
-encoded once after BOS, and split where the encoding of the prompt ends (spaces at the prompt's end
-belong to the completion). Each output row repeats the input row and adds "logprobs": natural log of
-each token given all before it, null for the first, and "sum" over all tokens; with a prompt also
-"completion_sum" and "completion_tokens", the sum over the completion and its number of tokens.
+Rows of the input: {"prompt": text, "completion": text}, which are joined, encoded once after BOS, and
+split where the encoding of the prompt ends (spaces at the prompt's end belong to the completion), or
+{"tokens": [ids]}. A row with all three is scored by its texts. Each output row is the input row with
+these keys set: "tokens", the ids that were scored; "logprobs", natural log of each token given all
+before it, null for the first; "sum" over all tokens; with texts also "completion_sum" and
+"completion_tokens", the sum over the completion and its number of tokens. So output rows can be scored
+again, with the same result.
 """
 
 from typing import Any
@@ -41,14 +43,18 @@ def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: i
 
 def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[list[int], int]:
     """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
+    if _has_texts(row):
+        prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
+        return encode_pair(prompt, completion, loaded.require_tokenizer())
     if "tokens" in row:
         return row_tokens(row, where=where), 0
-    if "prompt" not in row or "completion" not in row:
-        raise ConfigError(
-            f"{where} needs 'tokens', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}"
-        )
-    prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
-    return encode_pair(prompt, completion, loaded.require_tokenizer())
+    raise ConfigError(
+        f"{where} needs 'tokens', or 'prompt' and 'completion'; it has {', '.join(row) or 'nothing'}"
+    )
+
+
+def _has_texts(row: dict[str, Any]) -> bool:
+    return "prompt" in row and "completion" in row
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
@@ -62,7 +68,7 @@ def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[lis
 
 def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:
     result = {**row, "tokens": ids, "logprobs": [None, *logprobs], "sum": sum(logprobs)}
-    if "completion" in row and "prompt" in row:
+    if _has_texts(row):
         counted = logprobs[max(prompt_length - 1, 0) :]
         result |= {"completion_sum": sum(counted), "completion_tokens": len(counted)}
     return result

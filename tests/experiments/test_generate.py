@@ -61,6 +61,44 @@ def test_logprobs_are_those_that_score_gives() -> None:
         assert row["logprobs"] == pytest.approx(score["logprobs"][len(prompt) :], abs=1e-4)
 
 
+@pytest.mark.parametrize("prompt", ["The small model", "The quiet river ", "", "a\n", "  two  spaces"])
+def test_completion_is_what_the_prompt_lacks_of_the_joined_text(prompt: str) -> None:
+    tokenizer = runs.chat_model().require_tokenizer()
+    (row,) = complete([{"prompt": prompt}], batch_size=1)
+    ids = tokenizer.encode(prompt, bos=True) + row["completion_tokens"]
+    assert prompt + row["completion"] == tokenizer.decode(ids[:-1] if row["stopped"] else ids)
+
+
+def test_generated_rows_can_be_scored() -> None:
+    loaded = runs.chat_model()
+    tokenizer = loaded.require_tokenizer()
+    prompts = [{"prompt": text} for text in ("The small model", "The quiet river", "", "The letter reads 12")]
+    results = complete(prompts, batch_size=4)
+    compared = 0
+    for row, scored in zip(results, score_rows(loaded, results, batch_size=4), strict=True):
+        ids = tokenizer.encode(row["prompt"], bos=True) + row["completion_tokens"]
+        length = len(row["completion_tokens"]) - row["stopped"]  # the stop token has no text
+        if scored["tokens"] == ids[: len(ids) - row["stopped"]]:
+            compared += 1
+            assert scored["completion_tokens"] == length
+            assert scored["completion_sum"] == pytest.approx(sum(row["logprobs"][:length]), abs=1e-3)
+    assert compared >= 3, "text of a trained tokenizer should nearly always come back as the same ids"
+
+
+def test_first_of_several_keys_counts() -> None:
+    loaded = runs.chat_model()
+    messages = ROWS[2]["messages"]
+    texts = {"prompt": "The small model", "messages": messages, "tokens": [1, 2]}
+    ids = [prompt_ids(row, loaded, where="row") for row in (texts, {"messages": messages, "tokens": [1, 2]})]
+    assert ids == [prompt_ids(row, loaded, where="row") for row in (ROWS[0], ROWS[2])]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1])
+def test_seeds_of_all_rows_are_checked_before_the_first_batch(seed: int) -> None:
+    with pytest.raises(ConfigError, match="seed .* is outside 0 to 4294967295"):
+        complete(ROWS, seed=seed)
+
+
 def test_greedy_takes_the_most_likely_token() -> None:
     (row,) = complete(ROWS[:1], batch_size=1)
     ids = prompt_ids(ROWS[0], runs.chat_model(), where="row")

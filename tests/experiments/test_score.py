@@ -60,6 +60,21 @@ def test_completion_sum_covers_the_completion_only() -> None:
     assert row["completion_sum"] == pytest.approx(sum(row["logprobs"][len(prompt) :]), abs=1e-6)
 
 
+def test_output_rows_score_to_themselves() -> None:
+    once = score_rows(runs.chat_model(), ROWS, batch_size=5)
+    assert score_rows(runs.chat_model(), once, batch_size=5) == once
+
+
+def test_texts_count_before_tokens_and_a_lone_text_does_not() -> None:
+    loaded = runs.chat_model()
+    plain, both, lone = score_rows(
+        loaded, [ROWS[1], {**ROWS[1], "tokens": [1, 2]}, {"prompt": "x", "tokens": [1, 2]}], batch_size=4
+    )
+    assert both == plain
+    assert lone["tokens"] == [1, 2]
+    assert "completion_sum" not in lone
+
+
 def test_space_at_the_end_of_a_prompt_belongs_to_the_completion() -> None:
     tokenizer = runs.chat_model().require_tokenizer()
     assert encode_pair("The model ", "reads", tokenizer) == encode_pair("The model", " reads", tokenizer)
