@@ -46,13 +46,6 @@ class Loader:
         """How often each source has been seen after ``step`` updates."""
         return source_epochs(self.sources, step=step, batch_size=self.batch_size)
 
-    def source_tokens(self, batch: TokenBatch) -> dict[str, int]:
-        """Counted target tokens of a batch by source."""
-        counts = np.bincount(
-            batch.source_ids_B, weights=batch.loss_mask_BT.sum(axis=1), minlength=len(self.sources)
-        )
-        return {source.name: int(count) for source, count in zip(self.sources, counts, strict=True)}
-
 
 def make_loader(
     sources: Sequence[DataSource],

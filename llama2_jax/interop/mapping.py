@@ -13,7 +13,6 @@ import numpy as np
 from llama2_jax.interop.imported import FormatError, LazyTensor
 from llama2_jax.model.config import ModelConfig
 
-STYLES = ("meta", "huggingface", "gguf")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 # Tables that older exporters stored next to the weights; recomputed, so never read.

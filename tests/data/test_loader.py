@@ -96,14 +96,11 @@ def test_weights_are_shares_of_rows_and_small_sources_repeat():
     assert large.tolist() != sorted(large)
 
 
-def test_epochs_and_tokens_per_source():
+def test_epochs_per_source():
     loader = make_loader(make_sources(), batch_size=8, seed=0)
     assert loader.source_epochs(10) == {"small": 60 / 4, "large": 20 / 50}
     assert source_epochs(make_sources(), step=1, batch_size=16) == {"small": 3.0, "large": 4 / 50}
     assert shares(make_sources()) == {"small": 0.75, "large": 0.25}
-    batch = loader.batch(0)
-    large = int((batch.source_ids_B == 1).sum())
-    assert loader.source_tokens(batch) == {"small": 2 * (8 - large), "large": 3 * large}
 
 
 def test_adding_a_source_keeps_the_order_of_the_others():

@@ -3,7 +3,6 @@ import pytest
 
 from llama2_jax.interop.imported import FormatError, LazyTensor
 from llama2_jax.interop.mapping import (
-    STYLES,
     TABLE,
     check_tensors,
     expected_shapes,
@@ -14,6 +13,8 @@ from llama2_jax.interop.mapping import (
 )
 from llama2_jax.model.config import model_config, parameter_count
 from tests.interop.models import SHAPES
+
+STYLES = ("meta", "huggingface", "gguf")
 
 
 @pytest.mark.parametrize("size", ["7b", "13b", "70b"])
