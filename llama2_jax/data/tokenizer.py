@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -85,6 +86,14 @@ class Tokenizer(Protocol):
         ...
 
 
+class Piece(NamedTuple):
+    """An entry of a SentencePiece vocabulary; its id is its place in the list."""
+
+    text: str
+    score: float
+    type: int  # 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
+
+
 class SentencePieceTokenizer:
     """Llama 2's tokenizer semantics over a SentencePiece model (TOK-4).
 
@@ -93,6 +102,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
+        if not model:
+            raise TokenizerError("not a SentencePiece model: it is empty; copy or download it again")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -102,12 +113,14 @@ class SentencePieceTokenizer:
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
         self.pad_id: int = self._processor.pad_id()
+        self.unk_id: int = self._processor.unk_id()
         self.content_hash = hashlib.sha256(model).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> "SentencePieceTokenizer":
         """Read a ``.model`` file."""
-        return cls(Path(path).read_bytes())
+        with _naming(path):
+            return cls(Path(path).read_bytes())
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "SentencePieceTokenizer":
@@ -133,6 +146,18 @@ class SentencePieceTokenizer:
         """See ``Tokenizer.is_special``."""
         return self._processor.is_control(token_id)
 
+    def pieces(self) -> list[Piece]:
+        """The vocabulary in the order of its ids."""
+        return [Piece(piece.piece, piece.score, piece.type) for piece in self._proto().pieces]
+
+    @property
+    def adds_space_prefix(self) -> bool:
+        """Whether every text begins with a word boundary (the "dummy prefix")."""
+        return bool(self._proto().normalizer_spec.add_dummy_prefix)
+
+    def _proto(self) -> Any:
+        return proto.ModelProto.FromString(self._model)
+
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.model`` into ``folder`` and return its path."""
         path = Path(folder) / "tokenizer.model"
@@ -148,16 +173,17 @@ class ByteLevelTokenizer:
     """
 
     def __init__(self, text: str, *, bos_id: int = -1, eos_id: int = -1, pad_id: int = -1) -> None:
+        library = _tokenizers()
         try:
-            self._backend = _tokenizers().Tokenizer.from_str(text)
-        except ImportError:
-            raise
+            self._backend = library.Tokenizer.from_str(text)
         except Exception as error:  # the Rust library raises bare Exception
             raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
         self._backend.encode_special_tokens = True
         self._text = text
         self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        if not self.vocab_size:
+            raise TokenizerError("the tokenizer.json has an empty vocabulary; copy or download it again")
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.pad_id = pad_id
@@ -167,11 +193,15 @@ class ByteLevelTokenizer:
     def load(cls, path: str | Path) -> "ByteLevelTokenizer":
         """Read a ``tokenizer.json``; the ids come from ``tokenizer_config.json`` beside it."""
         path = Path(path)
-        text = path.read_bytes().decode("utf-8")  # read_text would change line ends, and so the hash
+        with _naming(path):
+            text = path.read_bytes().decode("utf-8")  # read_text would change line ends, and so the hash
+            plain = cls(text)
         config_path = path.with_name("tokenizer_config.json")
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        plain = cls(text)
-        ids = {f"{role}_id": _config_id(config, role, plain) for role in ("bos", "eos", "pad")}
+        if not config_path.exists():
+            return plain
+        with _naming(config_path):
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+            ids = {f"{role}_id": _config_id(config, role, plain) for role in ("bos", "eos", "pad")}
         return cls(text, **ids)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
@@ -377,24 +407,45 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ImportError(
+        raise TokenizerError(
             "this tokenizer is byte-level BPE, which needs the tokenizers package; "
             "install it with: pip install 'llama2_jax[import]'"
         ) from error
     return tokenizers
 
 
-def _config_id(config: dict[str, Any], role: str, tokenizer: ByteLevelTokenizer) -> int:
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
+        raise TokenizerError(f"{path}: {error}") from error
+
+
+def _config_id(config: Any, role: str, tokenizer: ByteLevelTokenizer) -> int:
     """The id a ``tokenizer_config.json`` names for ``role``, or -1."""
+    if not isinstance(config, dict):
+        raise TokenizerError(f"it holds a {type(config).__name__}, an object is needed; copy it again")
     token = config.get(f"{role}_token")
     if token is None:
         return -1
-    return tokenizer.special_id(token["content"] if isinstance(token, dict) else token)
+    piece = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(piece, str):
+        raise TokenizerError(f'{role}_token is {token!r}; it must be a piece or {{"content": piece}}')
+    return tokenizer.special_id(piece)
 
 
 def _require_str(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"encode needs a str, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"character {error.start} of the text is a lone surrogate ({text[error.start]!a}), which UTF-8 "
+            "cannot express; remove it"
+        ) from error
     return text
 
 

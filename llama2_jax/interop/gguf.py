@@ -28,8 +28,8 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
 
     Raises:
       FormatError: not GGUF, truncated, another architecture, an unsupported quantisation,
-        scaled rotary frequencies, or tensors that do not fit the header.
-      ImportError: the ``gguf`` package (extra ``[import]``) is missing.
+        scaled rotary frequencies, tensors that do not fit the header, or the ``gguf`` package
+        (extra ``[import]``) is missing.
     """
     path = Path(path)
     file = open_gguf(path)

@@ -46,12 +46,12 @@ def gguf_package() -> ModuleType:
     """The optional ``gguf`` package.
 
     Raises:
-      ImportError: it is not installed.
+      FormatError: it is not installed.
     """
     try:
         import gguf
     except ImportError as error:
-        raise ImportError(
+        raise FormatError(
             "reading GGUF files needs the gguf package: pip install 'llama2_jax[import]'"
         ) from error
     return gguf
@@ -95,8 +95,8 @@ def open_gguf(path: Path) -> GGUFFile:
     """Header and directory of the file; tensor values stay on disk until read.
 
     Raises:
-      FormatError: no GGUF file, truncated, or a tensor type that is not supported.
-      ImportError: the ``gguf`` package is missing.
+      FormatError: no GGUF file, truncated, a tensor type that is not supported, or the ``gguf``
+        package is missing.
     """
     with path.open("rb") as file:
         if file.read(4) != MAGIC:

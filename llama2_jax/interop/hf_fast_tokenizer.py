@@ -8,18 +8,15 @@ says what SentencePiece does instead, so that both give the same ids (TOK-5).
 from collections.abc import Sequence
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
+from llama2_jax.data.tokenizer import Piece, SentencePieceTokenizer
 
-_messages: Any = sentencepiece_model_pb2  # generated code, its types are not visible
 _BOUNDARY = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
 
 
-def fast_tokenizer(model: bytes) -> dict[str, Any]:
-    """The ``tokenizer.json`` content equal to a SentencePiece BPE ``model`` (a .model file)."""
-    proto = _messages.ModelProto.FromString(model)
-    pieces = proto.pieces
-    trainer, prefix = proto.trainer_spec, proto.normalizer_spec.add_dummy_prefix
+def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The ``tokenizer.json`` content equal to a SentencePiece BPE."""
+    pieces, prefix, bos_id = tokenizer.pieces(), tokenizer.adds_space_prefix, tokenizer.bos_id
     return {
         "version": "1.0",
         "truncation": None,
@@ -27,25 +24,25 @@ def fast_tokenizer(model: bytes) -> dict[str, Any]:
         "added_tokens": _added_tokens(pieces),
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(prefix)},
         "pre_tokenizer": None,
-        "post_processor": _bos_first(pieces[trainer.bos_id].piece, trainer.bos_id),
+        "post_processor": _bos_first(pieces[bos_id].text, bos_id),
         "decoder": {"type": "Sequence", "decoders": _decoders(prefix)},
         "model": {
             "type": "BPE",
-            "unk_token": pieces[trainer.unk_id].piece,
+            "unk_token": pieces[tokenizer.unk_id].text,
             "fuse_unk": True,
             "byte_fallback": any(piece.type == _BYTE for piece in pieces),
-            "vocab": {piece.piece: i for i, piece in enumerate(pieces)},
+            "vocab": {piece.text: i for i, piece in enumerate(pieces)},
             "merges": _merges(pieces),
         },
     }
 
 
-def _merges(pieces: Sequence[Any]) -> list[list[str]]:
+def _merges(pieces: Sequence[Piece]) -> list[list[str]]:
     """Every way to put a piece together from two others, best score first.
 
     SentencePiece merges the neighbours whose union scores highest; a merge list says the same.
     """
-    parts = {piece.piece: i for i, piece in enumerate(pieces) if piece.type in (_NORMAL, _USER_DEFINED)}
+    parts = {piece.text: i for i, piece in enumerate(pieces) if piece.type in (_NORMAL, _USER_DEFINED)}
     ranked = []
     for text, i in parts.items():
         splits = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
@@ -54,11 +51,11 @@ def _merges(pieces: Sequence[Any]) -> list[list[str]]:
     return [[left, right] for *_, left, right in sorted(ranked)]
 
 
-def _added_tokens(pieces: Sequence[Any]) -> list[dict[str, Any]]:
+def _added_tokens(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
     rest = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": i, "content": piece.piece, "special": piece.type != _USER_DEFINED, **rest}
+        {"id": i, "content": piece.text, "special": piece.type != _USER_DEFINED, **rest}
         for i, piece in enumerate(pieces)
         if piece.type in kinds
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import write_json
-from llama2_jax.data.tokenizer import ByteLevelTokenizer, Tokenizer, load_tokenizer
+from llama2_jax.data.tokenizer import ByteLevelTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.json_file import read_json
@@ -60,12 +60,12 @@ def read_template_text(folder: Path) -> str | None:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | None) -> None:
     """Write the tokenizer so that both ``load_tokenizer`` and AutoTokenizer read it."""
-    saved = tokenizer.save(folder)
+    tokenizer.save(folder)
     path = folder / _CONFIG
     config = read_json(path) if path.is_file() else {}
     config |= _SETTINGS
-    if saved.suffix == ".model":
-        fast = fast_tokenizer(saved.read_bytes())
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        fast = fast_tokenizer(tokenizer)
         write_json(folder / "tokenizer.json", fast)
         pieces = {token["id"]: token["content"] for token in fast["added_tokens"]}
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}

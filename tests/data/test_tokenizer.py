@@ -209,9 +209,50 @@ def test_missing_or_broken_files(tmp_path):
             load_tokenizer(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.model", b""),
+        ("tokenizer.model", proto.ModelProto(trainer_spec={"model_type": 2}).SerializeToString()),
+        ("tokenizer.json", b""),
+        ("tokenizer.json", b"\xff"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}'),
+    ],
+)
+def test_a_tokenizer_without_pieces_is_refused(tmp_path, name, content):
+    if name.endswith(".json"):
+        pytest.importorskip("tokenizers", reason="pip install 'llama2_jax[import]'")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=rf"{name}: "):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"bos_token": 3}', '{"bos_token": {}}'])
+def test_a_broken_tokenizer_config_is_named(chatml_tokenizer, tmp_path, config):
+    chatml_tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: "):
+        load_tokenizer(tmp_path)
+
+
+def test_lone_surrogates_are_refused(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        with pytest.raises(
+            TokenizerError, match=r"character 4 of the text is a lone surrogate \('\\ud800'\)"
+        ):
+            each.encode("the \ud800 river")
+
+
+def test_pieces_are_the_vocabulary(tokenizer, tmp_path):
+    expected = [(piece.piece, piece.score, piece.type) for piece in model_of(tokenizer, tmp_path).pieces]
+    assert tokenizer.pieces() == expected
+    assert tokenizer.unk_id == 0
+    assert tokenizer.adds_space_prefix
+
+
 def test_missing_tokenizers_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"llama2_jax\[import\]"):
+    with pytest.raises(TokenizerError, match=r"llama2_jax\[import\]"):
         ByteLevelTokenizer("{}")
 
 

@@ -177,7 +177,7 @@ def test_truncated_files_are_reported_with_both_sizes(tmp_path):
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"pip install 'llama2_jax\[import\]'"):
+    with pytest.raises(FormatError, match=r"pip install 'llama2_jax\[import\]'"):
         load_gguf(path)
 
 
