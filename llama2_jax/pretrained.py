@@ -91,7 +91,7 @@ def load(
 def for_decoding(loaded: LoadedModel) -> LoadedModel:
     """The same model with unstacked layers, which decodes faster; drop the argument to free its memory."""
     model, params = unstack(loaded.model, loaded.params)
-    return loaded._replace(model=model, params=params)
+    return loaded._replace(config=model.config, model=model, params=params)
 
 
 def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:
@@ -110,6 +110,8 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | No
 def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     """Write a workdir of ours with the parameters alone, as step 0."""
     folder = Path(folder)
+    if not loaded.model.stacked:
+        raise ConfigError("the layers are unstacked (for_decoding); save the model that load returned")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
     write_params(

@@ -9,6 +9,7 @@ Parameters are a nested dict; layers are scanned, so every leaf under ``layers``
     unembedding_DV  (absent when the embedding is tied)
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -156,7 +157,8 @@ def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
 
     A scan over stacked layers copies every weight out of the stack before using it. Training hides
     that behind large products; a decode step is little more than reading the weights once. Training
-    and checkpoints keep the stack, whose compile time does not grow with depth.
+    and checkpoints keep the stack, whose compile time does not grow with depth. There is no backward
+    pass to save memory for, so ``remat_policy`` becomes "none".
     """
     if not model.stacked:
         return model, params
@@ -165,7 +167,8 @@ def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
         return jax.tree.map(lambda leaf: leaf[index], params["layers"])
 
     rest = {name: value for name, value in params.items() if name != "layers"}
-    unstacked = model.clone(stacked=False)
+    config = dataclasses.replace(model.config, remat_policy="none")
+    unstacked = model.clone(config=config, stacked=False)
     return unstacked, rest | {f"layer_{index}": layer(index) for index in range(model.config.num_layers)}
 
 
@@ -180,4 +183,8 @@ def attention_probabilities(
 ) -> jax.Array:
     """Attention of every layer and head for analysis, float32 (L, B, N, T, S). Holds it all: small inputs."""
     _, state = model.apply({"params": params}, tokens_BT, mutable=["intermediates"], **kwargs)
-    return state["intermediates"]["layers"]["attention"]["attention_probs_BNTS"][0]
+    sown = state["intermediates"]
+    if model.stacked:
+        return sown["layers"]["attention"]["attention_probs_BNTS"][0]
+    layers = [sown[f"layer_{index}"] for index in range(model.config.num_layers)]
+    return jnp.stack([layer["attention"]["attention_probs_BNTS"][0] for layer in layers])
