@@ -4,10 +4,13 @@ Both spellings of the rotary base are read: ``rope_theta`` (transformers 4) and
 ``rope_parameters`` (transformers 5); both are written.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
+from llama2_jax.config import ConfigError
 from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.json_file import read_count, read_number
 from llama2_jax.model.config import ModelConfig
 
 _REQUIRED = (
@@ -17,6 +20,13 @@ _REQUIRED = (
     "num_attention_heads",
     "intermediate_size",
 )
+_NULLABLE = (  # null says the same as no field
+    "num_key_value_heads",
+    "head_dim",
+    "rope_parameters",
+    "rope_scaling",
+    "quantization_config",
+)
 
 
 def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
@@ -24,52 +34,74 @@ def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
 
     Raises:
       FormatError: another architecture, quantised weights, biases, scaled rotary
-        frequencies, another activation, or missing fields.
+        frequencies, another activation, or fields that are missing, of the wrong type or at
+        odds with each other.
     """
+    settings = {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
     _refuse_variants(settings, where)
     missing = [key for key in _REQUIRED if key not in settings]
     if missing:
         raise FormatError(f"{where} lacks {', '.join(missing)}; it must describe the whole model")
-    heads = settings["num_attention_heads"]
-    return ModelConfig(
-        vocab_size=settings["vocab_size"],
-        model_width=settings["hidden_size"],
-        num_layers=settings["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=settings.get("num_key_value_heads") or heads,
-        feed_forward_width=settings["intermediate_size"],
-        max_context=settings.get("max_position_embeddings", 2048),
-        head_dim=settings.get("head_dim") or 0,
-        norm_epsilon=settings.get("rms_norm_eps", 1e-6),
-        rope_base=_rope_base(settings, where),
-        tie_embeddings=settings.get("tie_word_embeddings", False),
-        init_stddev=settings.get("initializer_range", 0.02),
-    )
+    count = functools.partial(read_count, settings, where=where)
+    number = functools.partial(read_number, settings, where=where)
+    heads = count("num_attention_heads")
+    try:
+        return ModelConfig(
+            vocab_size=count("vocab_size"),
+            model_width=count("hidden_size"),
+            num_layers=count("num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=count("num_key_value_heads", heads),
+            feed_forward_width=count("intermediate_size"),
+            max_context=count("max_position_embeddings", 2048),
+            head_dim=count("head_dim") if "head_dim" in settings else 0,
+            norm_epsilon=number("rms_norm_eps", 1e-6),
+            rope_base=_rope_base(settings, where),
+            tie_embeddings=_tied(settings, where),
+            init_stddev=number("initializer_range", 0.02),
+        )
+    except ConfigError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _tied(settings: dict[str, Any], where: Path) -> bool:
+    tied = settings.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise FormatError(f"{where}: tie_word_embeddings is {tied!r}; it must be true or false")
+    return tied
 
 
 def _refuse_variants(settings: dict[str, Any], where: Path) -> None:
     kind = settings.get("model_type")
     if kind != "llama":
         raise FormatError(f"{where}: model_type {kind!r}; only 'llama' is supported")
-    if settings.get("quantization_config"):
-        method = settings["quantization_config"].get("quant_method", "unknown")
+    quantisation = _section(settings, "quantization_config", where)
+    if quantisation:
+        method = quantisation.get("quant_method", "unknown")
         raise FormatError(f"{where}: weights are quantised ({method}); take the unquantised checkpoint")
     for key, plain in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
         if settings.get(key, plain) != plain:
             raise FormatError(f"{where}: {key} is {settings[key]!r}; only {plain!r} is supported")
 
 
+def _section(settings: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
+    section = settings.get(key, {})
+    if not isinstance(section, dict):
+        raise FormatError(f"{where}: {key} is {section!r}; it must be an object or null")
+    return section
+
+
 def _rope_base(settings: dict[str, Any], where: Path) -> float:
     """The rotary base; refuses every rule that changes the frequencies."""
-    rope = settings.get("rope_parameters") or {}
-    for rule in (rope, settings.get("rope_scaling") or {}):
+    rope = _section(settings, "rope_parameters", where)
+    for rule in (rope, _section(settings, "rope_scaling", where)):
         kind = rule.get("rope_type", rule.get("type", "default"))
         if kind != "default":
             raise FormatError(f"{where}: rope type {kind!r}; only 'default' (no scaling) is supported")
     fraction = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if fraction != 1.0:
         raise FormatError(f"{where}: partial_rotary_factor is {fraction}; only 1.0 is supported")
-    return float(rope.get("rope_theta", settings.get("rope_theta", 10_000.0)))
+    return read_number(rope if "rope_theta" in rope else settings, "rope_theta", 10_000.0, where=where)
 
 
 def model_settings(

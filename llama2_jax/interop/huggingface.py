@@ -63,8 +63,9 @@ def _open_weights(folder: Path) -> dict[str, LazyTensor]:
         if not (folder / _WEIGHTS).is_file():
             raise FormatError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; download the safetensors files")
         return open_safetensors(folder / _WEIGHTS)
-    weight_map: dict[str, str] = read_json(index).get("weight_map", {})
-    if not weight_map:
+    weight_map = read_json(index).get("weight_map")
+    named = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    if not weight_map or not named:
         raise FormatError(f"{index} has no weight_map (tensor name -> file); download it again")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]

@@ -1,5 +1,6 @@
 """What every reader of foreign checkpoints gives, and the error all of them raise."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,4 +39,4 @@ class LazyTensor(NamedTuple):
     @property
     def byte_count(self) -> int:
         """Size of the values in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize

@@ -4,21 +4,24 @@ The model-parallel shards of 13B (2) and 70B (8) are joined along the dims of AR
 are replicated in every shard. Pickled code is never executed, see ``torch_file.py``.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_tokenizer import check_vocabulary
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.interop.json_file import read_json
+from llama2_jax.interop.json_file import read_count, read_json, read_number
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig, feed_forward_width
 
+_NULLABLE = ("n_kv_heads", "ffn_dim_multiplier")  # null says the same as no field
 _CONTEXT = 4096  # params.json does not say; Llama 2 (HFW-4)
 _NORM_EPSILON = 1e-5  # where params.json does not say (ARCH-3)
 
@@ -54,7 +57,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{path} lacks {', '.join(missing)}; it must describe the whole model")
     if settings.get("use_scaled_rope"):
         raise FormatError(f"{path}: use_scaled_rope is true; scaled rotary frequencies are not supported")
-    return settings
+    return {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
 
 
 def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
@@ -105,27 +108,39 @@ def _join(parts: list[LazyTensor], dim: int | None, name: str) -> LazyTensor:
 
 
 def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], folder: Path) -> ModelConfig:
-    vocab_size = settings.get("vocab_size", -1)
-    if vocab_size == -1:  # Meta leaves it to the tokenizer (TOK-4); the embedding says the same
-        if "tok_embeddings.weight" not in tensors:
-            raise FormatError(f"{folder}: tok_embeddings.weight is missing, which gives the vocabulary size")
-        vocab_size = tensors["tok_embeddings.weight"].shape[0]
-    width = settings["dim"]
-    return ModelConfig(
-        vocab_size=vocab_size,
-        model_width=width,
-        num_layers=settings["n_layers"],
-        num_heads=settings["n_heads"],
-        num_kv_heads=settings.get("n_kv_heads") or settings["n_heads"],
-        feed_forward_width=feed_forward_width(
-            width,
-            multiple_of=settings.get("multiple_of", 256),
-            multiplier=settings.get("ffn_dim_multiplier"),
-        ),
-        max_context=settings.get("max_seq_len", _CONTEXT),
-        norm_epsilon=settings.get("norm_eps", _NORM_EPSILON),
-        rope_base=float(settings.get("rope_theta", 10_000.0)),
-    )
+    where = folder / "params.json"
+    count = functools.partial(read_count, settings, where=where)
+    number = functools.partial(read_number, settings, where=where)
+    multiplier = number("ffn_dim_multiplier") if "ffn_dim_multiplier" in settings else None
+    width, heads = count("dim"), count("n_heads")
+    # Meta leaves it to the tokenizer (TOK-4); the embedding says the same
+    implied = settings.get("vocab_size", -1) == -1
+    try:
+        return ModelConfig(
+            vocab_size=_embedding_rows(tensors, folder) if implied else count("vocab_size"),
+            model_width=width,
+            num_layers=count("n_layers"),
+            num_heads=heads,
+            num_kv_heads=count("n_kv_heads", heads),
+            feed_forward_width=feed_forward_width(
+                width, multiple_of=count("multiple_of", 256), multiplier=multiplier
+            ),
+            max_context=count("max_seq_len", _CONTEXT),
+            norm_epsilon=number("norm_eps", _NORM_EPSILON),
+            rope_base=number("rope_theta", 10_000.0),
+        )
+    except ConfigError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _embedding_rows(tensors: Mapping[str, LazyTensor], folder: Path) -> int:
+    name = "tok_embeddings.weight"
+    if name not in tensors:
+        raise FormatError(f"{folder}: {name} is missing, which gives the vocabulary size")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise FormatError(f"{folder}: {name} has shape {shape}; it must be a matrix")
+    return shape[0]
 
 
 def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:

@@ -35,6 +35,8 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """
     header, start = _read_header(path)
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        _check_entry(path, name, entry)
     ends = [entry["data_offsets"][1] for entry in header.values()]
     _check_size(path, start + max(ends, default=0), "its header describes")
     return {name: _tensor(path, name, entry, start) for name, entry in header.items()}
@@ -47,11 +49,38 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         _check_size(path, 8 + length, "its header alone needs")
         try:
-            return json.loads(file.read(length)), 8 + length
-        except ValueError as error:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
             raise FormatError(
                 f"{path}: the safetensors header is not JSON ({error}); copy it again"
             ) from error
+    if not isinstance(header, dict):
+        raise FormatError(
+            f"{path}: the safetensors header is a {type(header).__name__}, an object is needed; copy it again"
+        )
+    return header, 8 + length
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> None:
+    """Raise FormatError unless the entry says what a tensor is and where it lies."""
+    if not isinstance(entry, dict):
+        raise FormatError(f"{path}: the header's entry for {name} is a {type(entry).__name__}; copy it again")
+    offsets: Any = entry.get("data_offsets")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise FormatError(
+            f"{path}: {name} has data_offsets {offsets!r}; they must be two byte numbers, copy it again"
+        )
+    if not _are_sizes(entry.get("shape")):
+        raise FormatError(
+            f"{path}: {name} has shape {entry.get('shape')!r}; it must be a list of sizes, copy it again"
+        )
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise FormatError(f"{path}: {name} has dtype {dtype}; known: {', '.join(_DTYPES)}")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _check_size(path: Path, needed: int, what: str) -> None:
@@ -64,8 +93,6 @@ def _check_size(path: Path, needed: int, what: str) -> None:
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> LazyTensor:
     begin, end = entry["data_offsets"]
-    if entry["dtype"] not in _DTYPES:
-        raise FormatError(f"{path}: {name} has dtype {entry['dtype']}; known: {', '.join(_DTYPES)}")
     shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
 
     def read() -> np.ndarray:

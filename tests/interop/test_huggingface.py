@@ -10,6 +10,7 @@ from llama2_jax.interop import huggingface
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.mapping import expected_shapes
+from llama2_jax.interop.safetensors_file import open_safetensors
 from tests.interop.models import DTYPES, SHAPES, assert_same_params, random_params
 
 ONE_FILE, MANY_FILES = 5_000_000_000, 8_000
@@ -157,6 +158,87 @@ def test_models_that_are_not_plain_llama_are_refused(folder, changes, message):
         load_huggingface(folder)
 
 
+@pytest.mark.parametrize("value", [None, "4", 4.5, -4, 0, True, [4]])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ],
+)
+def test_a_count_that_is_none_is_refused_by_name(folder, field, value):
+    _edit(folder, **{field: value})
+    with pytest.raises(
+        FormatError, match=rf"config\.json: {field} is .*; it must be a positive whole number"
+    ):
+        load_huggingface(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_key_value_heads": "4"}, 'num_key_value_heads is "4"; it must be a positive whole'),
+        ({"num_key_value_heads": 3}, "num_kv_heads = 3"),
+        ({"head_dim": "x"}, 'head_dim is "x"; it must be a positive whole'),
+        ({"rms_norm_eps": None}, "rms_norm_eps is null; it must be a finite number"),
+        ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps is "1e-5"; it must be a finite number'),
+        ({"initializer_range": float("nan")}, "initializer_range is NaN"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta is null"),
+        ({"rope_parameters": None, "rope_theta": "x"}, 'rope_theta is "x"'),
+        ({"rope_parameters": 3}, "rope_parameters is 3; it must be an object"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
+        ({"quantization_config": "gptq"}, "quantization_config is 'gptq'; it must be an object"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
+    ],
+)
+def test_other_wrong_fields_are_named(folder, changes, message):
+    _edit(folder, **changes)
+    with pytest.raises(FormatError, match=rf"config\.json: .*{message}"):
+        load_huggingface(folder)
+
+
+def test_null_is_no_value_where_transformers_writes_it(folder):
+    before = load_huggingface(folder).config
+    _edit(folder, num_key_value_heads=None, head_dim=None, rope_scaling=None, quantization_config=None)
+    assert load_huggingface(folder).config == before
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ([], "header is a list, an object is needed"),
+        ({"w": [0, 8]}, "entry for w is a list"),
+        *(({"w": {**ENTRY, key: None}}, f"w has {key} None") for key in ENTRY),
+        *(({"w": {k: v for k, v in ENTRY.items() if k != key}}, f"w has {key} None") for key in ENTRY),
+        ({"w": {**ENTRY, "data_offsets": [8]}}, r"w has data_offsets \[8\]; they must be two"),
+        ({"w": {**ENTRY, "data_offsets": ["0", 8]}}, "w has data_offsets"),
+        ({"w": {**ENTRY, "shape": [-2]}}, r"w has shape \[-2\]; it must be a list of sizes"),
+        ({"w": {**ENTRY, "shape": [2**64]}}, "the header gives it 8"),
+        ({"w": {**ENTRY, "dtype": ["F32"]}}, r"w has dtype \['F32'\]; known"),
+    ],
+)
+def test_a_damaged_safetensors_header_is_reported(tmp_path, header, message):
+    text = json.dumps(header).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(FormatError, match=message):
+        open_safetensors(path)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 3}])
+def test_a_damaged_index_is_reported(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(FormatError, match="index.json has no weight_map"):
+        load_huggingface(folder)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -195,6 +277,9 @@ def test_broken_json_is_reported_with_file_and_line(folder):
         load_huggingface(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(FormatError, match="holds a list"):
+        load_huggingface(folder)
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(FormatError, match=r"config.json is not valid JSON"):
         load_huggingface(folder)
 
 

@@ -129,6 +129,31 @@ def test_extra_tensors_and_scaled_rope_are_refused(tmp_path):
         load_meta(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({key: None}, f"{key} is null; it must be") for key in SETTINGS if key != "n_kv_heads"),
+        *(({key: "8"}, f'{key} is "8"; it must be') for key in SETTINGS),
+        ({"multiple_of": 0}, "multiple_of is 0; it must be a positive whole number"),
+        ({"ffn_dim_multiplier": "1.3"}, 'ffn_dim_multiplier is "1.3"'),
+        ({"rope_theta": "1e6"}, 'rope_theta is "1e6"; it must be a finite number'),
+        ({"max_seq_len": 0.5}, "max_seq_len is 0.5"),
+        ({"n_kv_heads": 3}, "num_kv_heads = 3"),
+    ],
+)
+def test_wrong_fields_are_named(tmp_path, changes, message):
+    folder = _write_folder(tmp_path / "m", random_params(CONFIG), settings=SETTINGS | changes)
+    with pytest.raises(FormatError, match=rf"params\.json: .*{message}"):
+        load_meta(folder)
+
+
+def test_an_embedding_that_is_no_matrix_is_refused(tmp_path):
+    folder = _write_folder(tmp_path / "m", random_params(CONFIG))
+    write_torch(folder / "consolidated.00.pth", {"tok_embeddings.weight": np.ones(32, np.float32)})
+    with pytest.raises(FormatError, match=r"tok_embeddings.weight has shape \(32,\); it must be a matrix"):
+        load_meta(folder)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_reads_what_torch_saves(tmp_path, count):
     torch = pytest.importorskip("torch")
