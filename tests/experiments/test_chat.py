@@ -11,6 +11,7 @@ import pytest
 
 from experiments import chat
 from experiments.chat import Conversation
+from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import DialogueError, Message, SpecialTagError, encode_prompt
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
@@ -222,3 +223,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_programme(talkative: Path) -> None:
     assert process.returncode == 0, errors
     assert " [stopped]\n> " in output
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_that_does_not_fit_is_refused_at_once(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"seed {seed} is outside 0 to 4294967295"):
+        conversation(seed=seed)
