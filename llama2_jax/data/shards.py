@@ -109,7 +109,7 @@ class TokenisedCorpus:
     """Random access to the documents of a folder that ``write_shards`` made.
 
     ``corpus[i]`` is an int32 array of ids, BOS first and EOS last; ``lengths`` (int64) has one
-    number per document and is all that is held in memory.
+    number per document and is all that is held in memory. Reading a damaged shard is a DataError.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -118,14 +118,20 @@ class TokenisedCorpus:
         self.folder = folder
         self.manifest = manifest
         self.lengths = np.concatenate(lengths).astype(np.int64)
-        self._records = ArrayRecordDataSource([str(_shard_path(folder, name)) for name in names])
+        try:
+            self._records = ArrayRecordDataSource([str(_shard_path(folder, name)) for name in names])
+        except RuntimeError as error:
+            raise DataError(
+                f"{folder}: a shard's index is damaged: {error}; tokenise again (good shards are kept)"
+            ) from error
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenisedCorpus":
         """Open a finished corpus.
 
         Raises:
-          DataError: no manifest, a missing shard, or one whose size differs from the manifest.
+          DataError: no manifest, a missing shard, one whose size differs from the manifest, or
+            one with a damaged index.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
@@ -157,7 +163,23 @@ class TokenisedCorpus:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.frombuffer(self._records[index], dtype=self.manifest["dtype"]).astype(np.int32)
+        try:
+            record = self._records[index]
+        except RuntimeError as error:
+            raise DataError(
+                f"{self._shard_of(index)} cannot be read: {error}; the shard is damaged, tokenise again "
+                "(good shards are kept)"
+            ) from error
+        return np.frombuffer(record, dtype=self.manifest["dtype"]).astype(np.int32)
+
+    def _shard_of(self, index: int) -> str:
+        """The place of a document, for messages."""
+        number = index
+        for shard in self.manifest["shards"]:
+            if number < shard["documents"]:
+                return f"{_shard_path(self.folder, shard['name'])}, record {number},"
+            number -= shard["documents"]
+        raise IndexError(index)
 
 
 def file_sha256(path: str | Path) -> str:

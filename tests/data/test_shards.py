@@ -97,6 +97,31 @@ def test_damaged_shard_is_found_and_made_again(inputs, tokenizer_path, tmp_path)
     assert path.read_bytes() == good
 
 
+def test_a_shard_damaged_inside_is_named_when_it_is_read(inputs, tokenizer_path, tmp_path):
+    manifest = write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    path = tmp_path / "out" / "shard-00001.array_record"
+    content = bytearray(path.read_bytes())
+    content[200:264] = bytes(byte ^ 255 for byte in content[200:264])
+    corpus = TokenisedCorpus.open(tmp_path / "out")
+    path.write_bytes(content)
+    first = manifest["shards"][0]["documents"]
+    assert len(corpus[first - 1])
+    with pytest.raises(
+        DataError, match=r"shard-00001\.array_record, record \d, cannot be read: .*tokenise again"
+    ):
+        [corpus[first + number] for number in range(manifest["shards"][1]["documents"])]
+    assert write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500) == manifest
+
+
+def test_a_shard_with_a_damaged_index_is_found_when_it_is_opened(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+    path = tmp_path / "out" / "shard-00000.array_record"
+    content = path.read_bytes()
+    path.write_bytes(content[: -(2**16)] + bytes(2**16))  # the index is in the last 64 KiB
+    with pytest.raises(DataError, match="a shard's index is damaged: .*tokenise again"):
+        TokenisedCorpus.open(tmp_path / "out")
+
+
 def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
     (tmp_path / "b.jsonl").unlink()
