@@ -38,7 +38,7 @@ class ProgressReport:
         if self._quiet:
             return
         if self._bar:
-            self._bar.console.print(text)
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -1,0 +1,41 @@
+import io
+
+import pytest
+
+from llama2_jax.train.progress import ProgressReport, rate_text
+
+METRICS = {"train/loss": 2.34567, "train/tokens_per_sec": 12345.6, "train/mfu_causal_no_embed": 0.456}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_rate_text_has_loss_rate_mfu_and_time_left() -> None:
+    assert rate_text(METRICS, secs_left=83.2) == "loss 2.3457  12,346 tok/s  MFU 45.6 %  1:23 left"
+
+
+def test_a_terminal_gets_a_bar_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    report = ProgressReport("pretrain", num_steps=10, start_step=2)
+    report.step(5, rate_text(METRICS, secs_left=83.2))
+    report.step(6)
+    report.note("pretrain step 6: eval/heldout/loss 2.0000")
+    report.close()
+    written = terminal.getvalue()
+    assert "6/10" in written
+    assert "loss 2.3457  12,346 tok/s  MFU 45.6 %" in written
+    assert "eval/heldout/loss 2.0000" in written
+
+
+def test_a_quiet_report_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ProgressReport("pretrain", num_steps=10, start_step=0, quiet=True)
+    report.step(1, "loss")
+    report.note("note")
+    report.close()
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
