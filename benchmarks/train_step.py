@@ -6,18 +6,22 @@ d 256, FFN 688, 4 layers, 8 heads, vocabulary 4096, sequence 256, batch 8, float
 setting in which peers were measured. Best and median of the steps, with full remat and without.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.record import record, seconds, spread
+from llama2_jax.kernels import chunked
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.transformer import Transformer
+from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.sharding.rules import single_device
-from llama2_jax.structs import TokenBatch
+from llama2_jax.structs import Params, TokenBatch
 from llama2_jax.train.flops import flops_per_token, measured_matrix_rate
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import compile_step, init_state, make_train_step
+from llama2_jax.train.step import compile_step, init_state, loss_sums, make_train_step
 
 BATCH, LENGTH, VOCAB = 8, 256, 4096
 STEPS = 20
@@ -42,6 +46,10 @@ def main() -> None:
         texts.append(
             f"remat {policy}: best {best:,.0f}, median {median:,.0f} tok/s ({best * flops / rate:.0%})"
         )
+    result["parts_secs"] = parts = part_seconds()
+    texts.append(
+        "without remat: " + ", ".join(f"{name} {1e3 * secs:,.0f} ms" for name, secs in parts.items())
+    )
     record("train_step", result, line="; ".join(texts) + f"; matrix rate {rate / 1e9:,.0f} GFLOP/s")
 
 
@@ -60,6 +68,40 @@ def step_seconds(remat_policy: str) -> list[float]:
         return metrics["loss"]
 
     return seconds(update, repeats=STEPS)
+
+
+def part_seconds() -> dict[str, float]:
+    """Where an update goes: fastest seconds of its parts, measured one by one, without remat."""
+    config = _config("none")
+    model = Transformer(config, single_device())
+    params = init_params(model, jax.random.key(0))
+    batch = _batch()
+    heads = jnp.ones((BATCH, LENGTH, config.num_heads, config.head_dim))
+
+    def layers(params: Params) -> jax.Array:
+        return model.apply({"params": params}, batch.tokens_BT, method="hidden")[0].sum()
+
+    def attention(q: jax.Array) -> jax.Array:
+        return chunked.attention(q, heads, heads, batch.segment_ids_BT, batch.positions_BT).sum()
+
+    def fastest(function: Callable[..., jax.Array], argument: Any) -> float:
+        gradient = jax.jit(jax.grad(function))
+        return min(seconds(lambda: gradient(argument), repeats=STEPS))
+
+    whole = fastest(lambda params: loss_sums(model, params, batch).loss_sum, params)
+    all_layers = fastest(layers, params)
+    one_attention = fastest(attention, heads)
+    return {
+        "gradient": whole,
+        "of it layers": all_layers,
+        "of them attention": config.num_layers * one_attention,
+        "head and loss": whole - all_layers,
+        "optimiser and clipping": min(step_seconds("none")) - whole,
+        "matrix products at the matrix rate": BATCH
+        * LENGTH
+        * flops_per_token(config, LENGTH, convention="causal_no_embed")
+        / measured_matrix_rate(size=2048),
+    }
 
 
 def _config(remat_policy: str) -> ModelConfig:

@@ -96,6 +96,7 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
 
 def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:
     """Write a folder that ``transformers`` loads; ``dtype`` None keeps the parameters bitwise."""
+    _require_stacked(loaded)
     template = loaded.template.name if loaded.tokenizer is not None else None
     write_huggingface(
         folder,
@@ -110,8 +111,7 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | No
 def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     """Write a workdir of ours with the parameters alone, as step 0."""
     folder = Path(folder)
-    if not loaded.model.stacked:
-        raise ConfigError("the layers are unstacked (for_decoding); save the model that load returned")
+    _require_stacked(loaded)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
     write_params(
@@ -120,6 +120,11 @@ def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     if loaded.tokenizer is not None:
         loaded.tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", {"imported_from": loaded.source, "model": loaded.config})
+
+
+def _require_stacked(loaded: LoadedModel) -> None:
+    if not loaded.model.stacked:
+        raise ConfigError("the layers are unstacked (for_decoding); save the model that load returned")
 
 
 def convert(
