@@ -5,7 +5,9 @@ weights), ``rest`` (step, optimiser state, key) and ``meta`` (JSON: resolved con
 hash, tokens seen per source). The data position is the step: the loader needs nothing else.
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,7 +205,7 @@ def stored_params(checkpoint: Path) -> Params:
 
 def _read(workdir: Path, step: int | None, **items: Any) -> tuple[int, Any]:
     folder = Path(workdir).absolute() / "checkpoints"
-    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
+    with _errors_only(), ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
         step = _pick_step(manager, folder, step)
         try:
             return step, manager.restore(step, args=ocp.args.Composite(**items))
@@ -227,6 +229,17 @@ def write_params(workdir: Path, params: Params, meta: dict[str, Any]) -> None:
 
 
 _READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Orbax warns at every reader that it was opened for reading."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -> int:
