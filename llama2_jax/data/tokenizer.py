@@ -290,11 +290,20 @@ def train_sentencepiece(
       TokenizerError: too little text for ``vocab_size``.
     """
     model = io.BytesIO()
-    sentences = (sentence for text in texts for sentence in _sentences(text))
+    failures: list[Exception] = []
+
+    def sentences() -> Iterator[str]:
+        try:
+            for text in texts:
+                yield from _sentences(text)
+        except Exception as error:  # the trainer would bury it in a message of its own
+            failures.append(error)
+            raise
+
     sentencepiece.set_random_generator_seed(0)  # shuffle_input_sentence draws from it
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
+            sentence_iterator=sentences(),
             model_writer=model,
             vocab_size=vocab_size,
             num_threads=1,
@@ -302,6 +311,8 @@ def train_sentencepiece(
             **LLAMA2_TRAINER_SETTINGS,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         raise TokenizerError(
             f"cannot train {vocab_size} pieces: {error}; lower vocab_size or add text"
         ) from error

@@ -43,6 +43,8 @@ class Recorder:
         """Queue this step's metrics and record those of the step before it."""
         self.settle(last_checkpoint=last_checkpoint)
         self._pending = (step, metrics)
+        if self._clock.compiling:  # wait this once: the clock starts where the first step ends
+            self.settle(last_checkpoint=last_checkpoint)
 
     def settle(self, *, last_checkpoint: str) -> None:
         """Wait for the queued step and record it.
@@ -97,7 +99,7 @@ class Recorder:
           NonFiniteError: one of them is NaN or infinite.
         """
         require_finite(step, metrics, last_checkpoint=last_checkpoint)
-        if self._writer:
+        if self._writer and metrics:
             self._writer.write(step, metrics)
             self._writer.flush()
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -136,7 +138,7 @@ class _Clock:
     """Tokens and seconds since the last reading, without pauses."""
 
     def __init__(self) -> None:
-        self._first = True
+        self.compiling = True
         self._restart()
 
     def _restart(self) -> None:
@@ -146,8 +148,8 @@ class _Clock:
     def count(self, tokens: int) -> None:
         self._tokens += tokens
         self._steps += 1
-        if self._first:  # up to here it was compilation
-            self._first = False
+        if self.compiling:  # up to here it was compilation
+            self.compiling = False
             self._restart()
 
     def rates(self) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as proto
 
+from llama2_jax.data.sources import DataError, read_documents
 from llama2_jax.data.tokenizer import (
     ByteLevelTokenizer,
     SentencePieceTokenizer,
@@ -326,3 +327,10 @@ def test_stream_flush_shows_an_unfinished_character(tokenizer):
     assert decoder.push(3 + 0xE6) == ""
     assert decoder.flush() == "\ufffd"
     assert decoder.flush() == ""
+
+
+def test_a_mistake_in_the_text_is_not_blamed_on_the_vocabulary(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a sentence"}\nnot json\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: malformed JSON"):
+        train_sentencepiece(read_documents(path), tmp_path / "t.model", vocab_size=300)
