@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llama2_jax.config import ConfigError, build, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
@@ -182,8 +181,4 @@ def _check_vocabulary(imported: Imported) -> None:
 def _cast(params: Params, dtype: str | None) -> Params:
     if dtype is None:
         return params
-    return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else _astype(leaf, dtype), params)
-
-
-def _astype(leaf: Any, dtype: str) -> Any:
-    return np.asarray(leaf).astype(jnp.dtype(dtype)) if isinstance(leaf, np.ndarray) else leaf.astype(dtype)
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else leaf.astype(jnp.dtype(dtype)), params)
