@@ -15,8 +15,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.jsonl import read_rows, row_text, row_tokens, write_rows
+from experiments.jsonl import row_text, row_tokens
 from llama2_jax.config import ConfigError
+from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from experiments.generate import complete_rows, prompt_ids
-from experiments.jsonl import read_rows, write_rows
 from experiments.score import score_rows
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.data.jsonl import read_rows, write_rows
+from llama2_jax.data.sources import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
 from tests.experiments import runs
@@ -180,5 +181,5 @@ def test_rows_that_fail_to_serialise_leave_the_old_output(tmp_path: Path) -> Non
 )
 def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
     path = runs.write_lines(tmp_path / "in.jsonl", lines)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         read_rows(str(path))

@@ -1,0 +1,1 @@
+"""Alignment: preferences to reward models, rejection sampling, PPO (Llama 2, section 3.2)."""

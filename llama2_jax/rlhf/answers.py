@@ -1,0 +1,79 @@
+"""Sampled answers to many prompts, in batches of few compiled shapes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llama2_jax.config import require
+from llama2_jax.data.chat import Message, encode_prompt, stop_ids
+from llama2_jax.generate.decode import generate
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.pretrained import LoadedModel
+
+
+class Answer(NamedTuple):
+    """What the model wrote; ``tokens`` are the ids as sampled, with the stop token if there is one."""
+
+    tokens: list[int]
+    text: str  # without the stop token
+    stopped: bool
+    logprobs: list[float]  # natural log, of the distribution that was sampled from
+
+
+def sample_answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[Message]],
+    sampling: SamplingConfig,
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> list[Answer]:
+    """One answer to each dialogue (which ends with the user), in the order given.
+
+    Args:
+      loaded: from ``for_decoding(load(path))``.
+      seeds: one per prompt; the answer depends on the prompt and its seed alone.
+      batch_size: prompts decoded together; prompts of like length share a batch.
+
+    Raises:
+      DialogueError, PromptError, ConfigError: a prompt that cannot be rendered or is too long.
+    """
+    tokenizer = loaded.require_tokenizer()
+    rows = [encode_prompt(prompt, tokenizer, loaded.template) for prompt in prompts]
+    return sample_token_rows(loaded, rows, sampling, seeds=seeds, batch_size=batch_size)
+
+
+def sample_token_rows(
+    loaded: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> list[Answer]:
+    """``sample_answers`` for prompts that are ids already."""
+    require(batch_size > 0, f"batch_size = {batch_size} must be positive")
+    require(len(seeds) == len(rows), f"{len(seeds)} seeds for {len(rows)} prompts; give one each")
+    answers: dict[int, Answer] = {}
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for first in range(0, len(rows), batch_size):
+        chosen = by_length[first : first + batch_size]
+        # the last batch is filled with copies of its last prompt: one compiled shape for all
+        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+        batch = [rows[index] for index in filled]
+        answers |= zip(chosen, _sample(loaded, batch, sampling, [seeds[i] for i in filled]), strict=False)
+    return [answers[index] for index in range(len(rows))]
+
+
+def _sample(
+    loaded: LoadedModel, batch: list[Sequence[int]], sampling: SamplingConfig, seeds: list[int]
+) -> list[Answer]:
+    tokenizer = loaded.require_tokenizer()
+    stops = stop_ids(tokenizer, loaded.template)
+    out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
+    answers = []
+    for row, length in enumerate(out.lengths_B):
+        tokens = [int(token) for token in out.tokens_BC[row, :length]]
+        text_ids = tokens[:-1] if tokens and tokens[-1] in stops else tokens
+        logprobs = [float(value) for value in out.sample_logprobs_BC[row, :length]]
+        answers.append(Answer(tokens, tokenizer.decode(text_ids), bool(out.stopped_B[row]), logprobs))
+    return answers
