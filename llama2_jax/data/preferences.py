@@ -1,0 +1,340 @@
+"""Human preferences: one binary comparison per JSONL row (Llama 2, section 3.2.1; PREF-1..10).
+
+A row holds these keys (PREF-7); ``messages``, ``chosen``, ``rejected`` and ``track`` must be there,
+the others have the defaults of ``Preference``, and any other key is an error:
+
+    {"messages": [{"role": "user", "content": "..."}],  the dialogue so far; the last is the prompt
+     "chosen": "...", "rejected": "...",                the two answers
+     "rating": "better",                                one of RATINGS, or null where nobody graded
+     "safety": "both_safe",                             one of SAFETY_BINS, "rejected_safe" or null
+     "track": "safety",                                 what annotators were asked: one of TRACKS
+     "batch": 3,                                        number of the week it was collected in
+     "chosen_model": "V2", "rejected_model": "V1",      who wrote the answers
+     "chosen_temperature": 1.2, "rejected_temperature": 0.9,
+     "annotator_id": "rater 4", "risk_category": "", "prompt_id": "p17", "source": "simulated"}
+
+The number of turns is that of the user's messages. A pair whose chosen answer is unsafe while the
+rejected one is safe ("rejected_safe") may stand in a file and is left out when it is read (PREF-4).
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llama2_jax.config import require
+from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, read_records, to_messages
+from llama2_jax.data.tokenizer import Tokenizer
+
+RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
+"""How much better the chosen answer is (PREF-2); "unsure" is the paper's negligibly better or unsure."""
+
+SAFETY_BINS = ("chosen_safe", "both_safe", "both_unsafe")
+"""PREF-4; "chosen_safe" means that only the chosen answer is safe."""
+
+REJECTED_SAFE = "rejected_safe"
+"""The fourth case: never trained on, because a safer answer is a better one."""
+
+UNSAFE = {"chosen_safe": (False, True), "both_safe": (False, False), "both_unsafe": (True, True)}
+"""Safety bin to whether (chosen, rejected) is unsafe."""
+
+TRACKS = ("helpfulness", "safety")
+
+HELPFULNESS_MAIN_FRACTION = 0.5  # RM-7, D29
+SAFETY_MAIN_FRACTION = 0.9  # RM-8, D30
+
+log = logging.getLogger(__name__)
+
+
+class Preference(NamedTuple):
+    """One comparison. ``messages`` ends with the user; both answers continue it."""
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    track: str
+    rating: str | None = None
+    safety: str | None = None
+    batch: int = 0
+    chosen_model: str = ""
+    rejected_model: str = ""
+    chosen_temperature: float | None = None  # None: unknown
+    rejected_temperature: float | None = None
+    annotator_id: str = ""
+    risk_category: str = ""
+    prompt_id: str = ""
+    source: str = ""
+
+
+class Split(NamedTuple):
+    """Preferences to train on and to test with; no prompt is in both."""
+
+    train: list[Preference]
+    heldout: list[Preference]
+
+
+class Statistics(NamedTuple):
+    """A row of Table 6 or 26: number of comparisons, then means over them.
+
+    An example is what the reward model reads: earlier dialogue, prompt and one answer. Tokens are
+    those of the texts, without the template's markers.
+    """
+
+    comparisons: int
+    turns: float  # messages of the user
+    tokens_per_example: float
+    tokens_per_prompt: float  # last message of the user
+    tokens_per_response: float  # mean of chosen and rejected
+
+
+def read_preferences(
+    paths: Paths,
+    *,
+    template: Template = LLAMA2,
+    on_bad_line: OnBadLine = "error",
+    bad_lines: BadLines | None = None,
+    excluded: Counter[str] | None = None,
+) -> list[Preference]:
+    """All usable pairs of the files, in order.
+
+    Args:
+      template: its markers are refused in every text (CHAT-5).
+      on_bad_line: "error" stops at the first bad row, "skip" counts it in ``bad_lines``.
+      excluded: number of pairs left out on purpose, by reason; added to, if given.
+
+    Raises:
+      DataError: a row that breaks the schema (file, line, reason), or no usable pair at all.
+    """
+    pairs = list(
+        read_records(
+            paths,
+            lambda row: parse_preference(row, template),
+            keys=Preference._fields,
+            on_bad_line=on_bad_line,
+            bad_lines=bad_lines,
+        )
+    )
+    kept = [pair for pair in pairs if pair.safety != REJECTED_SAFE]
+    left_out = len(pairs) - len(kept)
+    if not kept:
+        raise DataError(
+            f"{paths}: all {left_out} pair(s) are {REJECTED_SAFE!r}, which are never used (PREF-4)"
+        )
+    if left_out:
+        log.warning("%d of %d pair(s) excluded: chosen unsafe, rejected safe", left_out, len(pairs))
+    if excluded is not None:
+        excluded[REJECTED_SAFE] += left_out
+    return kept
+
+
+def parse_preference(row: dict[str, Any], template: Template) -> Preference:
+    """A checked pair from parsed JSON.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    unknown = sorted(set(row) - set(Preference._fields))
+    _check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
+    missing = [key for key in ("messages", "chosen", "rejected", "track") if key not in row]
+    _check(not missing, f"key(s) {', '.join(missing)} missing")
+    pair = Preference(**{**row, "messages": tuple(to_messages(row["messages"]))})
+    pair = pair._replace(**{key: _as_float(getattr(pair, key)) for key in _TEMPERATURES})
+    for key, kind in Preference.__annotations__.items():
+        value = getattr(pair, key)
+        right = key == "messages" or (isinstance(value, kind) and not isinstance(value, bool))
+        _check(right, f"{key!r} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+    _check_choice("rating", pair.rating, (*RATINGS, None))
+    _check_choice("safety", pair.safety, (*SAFETY_BINS, REJECTED_SAFE, None))
+    _check_choice("track", pair.track, TRACKS)
+    check_pair(pair, template)
+    return pair
+
+
+def check_pair(pair: Preference, template: Template) -> None:
+    """Refuse texts that no reward model can learn from.
+
+    Raises:
+      ValueError: roles in the wrong order, an empty text, special tags, or two equal answers.
+    """
+    validate_dialogue(pair.messages, ends_with="user")
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        _check(answer.strip(), f"the {name} answer is empty")
+        check_special_tags(to_messages([{"role": name, "content": answer}]), template)
+    check_special_tags(pair.messages, template)
+    empty = [i for i, message in enumerate(pair.messages) if not message.content.strip()]
+    _check(not empty, f"message(s) {empty} are empty")
+    # the chat format strips texts, so these two would be the same tokens
+    _check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
+
+
+def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
+    """Write a preference file; it appears when it is complete."""
+    write_rows(path, (preference_row(pair) for pair in preferences))
+
+
+def preference_row(pair: Preference) -> dict[str, Any]:
+    """The JSON form of a pair."""
+    return {**pair._asdict(), "messages": [message._asdict() for message in pair.messages]}
+
+
+def require_ratings(preferences: Sequence[Preference], *, unrated_sources: Sequence[str] = ()) -> None:
+    """Make sure that the margin loss has what it needs; a missing rating is never taken as margin 0.
+
+    Args:
+      unrated_sources: sources whose pairs nobody graded; only for these margin 0 is meant (D34).
+
+    Raises:
+      DataError: pairs without a rating, with how many, of which sources.
+    """
+    unrated = Counter(
+        pair.source for pair in preferences if pair.rating is None and pair.source not in unrated_sources
+    )
+    if unrated:
+        sources = ", ".join(
+            f"{source or '(no source)'}: {count}" for source, count in sorted(unrated.items())
+        )
+        raise DataError(
+            f"margins need a rating, but {unrated.total()} of {len(preferences)} pair(s) have none "
+            f"({sources}); "
+            "train without margins, or name the sources that nobody graded: they get margin 0"
+        )
+
+
+def prompt_key(pair: Preference) -> tuple[str, ...]:
+    """What makes two prompts the same: all messages, without regard to case and spaces."""
+    return tuple(" ".join(message.content.casefold().split()) for message in pair.messages)
+
+
+def split_by_prompt(preferences: Sequence[Preference], *, heldout_fraction: float, seed: int) -> Split:
+    """Hold out about ``heldout_fraction`` of the prompts, with all their pairs (PREF-6).
+
+    A prompt's side depends on its text and the seed alone: it is the same in every batch and file.
+
+    Raises:
+      DataError: one side is empty.
+    """
+    require(0 < heldout_fraction < 1, f"heldout_fraction = {heldout_fraction} must be between 0 and 1")
+    sides: tuple[list[Preference], list[Preference]] = ([], [])
+    for pair in preferences:
+        sides[_uniform(prompt_key(pair), seed) < heldout_fraction].append(pair)
+    if not all(sides):
+        prompts = len({prompt_key(pair) for pair in preferences})
+        raise DataError(
+            f"{len(preferences)} pair(s) of {prompts} prompt(s) leave nothing "
+            f"{'held out' if sides[0] else 'to train on'} with heldout_fraction = {heldout_fraction} and "
+            f"seed {seed}; give more prompts or change the fraction"
+        )
+    return Split(*sides)
+
+
+def mix(
+    main: Sequence[Preference], rest: Sequence[Preference], *, main_fraction: float, seed: int
+) -> list[Preference]:
+    """All of ``main`` plus pairs drawn uniformly from ``rest``, shuffled.
+
+    ``main`` makes up ``main_fraction`` of the result. A ``rest`` that is too small for that is used
+    up, with a warning: nothing is repeated, because a second epoch over-fits (RM-10).
+    """
+    require(0 < main_fraction <= 1, f"main_fraction = {main_fraction} must be in (0, 1]")
+    wanted = round(len(main) * (1 - main_fraction) / main_fraction)
+    drawn = min(wanted, len(rest))
+    if drawn < wanted:
+        log.warning("the mixture wants %d other pair(s), there are %d; all are used", wanted, drawn)
+    rng = np.random.default_rng(seed)
+    chosen = sorted(rng.choice(len(rest), size=drawn, replace=False)) if drawn else []
+    mixed = [*main, *(rest[index] for index in chosen)]
+    return [mixed[index] for index in rng.permutation(len(mixed))]
+
+
+def mix_helpfulness(own: Sequence[Preference], rest: Sequence[Preference], *, seed: int) -> list[Preference]:
+    """Data of the helpfulness reward model (RM-7, D29).
+
+    Args:
+      own: all comparisons of our helpfulness track.
+      rest: our safety track and public sets, pooled; as many of them are drawn.
+    """
+    return mix(own, rest, main_fraction=HELPFULNESS_MAIN_FRACTION, seed=seed)
+
+
+def mix_safety(safety: Sequence[Preference], rest: Sequence[Preference], *, seed: int) -> list[Preference]:
+    """Data of the safety reward model (RM-8, D30).
+
+    Args:
+      safety: our safety track and public harmlessness sets, 90 % of the result.
+      rest: our helpfulness track and public helpfulness sets.
+    """
+    return mix(safety, rest, main_fraction=SAFETY_MAIN_FRACTION, seed=seed)
+
+
+def statistics(preferences: Sequence[Preference], tokenizer: Tokenizer) -> Statistics:
+    """Size and lengths of a set of pairs, as in Tables 6 and 26.
+
+    Raises:
+      DataError: there is no pair.
+    """
+    if not preferences:
+        raise DataError("there are no preferences to describe")
+    history, prompt, response = np.mean([_lengths(pair, tokenizer) for pair in preferences], axis=0)
+    return Statistics(
+        comparisons=len(preferences),
+        turns=float(np.mean([_turns(pair) for pair in preferences])),
+        tokens_per_example=float(history + prompt + response),
+        tokens_per_prompt=float(prompt),
+        tokens_per_response=float(response),
+    )
+
+
+def rating_shares(preferences: Iterable[Preference]) -> dict[str, float]:
+    """Share of each rating among the pairs that have one (Figure 25, PREF-10); empty if none has."""
+    counts = Counter(pair.rating for pair in preferences if pair.rating is not None)
+    return {rating: counts[rating] / counts.total() for rating in RATINGS} if counts else {}
+
+
+def group_by(
+    preferences: Iterable[Preference], key: Callable[[Preference], Hashable]
+) -> dict[Any, list[Preference]]:
+    """Pairs by batch, source or track, in the order of the keys."""
+    groups: dict[Any, list[Preference]] = {}
+    for pair in preferences:
+        groups.setdefault(key(pair), []).append(pair)
+    return dict(sorted(groups.items()))
+
+
+_TEMPERATURES = ("chosen_temperature", "rejected_temperature")
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
+
+
+def _check(condition: object, reason: str) -> None:
+    if not condition:
+        raise ValueError(reason)
+
+
+def _check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
+    known = ", ".join("null" if choice is None else choice for choice in choices)
+    _check(value in choices, f"{key!r} is {value!r}; known: {known}")
+
+
+def _uniform(key: tuple[str, ...], seed: int) -> float:
+    """A number in [0, 1) that depends on the text and the seed alone."""
+    text = "\x00".join((str(seed), *key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _turns(pair: Preference) -> int:
+    return sum(message.role == "user" for message in pair.messages)
+
+
+def _lengths(pair: Preference, tokenizer: Tokenizer) -> tuple[int, int, float]:
+    """Tokens of the dialogue before the prompt, of the prompt, and of an answer."""
+    *history, prompt = (len(tokenizer.encode(message.content)) for message in pair.messages)
+    answers = [len(tokenizer.encode(answer)) for answer in (pair.chosen, pair.rejected)]
+    return sum(history), prompt, sum(answers) / 2
