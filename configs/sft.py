@@ -5,7 +5,8 @@ python -m experiments.sft --config=configs/sft.py:7b --workdir=... \
     --config.init_from=CHECKPOINT --config.data.dialogues=dialogues.jsonl
 
 CHECKPOINT is a workdir, a Hugging Face folder, a Meta folder or a GGUF file; the model's shape and
-tokenizer come from it. Dialogues: JSONL, ``{"messages": [{"role": ..., "content": ...}]}``.
+tokenizer come from it. Dialogues: JSONL, ``{"messages": [{"role": ..., "content": ...}]}``; a row
+may add ``"train_on"``, "all" or "last", which then holds for it instead of the config's.
 Variants: 7b, 13b, 34b, 70b (the same numbers, as in the paper) and tiny, which first needs
 ``python -m experiments.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny``.
 """
@@ -30,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.remat_policy = "full"
 
     config.data = ConfigDict()
-    config.data.dialogues = ""
+    config.data.dialogues = ""  # files or patterns, separated by commas
     config.data.heldout = ""
     config.data.sequence_length = 4096
     config.data.batch_size = 64  # packed sequences (D22)
@@ -54,7 +55,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
 
-    config.train = ConfigDict()  # the number of updates follows from data.epochs
+    config.train = ConfigDict()
+    config.train.num_steps = 0  # 0: as many updates as data.epochs asks for; else so many (RS-8)
     config.train.seed = 0
     config.train.accumulation_steps = 1
     config.train.loss_chunk = 512

@@ -6,7 +6,7 @@ fit, so almost no row is padding.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from experiments.corpora import keep_tokenizer
 from experiments.report import write_stage_report
 from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
-    EncodedDialogue,
     Message,
     encode_dialogue,
     encode_prompt,
@@ -24,7 +23,7 @@ from llama2_jax.data.chat import (
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import expand_paths, read_dialogues
+from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogues
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
@@ -37,6 +36,7 @@ from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.step import next_token_loss
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -48,7 +48,8 @@ def run(config: Any, workdir: Path) -> None:
     partitioner = Partitioner(make_mesh(mesh), mesh.preset)
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
-    require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
+    check_length(config)
+    require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
     require(
@@ -58,7 +59,7 @@ def run(config: Any, workdir: Path) -> None:
     )
 
     rows = packed_dialogues(config.data.dialogues, config, base)
-    num_steps = math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
+    num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
     loader = make_loader(
         [DataSource("dialogues", 1.0, rows)],
         batch_size=config.data.batch_size,
@@ -73,6 +74,7 @@ def run(config: Any, workdir: Path) -> None:
     train_run = TrainRun(
         name="sft",
         model=base.model,
+        loss=next_token_loss(base.model, loss_chunk=config.train.loss_chunk),
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=config.data.batch_size,
@@ -81,7 +83,7 @@ def run(config: Any, workdir: Path) -> None:
         source_names=("dialogues",),
         meta={
             **checkpoint_meta(base.config, tokenizer, base.template.name),
-            "dialogues": [file_sha256(path) for path in expand_paths(config.data.dialogues)],
+            "dialogues": [file_sha256(path) for path in expand_paths(split(config.data.dialogues))],
         },
         initial_params=start_params.pop,
         config=to_plain(config),
@@ -102,35 +104,53 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def pack(dialogues: Iterable[list[Message]], config: Any, base: LoadedModel) -> PackedDialogues:
+def check_length(config: Any) -> None:
+    """Raise ``ConfigError`` unless the config says how long to train."""
+    epochs, num_steps = config.data.epochs, config.train.num_steps
+    require(num_steps >= 0, f"train.num_steps = {num_steps} must not be negative; 0 follows data.epochs")
+    require(num_steps > 0 or epochs > 0, f"data.epochs = {epochs} must be positive, or set train.num_steps")
+
+
+def pack(dialogues: Iterable[TrainingDialogue], config: Any, base: LoadedModel) -> PackedDialogues:
     """Encode and pack dialogues."""
     tokenizer = base.require_tokenizer()
-
-    def encode(dialogue: list[Message]) -> EncodedDialogue:
-        return encode_dialogue(dialogue, tokenizer, base.template, train_on=config.data.train_on)
-
     return PackedDialogues(
-        (encode(dialogue) for dialogue in dialogues),
+        (
+            encode_dialogue(dialogue.messages, tokenizer, base.template, train_on=dialogue.train_on)
+            for dialogue in dialogues
+        ),
         sequence_length=config.data.sequence_length,
         document_mask=config.data.document_mask,
     )
 
 
-def packed_dialogues(path: str, config: Any, base: LoadedModel) -> PackedDialogues:
-    """Read, encode and pack the dialogues of a file."""
-    return pack(read(path, config, base), config, base)
+def packed_dialogues(paths: str, config: Any, base: LoadedModel) -> PackedDialogues:
+    """Read, encode and pack the dialogues of files."""
+    return pack(read(paths, config, base), config, base)
 
 
-def read(path: str, config: Any, base: LoadedModel) -> list[list[Message]]:
-    """The dialogues of a file, checked against the template."""
-    return list(read_dialogues(path, on_bad_line=config.data.on_bad_line, template=base.template))
+def read(paths: str, config: Any, base: LoadedModel) -> list[TrainingDialogue]:
+    """The dialogues of files, checked against the template."""
+    return list(
+        read_dialogues(
+            split(paths),
+            template=base.template,
+            train_on=config.data.train_on,
+            on_bad_line=config.data.on_bad_line,
+        )
+    )
 
 
-def answer_bytes(dialogues: Iterable[list[Message]], train_on: str) -> int:
+def split(paths: str) -> list[str]:
+    """The items of a list that commas separate."""
+    return [path.strip() for path in paths.split(",")]
+
+
+def answer_bytes(dialogues: Sequence[TrainingDialogue]) -> int:
     """UTF-8 bytes of the answers that count in the loss."""
     total = 0
-    for dialogue in dialogues:
-        answers = [message.content.strip() for message in dialogue if message.role == "assistant"]
+    for messages, train_on in dialogues:
+        answers = [message.content.strip() for message in messages if message.role == "assistant"]
         total += sum(len(text.encode()) for text in (answers if train_on == "all" else answers[-1:]))
     return total
 
@@ -145,7 +165,7 @@ def make_evaluation(
     prompts = list(config.eval.sample_prompts)
     dialogues = read(config.data.heldout, config, base) if config.data.heldout else []
     heldout = pack(dialogues, config, base) if dialogues else None
-    num_bytes = answer_bytes(dialogues, config.data.train_on)
+    num_bytes = answer_bytes(dialogues)
 
     def evaluate(step: int, params: Params) -> dict[str, float]:
         if prompts:

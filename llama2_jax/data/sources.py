@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 
 OnBadLine = Literal["error", "skip"]
+TrainOn = Literal["all", "last"]
+TRAIN_ON = get_args(TrainOn)
 Paths = str | Path | Iterable[str | Path]
 T = TypeVar("T")
 
@@ -51,12 +53,19 @@ class BadLines:
         return "\n".join([f"{self.count} bad record(s) skipped", *self.examples])
 
 
+class TrainingDialogue(NamedTuple):
+    """A finished dialogue, and which of its answers are to be learned (D25, GATT-2)."""
+
+    messages: list[Message]
+    train_on: TrainOn
+
+
 @dataclass(frozen=True)
 class _Record:
-    """Where a record stands, and how to get the wanted field of it (may raise)."""
+    """Where a record stands, and how to get its row of named fields (may raise)."""
 
     where: str
-    load: Callable[[], Any]
+    load: Callable[[], dict[str, Any]]
 
 
 def expand_paths(paths: Paths) -> list[Path]:
@@ -104,38 +113,53 @@ def read_documents(
       DataError: a bad record (file, line, reason), or no document at all.
     """
 
-    def parse(text: Any) -> str:
+    def parse(row: dict[str, Any]) -> str:
+        text = row[text_key]
         _check(isinstance(text, str), f"{text_key!r} is {type(text).__name__}, not text")
         _check(text.strip(), "the text is empty")
         _check_characters(text)
         return text
 
-    return _read(paths, parse, key=text_key, on_bad_line=on_bad_line, bad_lines=bad_lines)
+    return read_records(paths, parse, keys=(text_key,), on_bad_line=on_bad_line, bad_lines=bad_lines)
 
 
 def read_dialogues(
     paths: Paths,
     *,
     template: Template = LLAMA2,
+    train_on: TrainOn = "all",
     on_bad_line: OnBadLine = "error",
     bad_lines: BadLines | None = None,
-) -> Iterator[list[Message]]:
+) -> Iterator[TrainingDialogue]:
     """Finished dialogues from rows ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+
+    A row may say ``"train_on"``, "all" or "last", for itself; ``train_on`` is for the rest.
 
     Raises:
       DataError: a bad record: malformed, roles that do not alternate or do not end with the
-        assistant, special tags of ``template`` in a message; or no dialogue at all.
+        assistant, special tags of ``template`` in a message, an unknown ``train_on``; or no
+        dialogue at all.
     """
 
-    def parse(rows: Any) -> list[Message]:
-        dialogue = to_messages(rows)
+    def parse(row: dict[str, Any]) -> TrainingDialogue:
+        dialogue = to_messages(row["messages"])
         validate_dialogue(dialogue, ends_with="assistant")
         check_special_tags(dialogue, template)
         empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
         _check(not empty, f"message(s) {empty} are empty")
-        return dialogue
+        chosen = row.get("train_on")
+        require_choice("'train_on'", chosen, (None, *TRAIN_ON))
+        return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
 
-    return _read(paths, parse, key="messages", on_bad_line=on_bad_line, bad_lines=bad_lines)
+    require_choice("train_on", train_on, TRAIN_ON)
+    return read_records(
+        paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line, bad_lines=bad_lines
+    )
+
+
+def dialogue_row(messages: Iterable[Message], *, train_on: TrainOn = "all") -> dict[str, Any]:
+    """The JSON form of a dialogue to train on."""
+    return {"messages": [message._asdict() for message in messages], "train_on": train_on}
 
 
 def to_messages(rows: Any) -> list[Message]:
@@ -155,20 +179,24 @@ def to_messages(rows: Any) -> list[Message]:
     return messages
 
 
-def _read(
+def read_records(
     paths: Paths,
-    parse: Callable[[Any], T],
+    parse: Callable[[dict[str, Any]], T],
     *,
-    key: str,
+    keys: tuple[str, ...],
     on_bad_line: OnBadLine,
     bad_lines: BadLines | None,
 ) -> Iterator[T]:
-    """Parse every record of every file, with one rule for bad ones."""
+    """Parse every record of every file, with one rule for bad ones.
+
+    Args:
+      keys: what ``parse`` looks at; a Parquet file must have the first as a column.
+    """
     require_choice("on_bad_line", on_bad_line, ("error", "skip"))
     bad_lines = BadLines() if bad_lines is None else bad_lines
     files = expand_paths(paths)
     good = 0
-    for record in (record for file in files for record in _records(file, key)):
+    for record in (record for file in files for record in _records(file, keys)):
         try:
             value = parse(record.load())
         except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
@@ -189,11 +217,11 @@ def _read(
         )
 
 
-def _records(file: Path, key: str) -> Iterator[_Record]:
+def _records(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     """Records of one file; where a damaged one cannot be read any further, DataError says so."""
     last = ""
     try:
-        for record in _open(file, key):
+        for record in _open(file, keys):
             yield record
             last = f" after {record.where.removeprefix(f'{file}, ')}"
     except DataError:
@@ -205,39 +233,39 @@ def _records(file: Path, key: str) -> Iterator[_Record]:
         ) from error
 
 
-def _open(file: Path, key: str) -> Iterator[_Record]:
-    """Records of one file, by its suffix."""
+def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
+    """Records of one file, by its suffix; a text as a whole is the field ``keys[0]``."""
     name = file.name
     if name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(file, key)
+        yield from _json_lines(file)
     elif name.endswith(".parquet"):
-        yield from _parquet_rows(file, key)
+        yield from _parquet_rows(file, keys)
     elif name.endswith((".txt", ".md")):
-        yield _Record(str(file), partial(_decode, _without_bom(file.read_bytes())))
+        yield _Record(str(file), partial(_text_row, _without_bom(file.read_bytes()), keys[0]))
     elif name.endswith(".array_record"):
-        yield from _array_records(file)
+        yield from _array_records(file, keys[0])
     else:
         raise DataError(
             f"{file}: unknown kind of file; known: .jsonl, .jsonl.gz, .parquet, .txt, .md, .array_record"
         )
 
 
-def _json_lines(file: Path, key: str) -> Iterator[_Record]:
+def _json_lines(file: Path) -> Iterator[_Record]:
     opener: Any = gzip.open if file.name.endswith(".gz") else open
     with opener(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             content = _without_bom(line) if number == 1 else line
             if content.strip():
-                yield _Record(f"{file}, line {number}", partial(_json_field, content, key))
+                yield _Record(f"{file}, line {number}", partial(_json_row, content))
 
 
-def _json_field(line: bytes, key: str) -> Any:
-    row = json.loads(_decode(line))
+def _json_row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"))
     _check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
-    return row[key]
+    return row
 
 
-def _parquet_rows(file: Path, column: str) -> Iterator[_Record]:
+def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -245,28 +273,34 @@ def _parquet_rows(file: Path, column: str) -> Iterator[_Record]:
             f"{file} needs pyarrow; install it with: pip install 'llama2_jax[parquet]'"
         ) from error
     table = parquet.ParquetFile(file)
-    if column not in table.schema_arrow.names:
-        raise DataError(f"{file}: no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
+    names = table.schema_arrow.names
+    if keys[0] not in names:
+        raise DataError(f"{file}: no column {keys[0]!r}; it has {', '.join(names)}")
     number = 0
-    for batch in table.iter_batches(columns=[column], batch_size=1024):
-        for value in batch.column(0):
+    columns = [key for key in keys if key in names]
+    for batch in table.iter_batches(columns=columns, batch_size=1024):
+        for values in zip(*(batch.column(name) for name in columns), strict=True):
             number += 1
-            yield _Record(f"{file}, row {number}", value.as_py)
+            yield _Record(f"{file}, row {number}", partial(_parquet_row, columns, values))
 
 
-def _array_records(file: Path) -> Iterator[_Record]:
+def _parquet_row(columns: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
+    return {name: value.as_py() for name, value in zip(columns, values, strict=True)}
+
+
+def _array_records(file: Path, key: str) -> Iterator[_Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(file))
     try:
         for number in range(reader.num_records()):
-            yield _Record(f"{file}, record {number}", partial(_decode, reader.read([number])[0]))
+            yield _Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
     finally:
         reader.close()
 
 
-def _decode(content: bytes) -> str:
-    return content.decode("utf-8")
+def _text_row(content: bytes, key: str) -> dict[str, Any]:
+    return {key: content.decode("utf-8")}
 
 
 def _without_bom(content: bytes) -> bytes:

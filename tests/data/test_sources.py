@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import TEMPLATES, Message
-from llama2_jax.data.sources import BadLines, DataError, read_dialogues, read_documents
+from llama2_jax.data.sources import BadLines, DataError, dialogue_row, read_dialogues, read_documents
 
 
 def jsonl(path, *rows) -> str:
@@ -214,8 +214,44 @@ def test_a_file_that_two_patterns_match_is_read_once(tmp_path, caplog):
 def test_dialogues(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", turns("ua"), turns("suaua"))
     first, second = read_dialogues(path)
-    assert first == [Message("user", "text 0"), Message("assistant", "text 1")]
-    assert [message.role for message in second] == ["system", "user", "assistant", "user", "assistant"]
+    assert first.messages == [Message("user", "text 0"), Message("assistant", "text 1")]
+    assert [message.role for message in second.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+
+
+def test_a_row_says_which_answers_are_learned(tmp_path):
+    rows = [turns("ua"), *(turns("ua") | {"train_on": value} for value in ("last", "all", None))]
+    path = jsonl(tmp_path / "d.jsonl", *rows)
+    assert [row.train_on for row in read_dialogues(path)] == ["all", "last", "all", "all"]
+    assert [row.train_on for row in read_dialogues(path, train_on="last")] == ["last", "last", "all", "last"]
+    with pytest.raises(ConfigError, match="train_on is 'first'; choose one of 'all', 'last'"):
+        list(read_dialogues(path, train_on="first"))
+
+
+def test_a_dialogue_row_is_read_as_it_was_written(tmp_path):
+    messages = [Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello ü.")]
+    path = jsonl(tmp_path / "d.jsonl", dialogue_row(messages, train_on="last"), dialogue_row(messages))
+    assert list(read_dialogues(path)) == [(messages, "last"), (messages, "all")]
+
+
+def test_dialogues_in_parquet_with_and_without_train_on(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    messages = turns("ua")["messages"]
+    parquet.write_table(pyarrow.table({"messages": [messages]}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"train_on": ["last", None, "no"], "messages": [messages] * 3}), tmp_path / "b.parquet"
+    )
+    assert [row.train_on for row in read_dialogues(tmp_path / "a.parquet")] == ["all"]
+    rows = read_dialogues(tmp_path / "b.parquet", on_bad_line="skip")
+    assert [row.train_on for row in rows] == ["last", "all"]
+    with pytest.raises(DataError, match=r"b\.parquet, row 3: 'train_on' is 'no'"):
+        list(read_dialogues(tmp_path / "b.parquet"))
 
 
 def one(role: str, content: object) -> dict:
@@ -234,6 +270,8 @@ BAD_DIALOGUES = [
     ({"messages": ["hi"]}, "message 0 is str, not an object"),
     ({"messages": "hi"}, "'messages' is str, not a list"),
     ({"message": []}, "key 'messages' is missing"),
+    (turns("ua") | {"train_on": "first"}, "'train_on' is 'first'; choose one of None, 'all', 'last'"),
+    (turns("ua") | {"train_on": ["all"]}, r"'train_on' is \['all'\]"),
 ]
 
 

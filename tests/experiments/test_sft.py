@@ -48,7 +48,7 @@ def test_fine_tuning_starts_from_the_given_parameters() -> None:
     base = load(runs.pretrained_workdir())
     rows = packed_dialogues(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
     sums = [loss_sums(base.model, base.params, batch) for batch in single_pass(rows, batch_size=4)]
-    expected = sum(float(s.loss_sum) for s in sums) / sum(float(s.token_count) for s in sums)
+    expected = sum(float(s.loss_sum) for s in sums) / sum(float(s.weight) for s in sums)
     assert first["eval/heldout/loss"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -137,6 +137,39 @@ def test_bad_dialogues_are_counted_when_skipped(tmp_path: Path, caplog: pytest.L
     assert rows.report.dialogues == 2
     assert "2 bad record(s) skipped" in caplog.text
     assert f"{path}, line 4" in caplog.text
+
+
+def test_rows_say_what_is_learned_of_them(tmp_path: Path) -> None:
+    base = load(runs.pretrained_workdir())
+    long = {"messages": GOOD["messages"] * 2}
+    files = [
+        runs.write_lines(tmp_path / "a.jsonl", [long | {"train_on": "last"}]),
+        runs.write_lines(tmp_path / "b.jsonl", [long]),
+    ]
+    config = runs.sft_config(runs.pretrained_workdir())
+    last, every = (packed_dialogues(str(path), config, base).report for path in files)
+    assert every.learned_tokens == 2 * last.learned_tokens
+    both = packed_dialogues(f"{files[0]}, {tmp_path}/b*.jsonl", config, base).report
+    assert both.dialogues == 2
+    assert both.learned_tokens == 3 * last.learned_tokens
+
+
+def test_the_number_of_updates_can_be_given(tmp_path: Path) -> None:
+    quick = {"data__heldout": "", "eval__sample_prompts": ()}
+    config = runs.sft_config(runs.pretrained_workdir(), train__num_steps=3, **quick)
+    sft.run(config, tmp_path)
+    assert read_metrics(tmp_path)[-1]["step"] == 3
+    for num_steps, epochs, reason in ((-1, 1.0, "train.num_steps = -1"), (0, 0.0, "data.epochs = 0.0")):
+        config = runs.sft_config(
+            runs.pretrained_workdir(), train__num_steps=num_steps, data__epochs=epochs, **quick
+        )
+        with pytest.raises(ConfigError, match=reason):
+            sft.run(config, tmp_path / "run")
+
+
+def test_no_dialogues_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config.data.dialogues is empty"):
+        sft.run(runs.sft_config(runs.pretrained_workdir(), data__dialogues=""), tmp_path)
 
 
 def test_dialogues_without_anything_to_learn_are_refused(tmp_path: Path) -> None:
