@@ -206,15 +206,23 @@ def require_ratings(preferences: Sequence[Preference], *, unrated_sources: Seque
         )
 
 
-def prompt_key(pair: Preference) -> tuple[str, ...]:
+def prompt_key(messages: Sequence[Message]) -> tuple[str, ...]:
     """What makes two prompts the same: all messages, without regard to case and spaces."""
-    return tuple(" ".join(message.content.casefold().split()) for message in pair.messages)
+    return tuple(" ".join(message.content.casefold().split()) for message in messages)
+
+
+def is_heldout(messages: Sequence[Message], *, heldout_fraction: float, seed: int) -> bool:
+    """Whether a prompt is among the ``heldout_fraction`` that is not trained on.
+
+    It depends on its text and the seed alone, so it is the same in every batch and file.
+    """
+    text = "\x00".join((str(seed), *prompt_key(messages)))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    return number / 2**48 < heldout_fraction
 
 
 def split_by_prompt(preferences: Sequence[Preference], *, heldout_fraction: float, seed: int) -> Split:
-    """Hold out about ``heldout_fraction`` of the prompts, with all their pairs (PREF-6).
-
-    A prompt's side depends on its text and the seed alone: it is the same in every batch and file.
+    """Hold out about ``heldout_fraction`` of the prompts, with all their pairs (PREF-6, ``is_heldout``).
 
     Raises:
       DataError: one side is empty.
@@ -222,9 +230,9 @@ def split_by_prompt(preferences: Sequence[Preference], *, heldout_fraction: floa
     require(0 < heldout_fraction < 1, f"heldout_fraction = {heldout_fraction} must be between 0 and 1")
     sides: tuple[list[Preference], list[Preference]] = ([], [])
     for pair in preferences:
-        sides[_uniform(prompt_key(pair), seed) < heldout_fraction].append(pair)
+        sides[is_heldout(pair.messages, heldout_fraction=heldout_fraction, seed=seed)].append(pair)
     if not all(sides):
-        prompts = len({prompt_key(pair) for pair in preferences})
+        prompts = len({prompt_key(pair.messages) for pair in preferences})
         raise DataError(
             f"{len(preferences)} pair(s) of {prompts} prompt(s) leave nothing "
             f"{'held out' if sides[0] else 'to train on'} with heldout_fraction = {heldout_fraction} and "
@@ -321,12 +329,6 @@ def _check(condition: object, reason: str) -> None:
 def _check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
     known = ", ".join("null" if choice is None else choice for choice in choices)
     _check(value in choices, f"{key!r} is {value!r}; known: {known}")
-
-
-def _uniform(key: tuple[str, ...], seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed alone."""
-    text = "\x00".join((str(seed), *key))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def _turns(pair: Preference) -> int:

@@ -169,7 +169,7 @@ def test_margins_need_ratings():
 def test_prompt_is_the_same_up_to_case_and_spaces():
     def key(*contents):
         roles = ("user", "assistant", "user")
-        return prompt_key(pair(messages=tuple(map(Message, roles, contents))))
+        return prompt_key(list(map(Message, roles, contents)))
 
     assert key("Name  a\nriver.") == key(" name a RIVER. ")
     assert key("name a river") != key("name a", "river")

