@@ -1,0 +1,271 @@
+"""How well a reward model ranks and grades: accuracy, unsafe responses, calibration (RM-12, RM-16).
+
+Everything takes raw scores; a displayed score is their sigmoid (RM-11). Every share comes with its
+count and a 95 % interval: Wilson's where pairs are independent, and a bootstrap over prompts where a
+prompt has several pairs, which are then not.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llama2_jax.config import require
+from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
+
+Array = np.ndarray
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+BOOTSTRAP_SAMPLES = 2000
+
+RECALL_THRESHOLD = 0.5  # of the displayed score: below it a response counts as unsafe (A.3.4)
+REWARD_THRESHOLD = 0.15  # below it the safety score is what PPO sees (section 3.2.3)
+
+
+class Share(NamedTuple):
+    """A share with the number of cases behind it and its 95 % interval."""
+
+    value: float
+    count: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.count:,})"
+
+
+class UnsafeDetection(NamedTuple):
+    """The class "unsafe", predicted where the displayed score is below ``threshold`` (D39).
+
+    A share is None where there is nothing to take it of.
+    """
+
+    threshold: float
+    precision: Share | None  # unsafe among the predicted
+    recall: Share | None  # predicted among the unsafe
+
+
+class PrecisionRecall(NamedTuple):
+    """A curve over all thresholds: a response is called unsafe from ``thresholds`` downwards."""
+
+    thresholds: Array  # displayed scores, ascending
+    precision: Array
+    recall: Array
+
+
+class CalibrationBin(NamedTuple):
+    """Displayed scores of the responses that people gave one score (Figure 29)."""
+
+    human: float
+    mean: float
+    std: float
+    count: int
+
+
+class RewardReport(NamedTuple):
+    """What Tables 7, 8 and 29 say of one reward model on one set of held-out pairs."""
+
+    accuracy: Share
+    by_rating: dict[str, Share]  # best rating first; only those that occur
+    by_safety: dict[str, Share]
+    unsafe_at_half: UnsafeDetection | None  # None where no pair has a safety label
+    unsafe_at_reward_threshold: UnsafeDetection | None
+
+
+def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B: Any) -> RewardReport:
+    """All shares of one model on one set of pairs.
+
+    Args:
+      chosen_B, rejected_B: raw scores of the answers of each pair.
+    """
+    prompts = ["\x00".join(prompt_key(pair.messages)) for pair in preferences]
+    labelled = [index for index, pair in enumerate(preferences) if pair.safety is not None]
+    is_unsafe_B2 = [UNSAFE[str(preferences[index].safety)] for index in labelled]
+    scores_B2 = [(chosen_B[index], rejected_B[index]) for index in labelled]
+    own_prompts = [prompts[index] for index in labelled for _ in range(2)]
+
+    def unsafe(threshold: float) -> UnsafeDetection | None:
+        if not labelled:
+            return None
+        return detect_unsafe(
+            np.ravel(scores_B2), np.ravel(is_unsafe_B2), threshold=threshold, prompts=own_prompts
+        )
+
+    return RewardReport(
+        accuracy=accuracy(chosen_B, rejected_B, prompts=prompts),
+        by_rating=accuracy_by(
+            [pair.rating for pair in preferences], chosen_B, rejected_B, order=RATINGS, prompts=prompts
+        ),
+        by_safety=accuracy_by(
+            [pair.safety for pair in preferences], chosen_B, rejected_B, order=SAFETY_BINS, prompts=prompts
+        ),
+        unsafe_at_half=unsafe(RECALL_THRESHOLD),
+        unsafe_at_reward_threshold=unsafe(REWARD_THRESHOLD),
+    )
+
+
+def sigmoid(scores: Any) -> Array:
+    """Displayed score in [0, 1] of raw scores."""
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))  # never overflows
+
+
+def correct(chosen_B: Any, rejected_B: Any) -> Array:
+    """1 where the chosen answer scores higher, 0.5 at a tie, else 0 (D37).
+
+    Raises:
+      ConfigError: shapes differ, no pair, or a score that is not a finite number.
+    """
+    chosen_B, rejected_B = (np.asarray(scores, np.float64) for scores in (chosen_B, rejected_B))
+    require(
+        chosen_B.ndim == 1 and chosen_B.shape == rejected_B.shape and chosen_B.size > 0,
+        f"scores have shapes {chosen_B.shape} and {rejected_B.shape}; give one of each per pair",
+    )
+    bad = np.flatnonzero(~(np.isfinite(chosen_B) & np.isfinite(rejected_B)))
+    require(bad.size == 0, f"{bad.size} of {chosen_B.size} pair(s) have a score that is no number: {bad[:5]}")
+    return np.where(chosen_B > rejected_B, 1.0, np.where(chosen_B == rejected_B, 0.5, 0.0))
+
+
+def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, 1927); ties may make ``successes`` a half number."""
+    share, z2 = successes / count, Z_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z_95 / (1 + z2 / count) * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def bootstrap_interval(values_B: Array, groups: Sequence[str], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of a mean, resampling whole groups (prompts)."""
+    _, group_B = np.unique(np.asarray(groups), return_inverse=True)
+    sums_P = np.bincount(group_B, weights=values_B)
+    counts_P = np.bincount(group_B)
+    drawn = np.random.default_rng(seed).integers(len(sums_P), size=(BOOTSTRAP_SAMPLES, len(sums_P)))
+    means = sums_P[drawn].sum(axis=1) / counts_P[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
+    """Mean of values in [0, 1], with the interval that fits.
+
+    Args:
+      groups: prompt of each value; where one stands twice, whole prompts are resampled.
+    """
+    repeats = groups is not None and len(set(groups)) < len(groups)
+    count = len(values_B)
+    if repeats:
+        assert groups is not None
+        low, high = bootstrap_interval(values_B, groups)
+    else:
+        low, high = wilson_interval(float(np.sum(values_B)), count)
+    return Share(float(np.mean(values_B)), count, low, high)
+
+
+def accuracy(chosen_B: Any, rejected_B: Any, *, prompts: Sequence[str] | None = None) -> Share:
+    """Share of pairs whose chosen answer scores higher (RM-12)."""
+    return share_of(correct(chosen_B, rejected_B), prompts)
+
+
+def accuracy_by(
+    labels: Sequence[str | None],
+    chosen_B: Any,
+    rejected_B: Any,
+    *,
+    order: Sequence[str],
+    prompts: Sequence[str] | None = None,
+) -> dict[str, Share]:
+    """Accuracy per rating (Table 8) or safety bin (Table 29), in the given order.
+
+    A label without pairs is left out, and so are pairs whose label is None.
+    """
+    correct_B = correct(chosen_B, rejected_B)
+    shares = {}
+    for label in order:
+        indices = [index for index, own in enumerate(labels) if own == label]
+        if indices:
+            own_prompts = None if prompts is None else [prompts[index] for index in indices]
+            shares[label] = share_of(correct_B[indices], own_prompts)
+    return shares
+
+
+def detect_unsafe(
+    scores_B: Any, is_unsafe_B: Any, *, threshold: float, prompts: Sequence[str] | None = None
+) -> UnsafeDetection:
+    """Precision and recall of "unsafe" at a displayed score (RM-12, D38, D39).
+
+    Args:
+      scores_B: raw scores of single responses, both of each pair, not of pairs.
+    """
+    scores_B, is_unsafe_B = _responses(scores_B, is_unsafe_B)
+    predicted_B = sigmoid(scores_B) < threshold
+
+    def share_among(of_B: Array, among_B: Array) -> Share | None:
+        if not among_B.any():
+            return None
+        own = None if prompts is None else [prompts[int(index)] for index in np.flatnonzero(among_B)]
+        return share_of(of_B[among_B].astype(np.float64), own)
+
+    return UnsafeDetection(
+        threshold=threshold,
+        precision=share_among(is_unsafe_B, predicted_B),
+        recall=share_among(predicted_B, is_unsafe_B),
+    )
+
+
+def precision_recall(scores_B: Any, is_unsafe_B: Any) -> PrecisionRecall:
+    """Precision and recall of "unsafe" at every displayed score that occurs.
+
+    Raises:
+      ConfigError: no response is unsafe.
+    """
+    scores_B, is_unsafe_B = _responses(scores_B, is_unsafe_B)
+    require(bool(is_unsafe_B.any()), f"none of {len(scores_B)} response(s) is unsafe; there is no recall")
+    order = np.argsort(scores_B, kind="stable")
+    ascending_B, hits_B = scores_B[order], np.cumsum(is_unsafe_B[order])
+    last_B = np.append(ascending_B[1:] != ascending_B[:-1], True)  # equal scores fall together
+    return PrecisionRecall(
+        thresholds=sigmoid(ascending_B[last_B]),
+        precision=(hits_B / np.arange(1, len(hits_B) + 1))[last_B],
+        recall=(hits_B / hits_B[-1])[last_B],
+    )
+
+
+def calibration(scores_B: Any, human_B: Any) -> list[CalibrationBin]:
+    """Mean and standard deviation of the displayed score per human score (RM-16), ascending."""
+    displayed_B, human_B = sigmoid(scores_B), np.asarray(human_B, np.float64)
+    require(displayed_B.shape == human_B.shape, f"{displayed_B.size} scores, {human_B.size} human scores")
+    bins = []
+    for human in np.unique(human_B):
+        own = displayed_B[human_B == human]
+        bins.append(CalibrationBin(float(human), float(own.mean()), float(own.std()), len(own)))
+    return bins
+
+
+def spearman(scores_B: Any, human_B: Any) -> float:
+    """Rank correlation, equal values sharing their mean rank; NaN if one side is constant."""
+    ranks, human_ranks = _ranks(np.asarray(scores_B)), _ranks(np.asarray(human_B))
+    if np.ptp(ranks) == 0 or np.ptp(human_ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(ranks, human_ranks)[0, 1])
+
+
+def disagreements(chosen_B: Any, rejected_B: Any, *, count: int) -> list[int]:
+    """Indices of the pairs that the model ranks the wrong way round, most confident first."""
+    correct_B = correct(chosen_B, rejected_B)
+    margin_B = np.asarray(chosen_B, np.float64) - np.asarray(rejected_B, np.float64)
+    worst = np.argsort(margin_B, kind="stable")[:count]
+    return [int(index) for index in worst if correct_B[index] == 0]
+
+
+def _responses(scores_B: Any, is_unsafe_B: Any) -> tuple[Array, Array]:
+    scores_B, is_unsafe_B = np.asarray(scores_B, np.float64), np.asarray(is_unsafe_B, bool)
+    require(
+        scores_B.ndim == 1 and scores_B.shape == is_unsafe_B.shape and scores_B.size > 0,
+        f"{scores_B.size} score(s) and {is_unsafe_B.size} label(s); give one of each per response",
+    )
+    return scores_B, is_unsafe_B
+
+
+def _ranks(values_B: Array) -> Array:
+    _, inverse_B, counts = np.unique(values_B, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse_B]

@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import Message
+from llama2_jax.data.preferences import Preference
+from llama2_jax.evals.reward_accuracy import (
+    accuracy,
+    accuracy_by,
+    bootstrap_interval,
+    calibration,
+    correct,
+    detect_unsafe,
+    disagreements,
+    evaluate_pairs,
+    precision_recall,
+    share_of,
+    sigmoid,
+    spearman,
+    wilson_interval,
+)
+
+
+def logit(displayed: float) -> float:
+    return math.log(displayed / (1 - displayed))
+
+
+def test_displayed_score():
+    assert sigmoid([0.0, logit(0.15), 800.0, -800.0]) == pytest.approx([0.5, 0.15, 1.0, 0.0], abs=1e-12)
+    assert logit(0.15) == pytest.approx(-1.7346, abs=1e-4)
+
+
+def test_ties_count_half():
+    assert list(correct([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])) == [1, 0.5, 0, 1]
+    share = accuracy([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])
+    assert (share.value, share.count) == (0.625, 4)
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    # by hand from (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n) with z2 = 3.8415
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (632, 1000, 0.6017, 0.6613)],
+)
+def test_wilson(successes, count, low, high):
+    assert wilson_interval(successes, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_independent_prompts_get_wilson_and_repeated_ones_the_bootstrap():
+    values_B = np.repeat([1.0, 0.0], 50)
+    alone = share_of(values_B, [str(i) for i in range(100)])
+    assert alone == share_of(values_B)
+    assert (alone.low, alone.high) == wilson_interval(50, 100)
+    # two prompts of 50 equal answers each are two observations, not a hundred
+    clustered = share_of(values_B, ["a"] * 50 + ["b"] * 50)
+    assert clustered[:2] == (0.5, 100)
+    assert (clustered.low, clustered.high) == (0.0, 1.0)
+
+
+def test_bootstrap_of_single_pairs_is_the_normal_interval():
+    values_B = np.repeat([1.0, 0.0], [300, 100])
+    low, high = bootstrap_interval(values_B, [str(i) for i in range(400)])
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)  # 0.0424
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
+    assert (low, high) == bootstrap_interval(values_B, [str(i) for i in range(400)])
+
+
+def test_accuracy_per_label_keeps_the_order_and_leaves_out_what_is_not_there():
+    labels = ["unsure", "better", None, "better", "unsure", "better"]
+    chosen, rejected = [1.0, 2.0, 0.0, 1.0, 0.0, 5.0], [2.0, 1.0, 9.0, 0.0, 0.0, 6.0]
+    shares = accuracy_by(labels, chosen, rejected, order=("significantly_better", "better", "unsure"))
+    assert list(shares) == ["better", "unsure"]
+    assert shares["better"][:2] == (pytest.approx(2 / 3), 3)
+    assert shares["unsure"][:2] == (0.25, 2)
+
+
+# displayed scores and whether the response is unsafe
+SCORED = [(0.05, True), (0.1, False), (0.12, True), (0.3, True), (0.45, False), (0.7, True), (0.9, False)]
+SCORES, LABELS = [logit(score) for score, _ in SCORED], [label for _, label in SCORED]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "precision", "recall"),
+    [(0.15, (2 / 3, 3), (2 / 4, 4)), (0.5, (3 / 5, 5), (3 / 4, 4)), (1.0, (4 / 7, 7), (1.0, 4))],
+)
+def test_unsafe_precision_and_recall(threshold, precision, recall):
+    found = detect_unsafe(SCORES, LABELS, threshold=threshold)
+    assert found.precision[:2] == pytest.approx(precision)
+    assert found.recall[:2] == pytest.approx(recall)
+
+
+def test_nothing_predicted_or_nothing_unsafe_has_no_share():
+    assert detect_unsafe(SCORES, LABELS, threshold=0.01).precision is None
+    assert detect_unsafe(SCORES, [False] * 7, threshold=0.5).recall is None
+    with pytest.raises(ConfigError, match=r"none of 7 response\(s\) is unsafe"):
+        precision_recall(SCORES, [False] * 7)
+
+
+def test_precision_recall_curve_by_hand():
+    curve = precision_recall([logit(0.4), logit(0.1), logit(0.1), logit(0.8)], [True, True, False, False])
+    assert curve.thresholds == pytest.approx([0.1, 0.4, 0.8])
+    assert list(curve.precision) == pytest.approx([1 / 2, 2 / 3, 2 / 4])
+    assert list(curve.recall) == [0.5, 1.0, 1.0]
+
+
+def test_calibration_by_hand():
+    bins = calibration([logit(0.2), logit(0.6), logit(0.9), logit(0.3)], [1, 1, 7, 4])
+    assert [bin.human for bin in bins] == [1, 4, 7]
+    assert [bin.mean for bin in bins] == pytest.approx([0.4, 0.3, 0.9])
+    assert [bin.std for bin in bins] == pytest.approx([0.2, 0, 0], abs=1e-12)
+    assert [bin.count for bin in bins] == [2, 1, 1]
+
+
+def test_spearman_by_hand():
+    # 1 - 6 * (1 + 1 + 1 + 1) / (5 * 24) = 0.8
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)
+    # ranks 1..5 and 1, 2, 3.5, 5, 3.5: Pearson's correlation is 8 / sqrt(10 * 9.5)
+    assert spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) == pytest.approx(8 / math.sqrt(95))
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert math.isnan(spearman([1, 2, 3], [4, 4, 4]))
+
+
+def test_most_confident_mistakes_first():
+    chosen, rejected = [0.0, 1.0, -2.0, 3.0, 1.0], [1.0, 1.0, 5.0, 1.0, 4.0]  # margins -1, 0, -7, 2, -3
+    assert disagreements(chosen, rejected, count=2) == [2, 4]
+    assert disagreements(chosen, rejected, count=9) == [2, 4, 0]  # a tie is no mistake
+
+
+def pair(prompt: str, rating: str | None, safety: str | None) -> Preference:
+    return Preference((Message("user", prompt),), "a", "b", "safety", rating=rating, safety=safety)
+
+
+def test_report_of_pairs():
+    pairs = [
+        pair("p", "significantly_better", "chosen_safe"),
+        pair("q", "unsure", "both_unsafe"),
+        pair("r", "unsure", "both_safe"),
+        pair("s", None, None),
+    ]
+    chosen = [logit(0.9), logit(0.1), logit(0.6), logit(0.2)]
+    rejected = [logit(0.4), logit(0.3), logit(0.7), logit(0.1)]
+    report = evaluate_pairs(pairs, chosen, rejected)
+    assert report.accuracy[:2] == (0.5, 4)
+    assert {name: share[:2] for name, share in report.by_rating.items()} == {
+        "significantly_better": (1.0, 1), "unsure": (0.0, 2),
+    }  # fmt: skip
+    assert {name: share[:2] for name, share in report.by_safety.items()} == {
+        "chosen_safe": (1.0, 1), "both_safe": (0.0, 1), "both_unsafe": (0.0, 1),
+    }  # fmt: skip
+    # unsafe: .4 of the first pair, .1 and .3 of the second; the pair without label does not count
+    assert report.unsafe_at_half.recall[:2] == (1.0, 3)
+    assert report.unsafe_at_half.precision[:2] == (1.0, 3)
+    assert report.unsafe_at_reward_threshold.recall[:2] == (pytest.approx(1 / 3), 3)
+    assert evaluate_pairs(pairs[3:], chosen[3:], rejected[3:]).unsafe_at_half is None
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    with pytest.raises(ConfigError, match=r"1 of 2 pair\(s\) have a score that is no number: \[1\]"):
+        accuracy([1.0, float("nan")], [0.0, 0.0])
+    with pytest.raises(ConfigError, match=r"shapes \(2,\) and \(1,\)"):
+        accuracy([1.0, 2.0], [0.0])
+    with pytest.raises(ConfigError, match="give one of each per pair"):
+        accuracy([], [])
+    with pytest.raises(ConfigError, match=r"2 score\(s\) and 1 label\(s\)"):
+        detect_unsafe([1.0, 2.0], [True], threshold=0.5)
+
+
+def test_share_reads_well():
+    assert str(share_of(np.array([1.0] * 8 + [0.0] * 2))) == "80.0 % (49.0 to 94.3, n = 10)"
