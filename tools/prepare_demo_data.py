@@ -1,4 +1,4 @@
-"""Turn the fetched KJV and chitchat files into documents and dialogues for the demo.
+"""Turn the fetched KJV and chitchat files, and the simulated world, into the data of the demo.
 
 python -m tools.prepare_demo_data --output=runs/demo/data
 
@@ -6,16 +6,25 @@ KJV: one document per chapter, the chapter's name as heading, the verses joined 
 Chitchat: one document per conversation (a turn per line, cut where a turn was not usable), and
 dialogues for fine-tuning. About 5 % of chapters and conversations are held out, chosen by a hash
 of their name, so a conversation is in the same part as document and as dialogue.
+World: documents to learn it from, demonstrations for fine-tuning (about half of them good), prompts
+for the rounds of annotation and sampling, held-out prompts for early stopping and the reward models'
+test, and prompts of which no other file has the text, for the final evaluation.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from llama2_jax.config import write_json
+from llama2_jax.data.prompts import write_prompts
+from llama2_jax.rlhf.annotator import world
+from llama2_jax.rlhf.annotator.families import persona
 from tools.fetch_assets import asset_path
 
 HELDOUT_ONE_IN = 20
@@ -91,12 +100,52 @@ def prepare(kjv: Path, chitchat: Path, output: Path) -> dict[str, int]:
     return counts
 
 
+@dataclasses.dataclass(frozen=True)
+class WorldSizes:
+    """How much of the simulated world is written; of documents and dialogues 5 % are held out."""
+
+    documents: int = 6000
+    dialogues: int = 6000
+    train_prompts: int = 3000
+    heldout_prompts: int = 300
+    evaluation_prompts: int = 400
+
+
+def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str, int]:
+    """Write all files of the simulated world under ``output`` and return the number of rows of each."""
+    documents = world.draw_documents(Random(f"documents {seed}"), sizes.documents)
+    demonstrations = world.draw_demonstrations(Random(f"dialogues {seed}"), sizes.dialogues)
+    counts = _write_split(output, "documents", ((text, {"text": text}) for text in documents))
+    counts |= _write_split(output, "dialogues", (_dialogue_row(shown) for shown in demonstrations))
+    for part, count in (
+        ("train", sizes.train_prompts),
+        ("heldout", sizes.heldout_prompts),
+        ("evaluation", sizes.evaluation_prompts),
+    ):
+        path = output / f"prompts_{part}.jsonl"
+        write_prompts(path, world.draw_prompts(Random(f"{part} prompts {seed}"), count, part=part))
+        counts[str(path)] = count
+    write_json(output / "personas.json", persona.lists())
+    return counts
+
+
+def _dialogue_row(shown: world.Demonstration) -> tuple[str, dict[str, Any]]:
+    messages = [message._asdict() for message in shown.messages]
+    return json.dumps(messages), {"messages": messages, "vendor": shown.vendor}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prepare the data and print the counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", required=True, type=Path, help="folder to write into")
-    output = parser.parse_args(argv).output
-    for path, count in prepare(asset_path("kjv"), asset_path("chitchat"), output).items():
+    parser.add_argument("--seed", default=0, type=int, help="of the simulated world")
+    for field in dataclasses.fields(WorldSizes):
+        parser.add_argument(f"--{field.name}", default=field.default, type=int, help="of the simulated world")
+    given = vars(parser.parse_args(argv))
+    output, seed = given.pop("output"), given.pop("seed")
+    counts = prepare(asset_path("kjv"), asset_path("chitchat"), output)
+    counts |= prepare_world(output / "world", WorldSizes(**given), seed=seed)
+    for path, count in counts.items():
         print(f"{path}: {count:,} rows, {Path(path).stat().st_size:,} bytes")
 
 

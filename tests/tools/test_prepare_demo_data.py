@@ -1,11 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import read_dialogues, read_documents
 from tools.fetch_assets import AssetError, asset_path
 from tools.prepare_demo_data import (
     MAX_TURN_CHARACTERS,
+    WorldSizes,
     conversation_dialogues,
     conversation_documents,
     conversation_turns,
@@ -13,6 +16,7 @@ from tools.prepare_demo_data import (
     join_utterances,
     kjv_documents,
     prepare,
+    prepare_world,
 )
 
 
@@ -118,3 +122,31 @@ def test_fetched_data(fetched, tmp_path):
     }
     dialogues = list(read_dialogues(tmp_path / "chitchat" / "dialogues_heldout.jsonl"))
     assert len(dialogues) == 1170
+
+
+def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
+    sizes = WorldSizes(
+        documents=200, dialogues=200, train_prompts=100, heldout_prompts=30, evaluation_prompts=40
+    )
+    counts = prepare_world(tmp_path / "a", sizes)
+    prompts = {
+        part: read_prompts(tmp_path / "a" / f"prompts_{part}.jsonl")
+        for part in ("train", "heldout", "evaluation")
+    }
+    assert {part: len(rows) for part, rows in prompts.items()} == {
+        "train": 100,
+        "heldout": 30,
+        "evaluation": 40,
+    }
+    last = {part: {prompt.messages for prompt in rows} for part, rows in prompts.items()}
+    assert not last["evaluation"] & (last["train"] | last["heldout"])
+    for kind, reader in (("documents", read_documents), ("dialogues", read_dialogues)):
+        parts = [list(reader(tmp_path / "a" / f"{kind}_{part}.jsonl")) for part in ("train", "heldout")]
+        assert sum(map(len, parts)) == 200
+        assert 2 <= len(parts[1]) <= 25
+    prepare_world(tmp_path / "b", sizes)
+    prepare_world(tmp_path / "c", sizes, seed=1)
+    for name in (*(Path(path).name for path in counts), "personas.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    name = "prompts_train.jsonl"
+    assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()

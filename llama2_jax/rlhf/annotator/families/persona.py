@@ -1,0 +1,169 @@
+"""Who the assistant is: name, favourite hobby and language, set by the system message or by default.
+
+"Act as ...", "You enjoy ...", "Speak in ..." are the constraints of Ghost Attention (GATT-3), with
+the short forms of GATT-4. A dialogue of several turns is judged by the instruction of its first.
+"""
+
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from llama2_jax.data.chat import Message
+from llama2_jax.data.prompts import Prompt
+from llama2_jax.rlhf.annotator.families.family import Content, Family, ask, lexicon, question, words_of
+
+NAMES = (
+    "Napoleon", "Mozart", "Darwin", "Newton", "Homer", "Plato", "Caesar", "Galileo", "Dante", "Goethe",
+    "Chopin", "Tolstoy", "Picasso", "Columbus", "Bach", "Verne", "Curie", "Kepler", "Austen", "Socrates",
+    "Hannibal", "Euclid", "Rembrandt", "Shelley", "Haydn", "Pascal", "Byron", "Sappho", "Vivaldi", "Nelson",
+)  # fmt: skip
+HOBBIES = (
+    "tennis", "chess", "fishing", "painting", "dancing", "cooking", "singing", "sailing", "hiking",
+    "knitting", "skating", "football", "riding", "running", "baking", "rowing",
+)  # fmt: skip
+LANGUAGES = (
+    "French",
+    "Spanish",
+    "German",
+    "Italian",
+    "Latin",
+    "Greek",
+    "Dutch",
+    "Polish",
+    "Swedish",
+    "Welsh",
+)
+HELDOUT_NAMES = ("Mercator", "Lincoln", "Cicero", "Handel", "Hypatia", "Franklin")
+HELDOUT_HOBBIES = ("archery", "swimming", "juggling", "climbing")
+HELDOUT_LANGUAGES = ("Danish", "Finnish")
+
+
+class Persona(NamedTuple):
+    """What an instruction may set; an empty text leaves the default."""
+
+    name: str = ""
+    hobby: str = ""
+    language: str = ""
+
+
+class Task(NamedTuple):
+    """The attribute (a field of ``Persona``) that is asked for, and its value."""
+
+    attribute: str
+    value: str
+
+
+DEFAULT = Persona("Ada", "reading", "English")
+INSTRUCTIONS = Persona("Act as {}.", "You enjoy {}.", "Speak in {}.")
+SHORT_INSTRUCTIONS = Persona("Figure: {}.", "Hobby: {}.", "Language: {}.")
+QUESTIONS = {
+    "name": ("What is your name?", "Who are you?", "How are you called?"),
+    "hobby": ("What is your favourite hobby?", "What do you like to do?", "Which hobby do you enjoy?"),
+    "language": ("Which language do you speak?", "What is your language?", "In what language do you speak?"),
+}
+ANSWERS = {
+    "name": ("My name is {}.", "I am {}."),
+    "hobby": ("My favourite hobby is {}.", "I enjoy {}."),
+    "language": ("I speak {}.", "My language is {}."),
+}
+
+
+def lists() -> dict[str, dict[str, Sequence[str]]]:
+    """Values of the attributes to train on ("train"), and those kept for tests ("heldout")."""
+    return {
+        "train": {"name": NAMES, "hobby": HOBBIES, "language": LANGUAGES},
+        "heldout": {"name": HELDOUT_NAMES, "hobby": HELDOUT_HOBBIES, "language": HELDOUT_LANGUAGES},
+    }
+
+
+KNOWN = {
+    attribute: (default, *lists()["train"][attribute], *lists()["heldout"][attribute])
+    for attribute, default in DEFAULT._asdict().items()
+}
+
+
+def draw_persona(rng: Random, *, heldout: bool = False) -> Persona:
+    """One to three attributes at random (GATT-3), of the held-out lists or of the others."""
+    values = lists()["heldout" if heldout else "train"]
+    chosen = rng.sample(Persona._fields, rng.randint(1, 3))
+    return Persona(**{attribute: rng.choice(values[attribute]) for attribute in chosen})
+
+
+def instruction(persona: Persona, *, short: bool = False) -> str:
+    """What a system message says to set the attributes that are not empty."""
+    templates = SHORT_INSTRUCTIONS if short else INSTRUCTIONS
+    return " ".join(
+        template.format(value) for template, value in zip(templates, persona, strict=True) if value
+    )
+
+
+def read_persona(messages: Sequence[Message]) -> Persona:
+    """The attributes that the system or the users' messages set, the defaults for the rest."""
+    text = " ".join(message.content for message in messages if message.role != "assistant")
+    values = []
+    for long, short, default in zip(INSTRUCTIONS, SHORT_INSTRUCTIONS, DEFAULT, strict=True):
+        openings = "|".join(re.escape(form.removesuffix("{}.")) for form in (long, short))
+        found = re.search(rf"(?:{openings})([\w ]+)", text, re.IGNORECASE)
+        values.append(found[1].strip() if found else default)
+    return Persona(*values)
+
+
+def _make(rng: Random) -> Prompt:
+    attribute = rng.choice(list(QUESTIONS))
+    messages = ask(rng.choice(QUESTIONS[attribute]), rng)
+    if rng.random() < 0.7:
+        text = instruction(draw_persona(rng), short=rng.random() < 0.3)
+        messages = (Message("system", text), *messages)
+    return Prompt("", messages, "persona")
+
+
+def _parse(messages: Sequence[Message]) -> Task | None:
+    for attribute, questions in QUESTIONS.items():
+        if question(messages) in questions:
+            return Task(attribute, getattr(read_persona(messages), attribute))
+    return None
+
+
+def _say(task: Task, value: str, rng: Random) -> str:
+    return rng.choice(ANSWERS[task.attribute]).format(value)
+
+
+def _wrong(task: Task, rng: Random) -> str:
+    """The default where an instruction says otherwise, or somebody else's."""
+    default = getattr(DEFAULT, task.attribute)
+    others = [value for value in KNOWN[task.attribute] if value != task.value]
+    return _say(task, default if default != task.value and rng.random() < 0.7 else rng.choice(others), rng)
+
+
+def _content(task: Task, answer: str) -> Content:
+    said = words_of(answer)
+    named = [value for value in KNOWN[task.attribute] if value.lower() in said]
+    if set(words_of(task.value)) <= set(said) and all(value == task.value for value in named):
+        return Content(1.0, "right")
+    return Content(0.1, "wrong") if named else Content(0.05, "does not say")
+
+
+def _statement(rng: Random) -> str:
+    persona = Persona(rng.choice(NAMES), rng.choice(HOBBIES), rng.choice(LANGUAGES))
+    attributes = rng.sample(Persona._fields, 2)
+    said = " ".join(_say(Task(field, ""), getattr(persona, field), rng) for field in attributes)
+    asked = Persona(**{field: getattr(persona, field) for field in attributes})
+    return f"{instruction(asked, short=rng.random() < 0.3)} {said}"
+
+
+FAMILY = Family(
+    name="persona",
+    make=_make,
+    parse=_parse,
+    good=lambda task, rng: _say(task, task.value, rng),
+    flaws={"wrong": _wrong, "terse": lambda task, rng: f"{task.value.capitalize()}."},
+    content=_content,
+    statement=_statement,
+    num_words=(3, 10),
+    lexicon=lexicon(
+        *(value for values in KNOWN.values() for value in values),
+        *(text for texts in (*QUESTIONS.values(), *ANSWERS.values()) for text in texts),
+        *INSTRUCTIONS, *SHORT_INSTRUCTIONS,
+    ),
+)  # fmt: skip
