@@ -1,0 +1,197 @@
+"""Ghost Attention, synthesis: dialogues that keep an instruction (Llama 2, section 3.3).
+
+The model samples every answer with the instruction before every message of the user; what is
+written has it once, in the system slot, and only the last answer is learned (GATT-1, GATT-2).
+``sft`` then trains on ``dialogues.jsonl``. See ``configs/gatt.py``.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.data import gatt
+from llama2_jax.data.chat import Message
+from llama2_jax.data.gatt import Attribute, Attributes, Instruction
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.prompts import read_prompts
+from llama2_jax.data.sources import dialogue_row
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.annotator.families import persona
+from llama2_jax.rlhf.conversations import Conversation, converse
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+
+TRANSCRIPTS = 5
+KEPT = "kept"
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Write ``dialogues.jsonl``, ``results.json`` and ``report.md``."""
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    data = config.data
+    require(bool(config.init_from), "config.init_from is empty; name the latest chat model")
+    require(data.num_dialogues > 0, f"data.num_dialogues = {data.num_dialogues} must be positive")
+    require(
+        2 <= data.min_turns <= data.max_turns,
+        f"data.min_turns = {data.min_turns} and data.max_turns = {data.max_turns}; "
+        "an instruction is kept over at least 2 turns, and min_turns must not be above max_turns",
+    )
+    attributes = attributes_named(data.attributes)
+    loaded = open_chat_model(config.init_from, config)
+    texts = user_texts(data.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
+    instructions, user_turns = draw(data, texts, attributes)
+    conversations = converse(
+        loaded,
+        user_turns,
+        [partial(gatt.with_instruction_everywhere, instruction=one.text) for one in instructions],
+        build(SamplingConfig, config.sampling, name="sampling"),
+        seed=data.seed,
+        batch_size=config.batch_size,
+    )
+    outcomes = [
+        outcome(conversation, instruction, attributes, check=data.check)
+        for conversation, instruction in zip(conversations, instructions, strict=True)
+    ]
+    kept = [
+        gatt.training_dialogue(conversation.messages, instruction.text)
+        for conversation, instruction, found in zip(conversations, instructions, outcomes, strict=True)
+        if found == KEPT
+    ]
+    counts = Counter(outcomes)
+    require(
+        bool(kept), f"none of {len(outcomes)} dialogues can be used: {dict(counts)}; see docs/alignment.md"
+    )
+    write_rows(workdir / "dialogues.jsonl", (dialogue_row(dialogue, train_on="last") for dialogue in kept))
+    results = {
+        "dialogues": dict(counts),
+        "turns": dict(sorted(Counter((len(dialogue) - 1) // 2 for dialogue in kept).items())),
+        "instruction_kept": kept_share(conversations, instructions, attributes),
+    }
+    write_json(workdir / "results.json", results)
+    write_report(workdir, results, kept)
+    mark_done(workdir)
+
+
+def open_chat_model(path: str, config: Any) -> LoadedModel:
+    """The model at ``path``, laid out for sampling on the mesh of the config."""
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    return for_decoding(load(path, partitioner=partitioner, **config.model))
+
+
+def attributes_named(name: str) -> Attributes:
+    """The lists to draw instructions from: "general", or "world" for the simulated world."""
+    require_choice("data.attributes", name, ("general", "world"))
+    return gatt.ATTRIBUTES if name == "general" else world_attributes()
+
+
+def world_attributes() -> Attributes:
+    """The personas of the simulated world, which its demonstrations taught."""
+    train, heldout = persona.lists()["train"], persona.lists()["heldout"]
+    return {
+        name: Attribute(
+            getattr(persona.INSTRUCTIONS, name),
+            getattr(persona.SHORT_INSTRUCTIONS, name),
+            tuple(train[name]),
+            tuple(heldout[name]),
+            tuple(persona.QUESTIONS[name]),
+        )
+        for name in train
+    }
+
+
+def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
+    """Messages of users that neither seek anything unsafe nor ask for what instructions set.
+
+    Args:
+      max_tokens: longer ones are left out; 0 keeps all.
+
+    Raises:
+      ConfigError: none is left.
+    """
+    require(bool(path), "config.data.prompts is empty; name a file of prompts whose messages users send")
+    prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
+    said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
+    texts = [text for text in dict.fromkeys(said) if not gatt.asked_attribute(text, attributes)]
+    tokenizer = loaded.require_tokenizer()
+    short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
+    require(
+        bool(short),
+        f"{path}: none of {len(texts)} usable user messages has at most data.max_turn_tokens = {max_tokens} "
+        "tokens; raise it or give other prompts",
+    )
+    return short
+
+
+def draw(
+    data: Any, texts: Sequence[str], attributes: Attributes
+) -> tuple[list[Instruction], list[list[str]]]:
+    """An instruction and the user's messages for every dialogue."""
+    rng = Random(data.seed)
+    instructions, user_turns = [], []
+    for _ in range(data.num_dialogues):
+        instructions.append(gatt.draw_instruction(rng, attributes))
+        turns = gatt.draw_user_turns(
+            rng,
+            texts,
+            instructions[-1],
+            attributes,
+            num_turns=rng.randint(data.min_turns, data.max_turns),
+            question_fraction=data.question_fraction,
+        )
+        user_turns.append(turns)
+    return instructions, user_turns
+
+
+def outcome(
+    conversation: Conversation, instruction: Instruction, attributes: Attributes, *, check: bool
+) -> str:
+    """``KEPT``, or why a dialogue is not trained on."""
+    if not conversation.finished:
+        return "beyond the context, or an empty answer"
+    if not conversation.stopped:
+        return "last answer cut off"
+    question, answer = (message.content for message in conversation.messages[-2:])
+    if check and not gatt.is_satisfied(instruction, question, answer, attributes):
+        return "instruction not kept"
+    return KEPT
+
+
+def kept_share(
+    conversations: Sequence[Conversation], instructions: Sequence[Instruction], attributes: Attributes
+) -> dict[str, int]:
+    """How many explicit questions at the end got the answer that the instruction asks for."""
+    asked = right = 0
+    for conversation, instruction in zip(conversations, instructions, strict=True):
+        question, answer = ("", "", *(message.content for message in conversation.messages))[-2:]
+        if conversation.finished and gatt.asked_attribute(question, attributes):
+            asked += 1
+            right += gatt.is_satisfied(instruction, question, answer, attributes)
+    return {"asked": asked, "right": right}
+
+
+def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence[Message]]) -> None:
+    """Write ``report.md``: counts and a few dialogues."""
+    asked, right = results["instruction_kept"]["asked"], results["instruction_kept"]["right"]
+    lines = ["# Ghost Attention: synthesis", "", "Llama 2, section 3.3.", "", "| dialogues | |", "|---|---|"]
+    lines += [f"| {name} | {count:,} |" for name, count in results["dialogues"].items()]
+    lines += [
+        "",
+        f"Explicit questions in the last turn, answered as the instruction asks: {right} of {asked}.",
+        "",
+    ]
+    for dialogue in kept[:TRANSCRIPTS]:
+        lines += [f"> **{message.role}** {message.content}  " for message in dialogue] + [""]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    launch_experiment(run)
