@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, encode_prompt, stop_ids
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.structs import Params
 
 
 class Answer(NamedTuple):
@@ -17,6 +21,21 @@ class Answer(NamedTuple):
     text: str  # without the stop token
     stopped: bool
     logprobs: list[float]  # natural log, of the distribution that was sampled from
+
+
+def model_version(loaded: LoadedModel) -> str:
+    """A name that changes whenever a parameter does: where the model came from and a checksum of all bits."""
+    return f"{loaded.source}, checksum {int(_checksum(loaded.params)):08x}"
+
+
+@jax.jit
+def _checksum(params: Params) -> jax.Array:
+    """Sum of all parameters' bits as integers: the same for stacked, unstacked and sharded layouts."""
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(params):
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        total += jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
+    return total
 
 
 def sample_answers(

@@ -1,0 +1,60 @@
+"""How sure a measured number is: 95 % intervals of shares and of means."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from llama2_jax.config import require
+
+RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A measured value and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def is_above(self, other: "Interval") -> bool:
+        """Whether it lies above ``other`` without overlap."""
+        return self.low > other.high
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: float, total: int, *, level: float = 0.95) -> Interval:
+    """A share with Wilson's score interval, which stays within [0, 1] and is never empty at 0 or 1.
+
+    With p = successes / total and z the normal quantile of ``level``, the ends are
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    Raises:
+      ConfigError: ``total`` is not positive, or ``successes`` not between 0 and ``total``.
+    """
+    require(total > 0, "a share of nothing has no value; give at least one case")
+    require(0 <= successes <= total, f"{successes} successes of {total} cases is no share")
+    share, z = successes / total, NormalDist().inv_cdf((1 + level) / 2)
+    shrink = 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / shrink
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / shrink
+    # the exact ends at 0 and 1, which rounding would miss
+    return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """A mean with its percentile bootstrap interval: ``RESAMPLES`` draws of the cases with replacement.
+
+    Raises:
+      ConfigError: no value.
+    """
+    cases = np.asarray(values, np.float64)
+    require(cases.size > 0, "the mean of nothing has no value; give at least one case")
+    rng = np.random.default_rng(seed)
+    means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(cases.mean()), float(low), float(high))

@@ -1,0 +1,291 @@
+"""The archive: every sample ever drawn, with its scores (Llama 2, section 3.2.3; RS-9).
+
+A JSONL file that only grows. A sample is known by ``Sample.key``, never by its text; where a key
+stands several times the last row counts, so new scores are new rows and a killed run loses nothing.
+Scores are comparable only if the same reward models gave them (pitfall 63): ``rescore`` brings the
+samples of all rounds up to date before anything is picked.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from llama2_jax.config import require
+from llama2_jax.data.chat import Template, encode_prompt
+from llama2_jax.data.prompts import Prompt, prompt_row
+from llama2_jax.data.sources import DataError, to_messages
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.answers import model_version, sample_token_rows
+from llama2_jax.rlhf.rewards import combine
+from llama2_jax.train.metrics import NonFiniteError
+
+KINDS = ("helpfulness", "safety")
+BATCHES_PER_WRITE = 8  # what a killed run draws or scores again, at most
+
+
+class Sample(NamedTuple):
+    """One answer that a model gave. Scores are raw scalars, sigmoid not applied."""
+
+    prompt: Prompt
+    round: int  # of alignment: 1 = the samples that RLHF-V1 is made from
+    model: str  # ``model_version`` of the policy
+    temperature: float
+    seed: int  # 0, 1, ... among the samples of a prompt; see ``draw``
+    tokens: tuple[int, ...]  # as sampled, with the stop token if there is one
+    text: str  # without the stop token
+    stopped: bool
+    encoding: str  # what the ids mean: template and tokenizer
+    scores: dict[str, float]  # safety, helpfulness, combined; empty until scored
+    rm_versions: dict[str, str]  # of the reward models behind them
+
+    @property
+    def key(self) -> tuple[str, int, str, float, int]:
+        """What makes this sample itself."""
+        return self.prompt.prompt_id, self.round, self.model, self.temperature, self.seed
+
+
+class Scorer(NamedTuple):
+    """A reward model as the archive sees it."""
+
+    version: str  # changes with its parameters
+    score: Callable[[Sequence[Sequence[int]]], np.ndarray]  # rows of ids -> raw scalars
+
+
+def encoding_name(tokenizer: Tokenizer, template: Template) -> str:
+    """What token ids mean: the template and the first digits of the tokenizer's hash."""
+    return f"{template.name}/{tokenizer.content_hash[:12]}"
+
+
+def read_archives(paths: Iterable[str | Path]) -> list[Sample]:
+    """The samples of several archives as one, sorted by key; of equal keys the last row counts.
+
+    A last line that was cut off is passed over with a warning; a file that is not there is an error.
+
+    Raises:
+      DataError: a line that is no sample (file, line, reason), or one ``prompt_id`` for two prompts.
+    """
+    samples: dict[Any, Sample] = {}
+    prompts: dict[str, tuple[Prompt, Path]] = {}
+    for path in map(Path, paths):
+        for sample in _read(path):
+            known, where = prompts.setdefault(sample.prompt.prompt_id, (sample.prompt, path))
+            if known != sample.prompt:
+                raise DataError(
+                    f"prompt_id {known.prompt_id!r} is one prompt in {where}, another in {path}; an archive "
+                    "is keyed by it, so ids must be unique over all rounds"
+                )
+            samples[sample.key] = sample
+    return sorted(samples.values(), key=lambda sample: sample.key)
+
+
+def _read(path: Path) -> Iterable[Sample]:
+    *lines, tail = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _parse(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}") from error
+    if tail:
+        try:
+            yield _parse(tail)
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s: the last line was cut off (%d bytes) and is passed over", path, len(tail))
+
+
+def _parse(line: bytes) -> Sample:
+    row = json.loads(line.decode("utf-8"))
+    prompt = Prompt(**{name: row.pop(name) for name in Prompt._fields})
+    prompt = prompt._replace(messages=tuple(to_messages(prompt.messages)))
+    return Sample(prompt=prompt, **{**row, "tokens": tuple(row["tokens"])})
+
+
+def append_samples(path: str | Path, samples: Iterable[Sample]) -> None:
+    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _end_at_a_line(file, path)
+        file.write(b"".join(_row(sample).encode("utf-8") for sample in samples))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _row(sample: Sample) -> str:
+    fields = {**prompt_row(sample.prompt), **sample._asdict()}
+    del fields["prompt"]
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _end_at_a_line(file: Any, path: Path) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() == b"\n":
+        return
+    file.seek(0)
+    *_, tail = file.read().split(b"\n")
+    try:
+        _parse(tail)
+        file.write(b"\n")  # only the newline was lost
+    except (ValueError, KeyError, TypeError):
+        logging.warning("%s: removed a last line that was cut off (%d bytes)", path, len(tail))
+        file.truncate(file.tell() - len(tail))
+
+
+def draw(
+    path: str | Path,
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    *,
+    round: int,
+    num_samples: int,
+    batch_size: int,
+    seed: int = 0,
+) -> list[Sample]:
+    """``num_samples`` samples of every prompt, by prompt; what the archive holds is not drawn again.
+
+    Sample ``seed + i`` of a prompt is drawn with a random seed made from its id and that number:
+    independent of the other prompts, of how many samples there are, and of the batch.
+
+    Args:
+      path: the archive, appended to while samples are drawn; need not exist.
+      loaded: from ``for_decoding``.
+      round: of alignment; with the model, temperature and seed it makes a sample's key.
+
+    Raises:
+      DialogueError, PromptError, ConfigError: a prompt that cannot be rendered or is too long.
+      DataError: a prompt whose id is another prompt's in the archive.
+    """
+    path = Path(path)
+    tokenizer = loaded.require_tokenizer()
+    model, encoding = model_version(loaded), encoding_name(tokenizer, loaded.template)
+    wanted = [
+        Sample(prompt, round, model, sampling.temperature, seed + i, (), "", False, encoding, {}, {})
+        for prompt in prompts
+        for i in range(num_samples)
+    ]
+    held = {sample.key: sample for sample in read_archives([path] if path.exists() else [])}
+    rows = prompt_rows(prompts, tokenizer, loaded.template)
+    missing = [sample for sample in wanted if sample.key not in held]
+    missing.sort(key=lambda sample: len(rows[sample.prompt.prompt_id]))  # few shapes to compile
+    for part in _parts(missing, batch_size):
+        answers = sample_token_rows(
+            loaded,
+            [rows[sample.prompt.prompt_id] for sample in part],
+            sampling,
+            seeds=[zlib.crc32(f"{sample.prompt.prompt_id} {sample.seed}".encode()) for sample in part],
+            batch_size=batch_size,
+        )
+        drawn = [
+            sample._replace(tokens=tuple(answer.tokens), text=answer.text, stopped=answer.stopped)
+            for sample, answer in zip(part, answers, strict=True)
+        ]
+        append_samples(path, drawn)
+        held |= {sample.key: sample for sample in drawn}
+    return [held[sample.key] for sample in wanted]
+
+
+def rescore(
+    path: str | Path,
+    samples: Sequence[Sample],
+    scorers: Mapping[str, Scorer],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    threshold: float,
+    batch_size: int,
+) -> list[Sample]:
+    """The samples with the scores of these reward models; only rows of another version are scored.
+
+    Args:
+      path: the archive that new scores are appended to.
+      scorers: ``helpfulness`` and ``safety``.
+      threshold: of the combination (PPO-3), a probability.
+
+    Raises:
+      ConfigError: samples whose ids mean something else than ``tokenizer`` and ``template`` say.
+      NonFiniteError: a score is NaN or infinite; the scores before it are kept.
+    """
+    _require_encoding(samples, encoding_name(tokenizer, template))
+    rows = prompt_rows([sample.prompt for sample in samples], tokenizer, template)
+    versions = {kind: scorers[kind].version for kind in KINDS}
+    results: list[Sample] = []
+    for part in _parts(samples, batch_size):
+        scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in KINDS}
+        for kind in KINDS:
+            stale = [i for i, sample in enumerate(part) if sample.rm_versions.get(kind) != versions[kind]]
+            ids = [[*rows[part[i].prompt.prompt_id], *part[i].tokens] for i in stale]
+            if stale:
+                scores[kind][stale] = scorers[kind].score(ids)
+            _require_finite(scores[kind], part, versions[kind])
+        is_safety = np.array([sample.prompt.is_safety for sample in part])
+        combined = combine(scores["safety"], scores["helpfulness"], is_safety, threshold=threshold)
+        table = {**scores, "combined": np.asarray(combined)}
+        scored = [
+            sample._replace(
+                scores={kind: float(values[i]) for kind, values in table.items()}, rm_versions=versions
+            )
+            for i, sample in enumerate(part)
+        ]
+        append_samples(path, [new for new, old in zip(scored, part, strict=True) if new != old])
+        results += scored
+    return results
+
+
+def prompt_rows(prompts: Iterable[Prompt], tokenizer: Tokenizer, template: Template) -> dict[str, list[int]]:
+    """Ids of every prompt, by its id."""
+    rows: dict[str, list[int]] = {}
+    for prompt in prompts:
+        if prompt.prompt_id not in rows:
+            rows[prompt.prompt_id] = encode_prompt(prompt.messages, tokenizer, template)
+    return rows
+
+
+def require_scored(samples: Iterable[Sample]) -> None:
+    """Refuse samples whose scores cannot be compared.
+
+    Raises:
+      ConfigError: one has no combined score, or they are of several versions of the reward models.
+    """
+    versions = set()
+    for sample in samples:
+        require("combined" in sample.scores, f"sample {sample.key} has no combined score; call rescore first")
+        versions.add(tuple(sorted(sample.rm_versions.items())))
+    require(
+        len(versions) <= 1,
+        f"the samples were scored by {len(versions)} versions of the reward models, whose scores cannot be "
+        "compared; call rescore first",
+    )
+
+
+def _require_encoding(samples: Iterable[Sample], encoding: str) -> None:
+    for sample in samples:
+        require(
+            sample.encoding == encoding,
+            f"sample {sample.key} holds ids of {sample.encoding}, the models read {encoding}; archives can "
+            "be joined only over models with one template and tokenizer",
+        )
+
+
+def _require_finite(scores: np.ndarray, samples: Sequence[Sample], version: str) -> None:
+    for score, sample in zip(scores, samples, strict=True):
+        if not math.isfinite(score):
+            raise NonFiniteError(
+                f"reward model {version} gives {score} to sample {sample.key}; all samples and the scores "
+                "before it are kept: repair or retrain the reward model and run again"
+            )
+
+
+def _parts(samples: Sequence[Sample], batch_size: int) -> Iterable[Sequence[Sample]]:
+    size = BATCHES_PER_WRITE * batch_size
+    return (samples[first : first + size] for first in range(0, len(samples), size))
