@@ -15,7 +15,7 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import TokenBatch
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import abstract_state, compile_step, make_train_step
+from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
 
 def main() -> None:
@@ -26,7 +26,8 @@ def main() -> None:
     model = Transformer(config, partitioner)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.5e-4), num_steps=1000)
     state = abstract_state(model, optimizer, partitioner)
-    step = compile_step(make_train_step(model, optimizer, loss_chunk=512), state, partitioner)
+    update = make_update(next_token_loss(model, loss_chunk=512), optimizer)
+    step = compile_step(update, state, partitioner)
     lowered = step.lower(state, _abstract_batch(16, 4096))  # type: ignore[attr-defined]
     secs = time.perf_counter() - start
     size = len(lowered.as_text())

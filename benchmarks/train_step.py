@@ -21,7 +21,7 @@ from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Params, TokenBatch
 from llama2_jax.train.flops import flops_per_token, measured_matrix_rate
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import compile_step, init_state, loss_sums, make_train_step
+from llama2_jax.train.step import compile_step, init_state, loss_sums, make_update, next_token_loss
 
 BATCH, LENGTH, VOCAB = 8, 256, 4096
 STEPS = 20
@@ -59,7 +59,7 @@ def step_seconds(remat_policy: str) -> list[float]:
     model = Transformer(_config(remat_policy), partitioner)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4), num_steps=1000)
     state = init_state(model, optimizer, partitioner, seed=0)
-    step = compile_step(make_train_step(model, optimizer), state, partitioner)
+    step = compile_step(make_update(next_token_loss(model), optimizer), state, partitioner)
     batch = _batch()
 
     def update() -> jax.Array:

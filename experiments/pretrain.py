@@ -29,6 +29,7 @@ from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.step import next_token_loss
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -68,6 +69,7 @@ def run(config: Any, workdir: Path) -> None:
     train_run = TrainRun(
         name="pretrain",
         model=model,
+        loss=next_token_loss(model, loss_chunk=train_config.loss_chunk, num_sources=len(corpora)),
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=config.data.batch_size,

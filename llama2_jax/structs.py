@@ -27,6 +27,19 @@ class TokenBatch(NamedTuple):
     source_ids_B: Array  # int32, index of the data source the row was drawn from
 
 
+class PreferenceBatch(NamedTuple):
+    """Pairs of whole dialogues that differ in the last answer: response 0 was chosen, 1 rejected (C = 2).
+
+    Rows are padded on the right; what is padding follows from the lengths alone.
+    """
+
+    tokens_BCT: Array  # int32
+    lengths_BC: Array  # int32, tokens incl. the stop token
+    margin_B: Array  # float32, by which the chosen score should be higher
+    rating_B: Array  # int32, 0 unsure, 1 slightly, 2 better, 3 significantly better, -1 none
+    safe_BC: Array  # int32, 1 safe, 0 unsafe, -1 unknown
+
+
 class KVCache(NamedTuple):
     """Keys (already rotated) and values of every layer, plus what each slot holds.
 
@@ -59,11 +72,23 @@ class TrainState(NamedTuple):
     rng: Array  # key data, uint32
 
 
-class LossSums(NamedTuple):
-    """Sums over tokens, so that micro-batches, hosts and devices add up exactly."""
+class Mean(NamedTuple):
+    """A mean that is not divided yet, so that micro-batches, hosts and devices add up exactly."""
 
-    loss_sum: Array  # float32, sum of negative log-likelihood in nats over counted tokens
-    token_count: Array  # float32, number of counted tokens
+    total: Array  # float32
+    weight: Array  # float32, how many values are in ``total``; 0 or at least 1
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch, so that micro-batches, hosts and devices add up exactly.
+
+    What is minimised is ``loss_sum / weight`` of the whole batch; the rest is only reported.
+    """
+
+    loss_sum: Array  # float32: nats over counted tokens, over pairs, ...
+    weight: Array  # float32, how many tokens, pairs, ... are in ``loss_sum``; 0 or at least 1
+    means: dict[str, Mean]  # by the name of the metric
+    totals: dict[str, Array]  # the same, for metrics that are sums themselves
 
 
 class Completions(NamedTuple):

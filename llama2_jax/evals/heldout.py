@@ -39,7 +39,7 @@ def heldout_loss(
     for batch in batches:
         sums = _batch_sums(model, params, place_batch(model.partitioner, batch), loss_chunk=loss_chunk)
         nats += float(sums.loss_sum)
-        tokens += float(sums.token_count)
+        tokens += float(sums.weight)
     require(tokens > 0, "the held-out set has no counted token: is its loss mask all zero?")
     return HeldoutLoss(nats, tokens)
 

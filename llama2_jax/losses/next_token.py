@@ -21,7 +21,7 @@ def next_token_sums(logits_BTV: jax.Array, targets_BT: jax.Array, loss_mask_BT: 
     # where, not a product: a masked position may hold anything, even infinity, and its gradient is 0
     logits_BTV = jnp.where(loss_mask_BT[..., None] > 0, logits_BTV, 0.0)
     loss_sum = -(token_logprobs(logits_BTV, targets_BT) * loss_mask_BT).sum()
-    return LossSums(loss_sum, loss_mask_BT.astype(jnp.float32).sum())
+    return LossSums(loss_sum, loss_mask_BT.astype(jnp.float32).sum(), {}, {})
 
 
 def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -62,8 +62,8 @@ def chunked_next_token_sums(
     def body(sums: LossSums, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[LossSums, None]:
         hidden, targets, mask = chunk
         new = next_token_sums(unembed(hidden), targets, mask)
-        return LossSums(*(a + b for a, b in zip(sums, new, strict=True))), None
+        return jax.tree.map(jnp.add, sums, new), None
 
-    zero = LossSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    zero = LossSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), {}, {})
     sums, _ = jax.lax.scan(body, zero, (chunks(hidden_BTD), chunks(targets_BT), chunks(loss_mask_BT)))
     return sums

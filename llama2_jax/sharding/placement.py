@@ -1,13 +1,15 @@
 """From host memory to devices: batches, and trees that already have a sharding."""
 
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import TokenBatch
+
+Batch = TypeVar("Batch", bound=NamedTuple)
+"""A NamedTuple of arrays whose names end in their dims, rows first: ``TokenBatch``, ``PreferenceBatch``."""
 
 
 def check_batch_size(
@@ -24,7 +26,7 @@ def check_batch_size(
         )
 
 
-def place_batch(partitioner: Partitioner, batch: TokenBatch) -> TokenBatch:
+def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
     """Make global arrays from this process's rows of a batch (all rows when there is one process)."""
     processes = jax.process_count()
 
@@ -35,7 +37,7 @@ def place_batch(partitioner: Partitioner, batch: TokenBatch) -> TokenBatch:
             partitioner.activation(dims, global_shape), local, global_shape
         )
 
-    return TokenBatch(*(place(name, np.asarray(value)) for name, value in batch._asdict().items()))
+    return type(batch)(*(place(name, np.asarray(value)) for name, value in batch._asdict().items()))
 
 
 def place_tree(partitioner: Partitioner, tree: Any) -> Any:

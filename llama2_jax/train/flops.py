@@ -27,17 +27,24 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int, *, convention: str) -> float:
+def flops_per_token(
+    config: ModelConfig, sequence_length: int, *, convention: str, num_outputs: int | None = None
+) -> float:
     """FLOPs of forward and backward pass per trained token.
 
     ``full_no_embed``: 6 (N - V D) + 12 L S N_h H (MaxText before July 2025, NVIDIA logs).
     ``causal_no_embed``: half the attention term (MaxText since). ``full``: 6 N + the whole
     attention term (torchtitan). V D is the input embedding, a look-up.
+
+    Args:
+      num_outputs: of the head; None = the vocabulary, 1 for a score.
     """
     require_choice("MFU convention", convention, CONVENTIONS)
     parameters = parameter_count(config)
     if convention != "full" and not config.tie_embeddings:
         parameters -= config.vocab_size * config.model_width
+    if num_outputs is not None:
+        parameters -= (config.vocab_size - num_outputs) * config.model_width
     attention = 12 * config.num_layers * sequence_length * config.num_heads * config.head_dim
     if convention == "causal_no_embed":
         attention //= 2

@@ -1,4 +1,4 @@
-"""The training loop of every next-token stage: restore, step, record, save, stop."""
+"""The training loop of every stage that learns from a data set: restore, step, record, save, stop."""
 
 import contextlib
 import dataclasses
@@ -12,19 +12,21 @@ import jax
 from absl import logging
 
 from llama2_jax.config import changes, require, to_plain
+from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.placement import check_batch_size, place_batch
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, TokenBatch, TrainState
+from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, Restored
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.step import (
+    Loss,
     StepFunction,
     abstract_state,
     compile_step,
     init_state,
-    make_train_step,
+    make_update,
     state_from_params,
 )
 
@@ -38,7 +40,7 @@ class TrainConfig:
     num_steps: int
     seed: int = 0
     accumulation_steps: int = 1
-    loss_chunk: int = 0  # positions of a row whose logits exist at once; 0 = all
+    loss_chunk: int = 0  # of next_token_loss: positions of a row whose logits exist at once; 0 = all
     log_every_steps: int = 10
     eval_every_steps: int = 0  # 0 = only before the first and after the last step
     checkpoint_every_steps: int = 1000
@@ -73,16 +75,18 @@ class TrainRun:
     """Everything a run needs besides numbers: built once by an experiment."""
 
     name: str
-    model: Transformer
+    model: Transformer | ScoreModel
+    loss: Loss  # its totals must have source_tokens, tokens per source, int32 (number of sources,)
     optimizer: OptimizerConfig
     partitioner: Partitioner
     batch_size: int  # global rows per update
     sequence_length: int
-    batches: Callable[[int], Iterator[TokenBatch]]  # this process's rows, from a step on
+    batches: Callable[[int], Iterator[Any]]  # of the loss: this process's rows, from a step on
     source_names: tuple[str, ...]
     meta: dict[str, Any]  # what the run is made from, stored with every checkpoint and checked on resume
     config: dict[str, Any]  # resolved, stored with every checkpoint
     initial_params: Callable[[], Params] | None = None  # None = random
+    num_outputs: int | None = None  # per token, for MFU; None = the vocabulary
     evaluate: Callable[[int, Params], dict[str, float]] | None = None
 
 
@@ -169,14 +173,9 @@ def _check_origin(run: TrainRun, config: TrainConfig, restored: Restored, folder
 
 
 def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:
-    step = make_train_step(
-        run.model,
-        make_optimizer(run.optimizer, num_steps=config.num_steps),
-        accumulation_steps=config.accumulation_steps,
-        loss_chunk=config.loss_chunk,
-        num_sources=len(run.source_names),
-    )
-    return compile_step(step, state, run.partitioner)
+    optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
+    update = make_update(run.loss, optimizer, accumulation_steps=config.accumulation_steps)
+    return compile_step(update, state, run.partitioner)
 
 
 def _last_checkpoint(checkpointer: Checkpointer) -> str:

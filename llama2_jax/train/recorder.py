@@ -88,8 +88,11 @@ class Recorder:
         self._progress.step(step, text)
 
     def _mfu(self, tokens_per_sec: float, convention: str) -> float:
-        flops = flops_per_token(self._run.model.config, self._run.sequence_length, convention=convention)
-        devices = self._run.partitioner.mesh.size
+        run = self._run
+        flops = flops_per_token(
+            run.model.config, run.sequence_length, convention=convention, num_outputs=run.num_outputs
+        )
+        devices = run.partitioner.mesh.size
         return mfu(tokens_per_sec, flops, num_devices=devices, peak_flops=self._peak_flops)
 
     def add_evaluation(self, step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""One optimiser update: the only ``value_and_grad`` of next-token training."""
+"""One optimiser update from any loss that returns sums: the only ``value_and_grad`` of the code base."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,81 @@ import jax.numpy as jnp
 import optax
 
 from llama2_jax.losses.next_token import chunked_next_token_sums, next_token_sums
+from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import LossSums, Params, TokenBatch, TrainState
+from llama2_jax.structs import LossSums, Mean, Params, TokenBatch, TrainState
 
 Metrics = dict[str, jax.Array]
-StepFunction = Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]
+Loss = Callable[[Params, Any], LossSums]
+StepFunction = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_update(
+    loss: Loss, optimizer: optax.GradientTransformation, *, accumulation_steps: int = 1
+) -> StepFunction:
+    """An update as a pure function of (state, batch); the caller compiles it.
+
+    Micro-batch gradients are summed and divided once by the weight of the whole batch, so
+    ``accumulation_steps`` changes memory and speed but not the result (D24).
+
+    Args:
+      loss: of (params, batch); every leaf of a batch has the rows in front.
+
+    Returns:
+      The update. Its metrics are ``loss``, ``grad_norm``, ``param_norm``, and those of the loss:
+      its means, divided, and its totals.
+    """
+
+    def summed_loss(params: Params, batch: Any) -> tuple[jax.Array, LossSums]:
+        sums = loss(params, batch)
+        return sums.loss_sum, sums
+
+    gradient = jax.grad(summed_loss, has_aux=True)
+
+    def accumulate(params: Params, batch: Any) -> tuple[Params, LossSums]:
+        if accumulation_steps == 1:
+            return gradient(params, batch)
+
+        def body(total: Any, micro: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, micro)), None
+
+        parts = split_rows(batch, accumulation_steps)
+        sums = jax.eval_shape(loss, params, jax.tree.map(lambda part: part[0], parts))
+        total, _ = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, (params, sums)), parts)
+        return total
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        grads, sums = accumulate(state.params, batch)
+        weight = jnp.maximum(sums.weight, 1.0)
+        grads = jax.tree.map(lambda grad: grad / weight, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            **{name: _divide(mean) for name, mean in sums.means.items()},
+            **sums.totals,
+            "loss": sums.loss_sum / weight,
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),  # after the update: not finite = not worth saving
+        }
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+    return update
+
+
+def _divide(mean: Mean) -> jax.Array:
+    return mean.total / jnp.maximum(mean.weight, 1.0)
+
+
+def next_token_loss(model: Transformer, *, loss_chunk: int = 0, num_sources: int = 1) -> Loss:
+    """Mean negative log-likelihood per counted token, of ``TokenBatch``; see ``loss_sums``."""
+
+    def loss(params: Params, batch: TokenBatch) -> LossSums:
+        sums = loss_sums(model, params, batch, loss_chunk=loss_chunk)
+        totals = {"tokens": sums.weight, "source_tokens": tokens_per_source(batch, num_sources)}
+        return sums._replace(totals=totals)
+
+    return loss
 
 
 def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chunk: int = 0) -> LossSums:
@@ -34,56 +103,7 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
     return next_token_sums(unembed(hidden_BTD), batch.targets_BT, batch.loss_mask_BT)
 
 
-def make_train_step(
-    model: Transformer,
-    optimizer: optax.GradientTransformation,
-    *,
-    accumulation_steps: int = 1,
-    loss_chunk: int = 0,
-    num_sources: int = 1,
-) -> StepFunction:
-    """An update as a pure function of (state, batch); the caller compiles it.
-
-    Micro-batch gradients are summed and divided once by the token count of the whole batch, so
-    ``accumulation_steps`` changes memory and speed but not the result (D24).
-    """
-
-    def summed_loss(params: Params, batch: TokenBatch) -> tuple[jax.Array, LossSums]:
-        sums = loss_sums(model, params, batch, loss_chunk=loss_chunk)
-        return sums.loss_sum, sums
-
-    gradient = jax.grad(summed_loss, has_aux=True)
-
-    def accumulate(params: Params, batch: TokenBatch) -> tuple[Params, LossSums]:
-        if accumulation_steps == 1:
-            return gradient(params, batch)
-
-        def body(total: Any, micro: TokenBatch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, micro)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, (params, LossSums(jnp.zeros(()), jnp.zeros(()))))
-        total, _ = jax.lax.scan(body, zeros, split_rows(batch, accumulation_steps))
-        return total
-
-    def step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
-        grads, sums = accumulate(state.params, batch)
-        tokens = jnp.maximum(sums.token_count, 1.0)
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": sums.loss_sum / tokens,
-            "tokens": sums.token_count,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),  # after the update: not finite = not worth saving
-            "source_tokens": tokens_per_source(batch, num_sources),
-        }
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
-
-    return step
-
-
-def split_rows(batch: TokenBatch, parts: int) -> TokenBatch:
+def split_rows(batch: Any, parts: int) -> Any:
     """Leading dim of micro-batches; each takes every ``parts``-th row, so no row changes device."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
@@ -96,7 +116,11 @@ def tokens_per_source(batch: TokenBatch, num_sources: int) -> jax.Array:
 
 
 def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, partitioner: Partitioner, *, seed: int
+    model: Transformer | ScoreModel,
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    *,
+    seed: int,
 ) -> TrainState:
     """A fresh TrainState, every leaf allocated where it will live."""
     params_key, rng = jax.random.split(jax.random.key(seed))
@@ -118,7 +142,7 @@ def state_from_params(
 
 
 def abstract_state(
-    model: Transformer, optimizer: optax.GradientTransformation, partitioner: Partitioner
+    model: Transformer | ScoreModel, optimizer: optax.GradientTransformation, partitioner: Partitioner
 ) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState, without memory: the target of a restore."""
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, partitioner, seed=0))

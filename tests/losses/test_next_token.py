@@ -31,7 +31,7 @@ def test_the_sum_is_the_negative_log_likelihood_of_counted_targets():
         if MASK[b, t]:
             wanted -= logprobs[b, t, TARGETS[b, t]]
     np.testing.assert_allclose(sums.loss_sum, wanted, rtol=1e-6)
-    assert float(sums.token_count) == MASK.sum()
+    assert float(sums.weight) == MASK.sum()
 
 
 def test_uniform_logits_cost_log_v_per_token():
@@ -72,7 +72,7 @@ def test_chunked_equals_whole_in_value_and_gradient(chunk_size):
     found, found_grads = chunk_grad(UNEMBEDDING, HIDDEN)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     tiny.assert_trees_close(found_grads, wanted_grads)
-    assert float(chunked(UNEMBEDDING, HIDDEN, chunk_size).token_count) == MASK.sum()
+    assert float(chunked(UNEMBEDDING, HIDDEN, chunk_size).weight) == MASK.sum()
 
 
 def test_a_chunk_that_does_not_divide_the_length_is_refused():

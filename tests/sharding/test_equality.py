@@ -13,7 +13,7 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import compile_step, loss_sums, make_train_step, state_from_params
+from llama2_jax.train.step import compile_step, loss_sums, make_update, next_token_loss, state_from_params
 from tests.model import numpy_llama, tiny
 
 LAYOUTS = {
@@ -60,7 +60,8 @@ def trained_state(layout):
     part = partitioner(layout)
     state = state_from_params(place_tree(part, tiny.params()), OPTIMIZER, part, rng=jax.random.key(0))
     accumulation_steps = 2 if layout == "fsdp2_tensor4" else 1
-    step = make_train_step(model(layout), OPTIMIZER, accumulation_steps=accumulation_steps, loss_chunk=4)
+    loss = next_token_loss(model(layout), loss_chunk=4)
+    step = make_update(loss, OPTIMIZER, accumulation_steps=accumulation_steps)
     return compile_step(step, state, part)(state, place_batch(part, BATCH))
 
 

@@ -14,7 +14,8 @@ from llama2_jax.train.step import (
     compile_step,
     init_state,
     loss_sums,
-    make_train_step,
+    make_update,
+    next_token_loss,
     split_rows,
     state_from_params,
     tokens_per_source,
@@ -34,9 +35,8 @@ SGD = optax.sgd(0.1)
 
 @functools.cache
 def state_and_step(optimizer, accumulation_steps=1, loss_chunk=0):
-    step = make_train_step(
-        tiny.MODEL, optimizer, accumulation_steps=accumulation_steps, loss_chunk=loss_chunk, num_sources=3
-    )
+    loss = next_token_loss(tiny.MODEL, loss_chunk=loss_chunk, num_sources=3)
+    step = make_update(loss, optimizer, accumulation_steps=accumulation_steps)
     state = state_from_params(tiny.params(), optimizer, single_device(), rng=jax.random.key(0))
     return state, compile_step(step, state, single_device(), donate=False)
 
@@ -51,7 +51,7 @@ def after_one_step(optimizer, accumulation_steps=1, loss_chunk=0):
 def mean_loss_and_grads():
     def mean(params):
         sums = loss_sums(tiny.MODEL, params, BATCH)
-        return sums.loss_sum / sums.token_count
+        return sums.loss_sum / sums.weight
 
     return jax.jit(jax.value_and_grad(mean))(tiny.params())
 
@@ -147,6 +147,6 @@ def test_abstract_state_matches_the_real_one():
 def test_master_weights_and_moments_stay_float32_under_bfloat16_compute():
     model = tiny.with_config(compute_dtype="bfloat16")
     state = abstract_state(model, ADAMW, single_device())
-    found, _ = jax.eval_shape(make_train_step(model, ADAMW), state, BATCH)
+    found, _ = jax.eval_shape(make_update(next_token_loss(model), ADAMW), state, BATCH)
     for leaf in jax.tree.leaves((found.params, found.opt_state)):
         assert leaf.dtype in (jnp.float32, jnp.int32)

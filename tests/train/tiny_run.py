@@ -15,6 +15,7 @@ from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TokenBatch
 from llama2_jax.train.loop import TrainConfig, TrainRun
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.step import next_token_loss
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -57,9 +58,11 @@ def batches(start: int) -> Iterator[TokenBatch]:
 
 
 def make_run(**changes: Any) -> TrainRun:
+    model = Transformer(MODEL, changes.get("partitioner", partitioner()))
     fields: dict[str, Any] = {
         "name": "test",
-        "model": Transformer(MODEL, changes.get("partitioner", partitioner())),
+        "model": model,
+        "loss": next_token_loss(model, num_sources=2),
         "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
         "partitioner": partitioner(),
         "batch_size": BATCH,
