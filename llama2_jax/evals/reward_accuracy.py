@@ -23,15 +23,15 @@ REWARD_THRESHOLD = 0.15  # below it the safety score is what PPO sees (section 3
 
 
 class Share(NamedTuple):
-    """A share with the number of cases behind it and its 95 % interval."""
+    """A share with the number of cases behind it, ``size``, and its 95 % interval."""
 
     value: float
-    count: int
+    size: int
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.count:,})"
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.size:,})"
 
 
 class UnsafeDetection(NamedTuple):
@@ -59,7 +59,7 @@ class CalibrationBin(NamedTuple):
     human: float
     mean: float
     std: float
-    count: int
+    size: int
 
 
 class RewardReport(NamedTuple):

@@ -35,7 +35,7 @@ def test_displayed_score():
 def test_ties_count_half():
     assert list(correct([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])) == [1, 0.5, 0, 1]
     share = accuracy([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])
-    assert (share.value, share.count) == (0.625, 4)
+    assert (share.value, share.size) == (0.625, 4)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_calibration_by_hand():
     assert [bin.human for bin in bins] == [1, 4, 7]
     assert [bin.mean for bin in bins] == pytest.approx([0.4, 0.3, 0.9])
     assert [bin.std for bin in bins] == pytest.approx([0.2, 0, 0], abs=1e-12)
-    assert [bin.count for bin in bins] == [2, 1, 1]
+    assert [bin.size for bin in bins] == [2, 1, 1]
 
 
 def test_spearman_by_hand():

@@ -1,0 +1,159 @@
+"""Pictures of a reward model: scores, calibration, accuracy (Figures 6, 27, 29 and 32).
+
+Displayed scores are sigmoids of raw ones. A share is drawn with its 95 % interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BANDWIDTH = 0.06  # of the density behind the points of Figure 32
+
+CHOSEN, REJECTED = "tab:blue", "tab:orange"
+SAFE, UNSAFE = "tab:blue", "tab:red"
+
+
+Share = Any
+"""A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/reward_accuracy.py."""
+
+Level = Any
+"""Displayed scores of one human score, ``human, mean, std, size``: ``CalibrationBin`` of the same."""
+
+
+def plot_scores(path: Path, *, chosen_B: Any, rejected_B: Any, title: str) -> None:
+    """Histogram of the displayed scores of chosen and rejected answers (Figure 27)."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    edges = np.linspace(0, 1, 41)
+    for name, scores_B, colour in (("chosen", chosen_B, CHOSEN), ("rejected", rejected_B, REJECTED)):
+        label = f"{name}, mean {np.mean(scores_B):.2f}"
+        axes.hist(scores_B, edges, color=colour, alpha=0.25)
+        axes.hist(scores_B, edges, color=colour, histtype="step", linewidth=1.5, label=label)
+    axes.set(title=title, xlabel="displayed score", ylabel="answers", xlim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_calibration(path: Path, levels: Mapping[str, Sequence[Level]], *, title: str, human: str) -> None:
+    """Mean displayed score per human score, with a band of one standard deviation (Figure 29).
+
+    Args:
+      levels: name of each reward model to its levels, ascending.
+      human: what the human score is, for the axis.
+    """
+    figure, panels = plt.subplots(
+        1, len(levels), figsize=(1 + 4.5 * len(levels), 4), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, (name, own) in zip(panels[0], levels.items(), strict=True):
+        at, mean, std = (np.array([getattr(level, key) for level in own]) for key in ("human", "mean", "std"))
+        axes.fill_between(at, mean - std, mean + std, color=CHOSEN, alpha=0.2, linewidth=0, label="±1 SD")
+        axes.plot(at, mean, "o-", color=CHOSEN, label="mean")
+        for level in own:
+            axes.annotate(
+                f"n={level.size}", (level.human, level.mean), (0, 7), textcoords="offset points",
+                ha="center", fontsize=7, color="dimgray",
+            )  # fmt: skip
+        axes.set(title=name, xlabel=human, ylim=(0, 1))
+        axes.margins(x=0.08)
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("displayed score")
+    panels[0, 0].legend()
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, title: str) -> None:
+    """Accuracy per label (rating, safety bin), side by side for each reward model (Table 8).
+
+    Args:
+      shares: name of each reward model to label to share; labels in the order of the first model.
+    """
+    labels = list(next(iter(shares.values())))
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    width = 0.8 / len(shares)
+    for number, (name, own) in enumerate(shares.items()):
+        places = [
+            i + (number - (len(shares) - 1) / 2) * width for i, label in enumerate(labels) if label in own
+        ]
+        values = [own[label] for label in labels if label in own]
+        axes.bar(places, [100 * share.value for share in values], 0.9 * width, label=name, alpha=0.8)
+        axes.errorbar(places, *_with_errors(values), fmt="none", color="black", linewidth=1, capsize=3)
+        for place, share in zip(places, values, strict=True):
+            axes.text(place, 3, f"n = {share.size:,}", ha="center", fontsize=7, color="white")
+    axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
+    axes.set_xticks(range(len(labels)), [label.replace("_", " ") for label in labels])
+    axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=len(shares) + 1)
+    _save(figure, path)
+
+
+def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]], *, title: str) -> None:
+    """Accuracy of each reward model after each round (Figure 6).
+
+    Args:
+      shares: name of each curve to round to share, rounds in order.
+    """
+    rounds = list(dict.fromkeys(name for own in shares.values() for name in own))
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, (name, own) in enumerate(shares.items()):
+        offset = 0.06 * (number - (len(shares) - 1) / 2)  # so that the intervals can be told apart
+        places = [rounds.index(round_) + offset for round_ in own]
+        axes.errorbar(
+            places, *_with_errors(list(own.values())), fmt="o-", capsize=3, markersize=4, label=name
+        )
+    axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
+    axes.set_xticks(range(len(rounds)), rounds)
+    axes.set(title=title, xlabel="round", ylabel="accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_tension(path: Path, *, safety_B: Any, helpfulness_B: Any, is_unsafe_B: Any, title: str) -> None:
+    """Displayed safety against displayed helpfulness score of safe and of unsafe responses (Figure 32).
+
+    Behind the points is their density, smoothed by a Gaussian of ``BANDWIDTH``.
+    """
+    safety_B, helpfulness_B = np.asarray(safety_B), np.asarray(helpfulness_B)
+    is_unsafe_B = np.asarray(is_unsafe_B, bool)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained", sharex=True, sharey=True)
+    sides = (("safe", ~is_unsafe_B, SAFE, "Blues"), ("unsafe", is_unsafe_B, UNSAFE, "Reds"))
+    for axes, (name, kept_B, colour, map_name) in zip(panels, sides, strict=True):
+        x, y = safety_B[kept_B], helpfulness_B[kept_B]
+        if len(x):
+            axes.contourf(*_density(x, y), levels=8, cmap=map_name, alpha=0.7)
+        axes.plot(x, y, ".", color=colour, markersize=3, alpha=0.6)
+        axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
+        axes.set(title=f"{name} responses (n = {len(x):,})", xlabel="safety score", xlim=(0, 1), ylim=(0, 1))
+        axes.set_aspect("equal")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("helpfulness score")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _density(x_B: Any, y_B: Any) -> tuple[Any, Any, Any]:
+    """A grid over the unit square and the relative density of the points there."""
+    grid = np.linspace(0, 1, 61)
+    near_xB = np.exp(-0.5 * ((grid[:, None] - x_B) / BANDWIDTH) ** 2)
+    near_yB = np.exp(-0.5 * ((grid[:, None] - y_B) / BANDWIDTH) ** 2)
+    return grid, grid, near_yB @ near_xB.T
+
+
+def _with_errors(shares: Sequence[Share]) -> tuple[list[float], list[list[float]]]:
+    """Percentages, and the lengths of their intervals downwards and upwards."""
+    lower = [100 * (share.value - share.low) for share in shares]
+    upper = [100 * (share.high - share.value) for share in shares]
+    return [100 * share.value for share in shares], [lower, upper]
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
