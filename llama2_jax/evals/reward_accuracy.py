@@ -12,11 +12,9 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
+from llama2_jax.evals.intervals import RESAMPLES, wilson
 
 Array = np.ndarray
-
-Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-BOOTSTRAP_SAMPLES = 2000
 
 RECALL_THRESHOLD = 0.5  # of the displayed score: below it a response counts as unsafe (A.3.4)
 REWARD_THRESHOLD = 0.15  # below it the safety score is what PPO sees (section 3.2.3)
@@ -125,20 +123,12 @@ def correct(chosen_B: Any, rejected_B: Any) -> Array:
     return np.where(chosen_B > rejected_B, 1.0, np.where(chosen_B == rejected_B, 0.5, 0.0))
 
 
-def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927); ties may make ``successes`` a half number."""
-    share, z2 = successes / count, Z_95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z_95 / (1 + z2 / count) * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
 def bootstrap_interval(values_B: Array, groups: Sequence[str], *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of a mean, resampling whole groups (prompts)."""
     _, group_B = np.unique(np.asarray(groups), return_inverse=True)
     sums_P = np.bincount(group_B, weights=values_B)
     counts_P = np.bincount(group_B)
-    drawn = np.random.default_rng(seed).integers(len(sums_P), size=(BOOTSTRAP_SAMPLES, len(sums_P)))
+    drawn = np.random.default_rng(seed).integers(len(sums_P), size=(RESAMPLES, len(sums_P)))
     means = sums_P[drawn].sum(axis=1) / counts_P[drawn].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
@@ -150,14 +140,11 @@ def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
     Args:
       groups: prompt of each value; where one stands twice, whole prompts are resampled.
     """
-    repeats = groups is not None and len(set(groups)) < len(groups)
-    count = len(values_B)
-    if repeats:
-        assert groups is not None
+    if groups is not None and len(set(groups)) < len(groups):
         low, high = bootstrap_interval(values_B, groups)
     else:
-        low, high = wilson_interval(float(np.sum(values_B)), count)
-    return Share(float(np.mean(values_B)), count, low, high)
+        _, low, high = wilson(float(np.sum(values_B)), len(values_B))
+    return Share(float(np.mean(values_B)), len(values_B), low, high)
 
 
 def accuracy(chosen_B: Any, rejected_B: Any, *, prompts: Sequence[str] | None = None) -> Share:

@@ -6,6 +6,7 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference
+from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.reward_accuracy import (
     accuracy,
     accuracy_by,
@@ -19,7 +20,6 @@ from llama2_jax.evals.reward_accuracy import (
     share_of,
     sigmoid,
     spearman,
-    wilson_interval,
 )
 
 
@@ -38,20 +38,11 @@ def test_ties_count_half():
     assert (share.value, share.size) == (0.625, 4)
 
 
-@pytest.mark.parametrize(
-    ("successes", "count", "low", "high"),
-    # by hand from (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n) with z2 = 3.8415
-    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (632, 1000, 0.6017, 0.6613)],
-)
-def test_wilson(successes, count, low, high):
-    assert wilson_interval(successes, count) == pytest.approx((low, high), abs=1e-4)
-
-
 def test_independent_prompts_get_wilson_and_repeated_ones_the_bootstrap():
     values_B = np.repeat([1.0, 0.0], 50)
     alone = share_of(values_B, [str(i) for i in range(100)])
     assert alone == share_of(values_B)
-    assert (alone.low, alone.high) == wilson_interval(50, 100)
+    assert (alone.value, alone.low, alone.high) == wilson(50, 100)
     # two prompts of 50 equal answers each are two observations, not a hundred
     clustered = share_of(values_B, ["a"] * 50 + ["b"] * 50)
     assert clustered[:2] == (0.5, 100)
