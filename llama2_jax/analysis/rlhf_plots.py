@@ -1,0 +1,159 @@
+"""Rewards and win rates as pictures: Figures 7, 8, 11, 20 and 26.
+
+Rewards are drawn as the paper displays them: the sigmoid of the raw score, between 0 and 1 (RM-11).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+Range = tuple[float, float, float]
+"""Value, lower and upper end of its interval."""
+
+
+class VersionPoint(NamedTuple):
+    """One version of the model in Figure 11: win rates in [0, 1]."""
+
+    name: str
+    helpfulness: Range
+    harmlessness: Range
+
+
+def displayed(scores: Any) -> np.ndarray:
+    """Sigmoid of raw scores, for any size of them."""
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))
+
+
+def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Figure 7: expected maximum and median reward of N samples per prompt, the potential gain between."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    n = np.arange(1, len(curves["max"]) + 1)
+    marker = "o" if len(n) < 40 else None
+    axes.plot(n, curves["max"], color="tab:blue", marker=marker, markersize=4, label="maximum of N")
+    axes.plot(n, curves["median"], color="tab:orange", marker=marker, markersize=4, label="median of N")
+    axes.fill_between(n, curves["median"], curves["max"], color="tab:blue", alpha=0.08, linewidth=0)
+    gain = curves["max"][-1] - curves["median"][-1]
+    axes.annotate(
+        f"gain {gain:+.3f}", (n[-1], (curves["max"][-1] + curves["median"][-1]) / 2), ha="right", va="center"
+    )
+    axes.set(title="Reward of N samples per prompt", xlabel="N", ylabel="mean reward over prompts")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    _finish(figure, axes, path, loc="upper left")
+
+
+def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, chosen: float) -> None:
+    """Figure 8: expected maximum reward of N samples for each temperature, N on a logarithmic axis."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves)))
+    for colour, (temperature, curve) in zip(colours, sorted(curves.items()), strict=True):
+        width, label = (
+            (2.8, f"{temperature:g} (chosen)") if temperature == chosen else (1.3, f"{temperature:g}")
+        )
+        axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=width, label=label)
+    longest = max(len(curve) for curve in curves.values())
+    ticks = [
+        n for power in range(1 + int(math.log10(longest))) for n in (10**power, 2 * 10**power, 5 * 10**power)
+    ]
+    axes.set(
+        title="Maximum reward of N samples by temperature", xlabel="N", ylabel="mean reward over prompts"
+    )
+    axes.set_xscale("log")
+    axes.set_xticks([n for n in ticks if n <= longest], labels=[str(n) for n in ticks if n <= longest])
+    axes.minorticks_off()
+    _finish(figure, axes, path, loc="lower right", title="temperature")
+
+
+def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]], *, num_samples: int) -> None:
+    """Figure 26: maximum and median reward of the samples of each round, under one reward model."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    numbers = sorted(rounds)
+    for name, colour in (("max", "tab:blue"), ("median", "tab:orange")):
+        axes.plot(
+            numbers, [rounds[r][name] for r in numbers], "o-", color=colour, label=f"{name} of {num_samples}"
+        )
+    axes.set(title="Reward of the samples of each round", xlabel="round", ylabel="mean reward over prompts")
+    axes.set_xticks(numbers)
+    _finish(figure, axes, path, loc="best")
+
+
+def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, reference: str) -> None:
+    """Figure 11: helpfulness and harmlessness win rate of each version, one panel per judge."""
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 5), layout="constrained", squeeze=False, sharey=True
+    )
+    for axes, (judge, points) in zip(grid[0], panels.items(), strict=True):
+        axes.axhline(50, color="gray", linestyle=":", linewidth=1)
+        axes.axvline(50, color="gray", linestyle=":", linewidth=1)
+        middles = np.array([(point.helpfulness[0], point.harmlessness[0]) for point in points]) * 100
+        axes.plot(middles[:, 0], middles[:, 1], "-", color="lightgray", zorder=1)
+        for colour, point in zip(_colours(len(points)), points, strict=True):
+            (x, *x_ends), (y, *y_ends) = (np.array(side) * 100 for side in point[1:])
+            axes.errorbar(
+                x, y, xerr=_errors(x, x_ends), yerr=_errors(y, y_ends), fmt="o", color=colour, elinewidth=1,
+                capsize=2, label=point.name,
+            )  # fmt: skip
+        axes.set(title=f"judged by {judge}", xlabel=f"helpfulness: % won against {reference}", xlim=(-3, 103))
+        axes.set(ylim=(-3, 103), aspect="equal")
+        axes.grid(alpha=0.3)
+    grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}")
+    grid[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _errors(value: float, ends: Sequence[float]) -> list[list[float]]:
+    return [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+
+
+def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Figure 20: the distribution of rewards, one ridge per version, one panel per reward model."""
+    versions = list(next(iter(panels.values())))
+    figure, grid = plt.subplots(
+        1,
+        len(panels),
+        figsize=(5 * len(panels), 1.2 + 0.75 * len(versions)),
+        layout="constrained",
+        squeeze=False,
+    )
+    at = np.linspace(0, 1, 256)
+    for axes, (title, scores) in zip(grid[0], panels.items(), strict=True):
+        densities = {name: _density(displayed(scores[name]), at) for name in versions}
+        highest = max(density.max() for density in densities.values())
+        for row, (name, colour) in enumerate(zip(versions, _colours(len(versions)), strict=True)):
+            base, density = len(versions) - 1 - row, 1.4 * densities[name] / highest
+            axes.fill_between(at, base, base + density, color=colour, alpha=0.75, zorder=row)
+            axes.plot(at, base + density, color="white", linewidth=1, zorder=row)
+            mean = displayed(scores[name]).mean()
+            axes.plot([mean, mean], [base, base + 0.35], color="black", linewidth=1.2, zorder=row)
+        axes.set_yticks(range(len(versions))[::-1], labels=versions)
+        axes.tick_params(axis="y", length=0)
+        axes.set(title=title, xlabel="reward (bar: mean)", xlim=(0, 1), ylim=(-0.1, len(versions) + 0.6))
+        axes.spines[["left", "right", "top"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Gaussian kernel density on [0, 1], mirrored at the ends so that none of it is lost beyond them."""
+    width = max(0.02, 0.9 * float(values.std()) * len(values) ** -0.2)
+    mirrored = np.concatenate([values, -values, 2 - values])
+    kernel = np.exp(-0.5 * ((at[:, None] - mirrored) / width) ** 2)
+    return kernel.sum(axis=1) / (len(values) * width * math.sqrt(2 * math.pi))
+
+
+def _colours(count: int) -> Any:
+    return plt.get_cmap("viridis")(np.linspace(0.05, 0.9, count))
+
+
+def _finish(figure: Any, axes: Any, path: Path, **legend: Any) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(**legend)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

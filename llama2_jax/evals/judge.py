@@ -1,0 +1,112 @@
+"""Win rates: which of two answers a judge prefers (Llama 2, section 3.4; MBE-3, MBE-4, D53).
+
+A judge is a function from pairs of answers to verdicts; reward models, the truth of the simulated
+world and language models all fit. ``compare`` hides from it which answer is whose.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llama2_jax.config import require, require_choice
+from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
+
+FIRST, TIE, SECOND = 1, 0, -1
+"""Verdicts: which of the two answers is better."""
+
+ORDERS = ("random", "both")
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of whatever type the judge reads."""
+
+    first: Any
+    second: Any
+
+
+Judge = Callable[[Sequence[Pair]], Sequence[int]]
+"""A verdict, ``FIRST``, ``TIE`` or ``SECOND``, for each pair."""
+
+
+class Verdicts(NamedTuple):
+    """What a judge said of each prompt, seen from our side: 1 win, 0 tie, -1 loss."""
+
+    verdicts_P: np.ndarray
+    consistency: float | None  # share of prompts judged alike in both orders; None: one order asked
+
+
+class WinRate(NamedTuple):
+    """Three ways to count; the paper removes ties in Figure 2 and counts wins of all in Figure 11."""
+
+    wins: int
+    ties: int
+    losses: int
+    of_all: Interval  # wins / prompts
+    ties_half: Interval  # (wins + ties / 2) / prompts: one half for equal models
+    of_decided: Interval | None  # wins / (wins + losses); None if all are ties
+
+
+def judge_by_score(score: Callable[[Any], float], *, tie_within: float = 0.0) -> Judge:
+    """A judge that prefers the higher score; scores that differ by ``tie_within`` or less are a tie."""
+
+    def judge(pairs: Sequence[Pair]) -> list[int]:
+        gaps = [score(pair.first) - score(pair.second) for pair in pairs]
+        return [TIE if abs(gap) <= tie_within else FIRST if gap > 0 else SECOND for gap in gaps]
+
+    return judge
+
+
+def compare(
+    judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, order: str = "random", seed: int = 0
+) -> Verdicts:
+    """Judge our answer against theirs, prompt by prompt.
+
+    Args:
+      order: "random" shows each pair once, in an order drawn from ``seed`` (MBE-4); "both" shows it in
+        both orders, and where the judge then contradicts itself it is a tie.
+
+    Raises:
+      ConfigError: not one answer of each side per prompt, or a verdict that is none.
+    """
+    require_choice("order", order, ORDERS)
+    require(len(ours) == len(theirs), f"{len(ours)} answers against {len(theirs)}; give one each per prompt")
+    pairs = [Pair(*both) for both in zip(ours, theirs, strict=True)]
+    swapped = [Pair(pair.second, pair.first) for pair in pairs]
+    if order == "both":
+        straight_P, reverse_P = _ask(judge, pairs), -_ask(judge, swapped)
+        agreed_P = straight_P == reverse_P
+        consistency = float(agreed_P.mean()) if pairs else None
+        return Verdicts(np.where(agreed_P, straight_P, TIE), consistency)
+    swap_P = np.random.default_rng(seed).random(len(pairs)) < 0.5
+    shown = [swapped[i] if swap else pairs[i] for i, swap in enumerate(swap_P)]
+    verdicts_P = _ask(judge, shown)
+    return Verdicts(np.where(swap_P, -verdicts_P, verdicts_P), None)
+
+
+def _ask(judge: Judge, pairs: Sequence[Pair]) -> np.ndarray:
+    verdicts = np.asarray(judge(pairs), np.int32).reshape(-1)
+    require(
+        len(verdicts) == len(pairs) and bool(np.isin(verdicts, (FIRST, TIE, SECOND)).all()),
+        f"the judge gave {len(verdicts)} verdicts, {sorted(set(verdicts.tolist()))}, for {len(pairs)} pairs; "
+        f"each must be {FIRST}, {TIE} or {SECOND}",
+    )
+    return verdicts
+
+
+def win_rate(verdicts_P: np.ndarray) -> WinRate:
+    """Count verdicts; intervals are Wilson's, with ties as halves a bootstrap over prompts.
+
+    Raises:
+      ConfigError: no verdict.
+    """
+    verdicts_P = np.asarray(verdicts_P)
+    wins, ties, losses = (int((verdicts_P == verdict).sum()) for verdict in (FIRST, TIE, SECOND))
+    return WinRate(
+        wins,
+        ties,
+        losses,
+        of_all=wilson(wins, len(verdicts_P)),
+        ties_half=bootstrap_mean((verdicts_P + 1) / 2),
+        of_decided=wilson(wins, wins + losses) if wins + losses else None,
+    )
