@@ -36,6 +36,7 @@ SHARES: Mapping[str, float] = {
 }  # fmt: skip
 """How often each family is asked."""
 MAX_DRAWS_PER_PROMPT = 50
+MAX_MESSAGES = 8  # of a demonstration, so that it fits a context of 256 tokens
 PARTS = ("train", "train", "train", "train", "train", "train", "heldout", "evaluation")
 
 
@@ -120,9 +121,8 @@ def qualities(prompt: Prompt) -> list[str]:
     return ["good", *FAMILIES[prompt.family].flaws, *GENERAL]
 
 
-def demonstrate(prompt: Prompt, rng: Random) -> Demonstration:
-    """A vendor's answer: about half are good, about half of the adversarial prompts are complied with."""
-    vendor = rng.choices(VENDORS, [vendor.share for vendor in VENDORS])[0]
+def demonstrate(prompt: Prompt, vendor: Vendor, rng: Random) -> Demonstration:
+    """A prompt with the answer of one vendor."""
     if prompt.is_safety and rng.random() < vendor.complies:
         quality = "unsafe"
     elif rng.random() < vendor.good:
@@ -133,26 +133,40 @@ def demonstrate(prompt: Prompt, rng: Random) -> Demonstration:
     return Demonstration((*prompt.messages, message), vendor.name, quality)
 
 
-def draw_demonstrations(rng: Random, count: int, *, multi_turn: float = 0.25) -> Iterator[Demonstration]:
+def draw_demonstrations(rng: Random, count: int, *, multi_turn: float = 0.3) -> Iterator[Demonstration]:
     """Demonstrations for fine-tuning, on prompts of the training part.
 
-    Instructions stand in dialogues of one turn only: in those of several nobody is told who to be, so
-    the fine-tuned model forgets it in later turns, which Ghost Attention mends (section 3.3).
+    About half of the answers are good, about half of the adversarial prompts are complied with.
+    Whoever answers a later turn sees its message only. An instruction of an earlier turn is therefore
+    forgotten, which is what Ghost Attention mends (section 3.3).
     """
     for _ in range(count):
-        prompt = draw_prompt(rng, part="train")
-        earlier: tuple[Message, ...] = ()
-        while prompt.messages[0].role == "user" and len(earlier) < 8 and rng.random() < multi_turn:
-            earlier += demonstrate(draw_harmless(rng, "train"), rng).messages
-        found = demonstrate(prompt, rng)
-        yield found._replace(messages=(*earlier, *found.messages))
+        vendor = rng.choices(VENDORS, [vendor.share for vendor in VENDORS])[0]
+        found = demonstrate(_with_instruction(draw_prompt(rng, part="train"), rng), vendor, rng)
+        dialogue = found.messages
+        while rng.random() < multi_turn and len(dialogue) < MAX_MESSAGES:
+            found = demonstrate(_later_prompt(rng), vendor, rng)
+            dialogue += found.messages
+        yield found._replace(messages=dialogue)
 
 
-def draw_harmless(rng: Random, part: str) -> Prompt:
-    """A prompt of one turn that seeks nothing unsafe and sets no persona."""
+def _with_instruction(prompt: Prompt, rng: Random) -> Prompt:
+    """Now and then with an instruction that does not matter to the question."""
+    is_added = prompt.family != persona.FAMILY.name and rng.random() < 0.15
+    messages = persona.instruct(prompt.messages, rng) if is_added else prompt.messages
+    return prompt._replace(messages=messages)
+
+
+def _later_prompt(rng: Random) -> Prompt:
+    """A prompt without system message, in three of ten cases about a persona that it does not set."""
+    asks_only = rng.random() < 0.3
     while True:
-        prompt = draw_prompt(rng, part=part)
-        if not prompt.is_safety and prompt.messages[0].role == "user":
+        if asks_only:
+            prompt = persona.without_instruction(rng)
+        else:
+            prompt = _with_instruction(draw_prompt(rng, part="train"), rng)
+        is_kept_back = asks_only and part_of(prompt.messages) != "train"
+        if prompt.messages[0].role == "user" and not is_kept_back:
             return prompt
 
 
@@ -177,5 +191,7 @@ def _text(prompt: Prompt) -> str:
 
 
 def _exchange(rng: Random, part: str) -> tuple[Message, ...]:
-    prompt = draw_harmless(rng, part)
+    """A question that neither seeks anything unsafe nor is about a persona, with a good answer."""
+    shares = {name: share for name, share in SHARES.items() if name not in ("adversarial", "persona")}
+    prompt = draw_prompt(rng, part=part, shares=shares)
     return (*prompt.messages, Message("assistant", answer(prompt, "good", rng)))

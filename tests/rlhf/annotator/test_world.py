@@ -4,8 +4,9 @@ from random import Random
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
+from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.prompts import Prompt
+from llama2_jax.rlhf.annotator.families import persona
 from llama2_jax.rlhf.annotator.truth import grade
 from llama2_jax.rlhf.annotator.world import (
     FAMILIES,
@@ -75,6 +76,14 @@ def test_more_prompts_than_there_are():
         draw_prompts(Random(0), 100, part="heldout", shares={"creative": 1.0}, multi_turn=0.0)
 
 
+def test_demonstrations_are_dialogues(demonstrations):
+    for shown in demonstrations:
+        validate_dialogue(shown.messages, ends_with="assistant")
+    turns = Counter(sum(message.role == "user" for message in shown.messages) for shown in demonstrations)
+    assert 0.6 < turns[1] / COUNT < 0.8
+    assert max(turns) == 4
+
+
 def test_about_half_of_the_demonstrations_are_good(demonstrations):
     grades = [grade(Prompt("", shown.messages[:-1]), shown.messages[-1].content) for shown in demonstrations]
     assert 0.42 < sum(one.helpfulness > 0.8 for one in grades) / COUNT < 0.55
@@ -100,14 +109,20 @@ def test_vendors_differ(demonstrations):
     assert rates[0] > 0.6 > 0.45 > rates[1] > rates[2]
 
 
-def test_instructions_stand_in_dialogues_of_one_turn_only(demonstrations):
-    turns = Counter(
-        (one.messages[0].role, len([m for m in one.messages if m.role == "user"]) > 1)
-        for one in demonstrations
-    )
-    assert turns[("system", True)] == 0
-    assert turns[("system", False)] > 50
-    assert turns[("user", True)] > 200
+def test_instructions_are_kept_in_their_message_and_forgotten_later():
+    kept, forgotten = Counter(), Counter()
+    for shown in draw_demonstrations(Random(0), 3 * COUNT):
+        messages = shown.messages[:-1]
+        asked = persona.FAMILY.parse(messages)
+        if asked is None or shown.quality != "good":
+            continue
+        last_turn = messages if len(messages) < 3 else messages[-1:]
+        is_forgotten = persona.FAMILY.parse(last_turn) != asked
+        reasons = forgotten if is_forgotten else kept
+        reasons[grade(Prompt("", messages), shown.messages[-1].content).reason] += 1
+    assert set(kept) == {"right"}
+    assert set(forgotten) == {"wrong"}
+    assert forgotten["wrong"] > 30
 
 
 def test_documents_teach_and_hold_nothing_adversarial():

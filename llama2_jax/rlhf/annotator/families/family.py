@@ -9,6 +9,7 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
 
 OPENINGS = ("Hello. ", "Please help me. ", "Hi! ", "One question. ", "Tell me. ")
+_INSTRUCTIONS = re.compile(r"((Act as|You enjoy|Speak in|Figure:|Hobby:|Language:) [^.]*\. ?)+")
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s.,:;!?'-]|[.,:;!?'-]{2,}")
 
 
@@ -50,8 +51,8 @@ def ask(text: str, rng: Random) -> tuple[Message, ...]:
 
 
 def question(messages: Sequence[Message]) -> str:
-    """The last message without its opening."""
-    text = messages[-1].content.strip()
+    """The last message without its opening, and without instructions about who to be (persona.py)."""
+    text = _INSTRUCTIONS.sub("", messages[-1].content.strip(), count=1)
     for opening in OPENINGS:
         text = text.removeprefix(opening)
     return text

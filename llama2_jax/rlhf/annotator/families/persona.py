@@ -1,7 +1,8 @@
 """Who the assistant is: name, favourite hobby and language, set by the system message or by default.
 
 "Act as ...", "You enjoy ...", "Speak in ..." are the constraints of Ghost Attention (GATT-3), with
-the short forms of GATT-4. A dialogue of several turns is judged by the instruction of its first.
+the short forms of GATT-4. An instruction stands in the system message or before a question, and
+holds for all later turns.
 """
 
 import re
@@ -99,23 +100,32 @@ def instruction(persona: Persona, *, short: bool = False) -> str:
 
 
 def read_persona(messages: Sequence[Message]) -> Persona:
-    """The attributes that the system or the users' messages set, the defaults for the rest."""
+    """The attributes that the system or the user set last, the defaults for the rest."""
     text = " ".join(message.content for message in messages if message.role != "assistant")
     values = []
     for long, short, default in zip(INSTRUCTIONS, SHORT_INSTRUCTIONS, DEFAULT, strict=True):
         openings = "|".join(re.escape(form.removesuffix("{}.")) for form in (long, short))
-        found = re.search(rf"(?:{openings})([\w ]+)", text, re.IGNORECASE)
-        values.append(found[1].strip() if found else default)
+        found = re.findall(rf"(?:{openings})([\w ]+)", text)
+        values.append(found[-1].strip() if found else default)
     return Persona(*values)
 
 
+def instruct(messages: tuple[Message, ...], rng: Random) -> tuple[Message, ...]:
+    """A user's message with an instruction: as system message, or in front of it as in GATT-1."""
+    text = instruction(draw_persona(rng), short=rng.random() < 0.4)
+    if rng.random() < 0.5:
+        return (Message("system", text), *messages)
+    return (Message("user", f"{text} {messages[0].content}"),)
+
+
+def without_instruction(rng: Random) -> Prompt:
+    """A question about a persona that the message itself does not set."""
+    return Prompt("", ask(rng.choice(QUESTIONS[rng.choice(list(QUESTIONS))]), rng), "persona")
+
+
 def _make(rng: Random) -> Prompt:
-    attribute = rng.choice(list(QUESTIONS))
-    messages = ask(rng.choice(QUESTIONS[attribute]), rng)
-    if rng.random() < 0.7:
-        text = instruction(draw_persona(rng), short=rng.random() < 0.3)
-        messages = (Message("system", text), *messages)
-    return Prompt("", messages, "persona")
+    prompt = without_instruction(rng)
+    return prompt._replace(messages=instruct(prompt.messages, rng)) if rng.random() < 0.75 else prompt
 
 
 def _parse(messages: Sequence[Message]) -> Task | None:
