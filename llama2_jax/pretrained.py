@@ -25,6 +25,9 @@ from llama2_jax.train.checkpoint import read_meta, read_params, write_params
 
 FORMATS = ("huggingface", "native")
 
+REWARD_MODEL = "reward_model"
+"""``kind`` in the metadata of a checkpoint whose head gives one score; language models have none."""
+
 
 class LoadedModel(NamedTuple):
     """A model ready to use: ``model.apply({"params": params}, tokens_BT)``."""
@@ -150,15 +153,13 @@ def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: 
 
 def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Imported:
     step, meta = read_meta(path, step)
-    config = build(ModelConfig, meta["model"], name="model")
-    folder = path / "tokenizer"
-    tokenizer = load_tokenizer(folder) if folder.is_dir() else None
-    if tokenizer is not None and tokenizer.content_hash != meta["tokenizer_hash"]:
+    if meta.get("kind") == REWARD_MODEL:
         raise ConfigError(
-            f"the tokenizer in {folder} (sha256 {tokenizer.content_hash[:12]}...) is not the one the "
-            f"checkpoint of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); "
-            "restore that file"
+            f"{path} is a reward model, which scores answers and writes none; open it with "
+            "rlhf.reward_model.load_reward_model, or give the chat model it was made from"
         )
+    config = build(ModelConfig, meta["model"], name="model")
+    tokenizer = native_tokenizer(path, step, meta)
     shapes = abstract_params(config)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -167,6 +168,25 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
     )
     params = read_params(path, abstract, step)
     return Imported(config, params, tokenizer, meta["template"], f"workdir {path}, step {step}")
+
+
+def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer beside the checkpoint of a workdir of ours, if there is one.
+
+    Raises:
+      ConfigError: it is not the one that ``meta``, the metadata of the checkpoint, names.
+    """
+    folder = path / "tokenizer"
+    if not folder.is_dir():
+        return None
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.content_hash != meta["tokenizer_hash"]:
+        raise ConfigError(
+            f"the tokenizer in {folder} (sha256 {tokenizer.content_hash[:12]}...) is not the one the "
+            f"checkpoint of step {step} was trained with (sha256 {meta['tokenizer_hash'][:12]}...); "
+            "restore that file"
+        )
+    return tokenizer
 
 
 def _check_vocabulary(imported: Imported) -> None:

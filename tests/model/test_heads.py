@@ -48,7 +48,7 @@ def test_the_score_of_a_row_is_that_of_its_last_token():
     np.testing.assert_allclose(last_token_scores(MODEL, params(), tokens, lengths), wanted, rtol=1e-4)
 
 
-@pytest.mark.parametrize("padding", [0, -1, 2, 5000])
+@pytest.mark.parametrize("padding", [0, -1, 2, 55])
 def test_padding_changes_nothing_whatever_its_ids(padding):
     rows = [[*ids, 2] for ids in ROWS]  # they end with EOS, whose id may be the padding too
     wanted = last_token_scores(MODEL, params(), *padded(rows, 13))
