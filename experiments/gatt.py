@@ -109,7 +109,7 @@ def world_attributes() -> Attributes:
 
 
 def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
-    """Messages of users that neither seek anything unsafe nor ask for what instructions set.
+    """Messages of users that seek nothing unsafe, and neither set an attribute nor ask for one.
 
     Args:
       max_tokens: longer ones are left out; 0 keeps all.
@@ -120,7 +120,11 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
     require(bool(path), "config.data.prompts is empty; name a file of prompts whose messages users send")
     prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
     said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
-    texts = [text for text in dict.fromkeys(said) if not gatt.asked_attribute(text, attributes)]
+    texts = [
+        text
+        for text in dict.fromkeys(said)
+        if not gatt.asked_attribute(text, attributes) and not gatt.sets_attribute(text, attributes)
+    ]
     tokenizer = loaded.require_tokenizer()
     short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
     require(

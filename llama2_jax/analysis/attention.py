@@ -30,3 +30,11 @@ def attention_to(
     """For each turn (first token, end) the mean over its tokens of the largest weight within ``span``."""
     start, stop = span
     return [float(weights_TS[first:end, start:stop].max(axis=1).mean()) for first, end in turns]
+
+
+def differing_span(tokens: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """First and end index, in ``tokens``, of what differs from ``other`` between equal ends."""
+    shorter = min(len(tokens), len(other))
+    start = next((i for i in range(shorter) if tokens[i] != other[i]), shorter)
+    kept = next((i for i in range(shorter - start) if tokens[-1 - i] != other[-1 - i]), shorter - start)
+    return start, len(tokens) - kept

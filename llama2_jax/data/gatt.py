@@ -131,6 +131,12 @@ def asked_attribute(question: str, attributes: Attributes) -> str:
     return found[0] if found else ""
 
 
+def sets_attribute(text: str, attributes: Attributes) -> bool:
+    """Whether a message holds an instruction, in either form."""
+    forms = [form for attribute in attributes.values() for form in (attribute.long, attribute.short)]
+    return any(form.partition("{}")[0] in text for form in forms)
+
+
 def states(answer: str, value: str, attribute: Attribute) -> bool:
     """Whether an answer names ``value`` and no other value of the attribute (whole words)."""
     named = {one for one in (*attribute.values, *attribute.heldout, value) if _holds(answer, one)}

@@ -15,7 +15,7 @@ MAX_WORDS = 5
 
 
 class Outcome(NamedTuple):
-    """One question at one turn: None where the dialogue does not fit the model's context."""
+    """One question at one turn: None where the dialogue did not reach it within the model's context."""
 
     turn: int  # 1 is the message with the instruction (D57)
     correct: bool | None

@@ -105,6 +105,12 @@ def test_an_answer_is_right_if_it_names_the_value_and_no_other(answer, right):
     assert gatt.is_satisfied(instruction, "How are you?", answer, ATTRIBUTES)
 
 
+def test_messages_that_set_an_attribute_are_known():
+    assert gatt.sets_attribute("Hello. Act as Plato. Who is it?", ATTRIBUTES)
+    assert gatt.sets_attribute("Hobby: fishing. Hello.", ATTRIBUTES)
+    assert not gatt.sets_attribute("Who likes Plato?", ATTRIBUTES)
+
+
 def test_questions_come_last_and_ask_for_what_was_set():
     rng = random.Random(1)
     instruction = Instruction("You enjoy chess.", {"hobby": "chess"})

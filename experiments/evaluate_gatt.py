@@ -1,0 +1,310 @@
+"""Ghost Attention, evaluation: does a model keep an instruction? (Llama 2, Table 30, Figure 10)
+
+Asks every model the same: what the first message set, turns later (GATT-6), and whether answers
+keep constraints that no training data holds (GATT-7). See ``configs/evaluate_gatt.py``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.gatt import attributes_named, open_chat_model, user_texts
+from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
+from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
+from llama2_jax.config import build, require, write_json
+from llama2_jax.data import gatt
+from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt
+from llama2_jax.data.gatt import Attributes, Instruction
+from llama2_jax.evals.intervals import wilson
+from llama2_jax.evals.persona import CONSTRAINTS, Outcome, TurnAccuracy, accuracy_by_turn
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.answers import sample_token_rows
+from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
+
+ATTENTION_BINS = 48
+LISTS = ("training lists", "held-out lists")
+
+
+class Probe(NamedTuple):
+    """A dialogue whose first message sets something, and what is asked at a turn of it."""
+
+    instruction: Instruction
+    user_turns: list[str]
+    questions: dict[int, tuple[str, str]]  # turn -> (attribute, question)
+
+
+class Attention(NamedTuple):
+    """Who looks back at what within one dialogue."""
+
+    weights_TS: np.ndarray  # the largest over layers and heads
+    span: tuple[int, int]  # tokens of the instruction
+    starts: list[int]  # first token of every answer
+    to_instruction: list[float]  # one number per answer, see ``attention_to``
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Write ``results.json``, the pictures and ``report.md``."""
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    models = dict(config.models)
+    empty = [name for name, path in models.items() if not path]
+    require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
+    turns = tuple(config.eval.turns)
+    require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction")
+    attributes = attributes_named(config.data.attributes)
+    results: dict[str, Any] = {}
+    seen: dict[str, Attention] = {}
+    dialogue: list[Message] = []
+    for name, path in models.items():
+        loaded = open_chat_model(path, config)
+        results[name] = evaluate(loaded, config, attributes)
+        # the same text for all models: the answers of the first
+        dialogue = dialogue or attention_dialogue(loaded, config, attributes)
+        seen[name] = look_back(loaded, dialogue)
+        results[name]["attention to the instruction"] = seen[name].to_instruction
+    write_json(workdir / "results.json", results)
+    draw_pictures(config, workdir, results, seen)
+    write_report(workdir, results, seen)
+    mark_done(workdir)
+
+
+def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[str, Any]:
+    """Table 30 for one model, for values from the training lists and from others, and GATT-7."""
+    texts = user_texts(config.data.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    sampling = build(SamplingConfig, config.sampling, name="sampling")
+    turns = tuple(config.eval.turns)
+    found: dict[str, Any] = {}
+    for name in LISTS:
+        probes = draw_probes(config, texts, attributes, heldout=name == LISTS[1])
+        outcomes = ask(loaded, probes, attributes, sampling, config)
+        found[name] = [_as_json(row) for row in accuracy_by_turn(outcomes, turns)]
+    found["unseen constraints"] = {
+        name: constraint_shares(loaded, texts, instruction, check, sampling, config)
+        for name, (instruction, check) in CONSTRAINTS.items()
+    }
+    return found
+
+
+def draw_probes(config: Any, texts: Sequence[str], attributes: Attributes, *, heldout: bool) -> list[Probe]:
+    """The same probes for every model."""
+    rng = Random(config.data.seed)
+    probes = []
+    for _ in range(config.eval.num_dialogues):
+        instruction = gatt.draw_instruction(rng, attributes, heldout=heldout)
+        questions = {}
+        for turn in config.eval.turns:
+            name = rng.choice(list(instruction.values))
+            questions[turn] = (name, rng.choice(attributes[name].questions))
+        user_turns = [rng.choice(texts) for _ in range(max(config.eval.turns) - 1)]
+        probes.append(Probe(instruction, user_turns, questions))
+    return probes
+
+
+def ask(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    attributes: Attributes,
+    sampling: SamplingConfig,
+    config: Any,
+) -> list[Outcome]:
+    """Answers to all questions. Each is asked in a copy of the dialogue, so none sees another's answer."""
+    conversations = converse(
+        loaded,
+        [probe.user_turns for probe in probes],
+        [partial(gatt_prompt, instruction=probe.instruction.text) for probe in probes],
+        sampling,
+        seed=config.data.seed,
+        batch_size=config.batch_size,
+    )
+    outcomes, rows, asked = [], [], []
+    for probe, conversation in zip(probes, conversations, strict=True):
+        for turn, (name, question) in probe.questions.items():
+            earlier = conversation.messages[: 2 * (turn - 1)]
+            row = None
+            if len(earlier) == 2 * (turn - 1):
+                messages = gatt_prompt([*earlier, Message("user", question)], probe.instruction.text)
+                row = prompt_with_room(loaded, messages, sampling)
+            if row is None:
+                outcomes.append(Outcome(turn, None))
+            else:
+                rows.append(row)
+                asked.append((turn, attributes[name], probe.instruction.values[name]))
+    answers = sample_token_rows(loaded, rows, sampling, seeds=range(len(rows)), batch_size=config.batch_size)
+    for (turn, attribute, value), answer in zip(asked, answers, strict=True):
+        outcomes.append(Outcome(turn, gatt.states(answer.text, value, attribute)))
+    return outcomes
+
+
+def gatt_prompt(messages: Sequence[Message], instruction: str) -> list[Message]:
+    """What the model sees when it is tested: the instruction once, in the first turn (D55)."""
+    return [Message("system", instruction), *messages]
+
+
+def constraint_shares(
+    loaded: LoadedModel,
+    texts: Sequence[str],
+    instruction: str,
+    check: Callable[[str], bool],
+    sampling: SamplingConfig,
+    config: Any,
+) -> dict[str, Any]:
+    """Share of all answers of short dialogues that keep a constraint, with and without the instruction."""
+    rng = Random(config.data.seed)
+    user_turns = [
+        [rng.choice(texts) for _ in range(config.eval.constraint_turns)]
+        for _ in range(config.eval.num_dialogues)
+    ]
+    views: dict[str, View] = {
+        "instructed": partial(gatt_prompt, instruction=instruction),
+        "not instructed": list,
+    }
+    shares = {}
+    for name, view in views.items():
+        conversations = converse(
+            loaded, user_turns, [view] * len(user_turns), sampling, seed=config.data.seed,
+            batch_size=config.batch_size,
+        )  # fmt: skip
+        answers = [message.content for one in conversations for message in one.messages[1::2]]
+        kept = sum(check(answer) for answer in answers)
+        shares[name] = {**wilson(kept, len(answers))._asdict(), "answers": len(answers)} if answers else None
+    return {"instruction": instruction, **shares}
+
+
+def attention_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:
+    """One dialogue under an instruction, with the answers of this model, as far as the context reaches."""
+    rng = Random(config.data.seed)
+    texts = user_texts(config.data.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    attribute = next(iter(attributes.values()))
+    instruction = attribute.long.format(attribute.values[0])
+    user_turns = [rng.choice(texts) for _ in range(config.eval.attention_turns)]
+    sampling = build(SamplingConfig, config.sampling, name="sampling")
+    view = partial(gatt_prompt, instruction=instruction)
+    found = converse(loaded, [user_turns], [view], sampling, seed=config.data.seed, batch_size=1)
+    return gatt_prompt(found[0].messages, instruction)
+
+
+def look_back(loaded: LoadedModel, dialogue: Sequence[Message]) -> Attention:
+    """Attention within a dialogue that begins with an instruction.
+
+    Raises:
+      ConfigError: the dialogue has no answer.
+    """
+    require(len(dialogue) > 2, "no turn of the attention picture fits the context; give shorter prompts")
+    tokenizer, template = loaded.require_tokenizer(), loaded.template
+    tokens = encode_dialogue(dialogue, tokenizer, template).tokens
+    other = encode_dialogue([Message("system", "?"), *dialogue[1:]], tokenizer, template).tokens
+    turns = [
+        (
+            len(encode_prompt(dialogue[: number + 1], tokenizer, template)),
+            len(encode_dialogue(dialogue[: number + 2], tokenizer, template).tokens),
+        )
+        for number in range(1, len(dialogue), 2)
+    ]
+    span = differing_span(tokens, other)
+    weights_TS = max_attention(loaded.model, loaded.params, tokens)
+    return Attention(weights_TS, span, [first for first, _ in turns], attention_to(weights_TS, span, turns))
+
+
+def draw_pictures(
+    config: Any, workdir: Path, results: Mapping[str, Any], seen: Mapping[str, Attention]
+) -> None:
+    """``accuracy.png``, ``accuracy_heldout.png`` and ``attention.png``."""
+    for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
+        rows = {
+            name: [
+                (row["turn"], *row["accuracy"].values())
+                for row in found[lists]
+                if row["accuracy"] is not None
+            ]
+            for name, found in results.items()
+        }
+        reached = {row[0] for several in rows.values() for row in several}
+        plot_accuracy(
+            workdir / file,
+            rows,
+            beyond_context=[turn for turn in config.eval.turns if turn not in reached],
+            title=f"What the first message set, asked for later ({lists})",
+        )
+    first = next(iter(seen.values()))
+    size = max(1, len(first.weights_TS) // ATTENTION_BINS)
+    plot_attention(
+        workdir / "attention.png",
+        {name: binned(found.weights_TS, size) for name, found in seen.items()},
+        bin_size=size,
+        instruction_bins=(first.span[0] / size, first.span[1] / size),
+        turn_bins=[start / size for start in first.starts],
+        title="Attention within a dialogue under an instruction",
+    )
+
+
+def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, Attention]) -> None:
+    """Write ``report.md``."""
+    lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figure 10."]
+    for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
+        turns = [row["turn"] for row in next(iter(results.values()))[lists]]
+        lines += ["", f"## Right answers by turn, {lists}", ""]
+        lines += [
+            "| model | " + " | ".join(f"turn {turn}" for turn in turns) + " |",
+            "|---" * (len(turns) + 1) + "|",
+        ]
+        lines += [
+            f"| {name} | " + " | ".join(_accuracy_cell(row) for row in found[lists]) + " |"
+            for name, found in results.items()
+        ]
+        lines += ["", f"![accuracy by turn]({file})"]
+    lines += ["", "## Constraints that no training data holds (GATT-7)", ""]
+    lines += ["Share of answers that keep the constraint, with the instruction and without it.", ""]
+    lines += ["| constraint | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    lines += [
+        f"| {text} | "
+        + " | ".join(_constraint_cell(found["unseen constraints"][name]) for found in results.values())
+        + " |"
+        for name, (text, _) in CONSTRAINTS.items()
+    ]
+    lines += ["", "## Attention of the answers to the instruction (Figure 10)", ""]
+    lines += [
+        "Largest weight over layers, heads and tokens of the instruction, mean over the tokens of an answer.",
+        "",
+    ]
+    answers = range(1, 1 + max(len(found.to_instruction) for found in seen.values()))
+    lines += [
+        "| model | " + " | ".join(f"answer {n}" for n in answers) + " |",
+        "|---" * (len(answers) + 1) + "|",
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(f"{value:.2f}" for value in found.to_instruction) + " |"
+        for name, found in seen.items()
+    ]
+    lines += ["", "![attention](attention.png)", ""]
+    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _accuracy_cell(row: Mapping[str, Any]) -> str:
+    if row["accuracy"] is None:
+        return f"beyond the context ({row['beyond_context']})"
+    beyond = f", {row['beyond_context']} beyond the context" if row["beyond_context"] else ""
+    return f"{_percent(row['accuracy'])} of {row['asked']}{beyond}"
+
+
+def _constraint_cell(shares: Mapping[str, Any]) -> str:
+    told, untold = shares["instructed"], shares["not instructed"]
+    return f"{_percent(told)}, {_percent(untold)}" if told and untold else "no answer fits the context"
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+    return f"{100 * interval['value']:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
+
+
+def _as_json(row: TurnAccuracy) -> dict[str, Any]:
+    return row._asdict() | {"accuracy": None if row.accuracy is None else row.accuracy._asdict()}
+
+
+if __name__ == "__main__":
+    launch_experiment(run)
