@@ -83,7 +83,9 @@ class Statistics(NamedTuple):
     """A row of Table 6 or 26: number of comparisons, then means over them.
 
     An example is what the reward model reads: earlier dialogue, prompt and one answer. Tokens are
-    those of the texts, without the template's markers.
+    those of the texts, without the template's markers. Counted so, the 2,299 usable pairs of
+    Anthropic's harmless-base test file have 153.3, 15.0 and 46.4 tokens with a Llama-like tokenizer;
+    Table 6 says 152.5, 15.7 and 46.4 of the whole set, but 3.0 turns, where we count 2.5.
     """
 
     comparisons: int

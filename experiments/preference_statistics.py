@@ -1,0 +1,86 @@
+"""Tables 6 and 26 for preference files: sizes and lengths by source and by batch, and rating drift.
+
+python -m experiments.preference_statistics --input=preferences.jsonl --tokenizer=PATH --output=OUT.md
+
+The total is computed from the rows: that of the paper's Table 6 is not the sum of its rows (D35).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from llama2_jax.data.chat import TEMPLATES, get_template
+from llama2_jax.data.preferences import (
+    RATINGS,
+    SAFETY_BINS,
+    Preference,
+    group_by,
+    rating_shares,
+    read_preferences,
+    statistics,
+)
+from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.launch import launch
+
+
+def main() -> None:
+    """Read, count, print, write."""
+    args = flags.FLAGS
+    pairs = read_preferences(args.input, template=get_template(args.template))
+    report = write_report(pairs, load_tokenizer(args.tokenizer))
+    Path(args.output).write_text(report, encoding="utf-8")
+    print(report, end="")
+
+
+def write_report(pairs: Sequence[Preference], tokenizer: Tokenizer) -> str:
+    """The tables as Markdown."""
+    lines = ["# Preference data", "", "By source (Table 6):", ""]
+    lines += _lengths("source", {**group_by(pairs, lambda pair: pair.source), "all": pairs}, tokenizer)
+    by_batch = group_by(pairs, lambda pair: pair.batch)
+    lines += ["", "By batch (Table 26):", "", *_lengths("batch", by_batch, tokenizer)]
+    lines += ["", "Ratings by batch (Figure 25), of the pairs that have one:", "", *_ratings(by_batch)]
+    lines += ["", "Safety labels:", "", *_safety(pairs)]
+    return "\n".join(lines) + "\n"
+
+
+def _lengths(title: str, groups: Mapping[Any, Sequence[Preference]], tokenizer: Tokenizer) -> list[str]:
+    rows = [f"| {title} | comparisons | turns | tokens/example | tokens/prompt | tokens/response |"]
+    rows += ["|---|---:|---:|---:|---:|---:|"]
+    for name, own in groups.items():
+        size, *means = statistics(own, tokenizer)
+        rows.append(f"| {_name(name)} | {size:,} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+    return rows
+
+
+def _ratings(by_batch: Mapping[Any, Sequence[Preference]]) -> list[str]:
+    rows = ["| batch | " + " | ".join(rating.replace("_", " ") for rating in RATINGS) + " |"]
+    rows += ["|---|" + "---:|" * len(RATINGS)]
+    for batch, own in by_batch.items():
+        shares = rating_shares(own)
+        cells = [f"{100 * shares[rating]:.1f} %" if shares else "" for rating in RATINGS]
+        rows.append(f"| {batch} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _safety(pairs: Sequence[Preference]) -> list[str]:
+    labelled = [pair.safety for pair in pairs if pair.safety is not None]
+    rows = ["| label | pairs | share |", "|---|---:|---:|"]
+    for name in SAFETY_BINS if labelled else ():
+        size = labelled.count(name)
+        rows.append(f"| {name.replace('_', ' ')} | {size:,} | {100 * size / len(labelled):.1f} % |")
+    return rows
+
+
+def _name(group: Any) -> str:
+    return str(group) or "(not named)"
+
+
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    flags.DEFINE_multi_string("input", None, "Preference file or glob pattern; repeatable.")
+    flags.DEFINE_string("tokenizer", None, "tokenizer.model, tokenizer.json or their folder.")
+    flags.DEFINE_string("output", None, "Markdown file to write.")
+    flags.DEFINE_enum("template", "llama2", list(TEMPLATES), "Chat template; its markers are refused.")
+    flags.mark_flags_as_required(["input", "tokenizer", "output"])
+    launch(main)
