@@ -1,0 +1,191 @@
+"""How comparisons are collected: two variants answer each prompt, somebody compares (PREF-1, 5, 6).
+
+Batch n (a week of the paper) takes the next prompts of the file, so that a file in the order of
+difficulty is a curriculum (PREF-11). Each prompt is answered once by the new and once by the
+previous model, at temperatures drawn for it; with one model only, at two different temperatures. The
+order in which two answers are shown is random. Pairs that nobody could compare are sampled again,
+then dropped and counted.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from llama2_jax.config import require
+from llama2_jax.data.chat import Template
+from llama2_jax.data.preferences import Preference
+from llama2_jax.data.prompts import Prompt
+from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectionConfig:
+    """How much is collected and how varied it is."""
+
+    first_batch: int = 1
+    num_batches: int = 1
+    prompts_per_batch: int = 1000
+    temperatures: tuple[float, ...] = (0.7, 1.0)  # one is drawn for each answer (PREF-1)
+    max_resamples: int = 2  # of a pair whose answers are equal or cannot be used
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("first_batch", "num_batches", "prompts_per_batch"):
+            require(getattr(self, name) > 0, f"{name} = {getattr(self, name)} must be positive")
+        require(self.max_resamples >= 0, f"max_resamples = {self.max_resamples} must not be negative")
+        require(
+            len(set(self.temperatures)) > 1 and min(self.temperatures) > 0,
+            f"temperatures = {self.temperatures} must be at least two different positive numbers: "
+            "the answers to be compared are sampled at varied temperature",
+        )
+
+
+class Variant(NamedTuple):
+    """A model at a temperature."""
+
+    model: str
+    temperature: float
+
+
+class Pair(NamedTuple):
+    """Two sampled answers and who wrote them; the annotator sees ``comparison`` only."""
+
+    comparison: Comparison
+    batch: int
+    variants: tuple[Variant, Variant]  # of the first and the second answer
+
+
+class Collected(NamedTuple):
+    """Pairs to compare, and how many were given up, by reason."""
+
+    pairs: list[Pair]
+    dropped: Counter[str]
+
+
+Sample = Callable[[Variant, Sequence[Prompt], Sequence[int]], list[str]]
+"""Variant, prompts and their seeds to answers."""
+
+
+def batch_prompts(prompts: Sequence[Prompt], config: CollectionConfig, batch: int) -> list[Prompt]:
+    """The prompts of a batch, counted from 1; after the last prompt the file begins again.
+
+    Raises:
+      ConfigError: a batch is larger than the file, so a prompt would stand in it twice.
+    """
+    size = config.prompts_per_batch
+    require(
+        size <= len(prompts),
+        f"prompts_per_batch = {size} is more than the {len(prompts)} prompts of the file; "
+        "lower config.collection.prompts_per_batch",
+    )
+    first = (batch - 1) * size
+    return [prompts[index % len(prompts)] for index in range(first, first + size)]
+
+
+def draw_variants(
+    models: Sequence[str], temperatures: Sequence[float], rng: Random
+) -> tuple[Variant, Variant]:
+    """Two different variants, in random order.
+
+    Args:
+      models: the new one and, if there is one, the previous.
+    """
+    if len(models) == 1:
+        first, second = (Variant(models[0], one) for one in rng.sample(list(temperatures), 2))
+    else:
+        first, second = (Variant(model, rng.choice(temperatures)) for model in rng.sample(list(models), 2))
+    return first, second
+
+
+def collect(
+    prompts: Sequence[Prompt],
+    models: Sequence[str],
+    sample: Sample,
+    config: CollectionConfig,
+    *,
+    batch: int,
+    template: Template,
+) -> Collected:
+    """The pairs of one batch, in the order of its prompts.
+
+    Args:
+      prompts: of the whole file.
+      models: names of the new and the previous model, different; or of the only one.
+      template: answers that contain its markers are not used.
+    """
+    chosen = batch_prompts(prompts, config, batch)
+    waiting = {f"{batch}-{prompt.prompt_id}": prompt for prompt in chosen}
+    found: dict[str, Pair] = {}
+    reasons: dict[str, str] = {}
+    for attempt in range(1 + config.max_resamples):
+        rngs = {name: Random(f"{config.seed} {name} {attempt}") for name in waiting}
+        variants = {name: draw_variants(models, config.temperatures, rng) for name, rng in rngs.items()}
+        seeds = {name: (rng.getrandbits(31), rng.getrandbits(31)) for name, rng in rngs.items()}
+        asked = [
+            (variants[name][side], prompt, seeds[name][side])
+            for name, prompt in waiting.items()
+            for side in (0, 1)
+        ]
+        answers = _sample_by_variant(asked, sample)
+        for name, first, second in zip(list(waiting), answers[::2], answers[1::2], strict=True):
+            pair = Pair(Comparison(name, waiting[name], first, second), batch, variants[name])
+            reason = unusable(pair, template)
+            if reason:
+                reasons[name] = reason
+            else:
+                found[name] = pair
+                del waiting[name]
+    order = [f"{batch}-{prompt.prompt_id}" for prompt in chosen]
+    return Collected(
+        [found[name] for name in order if name in found], Counter(reasons[name] for name in waiting)
+    )
+
+
+def unusable(pair: Pair, template: Template) -> str:
+    """Why nobody can compare the answers, "" if somebody can."""
+    first, second = pair.comparison.first.strip(), pair.comparison.second.strip()
+    if not first or not second:
+        return "empty answer"
+    if first == second:
+        return "equal answers"
+    if any(tag in answer for tag in template.forbidden for answer in (first, second)):
+        return "special tags"
+    return ""
+
+
+def to_preference(pair: Pair, judgement: Judgement, *, source: str) -> Preference:
+    """The row of a judged pair (PREF-7)."""
+    comparison, first = pair.comparison, judgement.prefers_first
+    answers = (comparison.first, comparison.second)
+    chosen, rejected = (0, 1) if first else (1, 0)
+    unsafe = judgement.unsafe
+    return Preference(
+        messages=comparison.prompt.messages,
+        chosen=answers[chosen],
+        rejected=answers[rejected],
+        track=comparison.track,
+        rating=judgement.rating,
+        safety=safety_bin(unsafe[chosen], unsafe[rejected]) if unsafe else None,
+        batch=pair.batch,
+        chosen_model=pair.variants[chosen].model,
+        rejected_model=pair.variants[rejected].model,
+        chosen_temperature=pair.variants[chosen].temperature,
+        rejected_temperature=pair.variants[rejected].temperature,
+        annotator_id=judgement.annotator_id,
+        risk_category=comparison.prompt.risk_category,
+        prompt_id=comparison.prompt.prompt_id,
+        source=source,
+    )
+
+
+def _sample_by_variant(asked: Iterable[tuple[Variant, Prompt, int]], sample: Sample) -> list[str]:
+    """Answers in order, each variant asked once for all its prompts."""
+    asked = list(asked)
+    answers: dict[int, str] = {}
+    for variant in sorted({one for one, _, _ in asked}):
+        places = [place for place, (one, _, _) in enumerate(asked) if one == variant]
+        texts = sample(variant, [asked[i][1] for i in places], [asked[i][2] for i in places])
+        answers |= zip(places, texts, strict=True)
+    return [answers[place] for place in range(len(asked))]
