@@ -39,6 +39,7 @@ class EncodedPairs(NamedTuple):
     """Pairs to learn from, and how many were left out."""
 
     pairs: list[EncodedPair]
+    numbers: list[int]  # of the preferences that the pairs are
     too_long: int
     identical: int  # equal as tokens, though not as texts
 
@@ -72,7 +73,7 @@ def encode_pairs(
     Raises:
       DataError: a pair that is too long, or no pair is left.
     """
-    kept: list[EncodedPair] = []
+    kept: dict[int, EncodedPair] = {}
     too_long = identical = 0
     for number, preference in enumerate(preferences):
         pair = _encode_pair(preference, tokenizer, template)
@@ -88,7 +89,7 @@ def encode_pairs(
         elif pair.chosen == pair.rejected:
             identical += 1
         else:
-            kept.append(pair)
+            kept[number] = pair
     if not kept:
         raise DataError(
             f"none of {len(preferences)} pair(s) is usable: {too_long} longer than {max_length} tokens, "
@@ -99,7 +100,7 @@ def encode_pairs(
             "%d of %d pair(s) left out: %d longer than %d tokens, %d with equal tokens",
             too_long + identical, len(preferences), too_long, max_length, identical,
         )  # fmt: skip
-    return EncodedPairs(kept, too_long, identical)
+    return EncodedPairs(list(kept.values()), list(kept), too_long, identical)
 
 
 def _encode_pair(preference: Preference, tokenizer: Tokenizer, template: Template) -> EncodedPair:

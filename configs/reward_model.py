@@ -1,0 +1,95 @@
+"""Reward models (Llama 2, section 3.2.2; RM-1..10).
+
+python -m experiments.reward_model --config=configs/reward_model.py:helpfulness,size=7b --workdir=... \
+    --config.init_from=CHECKPOINT --config.data.preferences=preferences.jsonl
+
+CHECKPOINT is the chat model of the round, in any format (D31). Preferences: JSONL, one comparison per
+row, see ``llama2_jax/data/preferences.py``. Variants: helpfulness, safety and guard (a third model on
+other data, to notice when the first two are gamed, RM-18). Sizes: 7b, 13b, 34b, 70b (the paper's
+numbers) and tiny.
+"""
+
+from ml_collections import ConfigDict
+
+from llama2_jax.config import parse_arg, require_choice
+
+KINDS = ("helpfulness", "safety", "guard")
+SIZES = ("7b", "13b", "34b", "70b", "tiny")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of one variant and size."""
+    parsed = parse_arg(arg, variant="helpfulness", size="7b")
+    kind, size = parsed.variant, parsed.size
+    require_choice("config variant", kind, KINDS)
+    require_choice("config size", size, SIZES)
+    config = ConfigDict()
+    config.kind = kind
+    config.init_from = ""
+    config.template = "llama2"
+    config.head = "normal"  # D32: N(0, 1/(D+1)), or "zero"
+
+    config.model = ConfigDict()  # the rest comes from the checkpoint
+    config.model.compute_dtype = "bfloat16"  # D7
+    config.model.remat_policy = "full"
+
+    config.data = ConfigDict()  # files or patterns, separated by commas
+    config.data.preferences = ""  # our own, of both tracks
+    config.data.public = ""  # public sets; the mix of the two follows from the kind (RM-7, RM-8)
+    config.data.heldout = ""  # empty = heldout_fraction of the prompts
+    config.data.heldout_fraction = 0.05
+    config.data.unrated_sources = ()  # D34: sources that nobody graded, which get margin 0
+    config.data.sequence_length = 4096  # longest dialogue with its answer
+    config.data.batch_size = 512  # pairs: 1024 rows (RM-10)
+    config.data.epochs = 1.0  # RM-10: more over-fits
+    config.data.seed = 0
+    config.data.on_bad_line = "error"
+
+    config.loss = ConfigDict()
+    config.loss.margin = "large" if kind == "helpfulness" else "none"  # D28
+    config.loss.safety_weight = 1.0 if kind == "safety" else 0.0  # RM-6, D27
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-6 if size == "70b" else 1e-5  # RM-10
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 5  # at least
+    config.optimizer.warmup_fraction = 0.03
+    config.optimizer.final_fraction = 0.1
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.epsilon = 1e-5
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.grad_clip_norm = 1.0
+
+    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+
+    config.train = ConfigDict()  # the number of updates follows from data.epochs
+    config.train.seed = 0
+    config.train.accumulation_steps = 1
+    config.train.log_every_steps = 10
+    config.train.eval_every_steps = 0
+    config.train.checkpoint_every_steps = 200
+    config.train.keep_last = 2
+    config.train.keep_every_steps = 0
+    config.train.profile_steps = ""
+    config.train.peak_flops = 0.0
+    config.train.accept_changed_config = False
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 64  # responses scored together
+    config.eval.num_examples = 5  # disagreements shown in the report
+    if size == "tiny":
+        _make_tiny(config)
+    return config.lock()
+
+
+def _make_tiny(config: ConfigDict) -> None:
+    config.init_from = "runs/tiny_sft"
+    config.model.compute_dtype = "float32"
+    config.model.remat_policy = "none"
+    config.data.sequence_length = 256
+    config.data.batch_size = 16
+    config.data.heldout_fraction = 0.2
+    config.optimizer.learning_rate = 1e-3
+    config.train.checkpoint_every_steps = 50
+    config.eval.batch_size = 32

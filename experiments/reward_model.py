@@ -1,0 +1,347 @@
+"""Reward model: preferences to a model that scores answers (Llama 2, section 3.2.2).
+
+See ``configs/reward_model.py``. Helpfulness, safety and guard models differ in their data, margin and
+safety loss alone. Accuracy is that of held-out pairs of the model's own track.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.corpora import keep_tokenizer
+from experiments.sft import split
+from llama2_jax.analysis.reward_plots import plot_accuracy, plot_scores
+from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs
+from llama2_jax.data.preferences import (
+    Preference,
+    mix_helpfulness,
+    mix_safety,
+    read_preferences,
+    require_ratings,
+    split_by_prompt,
+)
+from llama2_jax.data.shards import file_sha256
+from llama2_jax.data.sources import expand_paths
+from llama2_jax.evals.reward_accuracy import (
+    RewardReport,
+    UnsafeDetection,
+    disagreements,
+    evaluate_pairs,
+    sigmoid,
+)
+from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
+from llama2_jax.losses.preference import MARGINS
+from llama2_jax.model.heads import ScoreModel, score_params_from_chat
+from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.rlhf.reward_model import (
+    KINDS,
+    RewardModel,
+    load_reward_model,
+    preference_loss,
+    reward_model_meta,
+    score_rows,
+)
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import check_batch_size, process_slice
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import Params
+from llama2_jax.train.loop import TrainConfig, TrainRun, train
+from llama2_jax.train.metrics import read_metrics
+from llama2_jax.train.optimizer import OptimizerConfig
+
+
+class Data(NamedTuple):
+    """The mixture to train on, held-out pairs of the model's own track, pairs left out by reason."""
+
+    train: list[Preference]
+    heldout: list[Preference]
+    left_out: Counter[str]
+
+
+class PairScores(NamedTuple):
+    """Raw scores of the two answers of each held-out pair."""
+
+    chosen_B: np.ndarray
+    rejected_B: np.ndarray
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Train a reward model in ``workdir``; continues or returns at once if it is done."""
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    check(config)
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
+    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
+    chat = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
+    require(
+        config.data.sequence_length <= chat.config.max_context,
+        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
+        f"{chat.config.max_context}; lower config.data.sequence_length",
+    )
+    data = read(config, chat)
+    pairs, heldout = (encode(preferences, config, chat) for preferences in (data.train, data.heldout))
+    labels = [data.heldout[number] for number in heldout.numbers]
+    loader = PairLoader(
+        pairs.pairs,
+        MARGINS[config.loss.margin],
+        batch_size=config.data.batch_size,
+        seed=config.data.seed,
+        **process_slice(),
+    )
+    tokenizer = chat.require_tokenizer()
+    keep_tokenizer(tokenizer, workdir)
+    model = ScoreModel(chat.config, partitioner)
+    # the run must not keep a second copy of the parameters: a resume does not need them at all
+    start_params = [] if has_checkpoints(workdir) else [initial_params(config, chat.params)]
+    chat = chat._replace(params=None)
+    train_run = TrainRun(
+        name=f"{config.kind} reward model",
+        model=model,
+        loss=preference_loss(model, safety_weight=config.loss.safety_weight),
+        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
+        partitioner=partitioner,
+        batch_size=config.data.batch_size,
+        sequence_length=loader.row_length,
+        batches=loader.iterate,
+        source_names=("preferences",),
+        meta=reward_model_meta(
+            chat.config,
+            tokenizer,
+            chat.template.name,
+            kind=config.kind,
+            margin=config.loss.margin,
+            data=[file_sha256(path) for path in expand_paths(files(config))],
+        ),
+        initial_params=start_params.pop,
+        num_outputs=1,
+        config=to_plain(config),
+        evaluate=make_evaluation(config, model, chat, heldout, labels),
+    )
+    num_steps = math.ceil(config.data.epochs * loader.batches_per_epoch)
+    train(train_run, build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train"), workdir)
+    reward_model = load_reward_model(
+        workdir, compute_dtype=config.model.compute_dtype, partitioner=partitioner
+    )
+    scores = score_pairs(reward_model, heldout, batch_size=config.eval.batch_size)
+    if jax.process_index() == 0:
+        write_report(workdir, config, labels, scores, notes(reward_model, data, pairs))
+    mark_done(workdir)
+
+
+def check(config: Any) -> None:
+    """Raise ``ConfigError`` for what can be seen without opening a file."""
+    require_choice("config.kind", config.kind, KINDS)
+    require_choice("config.loss.margin", config.loss.margin, MARGINS)
+    require_choice("config.head", config.head, ("normal", "zero"))
+    require(
+        config.loss.safety_weight >= 0,
+        f"loss.safety_weight = {config.loss.safety_weight} must not be negative",
+    )
+    require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
+    require(bool(config.init_from), "config.init_from is empty; name the chat model to start from")
+    require(bool(files(config)), "config.data.preferences is empty; name the files to learn from")
+
+
+def files(config: Any) -> list[str]:
+    """Files and patterns that are trained on."""
+    return [path for paths in (config.data.preferences, config.data.public) if paths for path in split(paths)]
+
+
+def read(config: Any, chat: LoadedModel) -> Data:
+    """What the files hold for this kind of model."""
+    left_out: Counter[str] = Counter()
+
+    def open_files(paths: str) -> list[Preference]:
+        if not paths:
+            return []
+        return read_preferences(
+            split(paths), template=chat.template, on_bad_line=config.data.on_bad_line, excluded=left_out
+        )
+
+    own, public, heldout = map(open_files, (config.data.preferences, config.data.public, config.data.heldout))
+    if not heldout:
+        everything = split_by_prompt(
+            own + public, heldout_fraction=config.data.heldout_fraction, seed=config.data.seed
+        )
+        train_ids = {id(pair) for pair in everything.train}
+        own, public = ([pair for pair in side if id(pair) in train_ids] for side in (own, public))
+        heldout = everything.heldout
+    preferences = mixture(config.kind, own, public, seed=config.data.seed)
+    own_track = [pair for pair in heldout if config.kind in ("guard", pair.track)]
+    require(
+        bool(own_track),
+        f"none of {len(heldout)} held-out pair(s) is of the {config.kind} track; name others in "
+        "config.data.heldout or raise config.data.heldout_fraction",
+    )
+    if config.loss.margin != "none":
+        require_ratings(preferences, unrated_sources=config.data.unrated_sources)
+    return Data(preferences, own_track, left_out)
+
+
+def mixture(
+    kind: str, own: Sequence[Preference], public: Sequence[Preference], *, seed: int
+) -> list[Preference]:
+    """Pairs of one epoch: RM-7 for helpfulness, RM-8 for safety; a guard takes all there is (RM-18).
+
+    Raises:
+      ConfigError: no pair of the kind's own track.
+    """
+
+    def of(pairs: Sequence[Preference], track: str) -> list[Preference]:
+        return [pair for pair in pairs if pair.track == track]
+
+    everything = [*own, *public]
+    if kind == "guard":
+        return everything
+    main = of(own, kind) if kind == "helpfulness" else of(everything, kind)
+    require(
+        bool(main),
+        f"none of {len(everything)} pair(s) is of the {kind} track; add files to config.data.preferences",
+    )
+    if kind == "helpfulness":
+        return mix_helpfulness(main, [*of(own, "safety"), *public], seed=seed)
+    return mix_safety(main, of(everything, "helpfulness"), seed=seed)
+
+
+def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) -> EncodedPairs:
+    """Pairs as ids, checked for their length."""
+    return encode_pairs(
+        preferences,
+        chat.require_tokenizer(),
+        chat.template,
+        max_length=config.data.sequence_length,
+        on_bad_line=config.data.on_bad_line,
+    )
+
+
+def initial_params(config: Any, chat_params: Params) -> Params:
+    """The chat model's body under a new head."""
+    key = jax.random.key(config.train.seed) if config.head == "normal" else None
+    return score_params_from_chat(chat_params, key=key)
+
+
+def score_pairs(reward_model: RewardModel, pairs: EncodedPairs, *, batch_size: int) -> PairScores:
+    """Raw scores of both answers of each pair."""
+    rows = [row for pair in pairs.pairs for row in (pair.chosen, pair.rejected)]
+    scores_B2 = score_rows(reward_model, rows, batch_size=batch_size).reshape(-1, 2)
+    return PairScores(scores_B2[:, 0], scores_B2[:, 1])
+
+
+def make_evaluation(
+    config: Any, model: ScoreModel, chat: LoadedModel, heldout: EncodedPairs, labels: Sequence[Preference]
+) -> Callable[[int, Params], dict[str, float]]:
+    """Accuracy on held-out pairs, and how far apart and where the scores are."""
+    tokenizer = chat.require_tokenizer()
+
+    def evaluate(step: int, params: Params) -> dict[str, float]:
+        version = f"{config.kind}-{step}"
+        now = RewardModel(chat.config, params, tokenizer, chat.template, model, config.kind, version)
+        scores = score_pairs(now, heldout, batch_size=config.eval.batch_size)
+        report = evaluate_pairs(labels, *scores)
+        return {
+            "eval/heldout/accuracy": report.accuracy.value,
+            "eval/heldout/score_difference": float(np.mean(scores.chosen_B - scores.rejected_B)),
+            "eval/heldout/score": float(np.mean(scores)),
+        }
+
+    return evaluate
+
+
+def notes(reward_model: RewardModel, data: Data, pairs: EncodedPairs) -> list[tuple[str, str]]:
+    """What the model is and was made from, for the report."""
+    return [
+        ("version", reward_model.version),
+        ("pairs trained on", f"{len(pairs.pairs):,}"),
+        ("pairs left out: too long", f"{pairs.too_long:,}"),
+        ("pairs left out: equal as tokens", f"{pairs.identical:,}"),
+        *((f"pairs left out: {reason.replace('_', ' ')}", f"{n:,}") for reason, n in data.left_out.items()),
+    ]
+
+
+def write_report(
+    workdir: Path,
+    config: Any,
+    heldout: Sequence[Preference],
+    scores: PairScores,
+    rows: Sequence[tuple[str, str]],
+) -> None:
+    """Write ``report.md``, ``scores.png`` and ``accuracy.png``."""
+    title = f"Reward model: {config.kind}"
+    report = evaluate_pairs(heldout, *scores)
+    displayed = PairScores(*map(sigmoid, scores))
+    plot_scores(workdir / "scores.png", **displayed._asdict(), title=title)
+    shares = {"all": report.accuracy, **report.by_rating, **report.by_safety}
+    plot_accuracy(workdir / "accuracy.png", {config.kind: shares}, title=title)
+    lines = [
+        f"# {title}",
+        "",
+        "Llama 2, section 3.2.2. Shares have their 95 % interval and the number of pairs, of the last four",
+        "responses, that they are of.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in [*rows, *_numbers(workdir, report)]),
+        "",
+        "![accuracy](accuracy.png)",
+        "",
+        "![scores](scores.png)",
+        "",
+        *_disagreements(heldout, scores, count=config.eval.num_examples),
+    ]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _numbers(workdir: Path, report: RewardReport) -> list[tuple[str, str]]:
+    metrics = read_metrics(workdir)
+    before, *_, after = [line for line in metrics if "eval/heldout/accuracy" in line]
+    updates = [line for line in metrics if "train/loss" in line]
+    return [
+        ("updates", f"{len(updates):,}"),
+        ("loss, first and last update", f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f}"),
+        ("held-out accuracy before training", f"{100 * before['eval/heldout/accuracy']:.1f} %"),
+        ("held-out accuracy", str(report.accuracy)),
+        *((f"- rated {name.replace('_', ' ')}", str(share)) for name, share in report.by_rating.items()),
+        *((f"- {name.replace('_', ' ')}", str(share)) for name, share in report.by_safety.items()),
+        ("mean score difference, held out", f"{after['eval/heldout/score_difference']:.3f}"),
+        *_unsafe(report.unsafe_at_half),
+        *_unsafe(report.unsafe_at_reward_threshold),
+    ]
+
+
+def _unsafe(found: UnsafeDetection | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    at = f"of unsafe responses at score {found.threshold}"
+    return [(f"recall {at}", str(found.recall or "-")), (f"precision {at}", str(found.precision or "-"))]
+
+
+def _disagreements(heldout: Sequence[Preference], scores: PairScores, *, count: int) -> list[str]:
+    lines = ["## Where the model disagrees with people", ""]
+    for index in disagreements(*scores, count=count):
+        pair = heldout[index]
+        lines += [
+            f"> **{_quote(pair.messages[-1].content)}** (rating: {pair.rating}, safety: {pair.safety})",
+            ">",
+            f"> chosen, {scores.chosen_B[index]:.2f}: {_quote(pair.chosen)}",
+            ">",
+            f"> rejected, {scores.rejected_B[index]:.2f}: {_quote(pair.rejected)}",
+            "",
+        ]
+    return lines
+
+
+def _quote(text: str) -> str:
+    return " ".join(text.split()).replace("*", "\\*").replace("<", "\\<")
+
+
+if __name__ == "__main__":
+    launch_experiment(run)
