@@ -75,7 +75,7 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
       shares: name of each reward model to label to share; labels in the order of the first model.
     """
     labels = list(next(iter(shares.values())))
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(7, 1.1 * len(labels)), 4), layout="constrained")
     width = 0.8 / len(shares)
     for number, (name, own) in enumerate(shares.items()):
         places = [
@@ -85,9 +85,9 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
         axes.bar(places, [100 * share.value for share in values], 0.9 * width, label=name, alpha=0.8)
         axes.errorbar(places, *_with_errors(values), fmt="none", color="black", linewidth=1, capsize=3)
         for place, share in zip(places, values, strict=True):
-            axes.text(place, 3, f"n = {share.size:,}", ha="center", fontsize=7, color="white")
+            axes.text(place, 3, f"n = {share.size:,}", ha="center", fontsize=7)
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
-    axes.set_xticks(range(len(labels)), [label.replace("_", " ") for label in labels])
+    axes.set_xticks(range(len(labels)), [label.replace("_", "\n") for label in labels])
     axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(shares) + 1)
