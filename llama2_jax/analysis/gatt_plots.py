@@ -83,7 +83,7 @@ def plot_attention(
     axes[0, 0].set_ylabel("from")
     axes[0, 0].annotate(
         "instruction",
-        (instruction_bins, 0.5),
+        (instruction_bins[1], 0.5),
         xytext=(4, 0),
         textcoords="offset points",
         color="tab:red",

@@ -1,0 +1,252 @@
+"""Safety context distillation: answers under a preprompt, learned without it (Llama 2, section 4.2.4).
+
+For every adversarial prompt (CD-4) three answers: as it is, under a generic preprompt, under the
+answer template of its risk category. All are scored under the bare prompt, and the better of the
+two others is written only where it beats the original (CD-5, D72). ``sft`` then trains on
+``dialogues.jsonl``. See ``configs/context_distillation.py``.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.gatt import open_chat_model
+from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
+from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.data import context_distillation as preprompts
+from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.sources import dialogue_row
+from llama2_jax.generate.decode import SEED_LIMIT
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.answers import Answer, sample_answers
+from llama2_jax.rlhf.reward_model import RewardModel, check_same_text, load_reward_model, score_rows
+
+BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
+SELECTED = "selected"
+EXAMPLES = 5
+
+
+class Candidate(NamedTuple):
+    """One answer: ``score`` is the raw output of the reward model under the bare prompt."""
+
+    answer: Answer
+    score: float
+
+
+class Choice(NamedTuple):
+    """What became of one prompt: how its distilled answer was made, and why it was kept or not."""
+
+    how: str
+    decision: str
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Write ``dialogues.jsonl``, ``results.json``, the pictures and ``report.md``.
+
+    Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
+    """
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
+    for name in ("init_from", "safety_reward_model"):
+        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
+    prompts = adversarial_prompts(config.data.prompts)
+    loaded = open_chat_model(config.init_from, config)
+    reward_model = load_reward_model(
+        config.safety_reward_model, partitioner=loaded.model.partitioner, **config.model
+    )
+    require(
+        reward_model.kind == "safety",
+        f"config.safety_reward_model = {config.safety_reward_model} is a {reward_model.kind} reward model; "
+        "the gate needs a safety reward model",
+    )
+    check_same_text(reward_model, loaded.require_tokenizer(), loaded.template)
+
+    candidates = {
+        how: candidates_for(views, prompts, loaded, reward_model, config)
+        for how, views in views_of(prompts, config).items()
+    }
+    choices = [
+        choose({how: found[i] for how, found in candidates.items()}, wording=config.data.wording)
+        for i in range(len(prompts))
+    ]
+    rows = [
+        dialogue_row([*prompt.messages, Message("assistant", candidates[choice.how][i].answer.text.strip())])
+        for i, (prompt, choice) in enumerate(zip(prompts, choices, strict=True))
+        if choice.decision == SELECTED
+    ]
+    write_rows(workdir / "dialogues.jsonl", rows)
+    results = summarise(candidates, choices)
+    write_json(workdir / "results.json", results)
+    draw_pictures(workdir, candidates, choices)
+    write_report(workdir, results, prompts, candidates, choices)
+    mark_done(workdir)
+
+
+def adversarial_prompts(path: str) -> list[Prompt]:
+    """The prompts with the safety tag, and no other: on helpful ones distillation does harm (CD-4).
+
+    Raises:
+      ConfigError: there is none, or one has a risk category without an answer template.
+    """
+    require(bool(path), "config.data.prompts is empty; name a file of prompts")
+    prompts = read_prompts(path)
+    adversarial = [prompt for prompt in prompts if prompt.is_safety]
+    require(
+        bool(adversarial),
+        f"{path}: none of {len(prompts)} prompts has is_safety; context distillation is for adversarial ones",
+    )
+    for prompt in adversarial:
+        require_choice(
+            f"{path}: risk_category of prompt {prompt.prompt_id!r}",
+            prompt.risk_category,
+            preprompts.ANSWER_PARTS,
+        )
+    return adversarial
+
+
+def views_of(prompts: Sequence[Prompt], config: Any) -> dict[str, list[list[Message]]]:
+    """For each way of sampling what the model sees of every prompt."""
+    rng, wording = Random(config.data.seed), config.data.wording
+    generic = preprompts.generic_preprompts(wording)
+    return {
+        BASE: [list(prompt.messages) for prompt in prompts],
+        GENERIC: [preprompts.with_preprompt(prompt.messages, rng.choice(generic)) for prompt in prompts],
+        TEMPLATE: [
+            preprompts.with_preprompt(
+                prompt.messages, preprompts.answer_template(prompt.risk_category, wording)
+            )
+            for prompt in prompts
+        ],
+    }
+
+
+def candidates_for(
+    views: Sequence[Sequence[Message]],
+    prompts: Sequence[Prompt],
+    loaded: LoadedModel,
+    reward_model: RewardModel,
+    config: Any,
+) -> list[Candidate]:
+    """Answers to the views, scored as answers to the bare prompts (pitfall 62).
+
+    The ids that are scored are those sampled. All views of a prompt use the same seed.
+    """
+    answers = sample_answers(
+        loaded,
+        views,
+        build(SamplingConfig, config.sampling, name="sampling"),
+        seeds=[(config.data.seed + index) % SEED_LIMIT for index in range(len(views))],
+        batch_size=config.batch_size,
+    )
+    tokenizer = loaded.require_tokenizer()
+    rows = [
+        [*encode_prompt(prompt.messages, tokenizer, loaded.template), *answer.tokens]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    scores = score_rows(reward_model, rows, batch_size=config.batch_size)
+    require(bool(np.isfinite(scores).all()), "the safety reward model gives scores that are not finite")
+    return [Candidate(answer, float(score)) for answer, score in zip(answers, scores, strict=True)]
+
+
+def choose(candidates: Mapping[str, Candidate], *, wording: str) -> Choice:
+    """The better of the two answers under a preprompt, and whether it replaces the original.
+
+    It does if its score is strictly greater (D72), and it has an end, a text, and no preprompt in it.
+    """
+    how = max((GENERIC, TEMPLATE), key=lambda name: candidates[name].score)  # the first where they are equal
+    answer, score = candidates[how]
+    if not score > candidates[BASE].score:
+        return Choice(how, "rejected: not better")
+    if not answer.stopped:
+        return Choice(how, "rejected: cut off")
+    if not answer.text.strip():
+        return Choice(how, "rejected: empty")
+    if preprompts.quotes_preprompt(answer.text, wording):
+        return Choice(how, "rejected: repeats a preprompt")
+    return Choice(how, SELECTED)
+
+
+def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:
+    """Medians of Figure 16a and the counts of the gate."""
+    medians = {how: float(np.median(probabilities(found))) for how, found in candidates.items()}
+    before, after, selected = compared(candidates, choices)
+    increases = (after - before)[selected]
+    return {
+        "prompts": len(choices),
+        "decisions": dict(Counter(choice.decision for choice in choices)),
+        "selected": int(selected.sum()),
+        "selected by preprompt": dict(
+            Counter(choice.how for choice in choices if choice.decision == SELECTED)
+        ),
+        "median safety score": medians,
+        "mean increase of the selected": float(increases.mean()) if selected.any() else None,
+    }
+
+
+def probabilities(candidates: Sequence[Candidate]) -> np.ndarray:
+    """Scores as the reward model's probability in [0, 1], for people to read; the gate uses raw ones."""
+    raw = np.array([candidate.score for candidate in candidates], np.float64)
+    return np.exp(-np.logaddexp(0, -raw))
+
+
+def compared(
+    candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every prompt: score of the original, score of the distilled answer, selected or not."""
+    before = probabilities(candidates[BASE])
+    after = probabilities([candidates[choice.how][i] for i, choice in enumerate(choices)])
+    return before, after, np.array([choice.decision == SELECTED for choice in choices])
+
+
+def draw_pictures(
+    workdir: Path, candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
+) -> None:
+    """``scores.png`` (Figure 16a) and ``increase.png`` (Figure 16b)."""
+    plot_scores(
+        workdir / "scores.png", {how: list(probabilities(found)) for how, found in candidates.items()}
+    )
+    before, after, selected = compared(candidates, choices)
+    plot_increase(workdir / "increase.png", list(before), list(after), list(selected))
+
+
+def write_report(
+    workdir: Path,
+    results: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    candidates: Mapping[str, Sequence[Candidate]],
+    choices: Sequence[Choice],
+) -> None:
+    """Write ``report.md``."""
+    lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
+    lines += ["| answer sampled with | median safety score |", "|---|---|"]
+    lines += [f"| {how} | {median:.3f} |" for how, median in results["median safety score"].items()]
+    lines += ["", "| decision | prompts |", "|---|---|"]
+    lines += [f"| {name} | {count:,} |" for name, count in results["decisions"].items()]
+    increase = results["mean increase of the selected"]
+    if increase is None:
+        lines += ["", "No answer was selected: the model does not react to preprompts, or is safe already."]
+    else:
+        lines += ["", f"Mean increase of the score where selected: {increase:.3f}."]
+    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples", ""]
+    chosen = [i for i, choice in enumerate(choices) if choice.decision == SELECTED][:EXAMPLES]
+    for i in chosen:
+        lines += [f"> **user** {prompts[i].messages[-1].content}  "]
+        for how in dict.fromkeys((BASE, choices[i].how)):
+            answer, score = candidates[how][i]
+            lines += [f"> **{how}** ({score:+.2f}) {answer.text.strip()}  "]
+        lines += [""]
+    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

@@ -1,0 +1,198 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import context_distillation as configs
+from experiments import context_distillation
+from experiments.context_distillation import BASE, GENERIC, SELECTED, TEMPLATE, Candidate, Choice, choose
+from llama2_jax.config import ConfigError
+from llama2_jax.data import context_distillation as preprompts
+from llama2_jax.data.chat import CHATML, LLAMA2, Message, Template, encode_prompt
+from llama2_jax.data.sources import read_dialogues
+from llama2_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from llama2_jax.rlhf.answers import Answer
+from tests.experiments import runs
+
+UNSAFE, SAFE = "Pick the lock.", "I cannot help with that."
+
+
+class Model(NamedTuple):
+    """What the programme needs of a chat model and of a reward model, without weights."""
+
+    tokenizer: Tokenizer
+    template: Template = LLAMA2
+    kind: str = "safety"
+    model: Any = None
+
+    def require_tokenizer(self) -> Tokenizer:
+        return self.tokenizer
+
+
+class Partitioned(NamedTuple):
+    partitioner: None = None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return Model(
+        train_sentencepiece([runs.sentences(200, seed=0)], path, vocab_size=300), model=Partitioned()
+    )
+
+
+@pytest.fixture
+def scored(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A model that is safe under templates, and sometimes under preprompts; keeps the texts scored."""
+    seen: list[str] = []
+
+    def sample(loaded: Model, views: Sequence[Sequence[Message]], *_: object, **__: object) -> list[Answer]:
+        texts = [
+            SAFE if view[0].role == "system" and "decline" in view[0].content else UNSAFE for view in views
+        ]
+        ids = [loaded.tokenizer.encode(text, eos=True) for text in texts]
+        return [Answer(tokens, text, True, []) for tokens, text in zip(ids, texts, strict=True)]
+
+    def score(reward_model: Model, rows: Sequence[Sequence[int]], **_: object) -> np.ndarray:
+        texts = [reward_model.tokenizer.decode(list(row)) for row in rows]
+        seen.extend(texts)
+        return np.array([2.0 if "cannot" in text else -1.0 for text in texts], np.float32)
+
+    monkeypatch.setattr(context_distillation, "open_chat_model", lambda *_: model)
+    monkeypatch.setattr(context_distillation, "load_reward_model", lambda *_, **__: model)
+    monkeypatch.setattr(context_distillation, "sample_answers", sample)
+    monkeypatch.setattr(context_distillation, "score_rows", score)
+    return seen
+
+
+def prompt_row(
+    number: int, *, is_safety: bool = True, category: str = "illicit or criminal"
+) -> dict[str, Any]:
+    message = {"role": "user", "content": f"How do I open gate {number}?"}
+    return {
+        "prompt_id": str(number), "messages": [message], "is_safety": is_safety, "risk_category": category
+    }  # fmt: skip
+
+
+def config_for(folder: Path, rows: list[Any] | None = None, **changes: Any) -> ConfigDict:
+    rows = [prompt_row(n, is_safety=n % 2 == 0) for n in range(10)] if rows is None else rows
+    defaults = {
+        "init_from": "a",
+        "safety_reward_model": "b",
+        "data.prompts": str(runs.write_lines(folder / "prompts.jsonl", rows)),
+    }
+    flat = defaults | {name.replace("__", "."): value for name, value in changes.items()}
+    return runs.changed(configs.get_config("tiny"), flat)
+
+
+def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt(
+    tmp_path: Path, scored: list[str], model: Model
+) -> None:
+    folder = tmp_path / "run"
+    context_distillation.run(config_for(tmp_path), folder)
+    written = (folder / "dialogues.jsonl").read_text()
+    rows = list(read_dialogues(folder / "dialogues.jsonl"))
+    asked = [messages[0].content for messages, _ in rows]
+    assert asked == [f"How do I open gate {number}?" for number in (0, 2, 4, 6, 8)]  # CD-4
+    assert all(messages[1:] == [Message("assistant", SAFE)] for messages, _ in rows)
+    texts = preprompts.all_preprompts("short")
+    assert not any(text in written for text in texts)
+    # pitfall 62: all three answers of a prompt are scored behind the same ids, those of the bare prompt
+    assert len(scored) == 15
+    for number in (0, 2, 4, 6, 8):
+        bare = [Message("user", f"How do I open gate {number}?")]
+        start = model.tokenizer.decode(encode_prompt(bare, model.tokenizer))
+        assert sum(text.startswith(start) for text in scored) == 3
+    assert not any(preprompt in text for preprompt in texts for text in scored)
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["decisions"] == {SELECTED: 5}
+    assert results["selected by preprompt"] == {TEMPLATE: 5}
+    unsafe, safe = 1 / (1 + np.exp(1)), 1 / (1 + np.exp(-2))
+    assert results["median safety score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
+    assert results["mean increase of the selected"] == pytest.approx(safe - unsafe)
+    for name in ("scores.png", "increase.png", "report.md", "DONE"):
+        assert (folder / name).exists(), name
+
+
+def test_nothing_better_leaves_an_empty_file_and_says_so(
+    tmp_path: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scored
+    monkeypatch.setattr(context_distillation, "score_rows", lambda model, rows, **_: np.zeros(len(rows)))
+    context_distillation.run(config_for(tmp_path), tmp_path / "run")
+    assert (tmp_path / "run" / "dialogues.jsonl").read_text() == ""
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["selected"], results["mean increase of the selected"]) == (0, None)
+    assert "No answer was selected" in (tmp_path / "run" / "report.md").read_text()
+
+
+def candidate(score: float, text: str = SAFE, *, stopped: bool = True) -> Candidate:
+    return Candidate(Answer([1], text, stopped, []), score)
+
+
+QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."
+
+
+@pytest.mark.parametrize(
+    ("base", "generic", "template", "expected"),
+    [
+        (0.5, candidate(0.6), candidate(0.4), Choice(GENERIC, SELECTED)),
+        (0.5, candidate(0.6), candidate(0.7), Choice(TEMPLATE, SELECTED)),
+        (0.5, candidate(0.5), candidate(0.5), Choice(GENERIC, "rejected: not better")),  # D72: strictly
+        (0.5, candidate(0.6, stopped=False), candidate(0.4), Choice(GENERIC, "rejected: cut off")),
+        (0.5, candidate(0.6, " "), candidate(0.4), Choice(GENERIC, "rejected: empty")),
+        (0.5, candidate(0.4), candidate(0.9, QUOTE), Choice(TEMPLATE, "rejected: repeats a preprompt")),
+    ],
+)
+def test_the_gate(base: float, generic: Candidate, template: Candidate, expected: Choice) -> None:
+    found = {BASE: candidate(base), GENERIC: generic, TEMPLATE: template}
+    assert choose(found, wording="short") == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"init_from": ""}, "config.init_from is empty"),
+        ({"safety_reward_model": ""}, "config.safety_reward_model is empty"),
+        ({"data__prompts": ""}, "config.data.prompts is empty"),
+        ({"data__wording": "tiny"}, "data.wording is 'tiny'; choose one of 'long', 'short'"),
+        ({"rows": [prompt_row(0, is_safety=False)]}, "none of 1 prompts has is_safety"),
+        ({"rows": [prompt_row(0, category="rude")]}, "risk_category of prompt '0' is 'rude'; choose one of"),
+    ],
+)
+def test_bad_input_is_refused(
+    tmp_path: Path, scored: list[str], changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        context_distillation.run(config_for(tmp_path, **changes), tmp_path / "run")
+    assert not scored
+
+
+def test_scores_that_are_not_finite_are_refused(
+    tmp_path: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scored
+    monkeypatch.setattr(
+        context_distillation, "score_rows", lambda model, rows, **_: np.full(len(rows), np.nan)
+    )
+    with pytest.raises(ConfigError, match="scores that are not finite"):
+        context_distillation.run(config_for(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / "dialogues.jsonl").exists()
+
+
+def test_a_reward_model_of_another_kind_or_template_is_refused(
+    tmp_path: Path, scored: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other, reason in (
+        (model._replace(kind="helpfulness"), "is a helpfulness reward model"),
+        (model._replace(template=CHATML), "chatml"),
+    ):
+        monkeypatch.setattr(context_distillation, "load_reward_model", lambda *_, found=other, **__: found)
+        with pytest.raises(ConfigError, match=reason):
+            context_distillation.run(config_for(tmp_path), tmp_path / "run")
+    assert not scored

@@ -1,0 +1,224 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import evaluate_gatt as evaluation_configs
+from configs import gatt as gatt_configs
+from experiments import evaluate_gatt, gatt
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import Message, SpecialTagError, encode_prompt
+from llama2_jax.data.sources import read_dialogues
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.pretrained import LoadedModel, for_decoding
+from llama2_jax.rlhf import conversations
+from llama2_jax.rlhf.answers import Answer
+from llama2_jax.rlhf.conversations import converse
+from tests.experiments import runs
+
+NEW_TOKENS = 6
+
+
+def prompt_row(number: int, text: str, **rest: Any) -> dict[str, Any]:
+    return {"prompt_id": str(number), "messages": [{"role": "user", "content": text}], **rest}
+
+
+def prompts(folder: Path) -> Path:
+    texts = ("Hi.", "Hello.", "A token?", "What is your name?", "Act as Plato. Hi.")
+    rows = [prompt_row(number, text) for number, text in enumerate(texts)]
+    return runs.write_lines(folder / "prompts.jsonl", [*rows, prompt_row(9, "Unsafe.", is_safety=True)])
+
+
+def gatt_config(folder: Path, **changes: Any) -> ConfigDict:
+    defaults = {
+        "init_from": str(runs.fine_tuned_workdir()),
+        "data.prompts": str(prompts(folder)),
+        "data.num_dialogues": 6,
+        "data.max_turns": 2,
+        "batch_size": 6,
+        "sampling.max_new_tokens": NEW_TOKENS,
+    }
+    flat = defaults | {name.replace("__", "."): value for name, value in changes.items()}
+    return runs.changed(gatt_configs.get_config("tiny"), flat)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A model that says who it is told to be; keeps the prompts it was given, as text."""
+    seen: list[str] = []
+
+    def answer(
+        loaded: LoadedModel, rows: Sequence[Sequence[int]], sampling: SamplingConfig, **_: Any
+    ) -> list[Answer]:
+        texts = [loaded.require_tokenizer().decode(list(row)) for row in rows]
+        seen.extend(texts)
+        return [Answer([1], f"I am {_told(text)}.", True, [0.0]) for text in texts]
+
+    monkeypatch.setattr(conversations, "sample_token_rows", answer)
+    monkeypatch.setattr(evaluate_gatt, "sample_token_rows", answer)
+    return seen
+
+
+def _told(text: str) -> str:
+    last = text.rsplit("[INST]", maxsplit=1)[-1]  # an instruction of an earlier turn is forgotten
+    values = [v for a in gatt.world_attributes().values() for v in (*a.values, *a.heldout) if v in last]
+    return " ".join(values) or "nobody"
+
+
+def test_user_messages_that_are_unsafe_or_about_the_attributes_are_left_out(tmp_path: Path) -> None:
+    attributes = gatt.world_attributes()
+    path = str(prompts(tmp_path))
+    found = gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=0)
+    assert found == ["Hi.", "Hello.", "A token?"]
+    short = gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=5)
+    assert 0 < len(short) < 3
+    with pytest.raises(
+        ConfigError, match=r"none of 3 usable user messages has at most .*max_turn_tokens = 1 "
+    ):
+        gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=1)
+
+
+def test_what_is_sampled_and_what_is_written(tmp_path: Path, scripted: list[str]) -> None:
+    gatt.run(gatt_config(tmp_path, data__question_fraction=1.0), tmp_path / "run")
+    rows = list(read_dialogues(tmp_path / "run" / "dialogues.jsonl"))
+    assert 0 < len(rows) <= 6
+    assert {row.train_on for row in rows} == {"last"}
+    for messages, _ in rows:
+        assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+        instruction = messages[0].content
+        assert sum(instruction in message.content for message in messages) == 1
+        turns = [text for text in scripted if instruction in text]
+        assert {text.count(instruction) for text in turns} == {1, 2}  # once per turn of the user
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert sum(results["dialogues"].values()) == 6
+    assert "Ghost Attention" in (tmp_path / "run" / "report.md").read_text()
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_the_check_drops_dialogues_whose_last_answer_is_wrong(
+    tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scripted
+    monkeypatch.setattr("tests.experiments.test_gatt._told", _told_hobby)
+    config = gatt_config(tmp_path, data__question_fraction=1.0, data__check=True, data__num_dialogues=60)
+    gatt.run(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    right, asked = results["instruction_kept"]["right"], results["instruction_kept"]["asked"]
+    assert results["dialogues"]["kept"] == right < asked
+    assert results["dialogues"]["instruction not kept"] == asked - right
+
+
+def _told_hobby(text: str) -> str:
+    hobbies = gatt.world_attributes()["hobby"].values
+    return next((hobby for hobby in hobbies if hobby in text), "nobody")
+
+
+def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Path) -> None:
+    loaded = for_decoding(runs.chat_model())
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=1.0)
+    user_turns = [["Hi."], ["Hello.", "A token?"], ["Hi."] * 30]
+    found = converse(loaded, user_turns, [list] * 3, sampling, seed=3, batch_size=3)
+    assert [one.finished for one in found] == [True, True, False]
+    assert [len(one.messages) for one in found[:2]] == [2, 4]
+    assert 2 <= len(found[2].messages) < 60
+    longest = encode_prompt(
+        [*found[2].messages, Message("user", "Hi.")], loaded.require_tokenizer(), loaded.template
+    )
+    assert len(longest) + NEW_TOKENS > loaded.config.max_context
+    alone = converse(loaded, user_turns[:2], [list] * 2, sampling, seed=3, batch_size=3)
+    assert alone == found[:2]
+
+
+def evaluation_config(folder: Path, **changes: Any) -> ConfigDict:
+    model = str(runs.fine_tuned_workdir())
+    defaults = {
+        "models.without": model,
+        "models.with_gatt": model,
+        "data.prompts": str(prompts(folder)),
+        "eval.num_dialogues": 8,
+        "eval.turns": (2, 20),
+        "eval.constraint_turns": 1,
+        "eval.attention_turns": 2,
+        "batch_size": 8,
+        "sampling.max_new_tokens": NEW_TOKENS,
+    }
+    flat = defaults | {name.replace("__", "."): value for name, value in changes.items()}
+    return runs.changed(evaluation_configs.get_config("tiny"), flat)
+
+
+def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
+    tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scripted
+    folder = tmp_path / "run"
+    evaluate_gatt.run(evaluation_config(tmp_path), folder)
+    results = json.loads((folder / "results.json").read_text())
+    for lists in evaluate_gatt.LISTS:
+        second, last = results["without"][lists]
+        assert (second["asked"], second["beyond_context"]) == (8, 0)
+        assert second["accuracy"]["value"] == 0  # the scripted model forgets at once
+        assert (last["accuracy"], last["asked"], last["beyond_context"]) == (None, 0, 8)
+    assert "beyond the context (8)" in (folder / "report.md").read_text()
+    for name in ("accuracy.png", "accuracy_heldout.png", "attention.png", "DONE"):
+        assert (folder / name).exists(), name
+    assert results["without"] == results["with_gatt"]
+
+    monkeypatch.setattr("tests.experiments.test_gatt._told", lambda text: _remembered(text))
+    evaluate_gatt.run(evaluation_config(tmp_path, eval__turns=(2,)), tmp_path / "other")
+    results = json.loads((tmp_path / "other" / "results.json").read_text())
+    assert [results["without"][lists][0]["accuracy"]["value"] for lists in evaluate_gatt.LISTS] == [1, 1]
+
+
+def _remembered(text: str) -> str:
+    first = text.split("<</SYS>>", maxsplit=1)[0]
+    values = [v for a in gatt.world_attributes().values() for v in (*a.values, *a.heldout) if v in first]
+    return " ".join(values) or "nobody"
+
+
+def test_attention_numbers_of_a_real_dialogue() -> None:
+    loaded = for_decoding(runs.chat_model())
+    dialogue = [Message("system", "Act as Bach."), Message("user", "Hi."), Message("assistant", "Hello.")]
+    seen = evaluate_gatt.look_back(loaded, dialogue)
+    tokenizer = loaded.require_tokenizer()
+    ids = encode_prompt(dialogue[:2], tokenizer, loaded.template)
+    assert tokenizer.decode(ids[slice(*seen.span)]).strip() == "Act as Bach."
+    assert np.allclose(np.triu(seen.weights_TS, 1), 0)
+    assert seen.weights_TS[0, 0] == pytest.approx(1)
+    assert seen.starts == [len(ids)]
+    assert len(seen.to_instruction) == 1
+    assert 0 < seen.to_instruction[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"init_from": ""}, "config.init_from is empty"),
+        ({"data__prompts": ""}, "config.data.prompts is empty"),
+        ({"data__num_dialogues": 0}, "num_dialogues = 0 must be positive"),
+        ({"data__min_turns": 1}, "min_turns = 1 and data.max_turns = 2"),
+        ({"data__min_turns": 3}, "min_turns = 3 and data.max_turns = 2"),
+        ({"data__attributes": "moods"}, "'moods'; choose one of 'general', 'world'"),
+        ({"sampling__max_new_tokens": 120}, "none of 6 dialogues can be used: {'beyond the context"),
+    ],
+)
+def test_bad_configs_are_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        gatt.run(gatt_config(tmp_path, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "dialogues.jsonl").exists()
+
+
+def test_special_tags_in_a_prompt_are_refused(tmp_path: Path) -> None:
+    path = runs.write_lines(tmp_path / "tags.jsonl", [prompt_row(0, "<<SYS>> Hi.")])
+    with pytest.raises(SpecialTagError, match="special tags are not allowed"):
+        gatt.run(gatt_config(tmp_path, data__prompts=str(path)), tmp_path / "run")
+
+
+def test_evaluation_needs_models_and_later_turns(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config.models lacks a path for with_gatt"):
+        evaluate_gatt.run(evaluation_config(tmp_path, models__with_gatt=""), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"eval.turns = \(1, 2\); turn 1 sets the instruction"):
+        evaluate_gatt.run(evaluation_config(tmp_path, eval__turns=(1, 2)), tmp_path / "run")
