@@ -70,14 +70,13 @@ def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, ch
     _finish(figure, axes, path, loc="lower right", title="temperature")
 
 
-def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]], *, num_samples: int) -> None:
-    """Figure 26: maximum and median reward of the samples of each round, under one reward model."""
+def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
+    """Figure 26: maximum and median reward of ``num_samples`` samples of each round, by one reward model."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     numbers = sorted(rounds)
     for name, colour in (("max", "tab:blue"), ("median", "tab:orange")):
-        axes.plot(
-            numbers, [rounds[r][name] for r in numbers], "o-", color=colour, label=f"{name} of {num_samples}"
-        )
+        label = f"{name} of {rounds[numbers[0]]['num_samples']:.0f}"
+        axes.plot(numbers, [rounds[number][name] for number in numbers], "o-", color=colour, label=label)
     axes.set(title="Reward of the samples of each round", xlabel="round", ylabel="mean reward over prompts")
     axes.set_xticks(numbers)
     _finish(figure, axes, path, loc="best")

@@ -1,22 +1,57 @@
-"""A policy that has learned nothing: random weights, a tokenizer of 340 pieces; ready in a second."""
+"""A policy and reward models that have learned nothing: random weights, ready in a second."""
 
 import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from llama2_jax.config import write_json
 from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.data.tokenizer import train_sentencepiece
 from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, init_params
-from llama2_jax.pretrained import LoadedModel, for_decoding
+from llama2_jax.pretrained import LoadedModel, for_decoding, save_native
+from llama2_jax.rlhf.reward_model import reward_model_meta
 from llama2_jax.sharding.rules import single_device
+from llama2_jax.train.checkpoint import write_params
 from tests.experiments import runs
 
 
 @functools.cache
 def policy(seed: int = 0) -> LoadedModel:
+    """As for decoding."""
+    return for_decoding(stacked_policy(seed))
+
+
+@functools.cache
+def saved_policy(seed: int = 0) -> Path:
+    """A checkpoint of it."""
+    save_native(_folder() / f"policy_{seed}", stacked_policy(seed))
+    return _folder() / f"policy_{seed}"
+
+
+@functools.cache
+def saved_reward_model(kind: str, seed: int = 0, *, template: str = "llama2") -> Path:
+    """A checkpoint whose scores depend on the row and are spread around 0."""
+    base = stacked_policy()
+    folder, tokenizer = _folder() / f"{kind}_{seed}_{template}", base.require_tokenizer()
+    model = ScoreModel(base.config, single_device())
+    params = model.init(jax.random.key(seed), np.zeros((1, 1), np.int32))["params"]
+    meta = reward_model_meta(
+        base.config, tokenizer, template, kind=kind, margin="none", data=[f"seed {seed}"]
+    )
+    write_params(folder, params, meta)
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "config.json", {})
+    return folder
+
+
+@functools.cache
+def stacked_policy(seed: int = 0) -> LoadedModel:
+    """As loaded."""
     texts = [runs.sentences(8, seed=number) for number in range(24)]
     tokenizer = train_sentencepiece(texts, _folder() / "tokenizer.model", vocab_size=runs.VOCABULARY)
     config = ModelConfig(
@@ -25,7 +60,7 @@ def policy(seed: int = 0) -> LoadedModel:
     )  # fmt: skip
     model = Transformer(config, single_device())
     params = init_params(model, jax.random.key(seed))
-    return for_decoding(LoadedModel(config, params, tokenizer, LLAMA2, model, "a random model"))
+    return LoadedModel(config, params, tokenizer, LLAMA2, model, "a random model")
 
 
 def _folder() -> Path:

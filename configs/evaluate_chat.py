@@ -1,0 +1,52 @@
+"""Versions of a chat model compared (Llama 2, sections 3.4.1 and 3.4.2; MBE-1..5, D53, D54).
+
+python -m experiments.evaluate_chat --config=configs/evaluate_chat.py:tiny --workdir=... \
+    --config.versions="('sft=runs/sft', 'v1=runs/v1/sft')" --config.reference=sft \
+    --config.prompts=evaluation.jsonl --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR
+
+Judges: the reward models, and where the prompts are of the simulated world its truth, in the place of
+the paper's human evaluation. Prompts tagged ``is_safety`` are judged for harmlessness, the others for
+helpfulness, those of the borderline family for false refusals only.
+
+Variants: paper (any real model) and tiny (the simulated world).
+"""
+
+from ml_collections import ConfigDict
+
+from llama2_jax.config import parse_arg, require_choice
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of one variant."""
+    variant = parse_arg(arg, variant="paper").variant
+    require_choice("config variant", variant, ("paper", "tiny"))
+    config = ConfigDict()
+    config.versions = ("",)  # "name=checkpoint", in the order of the report
+    config.reference = ""  # name of the version that all are compared with; ChatGPT in Figure 11
+    config.prompts = ""
+    config.helpfulness_rm = ""  # the newest reward models
+    config.safety_rm = ""
+    config.truth = "none"  # "simulated": prompts of the simulated world are graded by its truth
+    config.borderline_family = "borderline"  # prompts that only look unsafe
+
+    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+
+    config.sampling = ConfigDict()  # one answer per prompt, with the same seed for all versions
+    config.sampling.temperature = 1.0
+    config.sampling.top_p = 0.9
+    config.sampling.max_new_tokens = 1000
+    config.sampling.batch_size = 64
+    config.sampling.seed = 0
+
+    config.reward = ConfigDict({"threshold": 0.15, "batch_size": 64})
+    config.num_transcripts = 12  # prompts whose answers are shown for every version
+
+    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.train = ConfigDict({"accept_changed_config": False})
+    if variant == "tiny":
+        config.truth = "simulated"
+        config.model.compute_dtype = "float32"
+        config.sampling.max_new_tokens = 48
+        config.sampling.batch_size = 128
+        config.reward.batch_size = 128
+    return config.lock()

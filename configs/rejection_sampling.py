@@ -1,0 +1,72 @@
+"""Rejection sampling (Llama 2, section 3.2.3; RS-1..9, D40..D42).
+
+python -m experiments.rejection_sampling --config=configs/rejection_sampling.py:7b --workdir=... \
+    --config.policy=CHECKPOINT --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR \
+    --config.prompts=prompts.jsonl --config.round=2 --config.archives="('round1/archive.jsonl',)"
+
+The workdir gets ``dialogues.jsonl``, the best answer to every prompt, which ``experiments.sft`` trains
+on: from the base model (RS-8, the default of the recipe) or from the previous version. A smaller model
+learns from a bigger one's picks (RS-4) in the same way: ``--config.init_from`` of sft names the small
+model, the dialogues are the big one's. Texts are what is passed on, so it may have another tokenizer.
+
+Variants: 7b, 13b, 34b, 70b (the paper samples from 70b only) and tiny, whose files the recipe makes.
+"""
+
+from ml_collections import ConfigDict
+
+from llama2_jax.config import parse_arg, require_choice
+
+PAPER_SIZES = ("7b", "13b", "34b", "70b")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of one variant."""
+    variant = parse_arg(arg, variant="7b").variant
+    require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
+    config = ConfigDict()
+    config.policy = ""  # the newest model
+    config.helpfulness_rm = ""  # the newest reward models
+    config.safety_rm = ""
+    config.prompts = ""
+    config.round = 1  # 1: the samples that RLHF-V1 is made from
+    config.archives = ()  # archive.jsonl of earlier rounds; each holds all before it that it was given
+
+    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+
+    config.sampling = ConfigDict()
+    config.sampling.samples_per_prompt = 32  # K; D40: not stated, "20-32"
+    config.sampling.temperature = 1.0  # if nothing is searched
+    config.sampling.top_p = 1.0
+    config.sampling.max_new_tokens = 1024
+    config.sampling.batch_size = 64
+    config.sampling.seed = 0  # of a prompt's first sample
+
+    config.search = ConfigDict()  # of the temperature, on the first prompts (RS-7)
+    config.search.temperatures = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # empty: none is searched
+    config.search.num_prompts = 200
+    config.search.samples_per_prompt = 32
+
+    config.pick = ConfigDict()
+    config.pick.rounds = "all"  # RS-5; "last": of this round's samples alone, as up to V3
+    config.pick.unfinished = "exclude"  # answers that the limit cut off; or "keep"
+
+    config.reward = ConfigDict()
+    config.reward.threshold = 0.15  # PPO-3: what ranks the samples is the combined score (D41)
+    config.reward.batch_size = 64
+
+    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.train = ConfigDict({"accept_changed_config": False})
+    if variant == "tiny":
+        _make_tiny(config)
+    return config.lock()
+
+
+def _make_tiny(config: ConfigDict) -> None:
+    config.model.compute_dtype = "float32"
+    config.sampling.samples_per_prompt = 16
+    config.sampling.max_new_tokens = 48
+    config.sampling.batch_size = 128
+    config.search.temperatures = ()
+    config.search.num_prompts = 32
+    config.search.samples_per_prompt = 16
+    config.reward.batch_size = 128

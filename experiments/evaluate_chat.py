@@ -1,0 +1,320 @@
+"""Versions of a chat model side by side (Llama 2, sections 3.4.1, 3.4.2; Figures 11 and 20).
+
+See ``configs/evaluate_chat.py``. Each version answers each prompt once; answers and their scores are
+kept in ``answers/NAME.jsonl``, an archive, so that no version is sampled twice. The numbers are in
+``results.json``, each with its 95 % interval.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.rejection_sampling import load_scorers, quote
+from llama2_jax.analysis.rlhf_plots import VersionPoint, displayed, plot_distributions, plot_win_rates
+from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
+from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import for_decoding, load
+from llama2_jax.rlhf.annotator.truth import grade, is_refusal
+from llama2_jax.rlhf.archive import Sample, draw, rescore
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+
+TRUTHS = ("none", "simulated")
+Versions = dict[str, list[Sample]]
+"""The answers of each version, in the order of the prompts."""
+
+
+class PromptSets(NamedTuple):
+    """Indices of the prompts that each question is asked of (D53: one set per axis)."""
+
+    helpfulness: list[int]
+    safety: list[int]
+    borderline: list[int]
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Sample, judge, report; continues or returns at once if it is done."""
+    paths = parse_versions(config.versions)
+    _check_config(config, paths)
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    prompts = read_prompts(config.prompts)
+    sets = split(prompts, config.borderline_family)
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    versions = {
+        name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
+        for name, path in paths.items()
+    }
+    judges = {"the reward models": by_reward_models(versions, sets, config.reference)}
+    if config.truth == "simulated":
+        judges["the truth"] = by_truth(versions, sets, config.reference)
+    results = {
+        "reference": config.reference,
+        "prompts": {name: len(indices) for name, indices in sets._asdict().items()},
+        "finished": {name: _share([s.stopped for s in answers]) for name, answers in versions.items()},
+        "judges": judges,
+    }
+    write_json(workdir / "results.json", plain(results))
+    draw_pictures(workdir, versions, sets, judges, config.reference)
+    lines = report(results) + transcripts(versions, config.num_transcripts)
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    mark_done(workdir)
+
+
+def parse_versions(versions: Sequence[str]) -> dict[str, str]:
+    """``name=checkpoint`` texts as a mapping, in order.
+
+    Raises:
+      ConfigError: a text of another form, or a name that stands twice.
+    """
+    paths: dict[str, str] = {}
+    for text in versions:
+        name, _, path = text.partition("=")
+        require(
+            bool(name and path) and "/" not in name,
+            f"config.versions has {text!r}; each must be name=checkpoint, the name without /",
+        )
+        require(name not in paths, f"config.versions names {name!r} twice; names must be unique")
+        paths[name] = path
+    return paths
+
+
+def _check_config(config: Any, paths: dict[str, str]) -> None:
+    for name in ("prompts", "helpfulness_rm", "safety_rm"):
+        require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
+    require_choice("reference", config.reference, paths)
+    require_choice("truth", config.truth, TRUTHS)
+
+
+def split(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
+    """Which prompts measure what.
+
+    Raises:
+      ConfigError: no prompt for helpfulness, or none for harmlessness.
+    """
+    sets = PromptSets([], [], [])
+    for index, prompt in enumerate(prompts):
+        if prompt.family == borderline_family:
+            sets.borderline.append(index)
+        else:
+            (sets.safety if prompt.is_safety else sets.helpfulness).append(index)
+    require(
+        bool(sets.helpfulness and sets.safety),
+        f"config.prompts has {len(sets.helpfulness)} prompts for helpfulness and {len(sets.safety)} tagged "
+        "is_safety for harmlessness; both are needed",
+    )
+    return sets
+
+
+def scored_answers(
+    config: Any, archive: Path, path: str, prompts: Sequence[Prompt], partitioner: Partitioner
+) -> list[Sample]:
+    """One answer of a version to every prompt, with the scores of the reward models."""
+    version = load(path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+    scorers = load_scorers(config, version, partitioner)
+    sampling = config.sampling
+    answers = draw(
+        archive,
+        for_decoding(version),
+        prompts,
+        SamplingConfig(sampling.max_new_tokens, sampling.temperature, sampling.top_p),
+        round=0,
+        num_samples=1,
+        batch_size=sampling.batch_size,
+        seed=sampling.seed,
+    )
+    return rescore(
+        archive,
+        answers,
+        scorers,
+        version.require_tokenizer(),
+        version.template,
+        threshold=config.reward.threshold,
+        batch_size=config.reward.batch_size,
+    )
+
+
+def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
+    """Figure 11 as drawn: on each axis, the share of its prompts where the reward is higher (D53)."""
+    axes = {
+        "helpfulness": (sets.helpfulness, lambda sample: sample.scores["helpfulness"]),
+        "harmlessness": (sets.safety, lambda sample: sample.scores["safety"]),
+    }
+    return {
+        name: {
+            **_wins(axes, answers, versions[reference]),
+            **{
+                f"{kind}_reward": bootstrap_mean(displayed([sample.scores[kind] for sample in answers]))
+                for kind in ("helpfulness", "safety")
+            },
+        }
+        for name, answers in versions.items()
+    }
+
+
+def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
+    """The same by the truth, and what only people could tell: helpfulness, violations, false refusals."""
+    axes = {
+        "helpfulness": (sets.helpfulness, lambda sample: grade(sample.prompt, sample.text).helpfulness),
+        "harmlessness": (sets.safety, lambda sample: not grade(sample.prompt, sample.text).is_unsafe),
+    }
+    return {
+        name: {
+            **_wins(axes, answers, versions[reference]),
+            **truth_of([answers[i] for i in sets.helpfulness], [answers[i] for i in sets.safety]),
+            "false_refusals": _share([is_refusal(answers[i].text) for i in sets.borderline]),
+        }
+        for name, answers in versions.items()
+    }
+
+
+def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[str, Any]:
+    """Mean helpfulness and violation rate, overall and by family or risk category."""
+    helpfulness = [grade(sample.prompt, sample.text).helpfulness for sample in helpful]
+    violations = [grade(sample.prompt, sample.text).is_unsafe for sample in adversarial]
+    families = [sample.prompt.family for sample in helpful]
+    categories = [sample.prompt.risk_category for sample in adversarial]
+    return {
+        "mean_helpfulness": bootstrap_mean(helpfulness),
+        "helpfulness_by_family": _by_group(bootstrap_mean, helpfulness, families),
+        "violation_rate": wilson(sum(violations), len(violations)),
+        "violations_by_category": _by_group(_share, violations, categories),
+    }
+
+
+def _wins(axes: dict[str, Any], ours: list[Sample], theirs: list[Sample]) -> dict[str, WinRate]:
+    return {
+        axis: win_rate(
+            compare(
+                judge_by_score(score), [ours[i] for i in indices], [theirs[i] for i in indices]
+            ).verdicts_P
+        )
+        for axis, (indices, score) in axes.items()
+    }
+
+
+def _by_group(measure: Callable[[list], Any], values: Sequence[Any], groups: Sequence[str]) -> dict[str, Any]:
+    return {
+        group: measure([value for value, its in zip(values, groups, strict=True) if its == group])
+        for group in sorted(set(groups))
+    }
+
+
+def _share(cases: Sequence[bool]) -> Interval | None:
+    return wilson(sum(cases), len(cases)) if cases else None
+
+
+def draw_pictures(
+    workdir: Path, versions: Versions, sets: PromptSets, judges: dict[str, Any], reference: str
+) -> None:
+    """Figures 11 and 20."""
+    panels = {
+        judge: [
+            VersionPoint(name, found["helpfulness"].ties_half, found["harmlessness"].ties_half)
+            for name, found in results.items()
+        ]
+        for judge, results in judges.items()
+    }
+    plot_win_rates(workdir / "win_rates.png", panels, reference=reference)
+    rewards = {
+        f"{kind} reward, {axis} prompts": {
+            name: [answers[i].scores[kind] for i in indices] for name, answers in versions.items()
+        }
+        for kind, axis, indices in (
+            ("helpfulness", "helpfulness", sets.helpfulness),
+            ("safety", "adversarial", sets.safety),
+        )
+    }
+    plot_distributions(workdir / "rewards.png", rewards)
+
+
+def report(results: dict[str, Any]) -> list[str]:
+    """Tables and pictures as Markdown."""
+    counts = results["prompts"]
+    lines = ["# Versions of the chat model", "", "Llama 2, section 3.4. Intervals are of 95 %.", ""]
+    lines.append(
+        f"{counts['helpfulness']:,} prompts for helpfulness, {counts['safety']:,} adversarial ones for "
+        f"harmlessness, {counts['borderline']:,} that only look unsafe; one answer each."
+    )
+    for judge, versions in results["judges"].items():
+        lines += ["", f"## Judged by {judge}", "", *_win_table(versions, results["reference"]), ""]
+        lines += _table({name: _flat(found) for name, found in versions.items()})
+    finished = {
+        name: {"answers that end by themselves": share} for name, share in results["finished"].items()
+    }
+    lines += ["", "## How answers end", "", *_table(finished)]
+    lines += ["", "![win rates](win_rates.png)", "", "![rewards](rewards.png)", ""]
+    return lines
+
+
+def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]:
+    """Win rates with ties as halves; in brackets wins, ties and losses."""
+    lines = [f"| won against {reference}, ties as halves | helpfulness | harmlessness |", "|---|---|---|"]
+    for name, found in versions.items():
+        cells = [
+            f"{percent(found[axis].ties_half)} ({found[axis].wins}/{found[axis].ties}/{found[axis].losses})"
+            for axis in ("helpfulness", "harmlessness")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", "In brackets: wins/ties/losses."]
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Interval]:
+    """The plain measures of a version; those by group become ``measure: group``."""
+    rows: dict[str, Interval] = {}
+    for name, value in found.items():
+        groups = value.items() if isinstance(value, dict) else [("", value)]
+        rows |= {
+            f"{name}: {group}" if group else name: its for group, its in groups if isinstance(its, Interval)
+        }
+    return rows
+
+
+def _table(versions: dict[str, dict[str, Interval]]) -> list[str]:
+    """One column per version, one row per measure."""
+    lines = [f"| | {' | '.join(versions)} |", "|---" * (len(versions) + 1) + "|"]
+    for measure in next(iter(versions.values())):
+        cells = [percent(found[measure]) for found in versions.values()]
+        lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def percent(interval: Interval) -> str:
+    """``12.3 % [10.1, 14.9]``."""
+    value, low, high = (100 * number for number in interval)
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def transcripts(versions: Versions, count: int) -> list[str]:
+    """The same prompts through the versions, as many different families as there are."""
+    prompts = [sample.prompt for sample in next(iter(versions.values()))]
+    seen: dict[str, int] = {}
+    ranks = []
+    for prompt in prompts:
+        ranks.append(seen.get(prompt.family, 0))
+        seen[prompt.family] = ranks[-1] + 1
+    chosen = sorted(range(len(prompts)), key=lambda index: ranks[index])[:count]
+    lines = ["## The same prompts through the versions", ""]
+    for index in chosen:
+        asked = " / ".join(quote(message.content) for message in prompts[index].messages)
+        lines += [f"**{asked}** ({prompts[index].family or 'no family'})", ""]
+        lines += [f"- {name}: {quote(answers[index].text)}" for name, answers in versions.items()]
+        lines.append("")
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """Named tuples as JSON objects, all the way down."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

@@ -1,0 +1,310 @@
+"""Rejection sampling: K answers per prompt, the best kept (Llama 2, section 3.2.3).
+
+See ``configs/rejection_sampling.py``. Samples go to ``archive.jsonl`` as they are drawn and their scores
+as they are given, so a killed run does nothing twice. Samples of earlier rounds are scored again where
+the reward models changed, and compete with the new ones; the archive then holds all of them.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llama2_jax.analysis.rlhf_plots import displayed, plot_best_of_n, plot_rounds, plot_temperatures
+from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.sources import DataError, dialogue_row
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.archive import Sample, Scorer, draw, read_archives, rescore
+from llama2_jax.rlhf.best_of_n import (
+    ROUNDS,
+    best_temperature,
+    expected_curves,
+    expected_max,
+    expected_median,
+    kl_bound,
+    pick_best,
+    pool_scores,
+)
+from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_rows
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+
+UNFINISHED = ("exclude", "keep")
+FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
+
+
+class Picked(NamedTuple):
+    """What the report tells about."""
+
+    samples: list[Sample]  # of all rounds
+    drawn: list[Sample]  # of this round, at the chosen temperature
+    excluded: dict[str, int]  # reason -> samples that cannot be trained on
+    best: list[Sample]
+    temperature: float
+    temperature_curves: dict[float, list[float]]  # of the search
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Write ``archive.jsonl``, ``dialogues.jsonl`` and a report; continues or returns at once if done."""
+    _check_config(config, workdir)
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    prompts, archive = read_prompts(config.prompts), workdir / "archive.jsonl"
+    _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    policy = load(config.policy, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+    tokenizer, template = policy.require_tokenizer(), policy.template
+    scorers = load_scorers(config, policy, partitioner)
+    policy = for_decoding(policy)
+    score = functools.partial(
+        rescore,
+        archive,
+        scorers=scorers,
+        tokenizer=tokenizer,
+        template=template,
+        threshold=config.reward.threshold,
+        batch_size=config.reward.batch_size,
+    )
+
+    curves: dict[float, list[float]] = {}
+    for temperature in config.search.temperatures:
+        tried = draw_samples(
+            config,
+            archive,
+            policy,
+            prompts[: config.search.num_prompts],
+            temperature,
+            count=config.search.samples_per_prompt,
+        )
+        curves[temperature] = expected_curves(displayed(pool_scores(score(tried))))["max"]
+    temperature = config.sampling.temperature
+    if curves:
+        temperature = best_temperature(curves, config.search.samples_per_prompt)
+    count = config.sampling.samples_per_prompt
+    keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
+
+    samples = score(read_archives([*config.archives, archive]))
+    flaws = [flaw(sample, template, config.pick.unfinished) for sample in samples]
+    usable = [sample for sample, reason in zip(samples, flaws, strict=True) if not reason]
+    excluded = Counter(reason for reason in flaws if reason)
+    require(
+        bool(usable),
+        f"no dialogue can be made of {len(samples)} samples ({dict(excluded)}); raise "
+        "config.sampling.max_new_tokens, or train the policy longer",
+    )
+    best = pick_best(usable, rounds=config.pick.rounds)
+    write_rows(workdir / "dialogues.jsonl", (training_row(sample) for sample in best))
+    drawn = [sample for sample in samples if sample.key in keys]
+    write_report(workdir, config, Picked(samples, drawn, dict(excluded), best, temperature, curves))
+    mark_done(workdir)
+
+
+def _check_config(config: Any, workdir: Path) -> None:
+    """What can be said before anything is read."""
+    for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
+        require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
+    require(config.round > 0, f"config.round = {config.round} must be positive")
+    for name in ("sampling", "search"):
+        count = config[name].samples_per_prompt
+        require(count > 0, f"{name}.samples_per_prompt = {count} must be positive")
+    require_choice("pick.unfinished", config.pick.unfinished, UNFINISHED)
+    require_choice("pick.rounds", config.pick.rounds, ROUNDS)
+    if not (workdir / "archive.jsonl").exists():
+        return
+    old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["sampling"]
+    for name in FIXED:
+        require(
+            old[name] == config.sampling[name],
+            f"the samples in {workdir} were drawn with sampling.{name} = {old[name]}, the config says "
+            f"{config.sampling[name]}; use another --workdir or undo the change",
+        )
+
+
+def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
+    known = {sample.prompt.prompt_id: sample.prompt for sample in earlier}
+    for prompt in prompts:
+        if known.get(prompt.prompt_id, prompt) != prompt:
+            raise DataError(
+                f"prompt_id {prompt.prompt_id!r} of config.prompts is another prompt in the archives of "
+                "earlier rounds, which are keyed by it; give new prompts new ids"
+            )
+
+
+def load_scorers(config: Any, policy: LoadedModel, partitioner: Partitioner) -> dict[str, Scorer]:
+    """The two reward models of the config, refused unless they read what the policy writes."""
+    scorers = {}
+    for kind in ("helpfulness", "safety"):
+        reward_model = load_reward_model(
+            config[f"{kind}_rm"], compute_dtype=config.model.compute_dtype, partitioner=partitioner
+        )
+        require(
+            reward_model.kind == kind,
+            f"config.{kind}_rm = {config[f'{kind}_rm']} is a {reward_model.kind} reward model; "
+            f"name one trained for {kind}",
+        )
+        check_same_text(reward_model, policy.require_tokenizer(), policy.template)
+        score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
+        scorers[kind] = Scorer(reward_model.version, score)
+    return scorers
+
+
+def draw_samples(
+    config: Any,
+    archive: Path,
+    policy: LoadedModel,
+    prompts: Sequence[Prompt],
+    temperature: float,
+    *,
+    count: int,
+) -> list[Sample]:
+    """``count`` samples of this round per prompt at one temperature; the search's are not drawn again."""
+    sampling = config.sampling
+    return draw(
+        archive,
+        policy,
+        prompts,
+        SamplingConfig(sampling.max_new_tokens, temperature, sampling.top_p),
+        round=config.round,
+        num_samples=count,
+        batch_size=sampling.batch_size,
+        seed=sampling.seed,
+    )
+
+
+def flaw(sample: Sample, template: Template, unfinished: str) -> str:
+    """Why a sample cannot be trained on; empty if it can."""
+    if not sample.stopped and unfinished == "exclude":
+        return "unfinished"
+    if not sample.text.strip():
+        return "no text"
+    try:
+        check_special_tags([Message("assistant", sample.text)], template)
+    except SpecialTagError:
+        return "tags of the template"
+    return ""
+
+
+def training_row(sample: Sample) -> dict[str, Any]:
+    """The dialogue whose last answer sft learns."""
+    answer = Message("assistant", sample.text.strip())
+    return dialogue_row([*sample.prompt.messages, answer], train_on="last")
+
+
+def write_report(workdir: Path, config: Any, picked: Picked) -> None:
+    """``results.json`` for programmes, ``report.md`` and the pictures for people."""
+    pool_PM = displayed(pool_scores(picked.drawn))
+    curves = expected_curves(pool_PM)
+    rounds = by_round(picked.samples)
+    plot_best_of_n(workdir / "best_of_n.png", curves)
+    pictures = ["![maximum and median reward of N samples](best_of_n.png)"]
+    if picked.temperature_curves:
+        plot_temperatures(workdir / "temperatures.png", picked.temperature_curves, chosen=picked.temperature)
+        pictures.append("![maximum reward by temperature](temperatures.png)")
+    if len(rounds) > 1:
+        plot_rounds(workdir / "rounds.png", rounds)
+        pictures.append("![reward of the samples of each round](rounds.png)")
+    results = {
+        "round": config.round,
+        "prompts": len(pool_PM),
+        "samples_per_prompt": pool_PM.shape[1],
+        "temperature": picked.temperature,
+        "temperature_curves": {f"{t:g}": curve for t, curve in picked.temperature_curves.items()},
+        "max_by_n": curves["max"],
+        "median_by_n": curves["median"],
+        "mean_reward": float(pool_PM.mean()),
+        "picked_reward": float(displayed([sample.scores["combined"] for sample in picked.best]).mean()),
+        "finished_fraction": float(np.mean([sample.stopped for sample in picked.drawn])),
+        "kl_bound": kl_bound(pool_PM.shape[1]),
+        "samples": len(picked.samples),
+        "excluded": picked.excluded,
+        "dialogues": len(picked.best),
+        "picks_by_round": dict(sorted(Counter(sample.round for sample in picked.best).items())),
+        "rounds": rounds,
+    }
+    write_json(workdir / "results.json", results)
+    lines = [f"# Rejection sampling, round {config.round}", "", "Llama 2, section 3.2.3.", ""]
+    lines += [*_numbers(results), "", *pictures, "", *_examples(picked.drawn)]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def by_round(samples: Sequence[Sample]) -> dict[int, dict[str, float]]:
+    """Expected maximum and median reward of the samples of each round, for as many as all rounds have."""
+    pools = {}
+    for number in sorted({sample.round for sample in samples}):
+        drawn = [sample for sample in samples if sample.round == number]
+        # that of the round, not those its search tried on a few prompts
+        ((temperature, _),) = Counter(sample.temperature for sample in drawn).most_common(1)
+        pools[number] = displayed(pool_scores(s for s in drawn if s.temperature == temperature))
+    count = min(pool.shape[1] for pool in pools.values())
+    return {
+        number: {
+            "max": expected_max(pool, count),
+            "median": expected_median(pool, count),
+            "num_samples": count,
+        }
+        for number, pool in pools.items()
+    }
+
+
+def _numbers(results: dict[str, Any]) -> list[str]:
+    count, best = results["samples_per_prompt"], results["max_by_n"][-1]
+    excluded = ", ".join(f"{number} {reason}" for reason, number in results["excluded"].items())
+    rows = {
+        "prompts of this round": f"{results['prompts']:,}",
+        "samples per prompt, temperature": f"{count}, {results['temperature']:g}",
+        "answers that end by themselves": f"{100 * results['finished_fraction']:.1f} %",
+        "mean reward of a sample": f"{results['mean_reward']:.3f}",
+        f"expected best of {count}": f"{best:.3f} ({best - results['mean_reward']:+.3f})",
+        f"expected median of {count}": f"{results['median_by_n'][-1]:.3f}",
+        f"KL(best of {count}, policy), at most": f"{results['kl_bound']:.2f} nats per answer",
+        "samples in the archive, all rounds": f"{results['samples']:,}",
+        "of these not to be trained on": excluded or "none",
+        "dialogues to train on": f"{results['dialogues']:,}",
+        "their mean reward": f"{results['picked_reward']:.3f}",
+        "picked from round": ", ".join(f"{r}: {n:,}" for r, n in results["picks_by_round"].items()),
+    }
+    note = "Rewards are sigmoids of the combined raw score (PPO-3), of this round's reward models."
+    return [note, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _examples(drawn: Sequence[Sample], count: int = 4) -> list[str]:
+    """Best and worst answer to the prompts where the choice matters most."""
+    pools: dict[str, list[Sample]] = {}
+    for sample in drawn:
+        pools.setdefault(sample.prompt.prompt_id, []).append(sample)
+    ends = [(min(pool, key=_reward), max(pool, key=_reward)) for pool in pools.values()]
+    ends.sort(key=lambda pair: _reward(pair[0]) - _reward(pair[1]))
+    lines = ["## Where the choice matters most", ""]
+    for worst, best in ends[:count]:
+        lines += [f"**{quote(best.prompt.messages[-1].content)}**", ""]
+        for name, sample in (("best", best), ("worst", worst)):
+            lines.append(f"- {name}, {displayed(_reward(sample)):.3f}: {quote(sample.text)}")
+        lines.append("")
+    return lines
+
+
+def _reward(sample: Sample) -> float:
+    return sample.scores["combined"]
+
+
+def quote(text: str) -> str:
+    """Text on one line of Markdown, its markup taken literally."""
+    text = " ".join(text.split())
+    for mark in "\\*_<`|":
+        text = text.replace(mark, "\\" + mark)
+    return text or "(nothing)"
+
+
+if __name__ == "__main__":
+    launch_experiment(run)
