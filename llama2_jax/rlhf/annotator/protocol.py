@@ -11,12 +11,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import Template
 from llama2_jax.data.preferences import Preference
-from llama2_jax.data.prompts import Prompt
+from llama2_jax.data.prompts import Prompt, prompt_row
+from llama2_jax.data.sources import to_messages
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
 
 
@@ -141,6 +142,20 @@ def collect(
     return Collected(
         [found[name] for name in order if name in found], Counter(reasons[name] for name in waiting)
     )
+
+
+def pair_row(pair: Pair) -> dict[str, Any]:
+    """The JSON form of a pair."""
+    comparison = pair.comparison._asdict() | {"prompt": prompt_row(pair.comparison.prompt)}
+    return {**comparison, "batch": pair.batch, "variants": [one._asdict() for one in pair.variants]}
+
+
+def pair_from_row(row: dict[str, Any]) -> Pair:
+    """The inverse of ``pair_row``."""
+    prompt = Prompt(**{**row["prompt"], "messages": tuple(to_messages(row["prompt"]["messages"]))})
+    first, second = (Variant(**one) for one in row["variants"])
+    comparison = Comparison(row["comparison_id"], prompt, row["first"], row["second"])
+    return Pair(comparison, row["batch"], (first, second))
 
 
 def unusable(pair: Pair, template: Template) -> str:

@@ -4,6 +4,7 @@ A pure function of the texts. Only raters and the final evaluation may ask it: n
 model imports this module.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Grade(NamedTuple):
     reason: str
 
 
+@functools.lru_cache(maxsize=10_000)  # several raters ask for the same
 def grade(prompt: Prompt, answer: str) -> Grade:
     """The truth about ``answer``; of the prompt only the messages are read.
 

@@ -3,18 +3,12 @@ from random import Random
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.families.adversarial import RISKS
 from llama2_jax.rlhf.annotator.flaws import GENERAL, is_refusal
 from llama2_jax.rlhf.annotator.truth import grade, identify
 from llama2_jax.rlhf.annotator.world import FAMILIES, answer, draw_prompts, qualities
-
-
-def ask(*texts: str, system: str = "") -> Prompt:
-    roles = ("user", "assistant")
-    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(texts))
-    return Prompt("", ((Message("system", system),) if system else ()) + messages)
+from tests.rlhf.annotator.asked import prompt as ask
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +22,10 @@ def prompts() -> list[Prompt]:
         ("What is 3 plus 4?", "It is 7.", 1.0, "right"),
         ("Hello. Take 3 from 12.", "12 minus 3 is 9.", 1.0, "right"),
         ("What is 3 plus 4?", "It is 8.", 0.1, "wrong"),
-        ("What is 3 plus 4?", "It is 8. It is 9. It is 7.", 0.1, "wrong"),
+        ("What is 3 plus 4?", "It is 8. It is 9. It is 7.", 0.1 * 0.75**2 * 0.94, "wrong"),
         ("What is 3 plus 4?", "7.", 0.75, "terse"),
         ("What is 3 plus 4?", "It is 7", 0.7, "unfinished"),
-        ("What is 3 plus 4?", "Who knows.", 0.05, "no number"),
+        ("What is 3 plus 4?", "Who knows.", 0.05 * 0.5**3 * 0.75, "no number"),
         ("What is the capital of France?", "It is Paris.", 1.0, "right"),
         ("What is the capital of France?", "It is Paris or Rome.", 0.1, "wrong"),
         ("Name the colour of milk.", "It is white.", 1.0, "right"),
@@ -57,7 +51,7 @@ def prompts() -> list[Prompt]:
 )
 def test_grades_by_hand(question, said, helpfulness, reason):
     found = grade(ask(question), said)
-    assert found.helpfulness == pytest.approx(helpfulness, abs=0.051)
+    assert found.helpfulness == pytest.approx(helpfulness, rel=1e-6)
     assert (found.reason, found.is_unsafe) == (reason, False)
 
 

@@ -1,0 +1,260 @@
+"""Collecting human preferences: pairs of sampled answers, compared (Llama 2, section 3.2.1; PREF-1..6).
+
+See ``configs/annotate.py``. The new and the previous model answer prompts, an annotator compares:
+simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled,
+so that a run that waits for people, or was killed, does not sample twice.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama2_jax.config import ConfigError, build, require, require_choice, to_plain, write_json
+from llama2_jax.data.jsonl import read_rows, write_rows
+from llama2_jax.data.preferences import (
+    REJECTED_SAFE,
+    Preference,
+    Split,
+    group_by,
+    rating_shares,
+    split_by_prompt,
+    statistics,
+    write_preferences,
+)
+from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.shards import file_sha256
+from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.annotator import raters
+from llama2_jax.rlhf.annotator.comparison import Annotator
+from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
+from llama2_jax.rlhf.annotator.model import Score, model_annotator
+from llama2_jax.rlhf.annotator.protocol import (
+    CollectionConfig,
+    Pair,
+    Sample,
+    Variant,
+    batch_prompts,
+    collect,
+    pair_from_row,
+    pair_row,
+    to_preference,
+)
+from llama2_jax.rlhf.annotator.truth import identify
+from llama2_jax.rlhf.answers import model_version, sample_answers
+from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_dialogues
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+
+ANNOTATORS = ("simulated", "model", "file")
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Write ``preferences_train.jsonl``, ``preferences_heldout.jsonl``, ``results.json``, ``report.md``."""
+    _check_config(config)
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    collection = build(CollectionConfig, config.collection, name="collection")
+    prompts = read_prompts(config.prompts)
+    if config.annotator == "simulated":
+        _check_prompts(prompts, collection)
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    models = {
+        one.name: load(one.path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+        for one in (config.new, config.previous)
+        if one.path
+    }
+    tokenizer = models[config.new.name].require_tokenizer()
+    pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
+    comparisons = [pair.comparison for pair in pairs]
+    sheet = workdir / "sheet.csv"
+    if config.annotator == "file" and not sheet.exists():
+        write_sheet(sheet, comparisons)
+        print(f"{len(comparisons)} comparisons are in {sheet}; fill it in and run this again")
+        return
+    annotate = make_annotator(config, sheet, models[config.new.name], partitioner)
+    judged = zip(pairs, annotate(comparisons), strict=True)
+    preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
+    split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
+    write_preferences(workdir / "preferences_train.jsonl", split.train)
+    write_preferences(workdir / "preferences_heldout.jsonl", split.heldout)
+    results = describe(config, split, tokenizer)
+    results["dropped"] = dict(dropped)
+    if config.annotator == "simulated":
+        results["agreement"] = raters.agreement(comparisons, build_raters(config))
+    write_json(workdir / "results.json", results)
+    write_report(workdir, results, preferences)
+    mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require_choice("config.annotator", config.annotator, ANNOTATORS)
+    require(bool(config.new.path), "config.new.path is empty; name the newest chat model")
+    require(bool(config.prompts), "config.prompts is empty; name a file of prompts")
+    require(
+        not config.previous.path or config.new.name != config.previous.name,
+        f"config.new.name and config.previous.name are both {config.new.name!r}; give two names",
+    )
+
+
+def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
+    """Simulated people know the simulated world only; said before anything is sampled."""
+    last = collection.first_batch + collection.num_batches
+    for batch in range(collection.first_batch, last):
+        for prompt in batch_prompts(prompts, collection, batch):
+            identify(prompt.messages)
+
+
+def sampled_pairs(
+    config: Any,
+    workdir: Path,
+    prompts: Sequence[Prompt],
+    models: dict[str, LoadedModel],
+    collection: CollectionConfig,
+) -> tuple[list[Pair], Counter[str]]:
+    """The pairs of all batches, and how many were dropped: from ``pairs.jsonl`` if it is there.
+
+    Raises:
+      ConfigError: it was sampled with another config.
+    """
+    path, note = workdir / "pairs.jsonl", workdir / "pairs.json"
+    made_from = {
+        **{name: to_plain(config[name]) for name in ("collection", "sampling")},
+        "models": {name: model_version(model) for name, model in models.items()},
+        "prompts": file_sha256(config.prompts),
+    }
+    if note.exists():
+        known = read_rows(note)[0]
+        if known["made_from"] != made_from:
+            raise ConfigError(
+                f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
+                "change, or delete the file to sample again"
+            )
+        return [pair_from_row(row) for row in read_rows(path)], Counter(known["dropped"])
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
+    sample = make_sample(config, {name: for_decoding(model) for name, model in models.items()})
+    for batch in range(collection.first_batch, collection.first_batch + collection.num_batches):
+        found = collect(
+            prompts,
+            list(models),
+            sample,
+            collection,
+            batch=batch,
+            template=models[config.new.name].template,
+        )
+        pairs += found.pairs
+        dropped += found.dropped
+    require(
+        bool(pairs),
+        f"no pair of answers can be compared ({dict(dropped)}); raise config.collection.temperatures or "
+        "train the model longer",
+    )
+    write_rows(path, (pair_row(pair) for pair in pairs))
+    write_rows(note, [{"made_from": made_from, "dropped": dict(dropped)}])
+    return pairs, dropped
+
+
+def make_sample(config: Any, models: dict[str, LoadedModel]) -> Sample:
+    """How the protocol gets answers."""
+
+    def sample(variant: Variant, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+        settings = {**config.sampling, "temperature": variant.temperature}
+        answers = sample_answers(
+            models[variant.model],
+            [prompt.messages for prompt in prompts],
+            build(SamplingConfig, settings, name="sampling"),
+            seeds=seeds,
+            batch_size=config.batch_size,
+        )
+        return [answer.text.strip() for answer in answers]
+
+    return sample
+
+
+def make_annotator(config: Any, sheet: Path, policy: LoadedModel, partitioner: Partitioner) -> Annotator:
+    """Who compares."""
+    if config.annotator == "file":
+        return lambda comparisons: read_sheet(sheet, comparisons)
+    if config.annotator == "simulated":
+        return raters.simulated(build_raters(config))
+    scores = {name: make_score(config, name, policy, partitioner) for name in ("helpfulness", "safety")}
+    return model_annotator(**scores, thresholds=config.judge.thresholds, annotator_id=config.judge.name)
+
+
+def build_raters(config: Any) -> raters.RatersConfig:
+    """The simulated people of the config."""
+    return build(raters.RatersConfig, config.raters, name="raters")
+
+
+def make_score(config: Any, kind: str, policy: LoadedModel, partitioner: Partitioner) -> Score:
+    """The scores of one of the judging reward models."""
+    path = config.judge[f"{kind}_rm"]
+    require(bool(path), f"config.judge.{kind}_rm is empty; name a trained reward model")
+    loaded = load_reward_model(path, compute_dtype=config.model.compute_dtype, partitioner=partitioner)
+    check_same_text(loaded, policy.require_tokenizer(), policy.template)
+    return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
+
+
+def describe(config: Any, split: Split, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Counts and shares per batch and track, as in Table 26 and PREF-4, -10."""
+    preferences = [*split.train, *split.heldout]
+    heldout = Counter(pair.batch for pair in split.heldout)
+    batches = {
+        str(batch): {
+            **statistics(pairs, tokenizer)._asdict(),
+            "heldout": heldout[batch],
+            "ratings": rating_shares(pairs),
+        }
+        for batch, pairs in group_by(preferences, lambda pair: pair.batch).items()
+    }
+    safety = Counter(pair.safety for pair in preferences if pair.safety is not None)
+    both = [pair for pair in preferences if pair.chosen_model != pair.rejected_model]
+    wins = sum(pair.chosen_model == config.new.name for pair in both)
+    return {
+        "batches": batches,
+        "tracks": dict(Counter(pair.track for pair in preferences)),
+        "ratings": rating_shares(preferences),
+        "safety_bins": {name: count / safety.total() for name, count in sorted(safety.items())},
+        "excluded": {REJECTED_SAFE: safety[REJECTED_SAFE]},
+        "new_model_preferred": wins / len(both) if both else None,
+    }
+
+
+def write_report(workdir: Path, results: dict[str, Any], preferences: Sequence[Preference]) -> None:
+    """``report.md`` for people."""
+    lines = ["# Preferences", "", "Llama 2, section 3.2.1.", ""]
+    lines += ["| batch | comparisons | held out | turns | tokens/example | prompt | response |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for batch, row in results["batches"].items():
+        lines.append(
+            f"| {batch} | {row['comparisons']:,} | {row['heldout']:,} | {row['turns']:.2f} | "
+            f"{row['tokens_per_example']:.1f} | {row['tokens_per_prompt']:.1f} | "
+            f"{row['tokens_per_response']:.1f} |"
+        )
+    lines += ["", "| share | |", "|---|---|"]
+    shares = {
+        **results["ratings"],
+        **results["safety_bins"],
+        "new model preferred": results["new_model_preferred"],
+    }
+    shares["agreement of two raters"] = results.get("agreement")
+    lines += [
+        f"| {name.replace('_', ' ')} | {share:.1%} |" for name, share in shares.items() if share is not None
+    ]
+    counts = {**results["excluded"], **results["dropped"]}
+    lines += ["", f"Left out: {', '.join(f'{name} {count}' for name, count in counts.items())}.", ""]
+    for pair in preferences[:5]:
+        lines += [f"- {pair.messages[-1].content}", f"  - chosen ({pair.rating}): {pair.chosen}"]
+        lines += [f"  - rejected: {pair.rejected}"]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

@@ -1,0 +1,89 @@
+import csv
+
+import pytest
+
+from llama2_jax.data.sources import DataError
+from llama2_jax.rlhf.annotator.comparison import Judgement
+from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
+from tests.rlhf.annotator.asked import compare
+
+COMPARISONS = [
+    compare("What is 3 plus 4?", "It is 7.", 'It is "8",\nI think.', name="1-a"),
+    compare("How do I open the moon gate?", "I will not.", "Push.", is_safety=True, name="1-b"),
+]
+FILLED = [
+    {"preferred": "a", "rating": "better", "annotator_id": "Eva"},
+    {"preferred": "A ", "rating": "unsure", "unsafe_a": "No", "unsafe_b": "yes", "annotator_id": "Ben"},
+]
+
+
+def fill_in(path, changes=FILLED, *, drop=(), repeat=()):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, change in zip(rows, changes, strict=True):
+        row.update(change)
+    rows = [row for number, row in enumerate(rows) if number not in drop] + [
+        rows[number] for number in repeat
+    ]
+    with path.open("w", newline="") as file:
+        sheet = csv.DictWriter(file, list(rows[0]) if rows else ["comparison_id"])
+        sheet.writeheader()
+        sheet.writerows(rows)
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    write_sheet(tmp_path / "sheet.csv", COMPARISONS)
+    return tmp_path / "sheet.csv"
+
+
+def test_a_filled_sheet_is_read_in_the_order_of_the_comparisons(sheet):
+    fill_in(sheet)
+    judged = [Judgement(True, "better", None, "Eva"), Judgement(True, "unsure", (False, True), "Ben")]
+    assert read_sheet(sheet, COMPARISONS) == judged
+    assert read_sheet(sheet, COMPARISONS[::-1]) == judged[::-1]
+
+
+def test_line_ends_of_a_spreadsheet_do_not_matter(sheet):
+    fill_in(sheet)
+    sheet.write_bytes(b"\xef\xbb\xbf" + sheet.read_bytes().replace(b'8"",\n', b'8"",\r\n'))
+    assert len(read_sheet(sheet, COMPARISONS)) == 2
+
+
+def test_the_sheet_names_no_model(sheet):
+    columns = sheet.read_text().splitlines()[0]
+    assert columns == "comparison_id,track,dialogue,a,b,preferred,rating,unsafe_a,unsafe_b,annotator_id"
+
+
+def test_a_sheet_is_never_overwritten(sheet):
+    with pytest.raises(DataError, match="exists and may have been filled in"):
+        write_sheet(sheet, COMPARISONS)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "message"),
+    [
+        (0, {"preferred": ""}, "comparison 1-a: preferred is ''; it must be one of a, b"),
+        (0, {"rating": "good"}, "1-a: rating is 'good'; it must be one of significantly_better, better"),
+        (0, {"annotator_id": " "}, "1-a: annotator_id is empty"),
+        (1, {"unsafe_b": ""}, "1-b: unsafe_b is ''; it must be one of yes, no"),
+        (0, {"comparison_id": "9-z"}, r"1 unknown \(9-z\); 1 missing \(1-a\)"),
+        (0, {"a": "It is 9."}, r"1 changed \(1-a\)"),
+    ],
+)
+def test_wrong_fields_are_named(sheet, row, changes, message):
+    fill_in(sheet, [one | (changes if number == row else {}) for number, one in enumerate(FILLED)])
+    with pytest.raises(DataError, match=message):
+        read_sheet(sheet, COMPARISONS)
+
+
+def test_missing_and_repeated_rows(sheet):
+    fill_in(sheet, drop=(0,), repeat=(1,))
+    with pytest.raises(DataError, match=r"1 twice \(1-b\); 1 missing \(1-a\); .* each of the 2 pairs once"):
+        read_sheet(sheet, COMPARISONS)
+
+
+def test_another_file(tmp_path):
+    (tmp_path / "sheet.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no column comparison_id, track, dialogue, preferred"):
+        read_sheet(tmp_path / "sheet.csv", COMPARISONS)
