@@ -62,6 +62,7 @@ def generate(
     *,
     stop_ids: Sequence[int] = (),
     seeds: Sequence[int] | None = None,
+    prompt_length: int = 0,
 ) -> Completions:
     """Continue every prompt by up to ``max_new_tokens``, within the model's context (GEN-2).
 
@@ -70,6 +71,8 @@ def generate(
       stop_ids: sampling one of them ends its row; it is part of the completion.
       seeds: one per row (default 0, 1, ...). A row with the same prompt and seed gives the same
         tokens whatever else is in the batch.
+      prompt_length: prompts are padded to at least this, so that batches of any lengths up to it
+        share one compiled shape.
 
     Returns:
       Completions on the host; past a row's length tokens are -1 and log-probabilities 0.
@@ -85,7 +88,9 @@ def generate(
     # whole rows for every device of a mesh: repeat the last prompt, drop its results
     missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
     prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
-    state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds)
+    state = start(
+        model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length
+    )
     _, completions = advance(
         model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
@@ -124,13 +129,14 @@ def start(
     *,
     max_new_tokens: int,
     seeds: Sequence[int],
+    prompt_length: int = 0,
 ) -> DecodeState:
     """Read the prompts: a cache with room for ``max_new_tokens`` more, and the next logits."""
     check_prompts(model, prompts)
     _check_seed_count(seeds, len(prompts))
     check_seeds(seeds)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
+    padded = -(-max(int(lengths.max()), prompt_length) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt

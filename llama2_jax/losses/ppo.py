@@ -76,7 +76,7 @@ def value_sums(
     """Squared error of the values, clipped around the values at sampling time (D43).
 
     Returns:
-      Means: ``value_clip_fraction``, how often the clipped error is the one that counts.
+      Means: ``clip_fraction``, how often the clipped error is the one that counts.
     """
     check_shapes(
         "value_sums",
@@ -92,7 +92,8 @@ def value_sums(
     return LossSums(
         0.5 * jnp.maximum(error_BC, clipped_error_BC).sum(),
         _count(mask_BC),
-        means={"value_clip_fraction": masked_mean(clipped_error_BC > error_BC, mask_BC)},
+        means={"clip_fraction": masked_mean(clipped_error_BC > error_BC, mask_BC)},
+        totals={},
     )
 
 

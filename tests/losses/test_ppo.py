@@ -54,7 +54,7 @@ def test_value_loss_with_clip():
     # old 0, new 1, return 2, clip .2: 1/2 max(1, 1.8^2)
     sums = value_sums(row(1.0), row(0.0), row(2.0), ALL, clip_range=0.2)
     np.testing.assert_allclose(sums.loss_sum, 1.62, rtol=1e-6)
-    assert sums.means["value_clip_fraction"].total == 1
+    assert sums.means["clip_fraction"].total == 1
 
 
 def test_perfect_critic_has_no_loss():

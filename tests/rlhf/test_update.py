@@ -1,0 +1,360 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.model.heads import ScoreModel, score_params_from_chat
+from llama2_jax.model.transformer import Transformer, init_params
+from llama2_jax.rlhf import doctor
+from llama2_jax.rlhf.doctor import DoctorError
+from llama2_jax.rlhf.ppo_config import PPOConfig
+from llama2_jax.rlhf.ppo_iteration import PromptBatch, Scores, Stopwatch
+from llama2_jax.rlhf.rollouts import ResponseValues, Rollout, draw_seeds
+from llama2_jax.rlhf.update import make_experience, policy_loss, value_loss
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import place_tree
+from llama2_jax.sharding.rules import Partitioner
+from tests.model.tiny import assert_trees_close
+from tests.rlhf import tiny_ppo
+from tests.train.tiny_run import assert_bitwise_equal
+
+# Closed form: the best policy under KL-regularised reward is pi* ~ p0 exp(R / beta).
+P0, REWARDS = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0, 0, 0.5, 1.0])
+BEST = {1.0: (0.30732, 0.23049, 0.25334, 0.20885), 0.5: (0.20176, 0.15132, 0.27422, 0.37270)}
+ONE_TOKEN = dataclasses.replace(
+    tiny_ppo.MODEL, vocab_size=4, model_width=16, num_layers=1, feed_forward_width=16
+)
+SMALL = PPOConfig(prompt_length=4, response_length=6, batch_size=16, mini_batch_size=4)
+
+
+def one_token_policy():
+    """Parameters that answer [0] with the probabilities P0."""
+    model = Transformer(ONE_TOKEN)
+    params = init_params(model, jax.random.key(0))
+    hidden, _ = model.apply({"params": params}, jnp.zeros((1, 1), jnp.int32), method="hidden")
+    hidden = hidden[0, 0]
+    return {**params, "unembedding_DV": jnp.outer(hidden / (hidden @ hidden), jnp.log(P0))}
+
+
+def probabilities(params):
+    logits = Transformer(ONE_TOKEN).apply({"params": params}, jnp.zeros((1, 1), jnp.int32)).logits_BTV
+    return np.asarray(jax.nn.softmax(logits[0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("beta", "placement", "estimator"),
+    [(1.0, "reward", "k1"), (0.5, "reward", "k1"), (0.5, "loss", "k2")],
+)
+def test_one_token_answers_reach_the_closed_form(beta, placement, estimator):
+    size, iterations = 256, 30
+    ppo = PPOConfig(
+        prompt_length=1, response_length=1, batch_size=size, mini_batch_size=size // 8, kl_coef=beta,
+        whitening="none", kl_placement=placement, kl_estimator=estimator,
+    )  # fmt: skip
+    learner, state = tiny_ppo.make_learner(
+        ppo, model=ONE_TOKEN, params=one_token_policy(), learning_rate=3e-3, num_iterations=iterations,
+        schedule="cosine", final_fraction=0.01, weight_decay=0.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(probabilities(state.policy.params), P0, atol=1e-6)
+    score = tiny_ppo.rule(lambda tokens_BC, mask_BC: REWARDS[tokens_BC[:, 0]])
+    for iteration in range(iterations):
+        seeds = draw_seeds(size, seed=0, iteration=iteration)
+        batch = PromptBatch(["0"] * size, [[0]] * size, np.zeros(size, bool), seeds)
+        state = learner.iterate(state, batch, score).state
+    np.testing.assert_allclose(probabilities(state.policy.params), BEST[beta], atol=0.02)
+
+
+def test_emit_token_7():
+    model = dataclasses.replace(
+        tiny_ppo.MODEL, model_width=64, num_heads=4, num_kv_heads=4, feed_forward_width=128
+    )
+    ppo = PPOConfig(prompt_length=4, response_length=8, batch_size=64, mini_batch_size=8, kl_coef=0.01)
+    learner, state = tiny_ppo.make_learner(ppo, model=model, learning_rate=3e-3)
+    scores = []
+    for iteration in range(20):
+        batch = tiny_ppo.prompt_batch(64, iteration=iteration)
+        state, _, metrics = learner.iterate(state, batch, tiny_ppo.rule(tiny_ppo.share_of_sevens))
+        scores.append(metrics["ppo/score"])
+        assert metrics["ppo/reward_kl"] == pytest.approx(-0.01 * metrics["ppo/kl_per_answer"], abs=1e-6)
+        if scores[-1] > 0.6:
+            break
+    assert scores[0] < 0.1
+    assert scores[-1] > 0.6
+
+
+@pytest.fixture(scope="module")
+def small():
+    """One learner, compiled once."""
+    return tiny_ppo.make_learner(SMALL)[0]
+
+
+@pytest.fixture(scope="module")
+def first_iterations():
+    """Three iterations at a temperature of 0.7, with answers that end."""
+    ppo = dataclasses.replace(SMALL, temperature=0.7)
+    learner, state = tiny_ppo.make_learner(ppo, learning_rate=1e-2, stop_ids=tuple(range(6)))
+    return learner, list(iterate(learner, state, 3))
+
+
+def iterate(learner, state, count):
+    for iteration in range(count):
+        batch = tiny_ppo.prompt_batch(16, iteration=iteration)
+        result = learner.iterate(state, batch, tiny_ppo.rule(tiny_ppo.share_of_sevens))
+        state = result.state
+        yield result
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_before_the_first_update_the_divergence_is_zero_at_any_temperature(temperature):
+    learner, state = tiny_ppo.make_learner(dataclasses.replace(SMALL, temperature=temperature))
+    batch, stopwatch = tiny_ppo.prompt_batch(16, iteration=0), Stopwatch()
+    score = tiny_ppo.rule(tiny_ppo.share_of_sevens)
+    sampled = learner.sample(state.policy.params, batch, score, stopwatch)
+    _, metrics = learner._judge(state, sampled, stopwatch)
+    assert metrics["kl_largest"] == metrics["kl_per_answer"] == metrics["reward_kl"] == 0
+    assert metrics["sampler_ratio_error"] < 1e-5
+
+
+def test_iterations_learn_and_count(first_iterations):
+    _, results = first_iterations
+    assert [result.state.iteration for result in results] == [1, 2, 3]
+    assert int(results[-1].state.policy.step) == int(results[-1].state.value.step) == 3 * 4
+    assert results[1].metrics["ppo/kl_k3_per_token"] > 1e-4  # the policy moved, the reference did not
+    assert 0 < results[0].metrics["ppo/stopped_fraction"] < 1
+    assert results[0].metrics["ppo/clip_fraction"] > 0  # later mini-batches are off-policy: ratio is not 1
+    tokens = [np.asarray(result.sampled.rollout.tokens_BT).tolist() for result in results]
+    assert tokens[0] != tokens[1]
+
+
+def test_the_reference_survives_and_does_not_move(first_iterations):
+    learner, _ = first_iterations
+    fresh = init_params(Transformer(tiny_ppo.MODEL, learner.partitioner), jax.random.key(0))
+    assert doctor.checksum(fresh) == learner.reference_checksum
+    learner._check_reference()
+    for leaf in jax.tree.leaves(learner._reference):
+        assert not leaf.is_deleted()
+
+
+def test_every_phase_is_timed(first_iterations):
+    metrics = first_iterations[1][0].metrics
+    phases = {name for name in metrics if name.startswith("secs/")}
+    assert {"secs/generate", "secs/reference", "secs/value", "secs/update_policy", "secs/iteration"} <= phases
+    total = sum(metrics[name] for name in phases) - metrics["secs/iteration"]
+    assert total < metrics["secs/iteration"]
+    assert metrics["rate/generated_tokens_per_sec"] > 0
+
+
+def test_the_same_state_and_prompts_give_the_same_bits(small):
+    runs = [list(iterate(small, tiny_ppo.start(small), 2))[-1].state for _ in range(2)]
+    assert_bitwise_equal(*runs)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_stops_before_any_update(small, bad):
+    learner, state = small, tiny_ppo.start(small)
+    before = doctor.checksum((state.policy.params, state.value.params))
+
+    def score(rollout, batch, stopwatch):
+        scores_B = np.where(np.arange(16) == 5, bad, 0.0)
+        return Scores(scores_B, {"safety": scores_B})
+
+    with pytest.raises(DoctorError, match="safety: 1 of 16 scores are not finite.*prompt '5'"):
+        learner.iterate(state, tiny_ppo.prompt_batch(16, iteration=0), score)
+    assert doctor.checksum((state.policy.params, state.value.params)) == before
+
+
+def test_a_policy_that_is_not_the_reference_is_noticed(small):
+    learner, state = small, tiny_ppo.start(small)
+    other = {**state.policy.params, "embedding_VD": 1.01 * state.policy.params["embedding_VD"]}
+    state = state._replace(policy=state.policy._replace(params=other))
+    with pytest.raises(DoctorError, match="policy and reference differ"):
+        list(iterate(learner, state, 1))
+
+
+def test_behaviour_logprobs_of_another_model_are_noticed(small, monkeypatch):
+    learner, state = small, tiny_ppo.start(small)
+    logprobs = learner._logprobs
+    monkeypatch.setattr(learner, "_logprobs", lambda params, rollout: logprobs(params, rollout) + 2e-5)
+    with pytest.raises(DoctorError, match="tokens of the first mini-batch have a ratio"):
+        list(iterate(learner, state, 1))
+
+
+def test_a_sampler_at_another_temperature_is_noticed(monkeypatch):
+    model = dataclasses.replace(tiny_ppo.MODEL, init_stddev=0.5)
+    learner, state = tiny_ppo.make_learner(SMALL, model=model)
+    logprobs = learner._logprobs
+    monkeypatch.setattr(learner, "_logprobs", lambda params, rollout: 0.7 * logprobs(params, rollout))
+    with pytest.raises(DoctorError, match="sampler and trainer differ"):
+        list(iterate(learner, state, 1))
+
+
+def test_a_stale_sampler_is_noticed(small, monkeypatch):
+    learner, state = small, tiny_ppo.start(small)
+    stale = learner._sampler.weights(state.policy.params)
+    (result,) = iterate(learner, state, 1)
+    monkeypatch.setattr(learner, "_sampler", learner._sampler._replace(weights=lambda params: stale))
+    with pytest.raises(DoctorError, match="checksum of the sampler's weights"):
+        list(iterate(learner, result.state, 1))
+
+
+def rollout_of(lengths, *, length=5, stopped=None):
+    rows = len(lengths)
+    draw = np.random.default_rng(0)
+    return Rollout(
+        draw.integers(3, 60, (rows, 4 + length)).astype(np.int32),
+        np.full(rows, 4, np.int32),
+        np.array(lengths, np.int32),
+        np.ones(rows, bool) if stopped is None else np.array(stopped),
+        np.zeros((rows, length), np.float32),
+    )
+
+
+def experience_of(rollout, scores, *, config=SMALL, values=None, poison=False):
+    shape = rollout.sampler_logprobs_BC.shape
+    draw = np.random.default_rng(1)
+    arrays = [draw.normal(size=shape).astype(np.float32) for _ in range(3)]
+    if values is not None:
+        arrays[2] = np.full(shape, values, np.float32)
+    if poison:
+        mask = np.arange(shape[1]) < rollout.response_lengths_B[:, None]
+        arrays = [np.where(mask, array, np.nan) for array in arrays]
+        rollout = rollout._replace(sampler_logprobs_BC=np.where(mask, rollout.sampler_logprobs_BC, np.nan))
+    final = ResponseValues(arrays[2], np.full(shape[0], 0.5, np.float32))
+    return make_experience(rollout, np.array(scores), arrays[0], arrays[1], final, config=config)
+
+
+SCORES = [0.7, -1.0, 2.5, 0.2]
+
+
+@pytest.fixture(scope="module")
+def losses():
+    model, value_model = Transformer(tiny_ppo.MODEL), ScoreModel(tiny_ppo.MODEL)
+    params = init_params(model, jax.random.key(0))
+    value_params = score_params_from_chat(params, key=jax.random.key(1))
+    config = dataclasses.replace(SMALL, kl_placement="loss", kl_estimator="k2")
+
+    def both(experience):
+        def total(params, value_params):
+            one = policy_loss(model, config)(params, experience)
+            two = value_loss(value_model, config)(value_params, experience)
+            return one.loss_sum + two.loss_sum, (one, two)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, value_params)
+
+    return both
+
+
+def test_nan_in_masked_slots_changes_nothing(losses):
+    rollout = rollout_of([5, 2, 1, 3])
+    clean, metrics = experience_of(rollout, SCORES)
+    dirty, dirty_metrics = experience_of(rollout, SCORES, poison=True)
+    assert_bitwise_equal(dirty_metrics, metrics)
+    assert_bitwise_equal(losses(dirty), losses(clean))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(losses(dirty)))
+
+
+def test_what_follows_the_answer_changes_nothing(losses):
+    rollout = rollout_of([5, 2, 1, 3])
+    after = np.arange(9) >= 4 + rollout.response_lengths_B[:, None]
+    other = rollout._replace(tokens_BT=np.where(after, 2, rollout.tokens_BT))
+    found, wanted = (losses(experience_of(r, SCORES)[0]) for r in (other, rollout))
+    assert_bitwise_equal(found, wanted)
+
+
+def test_four_times_the_padding_changes_nothing(losses):
+    rollout = rollout_of([5, 2, 1, 3])
+    experience, _ = experience_of(rollout, SCORES)
+    wide_rollout = rollout._replace(
+        tokens_BT=np.pad(rollout.tokens_BT, [(0, 0), (0, 27)], constant_values=2),
+        sampler_logprobs_BC=np.pad(rollout.sampler_logprobs_BC, [(0, 0), (0, 15)]),
+    )
+    wide = experience._replace(
+        rollout=wide_rollout,
+        **{
+            name: np.pad(getattr(experience, name), [(0, 0), (0, 15)], constant_values=99)
+            for name in experience._fields
+            if name.endswith("_BC")
+        },
+    )
+    assert_trees_close(losses(wide), losses(experience), rtol=1e-4, atol=1e-5)
+
+
+def test_a_score_is_not_truncated_and_lands_on_the_last_token():
+    config = dataclasses.replace(SMALL, whitening="none", kl_coef=1e-9)
+    experience, metrics = experience_of(rollout_of([3, 5]), [0.7, -0.3], config=config, values=0.0)
+    assert metrics["reward_score"] == pytest.approx(0.2)
+    np.testing.assert_allclose(experience.returns_BC[0], [0.7 * 0.95**2, 0.7 * 0.95, 0.7, 0, 0], atol=1e-6)
+
+
+def test_penalised_divergence_is_the_reported_one():
+    _, metrics = experience_of(rollout_of([5, 2, 1, 3]), SCORES)
+    assert metrics["reward_kl"] == pytest.approx(-SMALL.kl_coef * float(metrics["kl_per_answer"]), rel=1e-6)
+    sigma = np.std(SCORES)
+    assert metrics["sigma"] == pytest.approx(sigma, rel=1e-6)
+    assert metrics["beta_sigma"] == pytest.approx(SMALL.kl_coef * sigma, rel=1e-6)
+
+
+def test_long_prompts_add_nothing_to_the_divergence():
+    rollout = rollout_of([5, 2, 1, 3])
+    longer = rollout._replace(
+        tokens_BT=np.pad(rollout.tokens_BT, [(0, 0), (20, 0)]), prompt_lengths_B=rollout.prompt_lengths_B + 20
+    )
+    found, wanted = (experience_of(r, SCORES)[1]["kl_per_answer"] for r in (longer, rollout))
+    assert float(found) == float(wanted)
+
+
+def test_a_constant_reward_model_gives_no_reward_with_shift_and_its_own_without():
+    for whitening, wanted in (("shift_and_scale", 0.0), ("scale", 0.7), ("none", 0.7)):
+        config = dataclasses.replace(SMALL, whitening=whitening)
+        _, metrics = experience_of(rollout_of([5, 2, 1, 3]), [0.7] * 4, config=config)
+        assert metrics["reward_score"] == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(("truncation", "wanted"), [("terminal", [0.7, 0.7]), ("bootstrap", [0.7, 1.2])])
+def test_answers_that_were_cut_off(truncation, wanted):
+    config = dataclasses.replace(SMALL, whitening="none", truncation=truncation, kl_coef=1e-9)
+    rollout = rollout_of([5, 5], stopped=[True, False])
+    experience, metrics = experience_of(rollout, [0.7, 0.7], config=config, values=0.0)
+    np.testing.assert_allclose(experience.returns_BC[:, -1], wanted, rtol=1e-6)
+    assert metrics["stopped_fraction"] == 0.5
+
+
+def test_missing_end_is_penalised_after_whitening():
+    config = dataclasses.replace(SMALL, missing_eos="replace", missing_eos_value=-3.0)
+    rollout = rollout_of([5, 5], stopped=[True, False])
+    _, metrics = experience_of(rollout, [2.0, 100.0], config=config)
+    assert metrics["reward_score"] == pytest.approx((-1 - 3) / 2)
+
+
+def test_accumulation_changes_nothing():
+    states = []
+    for steps in (1, 2):
+        learner, state = tiny_ppo.make_learner(
+            dataclasses.replace(SMALL, accumulation_steps=steps), epsilon=1.0, stop_ids=tuple(range(6))
+        )
+        (result,) = iterate(learner, state, 1)
+        states.append((result.state.policy.params, result.state.value.params))
+    assert_trees_close(*states, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig("fsdp", data=2, fsdp=2, tensor=1, sequence=1)])
+def test_an_iteration_on_four_devices_equals_one_device(mesh):
+    results = []
+    params = init_params(Transformer(tiny_ppo.MODEL), jax.random.key(0))
+    for config in (MeshConfig("single"), mesh):
+        devices = jax.devices()[: 1 if config.preset == "single" else 4]
+        partitioner = Partitioner(make_mesh(config, devices), config.preset)
+        placed = place_tree(partitioner, params)
+        learner, state = tiny_ppo.make_learner(
+            SMALL, params=placed, partitioner=partitioner, epsilon=1.0, stop_ids=tuple(range(6))
+        )
+        results.append(next(iterate(learner, state, 1)))
+    one, four = results
+    np.testing.assert_array_equal(one.sampled.rollout.tokens_BT, four.sampled.rollout.tokens_BT)
+    assert_trees_close(
+        jax.device_get(four.state.policy.params), jax.device_get(one.state.policy.params), rtol=1e-5
+    )
+    for name in ("ppo/sigma", "ppo/kl_per_answer", "ppo/returns", "ppo/loss"):
+        assert four.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4, abs=1e-6)
