@@ -35,8 +35,8 @@ def plot_accuracy(
         # beside each other, so that neither interval hides the other
         place_T = np.array([places[turn] for turn in turn_T]) + 0.06 * (number - (len(rows) - 1) / 2)
         errors = 100 * np.stack([accuracy_T - low_T, high_T - accuracy_T])
-        axes.errorbar(place_T, 100 * accuracy_T, yerr=errors, fmt="o-", capsize=4, label=name,
-                      color=COLOURS[number % len(COLOURS)])  # fmt: skip
+        axes.errorbar(place_T, 100 * accuracy_T, yerr=errors, fmt="o-", capsize=4,
+                      label=name.replace("_", " "), color=COLOURS[number % len(COLOURS)])  # fmt: skip
     for turn in beyond_context:
         axes.axvspan(places[turn] - 0.3, places[turn] + 0.3, color="lightgray", alpha=0.5, linewidth=0)
         axes.text(
@@ -78,16 +78,18 @@ def plot_attention(
             axis.axvline(edge, color="tab:red", linewidth=1.2)
         for start in turn_bins:
             axis.axhline(start, color="tab:gray", linewidth=0.6, linestyle=":")
-        axis.set(title=name, xlabel=f"attended to (bins of {bin_size} tokens)", aspect="equal")
-        axis.invert_yaxis()
+        axis.set(
+            title=name.replace("_", " "), xlabel=f"attended to (bins of {bin_size} tokens)", aspect="equal"
+        )
+        axis.set_ylim(len(weights_TS), 0)  # the first token on top
     axes[0, 0].set_ylabel("from")
     axes[0, 0].annotate(
         "instruction",
-        (instruction_bins[1], 0.5),
-        xytext=(4, 0),
+        (instruction_bins[1], 0),
+        xytext=(4, -4),
         textcoords="offset points",
         color="tab:red",
-        va="center",
+        va="top",
     )
     figure.colorbar(image, ax=axes[0].tolist(), label="largest attention over layers and heads", shrink=0.8)
     figure.suptitle(title)
