@@ -141,7 +141,7 @@ def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[fl
 
 def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Gaussian kernel density on [0, 1], mirrored at the ends so that none of it is lost beyond them."""
-    width = max(0.02, 0.9 * float(values.std()) * len(values) ** -0.2)
+    width = float(np.clip(0.9 * values.std() * len(values) ** -0.2, 0.02, 0.15))
     mirrored = np.concatenate([values, -values, 2 - values])
     kernel = np.exp(-0.5 * ((at[:, None] - mirrored) / width) ** 2)
     return kernel.sum(axis=1) / (len(values) * width * math.sqrt(2 * math.pi))

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama2_jax.analysis.rlhf_plots import (
+    VersionPoint,
+    _density,
+    displayed,
+    plot_best_of_n,
+    plot_distributions,
+    plot_rounds,
+    plot_temperatures,
+    plot_win_rates,
+)
+
+
+def test_displayed_rewards_are_sigmoids_of_any_size() -> None:
+    assert displayed([0.0, -1.7346, 1e4, -1e4]) == pytest.approx([0.5, 0.15, 1.0, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 1.0], [1.0, 1.0, 1.0], np.linspace(0, 1, 50)])
+def test_density_has_mass_one_even_at_the_ends(values: list[float]) -> None:
+    at = np.linspace(0, 1, 2001)
+    assert np.trapezoid(_density(np.array(values), at), at) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_every_picture_is_drawn_also_of_one_thing(tmp_path: Path) -> None:
+    interval = (0.5, 0.5, 0.5)
+    plot_best_of_n(tmp_path / "7.png", {"max": [0.5], "median": [0.5]})
+    plot_temperatures(tmp_path / "8.png", {1.0: [0.5]}, chosen=1.0)
+    plot_rounds(tmp_path / "26.png", {1: {"max": 0.6, "median": 0.5, "num_samples": 4}})
+    plot_win_rates(tmp_path / "11.png", {"truth": [VersionPoint("sft", interval, interval)]}, reference="sft")
+    plot_distributions(tmp_path / "20.png", {"safety": {"sft": [0.3]}})
+    for number in (7, 8, 26, 11, 20):
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
