@@ -146,6 +146,7 @@ def check(config: Any) -> None:
         config.loss.safety_weight >= 0,
         f"loss.safety_weight = {config.loss.safety_weight} must not be negative",
     )
+    require(config.eval.batch_size > 0, f"eval.batch_size = {config.eval.batch_size} must be positive")
     require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
     require(bool(config.init_from), "config.init_from is empty; name the chat model to start from")
     require(bool(files(config)), "config.data.preferences is empty; name the files to learn from")

@@ -181,6 +181,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     """
     model = reward_model.model
     partitioner = model.partitioner or single_device()
+    require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     check_batch_size(partitioner, batch_size, field="batch_size")
     context = reward_model.config.max_context
     for number, row in enumerate(rows):

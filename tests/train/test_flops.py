@@ -20,6 +20,14 @@ def test_flops_per_token_of_the_papers_sizes(size):
         assert found == pytest.approx(wanted, abs=0.0051), convention
 
 
+def test_a_score_costs_no_product_with_the_vocabulary():
+    config = model_config("7b")
+    for convention in GOLDENS["7b"]:
+        logits = flops_per_token(config, 4096, convention=convention)
+        score = flops_per_token(config, 4096, convention=convention, num_outputs=1)
+        assert logits - score == 6 * (32_000 - 1) * 4096
+
+
 @pytest.mark.parametrize(
     ("size", "flops_per_sec", "tokens_per_sec", "convention"),
     [

@@ -1,4 +1,5 @@
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 from llama2_jax.sharding.rules import single_device
-from llama2_jax.structs import TrainState
+from llama2_jax.structs import LossSums, Mean, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import (
     abstract_state,
@@ -100,6 +101,38 @@ def test_the_adamw_step_is_that_of_the_clipped_gradient():
     wanted = jax.tree_util.tree_map_with_path(by_hand, tiny.params(), grads)
     # where |g| is near epsilon the rounding of the gradient shows
     tiny.assert_trees_close(state.params, wanted, rtol=1e-5, atol=2e-5)
+
+
+class Numbers(NamedTuple):
+    """Rows of one number; the weight of a row is 0 or 1."""
+
+    value_B: Any
+    weight_B: Any
+
+
+def pull(params, batch):
+    """Sum of (w - x)^2 / 2 over the rows that count, with a mean over those above 2 and a total."""
+    difference_B = params["w"] - batch.value_B
+    high_B = (batch.value_B > 2) * batch.weight_B
+    means = {"high": Mean((batch.value_B * high_B).sum(), high_B.sum())}
+    total = (0.5 * batch.weight_B * difference_B**2).sum()
+    return LossSums(total, batch.weight_B.sum(), means, {"seen": batch.value_B.sum()})
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 4])
+def test_any_loss_is_divided_once_by_the_weight_of_the_whole_batch(accumulation_steps):
+    # micro-batches that count unevenly: dividing each by its own weight gives 3.25 instead of 4
+    numbers = Numbers(np.arange(8, dtype=np.float32), np.array([0, 1, 1, 0, 0, 0, 1, 1], np.float32))
+    update = make_update(pull, optax.sgd(1.0), accumulation_steps=accumulation_steps)
+    params = {"w": jnp.zeros(())}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params), jnp.zeros(2))
+    state, metrics = update(state, numbers)
+    assert float(state.params["w"]) == (1 + 2 + 6 + 7) / 4
+    assert float(metrics["loss"]) == (1 + 4 + 36 + 49) / 2 / 4
+    assert float(metrics["grad_norm"]) == float(metrics["param_norm"]) == 4.0
+    assert float(metrics["high"]) == (6 + 7) / 2
+    assert float(metrics["seen"]) == 28
+    assert int(state.step) == 1
 
 
 def test_split_rows_deals_the_rows_out_without_moving_a_block_boundary():
