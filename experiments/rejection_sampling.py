@@ -59,7 +59,8 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         print(f"{workdir} is done")
         return
-    prompts, archive = read_prompts(config.prompts), workdir / "archive.jsonl"
+    prompts = read_prompts(config.prompts)[: config.num_prompts or None]
+    archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
     mesh = build(MeshConfig, config.mesh, name="mesh")
     partitioner = Partitioner(make_mesh(mesh), mesh.preset)
@@ -115,6 +116,7 @@ def _check_config(config: Any, workdir: Path) -> None:
     for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     require(config.round > 0, f"config.round = {config.round} must be positive")
+    require(config.num_prompts >= 0, f"config.num_prompts = {config.num_prompts} must not be negative")
     for name in ("sampling", "search"):
         count = config[name].samples_per_prompt
         require(count > 0, f"{name}.samples_per_prompt = {count} must be positive")
@@ -234,7 +236,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     }
     write_json(workdir / "results.json", results)
     lines = [f"# Rejection sampling, round {config.round}", "", "Llama 2, section 3.2.3.", ""]
-    lines += [*_numbers(results), "", *pictures, "", *_examples(picked.drawn)]
+    lines += [*_numbers(results), "", "\n\n".join(pictures), "", *_examples(picked.drawn)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama2_jax.config import require, require_choice
-from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
+from llama2_jax.evals.intervals import Interval, wilson
 
 FIRST, TIE, SECOND = 1, 0, -1
 """Verdicts: which of the two answers is better."""
@@ -95,7 +95,7 @@ def _ask(judge: Judge, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def win_rate(verdicts_P: np.ndarray) -> WinRate:
-    """Count verdicts; intervals are Wilson's, with ties as halves a bootstrap over prompts.
+    """Count verdicts; intervals are Wilson's, which are too wide rather than too narrow where ties are halves.
 
     Raises:
       ConfigError: no verdict.
@@ -107,6 +107,6 @@ def win_rate(verdicts_P: np.ndarray) -> WinRate:
         ties,
         losses,
         of_all=wilson(wins, len(verdicts_P)),
-        ties_half=bootstrap_mean((verdicts_P + 1) / 2),
+        ties_half=wilson(wins + ties / 2, len(verdicts_P)),
         of_decided=wilson(wins, wins + losses) if wins + losses else None,
     )

@@ -95,7 +95,7 @@ def test_results_are_those_of_the_answers() -> None:
     reward = found["judges"]["the reward models"]["second"]["safety_reward"]["value"]
     assert reward == pytest.approx(np.mean([1 / (1 + np.exp(-s.scores["safety"])) for s in ours.values()]))
     itself = found["judges"]["the truth"]["first"]
-    assert itself["harmlessness"]["ties_half"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert itself["harmlessness"]["ties_half"]["value"] == 0.5
 
 
 def test_version_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
