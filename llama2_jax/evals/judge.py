@@ -95,7 +95,7 @@ def _ask(judge: Judge, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def win_rate(verdicts_P: np.ndarray) -> WinRate:
-    """Count verdicts; intervals are Wilson's, which are too wide rather than too narrow where ties are halves.
+    """Count verdicts; intervals are Wilson's, too wide rather than too narrow where ties are halves.
 
     Raises:
       ConfigError: no verdict.
