@@ -80,6 +80,12 @@ def forward(params: Any, tokens: Any, config: ModelConfig) -> tuple[np.ndarray, 
     return x @ np.asarray(head, np.float64), np.stack(probs)
 
 
+def token_scores(params: Any, tokens: Any, config: ModelConfig) -> np.ndarray:
+    """Scores (T,) of the parameters of a ``ScoreModel``: a decoder with a vocabulary of one."""
+    one_output = params["body"] | {"unembedding_DV": np.asarray(params["w_score_D"])[:, None]}
+    return forward(one_output, tokens, config)[0][:, 0]
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     return np.log(softmax(np.asarray(x, np.float64)))
 

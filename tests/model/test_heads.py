@@ -29,9 +29,7 @@ def padded(rows, length, padding=0):
 
 
 def scores_by_hand(row):
-    """The plain numpy decoder, in float64, as if its vocabulary were one score."""
-    one_output = tiny.params() | {"unembedding_DV": np.asarray(params()["w_score_D"])[:, None]}
-    return numpy_llama.forward(one_output, row, tiny.CONFIG)[0][:, 0]
+    return numpy_llama.token_scores(params(), row, tiny.CONFIG)
 
 
 def test_every_token_has_the_score_of_the_numpy_decoder():

@@ -13,7 +13,7 @@ from llama2_jax.data.preference_batches import EncodedPair, PairLoader, encode_r
 from llama2_jax.data.tokenizer import train_sentencepiece
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.heads import ScoreModel, last_token_scores, score_params_from_chat
+from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import init_params
 from llama2_jax.pretrained import load
 from llama2_jax.rlhf.reward_model import (
@@ -35,7 +35,7 @@ from llama2_jax.train.step import compile_step, make_update, state_from_params
 from tests.data.conftest import make_texts
 from tests.data.conftest import tokenizer as tokenizer
 from tests.data.conftest import tokenizer_path as tokenizer_path
-from tests.model import tiny
+from tests.model import numpy_llama, tiny
 
 SMALL = ModelConfig(
     vocab_size=32,
@@ -95,7 +95,7 @@ def test_both_responses_of_a_pair_are_scored_as_rows_of_their_own():
         pairs.tokens_BCT[:-1], pairs.lengths_BC, pairs.margin_B, pairs.safe_BC, strict=False
     ):
         chosen, rejected = (
-            float(last_token_scores(ScoreModel(tiny.CONFIG), params(), row[None, :n], np.array([n]))[0])
+            numpy_llama.token_scores(params(), row[:n], tiny.CONFIG)[-1]
             for row, n in zip(tokens, lengths, strict=True)
         )
         losses.append(np.log1p(np.exp(margin - (chosen - rejected))))
@@ -194,11 +194,8 @@ ROWS = [np.random.default_rng(n).integers(0, 400, n).tolist() for n in (40, 3, 6
 
 def test_scores_are_those_of_each_row_alone_in_the_order_given(tokenizer):
     found = reward_model(tokenizer)
-    wanted = [
-        last_token_scores(found.model, found.params, np.array([row], np.int32), np.array([len(row)]))[0]
-        for row in ROWS
-    ]
-    for batch_size in (1, 4, 16):
+    wanted = [numpy_llama.token_scores(params(found.config), row, found.config)[-1] for row in ROWS]
+    for batch_size in (4, 16):
         scores = score_rows(found, ROWS, batch_size=batch_size)
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
