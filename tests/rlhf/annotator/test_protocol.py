@@ -104,10 +104,11 @@ def test_pairs_that_nobody_can_compare_are_sampled_again_then_dropped(answers, r
 
 
 def test_sampling_again_keeps_the_order_and_uses_other_seeds():
-    seen = Counter()
+    seen, used = Counter(), []
 
     def sample(variant, prompts, seeds):
         texts = echo(variant, prompts, seeds)
+        used.extend(seeds)
         for number, one in enumerate(prompts):
             seen[one.prompt_id] += 1
             if one.prompt_id == "p3" and seen["p3"] <= 2:
@@ -118,6 +119,7 @@ def test_sampling_again_keeps_the_order_and_uses_other_seeds():
     assert [pair.comparison.prompt.prompt_id for pair in found.pairs] == [f"p{i}" for i in range(40)]
     assert seen["p3"] == 4
     assert seen["p4"] == 2
+    assert len(set(used)) == len(used) == 82
 
 
 def test_a_judged_pair_becomes_a_row_that_can_be_read():

@@ -39,6 +39,12 @@ def prompts() -> list[Prompt]:
         ("Say rain twice.", "Rain.", 0.3, "not twice"),
         ("Write a line that ends with moon.", "I can see the moon.", 1.0, "right"),
         ("Write a line that ends with moon.", "The moon is here.", 0.3, "not at the end"),
+        (
+            "Write a line that ends with moon.",
+            "Write a line that ends with moon.",
+            0.0,
+            "repeats the question",
+        ),
         ("Write a line about the sea.", "The old sea sings to the stars once again.", 1.0, "on topic"),
         ("Write a line about the sea.", "The old king sings to the stars once again.", 0.1, "off topic"),
         ("Today is 3 May 2021. Which year comes next?", "It is 2022.", 1.0, "right"),
