@@ -15,12 +15,13 @@ from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import TokenizerError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.interop.imported import FormatError
+from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.train.checkpoint import CheckpointError
 from llama2_jax.train.metrics import NonFiniteError
 
 USER_ERRORS = (
-    ConfigError, CheckpointError, DialogueError, FormatError, NonFiniteError, PromptError, TokenizerError,
-    DataError, OSError,
+    ConfigError, CheckpointError, DialogueError, DoctorError, FormatError, NonFiniteError, PromptError,
+    TokenizerError, DataError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 

@@ -96,7 +96,8 @@ class Learner:
     """Models and compiled functions of a run.
 
     Args:
-      reference: parameters of the frozen policy; copied, so that no update can reach them.
+      reference: parameters of the frozen policy; ``init_state`` copies what is trained, so no update
+        reaches them.
       sampler_partitioner: where the weights lie while answers are made (PPO-8).
     """
 
@@ -115,7 +116,7 @@ class Learner:
         num_iterations: int,
     ) -> None:
         self.config, self.partitioner = config, partitioner
-        self._reference = jax.tree.map(jnp.copy, reference)
+        self._reference = reference
         self.reference_checksum = doctor.checksum(self._reference)
         self._stop_ids = tuple(stop_ids)
         self._tolerance = doctor.TOLERANCES[policy_model.config.compute_dtype]

@@ -120,7 +120,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
         contextlib.closing(checkpointer),
         contextlib.closing(recorder),
         contextlib.closing(profile),
-        _StopRequest() as stop,
+        StopRequest() as stop,
     ):
         if start == 0:
             evaluations.run(0, state.params, last_checkpoint="none")
@@ -223,7 +223,7 @@ class _Profile:
             self._running = False
 
 
-class _StopRequest:
+class StopRequest:
     """Turns SIGTERM into a flag while in scope, so that a step is never cut in half."""
 
     def __init__(self) -> None:
@@ -232,7 +232,7 @@ class _StopRequest:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
 
-    def __enter__(self) -> "_StopRequest":
+    def __enter__(self) -> "StopRequest":
         try:
             self._previous: Any = signal.signal(signal.SIGTERM, self._handle)
         except ValueError:  # not the main thread (a notebook): the default handling stays

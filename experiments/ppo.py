@@ -1,0 +1,403 @@
+"""PPO: answers sampled, scored by two reward models, and learned from (Llama 2, section 3.2.3).
+
+See ``configs/ppo.py``. Batch and seeds of an iteration are functions of its number, and a checkpoint
+holds both models, both optimisers and the state of early stopping, so a killed run continues bit for
+bit. The model that ``load(workdir)`` opens at the end is that of the best reward on held-out prompts.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from experiments.corpora import keep_tokenizer
+from llama2_jax.config import build, changes, require, require_choice, to_plain
+from llama2_jax.data.chat import encode_prompt, stop_ids
+from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.shards import file_sha256
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.model.heads import ScoreModel, score_params_from_chat
+from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
+from llama2_jax.rlhf import doctor
+from llama2_jax.rlhf.ppo_config import PPOConfig
+from llama2_jax.rlhf.ppo_iteration import (
+    Learner,
+    PPOState,
+    PromptBatch,
+    Sampled,
+    ScoreFunction,
+    Scores,
+    Stopwatch,
+    reward_model_scores,
+)
+from llama2_jax.rlhf.ppo_report import append_samples, write_ppo_report
+from llama2_jax.rlhf.reward_model import RewardModel, check_same_text, load_reward_model
+from llama2_jax.rlhf.rewards import combine
+from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import check_batch_size
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import Params, TrainState
+from llama2_jax.train.checkpoint import Checkpointer, read_params
+from llama2_jax.train.loop import Preempted, StopRequest
+from llama2_jax.train.metrics import MetricsWriter, require_finite
+from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.progress import ProgressReport
+
+VALUE_STARTS = ("reward_model", "policy")
+HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training
+
+
+class Prompts(NamedTuple):
+    """Prompts as text and as ids."""
+
+    prompts: list[Prompt]
+    tokens: list[list[int]]
+
+    def batch(self, rows: Sequence[int], seeds: Sequence[int]) -> PromptBatch:
+        """The prompts of ``rows``, with a seed each."""
+        chosen = [self.prompts[row] for row in rows]
+        tags_B = np.array([prompt.is_safety for prompt in chosen])
+        return PromptBatch(
+            [prompt.prompt_id for prompt in chosen], [self.tokens[row] for row in rows], tags_B, seeds
+        )
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a checkpoint holds besides the parameters: goes into its JSON as it is."""
+
+    best_reward: float = float("-inf")
+    best_step: int = 0
+    evaluations_since: int = 0
+    first: dict[str, float] = dataclasses.field(default_factory=dict)  # the evaluation before any update
+
+    def add(self, step: int, reward: float) -> bool:
+        """Count an evaluation; True if it is the best so far."""
+        is_best = reward > self.best_reward
+        if is_best:
+            self.best_reward, self.best_step = reward, step
+        self.evaluations_since = 0 if is_best else self.evaluations_since + 1
+        return is_best
+
+
+class Run(NamedTuple):
+    """Everything an iteration needs."""
+
+    config: Any
+    workdir: Path
+    policy: LoadedModel  # as it was at first
+    learner: Learner
+    score: ScoreFunction
+    prompts: Prompts
+    heldout: Prompts
+    meta: dict[str, Any]  # what the run is made from
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Train the policy in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
+    if open_workdir(config, workdir):
+        print(f"{workdir} is done")
+        return
+    ppo = build(PPOConfig, config.ppo, name="ppo")
+    partitioner, sampler_partitioner = (
+        _partitioner(config[name], name=name) for name in ("mesh", "sampler_mesh")
+    )
+    for size in (ppo.mini_batch_size // ppo.accumulation_steps, ppo.batch_size // ppo.forward_parts):
+        check_batch_size(partitioner, size, field="ppo.mini_batch_size / accumulation_steps")
+    policy = load(config.init_from, partitioner=partitioner, **config.model)
+    reward_models = _load_reward_models(config, policy, partitioner)
+    shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}
+    for name, shape in shapes.items():
+        check_context(shape.max_context, ppo, what=name)
+    prompts, heldout = (_read(config[name], policy, ppo) for name in ("prompts", "heldout_prompts"))
+    value_model, value_params = _value_model(config, policy, reward_models["helpfulness"], partitioner)
+    optimizer = build(OptimizerConfig, config.optimizer, name="optimizer")
+    learner = Learner(
+        policy.model,
+        value_model,
+        policy.params,
+        ppo,
+        policy_optimizer=optimizer,
+        value_optimizer=dataclasses.replace(optimizer, learning_rate=config.value.learning_rate),
+        partitioner=partitioner,
+        sampler_partitioner=sampler_partitioner,
+        stop_ids=stop_ids(policy.require_tokenizer(), policy.template),
+        num_iterations=config.train.num_iterations,
+    )
+    keep_tokenizer(policy.require_tokenizer(), workdir)
+    fresh = functools.partial(learner.init_state, policy.params, value_params, seed=config.train.seed)
+    meta = {
+        "reference_checksum": learner.reference_checksum,
+        "reward_models": {name: model.version for name, model in reward_models.items()},
+        "prompts": [file_sha256(Path(config[name])) for name in ("prompts", "heldout_prompts")],
+    }
+    score = make_score(reward_models, ppo)
+    train(Run(config, workdir, policy, learner, score, prompts, heldout, meta), fresh)
+    write_ppo_report(workdir)
+    mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    for name in ("init_from", "helpfulness_rm", "safety_rm", "prompts", "heldout_prompts"):
+        require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
+    for name in ("num_iterations", "checkpoint_every_steps", "keep_last"):
+        require(config.train[name] > 0, f"train.{name} = {config.train[name]} must be positive")
+    require(config.eval.every_steps > 0, f"eval.every_steps = {config.eval.every_steps} must be positive")
+    require(config.eval.patience >= 0, f"eval.patience = {config.eval.patience} must not be negative")
+    require(config.eval.guard_drop > 0, f"eval.guard_drop = {config.eval.guard_drop} must be positive")
+    require_choice("value.init_from", config.value.init_from, VALUE_STARTS)
+    require(
+        jax.process_count() == 1,
+        f"{jax.process_count()} processes: PPO runs in one process, on any number of its devices",
+    )
+
+
+def _partitioner(section: Any, *, name: str) -> Partitioner:
+    mesh = build(MeshConfig, section, name=name)
+    return Partitioner(make_mesh(mesh), mesh.preset)
+
+
+def _load_reward_models(config: Any, policy: LoadedModel, partitioner: Partitioner) -> dict[str, RewardModel]:
+    """The reward models of the config, refused unless they read what the policy writes."""
+    models = {}
+    for kind in ("helpfulness", "safety", "guard"):
+        path = config[f"{kind}_rm"]
+        if path:
+            model = load_reward_model(path, compute_dtype=config.model.compute_dtype, partitioner=partitioner)
+            require(
+                kind in ("guard", model.kind),
+                f"config.{kind}_rm = {path} is a {model.kind} reward model; name one for {kind}",
+            )
+            check_same_text(model, policy.require_tokenizer(), policy.template)
+            models[kind] = model
+    return models
+
+
+def _read(path: str, policy: LoadedModel, ppo: PPOConfig) -> Prompts:
+    prompts = read_prompts(path)
+    tokenizer = policy.require_tokenizer()
+    tokens = [encode_prompt(prompt.messages, tokenizer, policy.template) for prompt in prompts]
+    check_prompt_lengths(tokens, ppo)
+    return Prompts(prompts, tokens)
+
+
+def _value_model(
+    config: Any, policy: LoadedModel, reward_model: RewardModel, partitioner: Partitioner
+) -> tuple[ScoreModel, Params]:
+    """The value model and its first parameters (D43). Its head is zero, so every value is 0 at first:
+
+    a reward model's head would speak of raw scores, returns are whitened and penalised.
+    """
+    if config.value.init_from == "policy":
+        return ScoreModel(policy.config, partitioner), score_params_from_chat(policy.params, key=None)
+    shape = dataclasses.replace(reward_model.config, remat_policy=config.model.remat_policy)
+    head = jnp.zeros_like(reward_model.params["w_score_D"])
+    return ScoreModel(shape, partitioner), {**reward_model.params, "w_score_D": head}
+
+
+def make_score(reward_models: dict[str, RewardModel], ppo: PPOConfig) -> ScoreFunction:
+    """Scores of all reward models, in the padded batch as it is, and the two of them combined (PPO-3)."""
+
+    def score(rollout: Rollout, batch: PromptBatch, stopwatch: Stopwatch) -> Scores:
+        by_model = {
+            name: stopwatch.run(
+                f"score_{name}",
+                reward_model_scores,
+                model.model,
+                model.params,
+                rollout,
+                parts=ppo.forward_parts,
+            )
+            for name, model in reward_models.items()
+        }
+        combined_B = combine(
+            by_model["safety"], by_model["helpfulness"], batch.is_safety_B, threshold=ppo.safety_threshold
+        )
+        return Scores(np.asarray(combined_B), by_model)
+
+    return score
+
+
+def train(run: Run, fresh: Callable[[], PPOState]) -> None:
+    """All iterations, from the newest checkpoint on, or from a ``fresh`` state.
+
+    Raises:
+      Preempted: after SIGTERM, with everything saved.
+      DoctorError, NonFiniteError: something is wrong; the last checkpoint is as it was.
+    """
+    config, last = run.config.train, run.config.train.num_iterations
+    checkpointer = Checkpointer(run.workdir, keep_last=config.keep_last)
+    best = Checkpointer(run.workdir / "best", keep_last=2)
+    state, progress = _restore(run, checkpointer) or (fresh(), Progress())
+    writer = MetricsWriter(run.workdir, resume_step=state.iteration)
+    shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
+    closing = contextlib.closing
+    with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:
+        if state.iteration == 0:
+            evaluate(run, state, progress, writer, best)
+        while state.iteration < last and not _is_stuck(run, progress):
+            state, sampled, metrics = run.learner.iterate(state, _batch(run, state.iteration), run.score)
+            require_finite(state.iteration, metrics, last_checkpoint=f"{checkpointer.steps()[-1:]}")
+            writer.write(state.iteration, metrics)
+            _keep_samples(run, state.iteration, sampled)
+            shown.step(state.iteration, _line(metrics))
+            if state.iteration % run.config.eval.every_steps == 0 or state.iteration == last:
+                evaluate(run, state, progress, writer, best)
+            writer.flush()
+            if state.iteration == last or _is_stuck(run, progress):
+                break  # what is saved last has the best parameters
+            stopping = stop.requested
+            if stopping or state.iteration % config.checkpoint_every_steps == 0:
+                checkpointer.save(_to_checkpoint(state), _meta(run, progress))
+            if stopping:
+                logging.warning(
+                    "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
+                )
+                raise Preempted(state.iteration)
+        best.wait()
+        abstract = run.learner.abstract_states[0].params
+        params = read_params(run.workdir / "best", abstract, progress.best_step)
+        checkpointer.save(_to_checkpoint(state)._replace(params=params), _meta(run, progress))
+
+
+def _batch(run: Run, iteration: int) -> PromptBatch:
+    size, seed = run.learner.config.batch_size, run.config.train.seed
+    rows = draw_prompts(len(run.prompts.prompts), batch_size=size, seed=seed, iteration=iteration)
+    return run.prompts.batch(rows, draw_seeds(size, seed=seed, iteration=iteration))
+
+
+def evaluate(
+    run: Run, state: PPOState, progress: Progress, writer: MetricsWriter, best: Checkpointer
+) -> None:
+    """Mean scores of answers to the held-out prompts; keeps the parameters if they are the best so far.
+
+    Raises:
+      DoctorError: the guard turned.
+    """
+    size, count = run.learner.config.batch_size, len(run.heldout.prompts)
+    seeds = draw_seeds(count, seed=run.config.train.seed + HELDOUT_SEED, iteration=0)
+    sums: dict[str, float] = {}
+    for first in range(0, count, size):
+        rows = list(range(first, min(first + size, count)))
+        filled = rows + rows[-1:] * (size - len(rows))  # one compiled shape
+        batch = run.heldout.batch(filled, [seeds[row] for row in filled])
+        sampled = run.learner.sample(state.policy.params, batch, run.score, Stopwatch())
+        stopped_B = np.asarray(sampled.rollout.stopped_B, np.float64)
+        found = {"reward": sampled.scores.combined_B, **sampled.scores.by_model, "stopped": stopped_B}
+        for name, values_B in found.items():
+            sums[name] = sums.get(name, 0.0) + float(np.sum(values_B[: len(rows)], dtype=np.float64))
+    means = {name: total / count for name, total in sums.items()}
+    writer.write(state.iteration, {f"eval/{name}": value for name, value in means.items()})
+    progress.first = progress.first or means
+    if "guard" in means:
+        doctor.check_guard(
+            reward=means["reward"],
+            first_reward=progress.first["reward"],
+            guard=means["guard"],
+            first_guard=progress.first["guard"],
+            largest_drop=run.config.eval.guard_drop,
+        )
+    if progress.add(state.iteration, means["reward"]):
+        kept = _to_checkpoint(state)._replace(opt_state={})  # parameters alone
+        best.save(kept, _meta(run, progress))
+
+
+def _is_stuck(run: Run, progress: Progress) -> bool:
+    patience = run.config.eval.patience
+    return patience > 0 and progress.evaluations_since >= patience
+
+
+def _to_checkpoint(state: PPOState) -> TrainState:
+    """The policy where ``load`` looks for a chat model; all else beside it."""
+    opt_state = {
+        "policy": state.policy.opt_state,
+        "value_params": state.value.params,
+        "value": state.value.opt_state,
+    }
+    step = jnp.asarray(state.iteration, jnp.int32)
+    return TrainState(step, state.policy.params, opt_state, state.policy.rng)
+
+
+def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] | None:
+    """The newest checkpoint, or None.
+
+    Raises:
+      ConfigError: it was made from another policy, other reward models or prompts.
+    """
+    policy, value = run.learner.abstract_states
+    opt_state = {"policy": policy.opt_state, "value_params": value.params, "value": value.opt_state}
+    restored = checkpointer.restore_latest(policy._replace(opt_state=opt_state))
+    if restored is None:
+        return None
+    lines = changes({key: restored.meta[key] for key in run.meta}, to_plain(run.meta))
+    require(
+        not lines or run.config.train.accept_changed_config,
+        f"the checkpoints in {checkpointer.folder} were made with something else:"
+        + "".join(f"\n  {line}" for line in lines)
+        + "\nuse another --workdir, undo the change, or continue with it by "
+        "--config.train.accept_changed_config=True",
+    )
+    found = restored.state
+    iteration = int(found.step)
+    updates = jnp.asarray(iteration * run.learner.config.num_updates, jnp.int32)
+    return (
+        PPOState(
+            iteration,
+            TrainState(updates, found.params, found.opt_state["policy"], found.rng),
+            TrainState(updates, found.opt_state["value_params"], found.opt_state["value"], found.rng),
+        ),
+        Progress(**restored.meta["progress"]),
+    )
+
+
+def _meta(run: Run, progress: Progress) -> dict[str, Any]:
+    tokenizer = run.policy.require_tokenizer()
+    return {
+        **checkpoint_meta(run.policy.config, tokenizer, run.policy.template.name),
+        **run.meta,
+        "progress": dataclasses.asdict(progress),
+        "config": to_plain(run.config),
+    }
+
+
+def _keep_samples(run: Run, step: int, sampled: Sampled) -> None:
+    """A few answers of the iteration with their scores, as a table in ``samples.jsonl``."""
+    tokenizer, rows = run.policy.require_tokenizer(), []
+    rollout = jax.device_get(sampled.rollout)
+    for row in range(min(run.config.train.num_samples, len(rollout.tokens_BT))):
+        start = rollout.prompt_lengths_B[row]
+        end = start + rollout.response_lengths_B[row] - int(rollout.stopped_B[row])
+        ids = rollout.tokens_BT[row].tolist()
+        scores = {name: float(values_B[row]) for name, values_B in sampled.scores.by_model.items()}
+        rows.append(
+            {
+                "step": step,
+                "prompt": tokenizer.decode(ids[:start]),
+                "completion": tokenizer.decode(ids[start:end]),
+                "stopped": bool(rollout.stopped_B[row]),
+                "reward": float(sampled.scores.combined_B[row]),
+                **scores,
+            }
+        )
+    append_samples(run.workdir, rows)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return (
+        f"score {metrics['ppo/score']:.3f}  KL {metrics['ppo/kl_per_answer']:.3f}  "
+        f"stopped {metrics['ppo/stopped_fraction']:.0%}  "
+        f"{metrics['rate/generated_tokens_per_sec']:,.0f} generated tok/s  {metrics['secs/iteration']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    launch_experiment(run)

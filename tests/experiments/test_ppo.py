@@ -1,0 +1,314 @@
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import ppo as configs
+from experiments import ppo
+from llama2_jax.config import ConfigError, build
+from llama2_jax.data.prompts import Prompt, write_prompts
+from llama2_jax.data.sources import DataError
+from llama2_jax.generate.decode import PromptError
+from llama2_jax.launch import USER_ERRORS
+from llama2_jax.pretrained import load
+from llama2_jax.rlhf.doctor import DoctorError
+from llama2_jax.rlhf.ppo_config import PPOConfig
+from llama2_jax.rlhf.ppo_iteration import Learner, Scores
+from llama2_jax.train.checkpoint import read_meta
+from llama2_jax.train.loop import EXIT_PREEMPTED, Preempted
+from llama2_jax.train.metrics import read_metrics
+from llama2_jax.train.optimizer import OptimizerConfig
+from tests.experiments import runs
+from tests.rlhf.small_policy import prompt, saved_policy, saved_reward_model
+from tests.train.tiny_run import assert_bitwise_equal
+
+TRAIN = [prompt(number, is_safety=number % 2 == 0) for number in range(7)]
+HELDOUT = [prompt(number, is_safety=number % 2 == 0) for number in range(20, 23)]
+
+
+def prompts_file(prompts: list[Prompt], name: str) -> str:
+    path = runs.scratch() / f"{name}.jsonl"
+    write_prompts(path, prompts)
+    return str(path)
+
+
+def config_of(**changes: Any) -> ConfigDict:
+    defaults = {
+        "init_from": str(saved_policy()),
+        "helpfulness_rm": str(saved_reward_model("helpfulness")),
+        "safety_rm": str(saved_reward_model("safety", 1)),
+        "guard_rm": str(saved_reward_model("helpfulness", 2)),
+        "prompts": prompts_file(TRAIN, "ppo_train"),
+        "heldout_prompts": prompts_file(HELDOUT, "ppo_heldout"),
+        "ppo.response_length": 8,
+        "ppo.batch_size": 8,
+        "ppo.mini_batch_size": 4,
+        "train.num_iterations": 6,
+        "train.checkpoint_every_steps": 2,
+        "train.num_samples": 3,
+        "eval.every_steps": 3,
+        "eval.guard_drop": 100.0,
+    }
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    return runs.changed(configs.get_config("tiny"), defaults | changed)
+
+
+@functools.cache
+def finished() -> Path:
+    workdir = runs.scratch() / "ppo"
+    ppo.run(config_of(), workdir)
+    return workdir
+
+
+def without_times(workdir: Path) -> list[dict[str, Any]]:
+    timed = ("secs/", "rate/")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in read_metrics(workdir)]
+
+
+def test_a_run_leaves_every_artefact() -> None:
+    workdir = finished()
+    names = ("DONE", "config.json", "metrics.jsonl", "samples.jsonl", "report.md", "ppo.png", "tokenizer")
+    for name in (*names, "tensorboard"):
+        assert (workdir / name).exists(), name
+    lines = [line for line in read_metrics(workdir) if "ppo/score" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["ppo/kl_largest"] == 0
+    assert lines[-1]["ppo/kl_largest"] > 0
+    for name in ("score_safety", "score_helpfulness", "score_guard", "reward_score", "reward_kl", "sigma",
+                 "beta_sigma", "entropy", "ratio", "clip_fraction", "stopped_fraction", "kl_per_token",
+                 "explained_variance"):  # fmt: skip
+        assert np.isfinite(lines[0][f"ppo/{name}"]), name
+    for name in ("generate", "score_safety", "score_helpfulness", "reference", "value", "update_policy"):
+        assert lines[0][f"secs/{name}"] > 0
+    report = (workdir / "report.md").read_text()
+    assert "beta x sigma" in report
+    assert "| generate |" in report
+    samples = runs.read_lines(workdir / "samples.jsonl")
+    assert len(samples) == 6 * 3
+    assert {"prompt", "completion", "reward", "safety", "helpfulness"} <= set(samples[0])
+
+
+def test_the_result_is_the_best_model_on_heldout_prompts_and_opens_like_any() -> None:
+    workdir = finished()
+    evaluations = {line["step"]: line for line in read_metrics(workdir) if "eval/reward" in line}
+    assert sorted(evaluations) == [0, 3, 6]
+    best = max(evaluations, key=lambda step: evaluations[step]["eval/reward"])
+    progress = read_meta(workdir)[1]["progress"]
+    assert (progress["best_step"], progress["best_reward"]) == (best, evaluations[best]["eval/reward"])
+    assert progress["first"]["guard"] == evaluations[0]["eval/guard"]
+    assert read_meta(workdir)[0] == 6
+    assert_bitwise_equal(load(workdir).params, load(workdir / "best", step=best).params if best else
+                         load(saved_policy()).params)  # fmt: skip
+
+
+def test_the_combined_reward_uses_the_tags() -> None:
+    """Of tagged prompts the reward is the safety score, whatever helpfulness says."""
+    rows = runs.read_lines(finished() / "samples.jsonl")
+    tagged = 0
+    for row in rows:
+        is_unsafe = row["safety"] < np.log(0.15 / 0.85)
+        assert row["reward"] in (row["safety"], row["helpfulness"])
+        assert not is_unsafe or row["reward"] == row["safety"]
+        tagged += row["reward"] == row["safety"]
+    assert 0 < tagged < len(rows)
+
+
+def assert_same_end(workdir: Path) -> None:
+    assert without_times(workdir) == without_times(finished())
+    assert_bitwise_equal(load(workdir).params, load(finished()).params)
+    ours, theirs = (read_meta(path)[1] for path in (workdir, finished()))
+    assert ours["progress"] == theirs["progress"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from experiments import ppo
+from llama2_jax.rlhf.ppo_iteration import Learner
+from tests.experiments.test_ppo import config_of_files
+iterate = Learner.iterate
+def iterate_or_die(self, state, *rest):
+    if state.iteration == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return iterate(self, state, *rest)
+Learner.iterate = iterate_or_die
+ppo.run(config_of_files(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def config_of_files(path: str) -> ConfigDict:
+    """A config that another process wrote down."""
+    return ConfigDict(json.loads(Path(path).read_text()))
+
+
+def test_a_run_killed_in_the_middle_continues_bit_for_bit(tmp_path: Path) -> None:
+    written = tmp_path / "config.json"
+    written.write_text(config_of().to_json())
+    workdir = tmp_path / "run"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(written), str(workdir)],
+        cwd=runs.REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (workdir / "DONE").exists()
+    assert read_meta(workdir)[0] < 6
+    ppo.run(config_of(), workdir)
+    assert_same_end(workdir)
+
+
+def test_sigterm_saves_and_a_second_start_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterate = Learner.iterate
+
+    def iterate_and_stop(self: Learner, state: Any, *rest: Any) -> Any:
+        if state.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(self, state, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "iterate", iterate_and_stop)
+        with pytest.raises(Preempted) as stopped:
+            ppo.run(config_of(), tmp_path)
+    assert (stopped.value.step, stopped.value.code) == (3, EXIT_PREEMPTED)
+    assert read_meta(tmp_path)[0] == 3
+    ppo.run(config_of(), tmp_path)
+    assert_same_end(tmp_path)
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = iter([0.0, 2.0, 1.0, 1.5, 9.0])
+    sample = Learner.sample
+
+    def sample_and_pretend(self: Learner, params: Any, batch: Any, *rest: Any) -> Any:
+        sampled = sample(self, params, batch, *rest)
+        if batch.prompt_ids[0] != HELDOUT[0].prompt_id:
+            return sampled
+        reward_B = np.full(len(batch.prompt_ids), next(rewards), np.float32)
+        return sampled._replace(scores=sampled.scores._replace(combined_B=reward_B))
+
+    monkeypatch.setattr(Learner, "sample", sample_and_pretend)
+    ppo.run(config_of(eval__every_steps=1, eval__patience=2), tmp_path)
+    step, meta = read_meta(tmp_path)
+    assert step == 3  # the best was 1, then two without a new best
+    assert (meta["progress"]["best_step"], meta["progress"]["best_reward"]) == (1, 2.0)
+    assert_bitwise_equal(load(tmp_path).params, load(tmp_path / "best", step=1).params)
+
+
+def test_a_score_that_is_no_number_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*_: Any) -> Any:
+        def score(rollout: Any, batch: Any, stopwatch: Any) -> Scores:
+            scores_B = np.full(len(batch.prompt_ids), np.nan, np.float32)
+            return Scores(scores_B, {"safety": scores_B})
+
+        return score
+
+    monkeypatch.setattr(ppo, "make_score", poisoned)
+    with pytest.raises(DoctorError, match="safety: 8 of 8 scores are not finite"):
+        ppo.run(config_of(), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert issubclass(DoctorError, USER_ERRORS)
+
+
+def test_a_guard_that_turns_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([(0.0, 0.0), (1.0, -3.0)])
+    make_score = ppo.make_score
+
+    def turning(*arguments: Any) -> Any:
+        score = make_score(*arguments)
+
+        def score_and_turn(rollout: Any, batch: Any, stopwatch: Any) -> Scores:
+            scores = score(rollout, batch, stopwatch)
+            if batch.prompt_ids[0] != HELDOUT[0].prompt_id:
+                return scores
+            reward, guard = next(values)
+            full = np.ones(len(batch.prompt_ids), np.float32)
+            return Scores(reward * full, {**scores.by_model, "guard": guard * full})
+
+        return score_and_turn
+
+    monkeypatch.setattr(ppo, "make_score", turning)
+    with pytest.raises(DoctorError, match="the policy exploits the reward models"):
+        ppo.run(config_of(eval__guard_drop=2.0, eval__every_steps=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"init_from": ""}, ConfigError, "config.init_from is empty"),
+        ({"safety_rm": ""}, ConfigError, "config.safety_rm is empty"),
+        ({"ppo.mini_batch_size": 3}, ConfigError, "batch_size = 8 is not divisible by"),
+        ({"ppo.kl_estimator": "k3"}, ConfigError, "vanishes at the reference"),
+        ({"ppo.kl_coef": 0.0}, ConfigError, "kl_coef = 0.0 must be positive"),
+        ({"ppo.response_length": 4000}, ConfigError, "is beyond the context"),
+        ({"ppo.prompt_length": 2}, PromptError, "ppo.prompt_length is 2"),
+        ({"value.init_from": "nothing"}, ConfigError, "'reward_model', 'policy'"),
+        ({"train.num_iterations": 0}, ConfigError, "num_iterations = 0 must be positive"),
+    ],
+)
+def test_mistakes_are_found_before_work_starts(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        ppo.run(config_of(**changes), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_reward_model_of_the_other_kind_and_an_empty_prompt_file_are_refused(tmp_path: Path) -> None:
+    wrong = str(saved_reward_model("helpfulness"))
+    with pytest.raises(ConfigError, match="is a helpfulness reward model; name one for safety"):
+        ppo.run(config_of(safety_rm=wrong), tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="has no rows"):
+        ppo.run(config_of(prompts=str(tmp_path / "empty.jsonl")), tmp_path)
+
+
+def test_a_workdir_is_not_continued_with_other_prompts(tmp_path: Path) -> None:
+    prompts = prompts_file(TRAIN, "ppo_changing")
+    config = config_of(prompts=prompts, train__num_iterations=1)
+    ppo.run(config, tmp_path)
+    (tmp_path / "DONE").unlink()
+    prompts_file(TRAIN[:5], "ppo_changing")
+    with pytest.raises(ConfigError, match="prompts: "):
+        ppo.run(config, tmp_path)
+
+
+def test_a_value_model_from_the_policy_starts_at_zero(tmp_path: Path) -> None:
+    ppo.run(config_of(value__init_from="policy", train__num_iterations=1), tmp_path)
+    line = next(line for line in read_metrics(tmp_path) if "ppo/score" in line)
+    assert line["ppo/explained_variance"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "beta"), [("7b", 0.01), ("13b", 0.01), ("34b", 0.005), ("70b", 0.005)])
+def test_numbers_of_the_paper(size: str, beta: float) -> None:
+    """Section 3.2.3."""
+    config = configs.get_config(size)
+    assert config.is_locked
+    found = build(PPOConfig, config.ppo, name="ppo")
+    assert (found.kl_coef, found.batch_size, found.mini_batch_size, found.num_updates) == (beta, 512, 64, 8)
+    assert (found.clip_range, found.safety_threshold, found.whitening) == (0.2, 0.15, "shift_and_scale")
+    assert (found.discount, found.gae_lambda, found.value_coef, found.temperature) == (1.0, 0.95, 0.1, 1.0)
+    optimizer = build(OptimizerConfig, config.optimizer, name="optimizer")
+    assert dataclasses.asdict(optimizer) == {
+        "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0, "warmup_fraction": 0.0,
+        "final_fraction": 1.0, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-5, "weight_decay": 0.1,
+        "grad_clip_norm": 1.0,
+    }  # fmt: skip
+    assert 200 <= config.train.num_iterations <= 400
+    assert config.value.init_from == "reward_model"
+
+
+def test_evaluations_use_their_own_seeds_and_leave_those_of_training_alone() -> None:
+    with_many = without_times(finished())
+    workdir = runs.scratch() / "ppo_rarely_evaluated"
+    ppo.run(config_of(eval__every_steps=6, train__num_iterations=3), workdir)
+    trained = [line for line in without_times(workdir) if "ppo/score" in line]
+    assert trained == [line for line in with_many if "ppo/score" in line][:3]
