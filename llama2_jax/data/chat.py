@@ -222,7 +222,9 @@ def _render(dialogue: Sequence[Message], template: Template, *, learned_turns: s
         assert turn is not None  # _with_system has folded it
         learned = number in learned_turns
         learned_after = turn.after.index(template.stop) + 1 if learned else 0
-        pieces += [_Piece(part, False) for part in turn.before]
+        # what a prompt does not end with, the model has to write: in Llama 2's format a space, which is
+        # a token of its own before digits
+        pieces += [_Piece(part, learned and not template.answer_opening) for part in turn.before]
         pieces.append(_Piece(message.content.strip(), learned))
         pieces += [_Piece(part, i < learned_after) for i, part in enumerate(turn.after)]
     return pieces

@@ -109,17 +109,20 @@ def test_default_system_prompt_has_two_paragraphs_and_is_off():
     assert LLAMA2.default_system is None
 
 
+@pytest.mark.parametrize("answer", ["the answer\n\nis 3", "8."])  # a digit: the space before it is a token
 @pytest.mark.parametrize("template", [LLAMA2, CHATML, SMOLLM2], ids=lambda template: template.name)
-def test_prompt_is_a_prefix_of_the_dialogue_and_the_mask_begins_there(tokenizer, chatml_tokenizer, template):
+def test_prompt_is_a_prefix_of_the_dialogue_and_the_mask_begins_there(
+    tokenizer, chatml_tokenizer, template, answer
+):
     its_tokenizer = tokenizer if template is LLAMA2 else chatml_tokenizer
-    messages = dialogue("What is 12?", "Twelve.", "hi user", "the answer\n\nis 3", system="Be brief")
+    messages = dialogue("What is 12?", "Twelve.", "hi user", answer, system="Be brief")
     encoded = encode_dialogue(messages, its_tokenizer, template, train_on="last")
     prompt = encode_prompt(messages[:-1], its_tokenizer, template)
     assert encoded.tokens[: len(prompt)] == prompt
     assert encoded.loss_mask[: len(prompt)] == [0] * len(prompt)
     learned = encoded.tokens[len(prompt) : len(prompt) + sum(encoded.loss_mask)]
     assert encoded.loss_mask[len(prompt) :][: len(learned)] == [1] * len(learned)
-    assert its_tokenizer.decode(learned).strip() == "the answer\n\nis 3"
+    assert its_tokenizer.decode(learned).strip() == answer
     assert learned[-1] == stop_ids(its_tokenizer, template)[0]
 
 
