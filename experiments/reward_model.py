@@ -326,8 +326,9 @@ def _unsafe(found: UnsafeDetection | None) -> list[tuple[str, str]]:
 
 
 def _disagreements(heldout: Sequence[Preference], scores: PairScores, *, count: int) -> list[str]:
-    lines = ["## Where the model disagrees with people", ""]
-    for index in disagreements(*scores, count=count):
+    found = disagreements(*scores, count=count)
+    lines = ["## Where the model disagrees with people", "", *([] if found else ["Nowhere."])]
+    for index in found:
         pair = heldout[index]
         lines += [
             f"> **{_quote(pair.messages[-1].content)}** (rating: {pair.rating}, safety: {pair.safety})",

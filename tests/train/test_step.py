@@ -121,16 +121,16 @@ def pull(params, batch):
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2, 4])
 def test_any_loss_is_divided_once_by_the_weight_of_the_whole_batch(accumulation_steps):
-    # micro-batches that count unevenly: dividing each by its own weight gives 3.25 instead of 4
-    numbers = Numbers(np.arange(8, dtype=np.float32), np.array([0, 1, 1, 0, 0, 0, 1, 1], np.float32))
+    # uneven: the mean of the means of two micro-batches would be 2.5, of four 2.25
+    numbers = Numbers(np.arange(8, dtype=np.float32), np.array([0, 1, 1, 0, 1, 0, 1, 0], np.float32))
     update = make_update(pull, optax.sgd(1.0), accumulation_steps=accumulation_steps)
     params = {"w": jnp.zeros(())}
     state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params), jnp.zeros(2))
     state, metrics = update(state, numbers)
-    assert float(state.params["w"]) == (1 + 2 + 6 + 7) / 4
-    assert float(metrics["loss"]) == (1 + 4 + 36 + 49) / 2 / 4
-    assert float(metrics["grad_norm"]) == float(metrics["param_norm"]) == 4.0
-    assert float(metrics["high"]) == (6 + 7) / 2
+    assert float(state.params["w"]) == (1 + 2 + 4 + 6) / 4
+    assert float(metrics["loss"]) == (1 + 4 + 16 + 36) / 2 / 4
+    assert float(metrics["grad_norm"]) == float(metrics["param_norm"]) == 3.25
+    assert float(metrics["high"]) == (4 + 6) / 2
     assert float(metrics["seen"]) == 28
     assert int(state.step) == 1
 
