@@ -104,7 +104,7 @@ def prepare(kjv: Path, chitchat: Path, output: Path) -> dict[str, int]:
 class WorldSizes:
     """How much of the simulated world is written; of documents and dialogues 5 % are held out."""
 
-    documents: int = 6000
+    documents: int = 9000
     dialogues: int = 6000
     train_prompts: int = 3000
     heldout_prompts: int = 300

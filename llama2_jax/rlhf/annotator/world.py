@@ -171,13 +171,13 @@ def _later_prompt(rng: Random) -> Prompt:
 
 
 def draw_documents(rng: Random, count: int) -> Iterator[str]:
-    """Texts for pretraining: a few statements of one family, or questions with good answers.
+    """Texts for pretraining: questions with good answers, and in one of five a few statements of one family.
 
     Nothing in them says what to do about adversarial prompts: that is learned later.
     """
     families = [family for family in FAMILIES.values() if family is not adversarial.FAMILY]
     for _ in range(count):
-        if rng.random() < 0.5:
+        if rng.random() < 0.2:
             family = rng.choice(families)
             yield " ".join(family.statement(rng) for _ in range(rng.randint(4, 8))) + "\n"
         else:

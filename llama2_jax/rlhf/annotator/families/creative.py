@@ -25,9 +25,19 @@ QUESTIONS = (
     "Sing of the {topic}.",
 )
 TOPICS = (
-    "sea", "forest", "winter", "summer", "garden", "city", "desert", "evening", "bird", "ship", "road",
-    "fire", "mountain", "river", "wind", "rain", "king", "child",
-)  # fmt: skip
+    "sea",
+    "forest",
+    "winter",
+    "garden",
+    "city",
+    "bird",
+    "ship",
+    "river",
+    "wind",
+    "rain",
+    "king",
+    "child",
+)
 PATTERNS = as_patterns(QUESTIONS, topic=one_of(TOPICS))
 QUALITIES = ("quiet", "golden", "old", "gentle", "silver", "happy", "silent", "bright")
 VERBS = ("sings to", "waits for", "dreams of", "looks at", "calls", "remembers", "follows", "loves")
