@@ -347,16 +347,17 @@ def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] 
         "--config.train.accept_changed_config=True",
     )
     found = restored.state
-    iteration = int(found.step)
-    updates = jnp.asarray(iteration * run.learner.config.num_updates, jnp.int32)
-    return (
-        PPOState(
-            iteration,
-            TrainState(updates, found.params, found.opt_state["policy"], found.rng),
-            TrainState(updates, found.opt_state["value_params"], found.opt_state["value"], found.rng),
-        ),
-        Progress(**restored.meta["progress"]),
+    updates = int(found.step) * run.learner.config.num_updates
+    trained = (
+        (found.params, found.opt_state["policy"]),
+        (found.opt_state["value_params"], found.opt_state["value"]),
     )
+    # arrays of its own for each model: both states are donated
+    states = (
+        TrainState(jnp.asarray(updates, jnp.int32), params, optimizer, jnp.copy(found.rng))
+        for params, optimizer in trained
+    )
+    return PPOState(int(found.step), *states), Progress(**restored.meta["progress"])
 
 
 def _meta(run: Run, progress: Progress) -> dict[str, Any]:
