@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.fetch_assets kjv chitchat
 	@test -e runs/demo/DONE || $(BIN)/python -m tools.prepare_demo_data --output=runs/demo/data
-	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:demo --workdir=runs/demo
+	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=runs/demo
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -n 2

@@ -1,36 +1,122 @@
-"""From raw text to a chat model in one run (Llama 2, Figure 4).
+"""The whole recipe: raw text to RLHF-V5 (Llama 2, Figure 4; RS-1, D51).
 
-python -m experiments.llama2_chat --config=configs/llama2_chat.py:demo --workdir=runs/demo
+python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=runs/demo
+python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=... \
+    --config.init_from=BASE_CHECKPOINT --config.sft.data.dialogues=demonstrations.jsonl \
+    --config.annotate.prompts=prompts.jsonl ...
 
-Variants: demo (about eight minutes on 2 cores; real text that ``make demo`` fetches) and tiny (about
-a minute, on this repository's own documentation).
+Variants: tiny (about a quarter of an hour on 2 cores; the text and the simulated world that ``make demo``
+fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests) and 7b,
+13b, 34b, 70b (the numbers of the paper; people compare through files: the run stops at each round's
+``sheet.csv`` and continues once it is filled in).
 """
 
 from ml_collections import ConfigDict
 
-from configs import pretrain, sft
+from configs import (
+    annotate,
+    context_distillation,
+    evaluate_chat,
+    evaluate_gatt,
+    gatt,
+    ppo,
+    pretrain,
+    rejection_sampling,
+    reward_model,
+    sft,
+)
 from llama2_jax.config import parse_arg, require_choice
+
+PAPER_SIZES = ("7b", "13b", "34b", "70b")
+VARIANTS = ("tiny", "smoke", *PAPER_SIZES)
+WORLD = "runs/demo/data/world"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config of one variant: a config per stage. ``sft.init_from`` is set by the programme."""
-    variant = parse_arg(arg, variant="demo").variant
-    require_choice("config variant", variant, ("demo", "tiny"))
-    config = ConfigDict({"pretrain": pretrain.get_config("tiny"), "sft": sft.get_config("tiny")}).unlock()
+    """The config of one variant: a config per stage, whose inputs from earlier stages the programme sets."""
+    variant = parse_arg(arg, variant="tiny").variant
+    require_choice("config variant", variant, VARIANTS)
+    size = variant if variant in PAPER_SIZES else "tiny"
+    general = "paper" if variant in PAPER_SIZES else "tiny"
+    config = ConfigDict()
+    config.init_from = ""  # a base model; "" = pretrain one
+    config.chat_from = ""  # a chat model to align; "" = fine-tune the base model
+    config.rounds = 5
+    config.last_bag_until_round = 3  # RS-5: until V3 the picks came from that round's samples alone
+    config.tune_from = "base"  # RS-8, D42: where each version starts; or "first", "previous" chat model
+    config.gatt_after_round = 3  # GATT-5; 0 = never
+    config.distillation_round = 5  # CD: after the rounds of safety RLHF; 0 = never
+    config.ppo_from_round = 5  # D51
+    config.reference = "SFT"  # the version that win rates are against
     config.train = ConfigDict({"accept_changed_config": False})
-    if variant == "demo":
-        _demo_pretrain(config.pretrain)
-        _demo_sft(config.sft)
+
+    config.pretrain = pretrain.get_config(size)
+    config.sft = sft.get_config(size)
+    config.annotate = annotate.get_config(general)
+    config.helpfulness_rm = reward_model.get_config(f"helpfulness,size={size}")
+    config.safety_rm = reward_model.get_config(f"safety,size={size}")
+    config.rejection_sampling = rejection_sampling.get_config(size)
+    config.rejection_sampling_sft = sft.get_config(size)  # D42
+    config.gatt = gatt.get_config("tiny" if size == "tiny" else "7b")
+    config.context_distillation = context_distillation.get_config("tiny" if size == "tiny" else "7b")
+    config.ppo = ppo.get_config(size)
+    config.evaluate_chat = evaluate_chat.get_config(general)
+    config.evaluate_gatt = evaluate_gatt.get_config("tiny" if size == "tiny" else "7b")
+    config.unlock()
+    if size == "tiny":
+        _tiny(config)
+    if variant == "smoke":
+        _smoke(config)
     return config.lock()
 
 
-def _demo_pretrain(config: ConfigDict) -> None:
-    # 1.3 M parameters: what 2 cores can train in four minutes on 2 M tokens
+def _tiny(config: ConfigDict) -> None:
+    # so small a base model does not learn the chat format anew from a few hundred answers (D42)
+    config.tune_from = "previous"
+    _tiny_pretrain(config.pretrain)
+    for stage in (config.sft, config.rejection_sampling_sft):
+        stage.data.sequence_length = 256
+        stage.data.batch_size = 16
+        stage.optimizer.learning_rate = 2e-3
+        stage.train.log_every_steps = 20
+        stage.train.checkpoint_every_steps = 1000
+        stage.eval.batch_size = 32
+        stage.eval.sample_prompts = ()
+    config.sft.data.dialogues = f"{WORLD}/dialogues_train.jsonl"
+    config.sft.data.heldout = f"{WORLD}/dialogues_heldout.jsonl"
+    config.sft.data.epochs = 2.0
+    config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
+    config.rejection_sampling_sft.data.heldout = ""
+    config.rejection_sampling_sft.optimizer.learning_rate = 3e-4
+    config.rejection_sampling_sft.train.num_steps = 12  # RS-8: a constant number of steps
+
+    config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.annotate.collection.prompts_per_batch = 600
+    for stage in (config.helpfulness_rm, config.safety_rm):
+        stage.data.sequence_length = 64  # of the few longer dialogues nothing is learned
+        stage.data.on_bad_line = "skip"
+    config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.rejection_sampling.num_prompts = 500
+    config.rejection_sampling.sampling.update(samples_per_prompt=8, max_new_tokens=32)
+    config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.context_distillation.data.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
+    config.ppo.ppo.update(prompt_length=128, response_length=32, batch_size=64, mini_batch_size=16)
+    config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
+    config.evaluate_chat.sampling.update(max_new_tokens=32)
+    config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
+    config.evaluate_gatt.eval.num_dialogues = 60
+
+
+def _tiny_pretrain(config: ConfigDict) -> None:
+    # 1.0 M parameters: what 2 cores can train in three minutes on 1.4 M tokens
     config.model.update(model_width=128, num_layers=4, num_heads=4, num_kv_heads=2, feed_forward_width=352)
-    config.model.update(vocab_size=2048, max_context=256)
+    config.model.update(vocab_size=1024, max_context=256)
     config.data.sources = ConfigDict(
         {
-            # the Bible is a third of the text and gets half of the tokens: up-sampled (DATA-2)
+            # the world is a seventh of the text and gets three quarters of the tokens: up-sampled (DATA-2)
+            "world": {"path": f"{WORLD}/documents_train.jsonl", "weight": 6.0},
             "kjv": {"path": "runs/demo/data/kjv/documents_train.jsonl", "weight": 1.0},
             "chitchat": {"path": "runs/demo/data/chitchat/documents_train.jsonl", "weight": 1.0},
         }
@@ -38,31 +124,32 @@ def _demo_pretrain(config: ConfigDict) -> None:
     config.data.heldout = "runs/demo/data/*/documents_heldout.jsonl"
     config.data.sequence_length = 256
     config.data.batch_size = 16  # 4,096 tokens per update
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
-    config.train.num_steps = 500
+    config.train.num_steps = 450
     config.train.log_every_steps = 50
-    config.train.eval_every_steps = 125
-    config.train.checkpoint_every_steps = 125
+    config.train.eval_every_steps = 225
+    config.train.checkpoint_every_steps = 225
     config.eval.batch_size = 32
-    config.eval.sample_prompts = ("And God said", "Hello, how are you?\n", "The king")
-    config.eval.sample_tokens = 60
-
-
-def _demo_sft(config: ConfigDict) -> None:
-    config.data.dialogues = "runs/demo/data/chitchat/dialogues_train.jsonl"
-    config.data.heldout = "runs/demo/data/chitchat/dialogues_heldout.jsonl"
-    config.data.sequence_length = 256
-    config.data.batch_size = 16
-    config.data.epochs = 0.2
-    config.optimizer.learning_rate = 2e-3
-    config.train.log_every_steps = 50
-    config.train.eval_every_steps = 80
-    config.train.checkpoint_every_steps = 80
-    config.eval.batch_size = 32
-    config.eval.sample_prompts = (
-        "Hi! How are you?",
-        "What do you like to do at the weekend?",
-        "Where are you from?",
-    )
+    config.eval.sample_prompts = ("And God said", "Hello, how are you?\n", "What is 2 plus 3?\n")
     config.eval.sample_tokens = 40
+
+
+def _smoke(config: ConfigDict) -> None:
+    """Every stage, as short as it can be."""
+    config.rounds = 2
+    config.gatt_after_round = 1
+    config.distillation_round = 2
+    config.ppo_from_round = 2
+    config.pretrain.model.update(model_width=32, num_layers=2, num_heads=2, num_kv_heads=1)
+    config.pretrain.model.update(feed_forward_width=64)
+    config.pretrain.train.num_steps = 20
+    config.sft.train.num_steps = 20
+    config.rejection_sampling_sft.train.num_steps = 10
+    config.annotate.collection.prompts_per_batch = 120
+    config.rejection_sampling.num_prompts = 32
+    config.rejection_sampling.sampling.samples_per_prompt = 2
+    config.gatt.data.num_dialogues = 32
+    config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
+    config.ppo.train.num_iterations = 2
+    config.evaluate_gatt.eval.num_dialogues = 8

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.helpfulness_rm = ""  # the newest reward models
     config.safety_rm = ""
     config.prompts = ""
+    config.num_prompts = 0  # the first so many of the file; 0 = all
     config.round = 1  # 1: the samples that RLHF-V1 is made from
     config.archives = ()  # archive.jsonl of earlier rounds; each holds all before it that it was given
 

@@ -60,7 +60,7 @@ def run(config: Any, workdir: Path) -> None:
         "finished": {name: _share([s.stopped for s in answers]) for name, answers in versions.items()},
         "judges": judges,
     }
-    write_json(workdir / "results.json", plain(results))
+    write_json(workdir / "results.json", results)
     draw_pictures(workdir, versions, sets, judges, config.reference)
     lines = report(results) + transcripts(versions, config.num_transcripts)
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -307,13 +307,6 @@ def transcripts(versions: Versions, count: int) -> list[str]:
         lines += [f"- {name}: {quote(answers[index].text)}" for name, answers in versions.items()]
         lines.append("")
     return lines
-
-
-def plain(value: Any) -> Any:
-    """Named tuples as JSON objects, all the way down."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -1,47 +1,179 @@
-"""The whole recipe: text to a base model to a chat model (Llama 2, Figure 4).
+"""The whole recipe: raw text to a base model, a chat model, and RLHF-V1 to V5 (Llama 2, Figure 4).
 
-Every stage is a programme of its own; this one runs them in order, each in a folder of its own,
-and joins their reports. A killed run continues where it stopped. See ``configs/llama2_chat.py``.
+Every stage is a programme of its own with a folder of its own; this one runs them in order and joins
+what they report. A killed run continues where it stopped. See ``configs/llama2_chat.py``.
+
+Differs from the paper: one model size, so rejection sampling is done with the model itself (RS-4); the
+people are those that ``config.annotate`` names, simulated in the variants that run by themselves.
 """
 
+import json
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import pretrain, sft
+from experiments import (
+    annotate,
+    context_distillation,
+    evaluate_chat,
+    evaluate_gatt,
+    gatt,
+    ppo,
+    pretrain,
+    rejection_sampling,
+    reward_model,
+    sft,
+)
+from experiments.recipe_report import write_report
+from llama2_jax.config import require, require_choice
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.train.loop import EXIT_PREEMPTED
+
+RM_KINDS = ("helpfulness", "safety")
+TUNE_FROM = ("base", "first", "previous")
 
 
 def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
+    require(config.rounds > 0, f"config.rounds = {config.rounds} must be positive")
+    require_choice("config.tune_from", config.tune_from, TUNE_FROM)
     if not open_workdir(config, workdir):
-        pretrain.run(stage_config(config, "pretrain"), workdir / "pretrain")
-        sft.run(stage_config(config, "sft", init_from=str(workdir / "pretrain")), workdir / "sft")
-        write_report(workdir)
+        versions = Recipe(config, workdir).run()
+        write_report(workdir, versions, config.reference)
         mark_done(workdir)
-    assert is_done(workdir)
+    newest = workdir / f"v{config.rounds}" / ("ppo" if config.rounds >= config.ppo_from_round else "sft")
     print(
-        f"The chat model is in {workdir / 'sft'}, the report in {workdir / 'report.md'}. Talk to it:\n"
-        f"  .venv/bin/python -m experiments.chat --checkpoint={workdir / 'sft'}"
+        f"The chat model is in {newest}, the report in {workdir / 'report.md'}. Talk to it:\n"
+        f"  .venv/bin/python -m experiments.chat --checkpoint={newest}"
     )
 
 
-def stage_config(config: Any, name: str, **changes: Any) -> ConfigDict:
-    """The config of one stage, with what only this programme knows."""
-    stage = ConfigDict(config[name]).unlock()
-    stage.update(changes)
+class Recipe:
+    """The stages in order. Paths of finished ones are all that is passed on."""
+
+    def __init__(self, config: Any, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        self.preferences: list[str] = []  # training files of all rounds so far
+        self.heldout: list[str] = []
+        self.archives: list[str] = []
+        self.extra_dialogues: list[str] = []  # Ghost Attention and context distillation
+
+    def run(self) -> dict[str, str]:
+        """All stages; returns the versions of the chat model, oldest first, as name -> checkpoint."""
+        base = self.config.init_from or self.stage(pretrain.run, "pretrain", "pretrain")
+        first = self.config.chat_from or self.stage(sft.run, "sft", "sft", init_from=base)
+        versions = {"SFT": first}
+        for number in range(1, self.config.rounds + 1):
+            versions |= self.round(number, base, versions)
+        self.evaluate(versions)
+        return versions
+
+    def round(self, number: int, base: str, versions: dict[str, str]) -> dict[str, str]:
+        """RLHF-V``number``: preferences, both reward models, rejection sampling, from V5 on PPO (RS-1)."""
+        config, folder = self.config, f"v{number}"
+        (first, *_), (*_, newest) = versions.values(), versions.values()
+        models = self.reward_models(number, versions)
+        if number == config.gatt_after_round + 1:  # GATT-5
+            path = self.stage(gatt.run, "gatt", f"{folder}/gatt", init_from=newest)
+            self.keep_dialogues(path)
+        if number == config.distillation_round:  # SAFE-1: after safety RLHF
+            path = self.stage(
+                context_distillation.run, "context_distillation", f"{folder}/context_distillation",
+                init_from=newest, safety_reward_model=models["safety_rm"],
+            )  # fmt: skip
+            self.keep_dialogues(path)
+        picks = self.stage(
+            rejection_sampling.run, "rejection_sampling", f"{folder}/rejection_sampling",
+            policy=newest, round=number, archives=tuple(self.archives), **models,
+            **{"pick.rounds": "last" if number <= config.last_bag_until_round else "all"},
+        )  # fmt: skip
+        self.archives = [f"{picks}/archive.jsonl"]
+        dialogues = [f"{picks}/dialogues.jsonl", *self.extra_dialogues]
+        tuned = self.stage(
+            sft.run, "rejection_sampling_sft", f"{folder}/sft",
+            init_from={"base": base, "first": first, "previous": newest}[config.tune_from],
+            **{"data.dialogues": ",".join(dialogues)},
+        )  # fmt: skip
+        if number < config.ppo_from_round:
+            return {f"V{number}": tuned}
+        policy = self.stage(ppo.run, "ppo", f"{folder}/ppo", init_from=tuned, **models)
+        return {f"V{number} (no PPO)": tuned, f"V{number}": policy}
+
+    def keep_dialogues(self, folder: str) -> None:
+        """Train on these from now on; none may have passed the gate of context distillation."""
+        path = Path(folder) / "dialogues.jsonl"
+        if path.stat().st_size:
+            self.extra_dialogues.append(str(path))
+
+    def reward_models(self, number: int, versions: dict[str, str]) -> dict[str, str]:
+        """A batch of preferences from the newest models, and reward models trained on all so far."""
+        names = [name for name in versions if "(no PPO)" not in name]
+        previous = names[-2] if len(names) > 1 else ""
+        changes = {
+            "new.name": names[-1],
+            "new.path": versions[names[-1]],
+            "previous.name": previous or "none",
+            "previous.path": versions.get(previous, ""),
+            "collection.first_batch": number,
+        }
+        batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
+        self.preferences.append(f"{batch}/preferences_train.jsonl")
+        self.heldout.append(f"{batch}/preferences_heldout.jsonl")
+        files = {"data.preferences": ",".join(self.preferences), "data.heldout": ",".join(self.heldout)}
+        return {
+            f"{kind}_rm": self.stage(
+                reward_model.run,
+                f"{kind}_rm",
+                f"v{number}/{kind}_rm",
+                init_from=versions[names[-1]],
+                **files,
+            )
+            for kind in RM_KINDS
+        }
+
+    def evaluate(self, versions: dict[str, str]) -> None:
+        """All versions side by side, and instructions over turns before and after Ghost Attention."""
+        last = f"v{self.config.rounds}"
+        self.stage(
+            evaluate_chat.run, "evaluate_chat", "evaluation",
+            versions=tuple(f"{name}={path}" for name, path in versions.items()),
+            reference=self.config.reference,
+            **{f"{kind}_rm": str(self.workdir / last / f"{kind}_rm") for kind in RM_KINDS},
+        )  # fmt: skip
+        after = self.config.gatt_after_round
+        if 0 < after < self.config.rounds:
+            models = {
+                f"models.{name}": versions[f"V{n}"]
+                for name, n in (("without", after), ("with_gatt", after + 1))
+            }
+            self.stage(evaluate_gatt.run, "evaluate_gatt", "gatt_evaluation", **models)
+
+    def stage(self, programme: Callable[[Any, Path], None], section: str, folder: str, **changes: Any) -> str:
+        """Run one programme in its folder unless it is done; returns the folder."""
+        path = self.workdir / folder
+        if not is_done(path):
+            print(f"== {folder}", flush=True)
+            start = time.perf_counter()
+            programme(stage_config(self.config, section, **changes), path)
+            if not is_done(path):
+                print(f"{path} waits for people: see there, then give the same command again")
+                sys.exit(EXIT_PREEMPTED)
+            line = {"stage": folder, "secs": round(time.perf_counter() - start, 1)}
+            with (self.workdir / "stages.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        return str(path)
+
+
+def stage_config(config: Any, section: str, **changes: Any) -> ConfigDict:
+    """The config of one stage, with what only this programme knows (keys may be dotted)."""
+    stage = config[section].copy_and_resolve_references().unlock()  # deep: the recipe's own stays as it is
+    stage.update_from_flattened_dict(changes)
     stage.train.accept_changed_config = config.train.accept_changed_config
     return stage.lock()
-
-
-def write_report(workdir: Path) -> None:
-    """Join the reports of the stages; their pictures stay where they are."""
-    parts = ["# From text to a chat model\n"]
-    for stage in ("pretrain", "sft"):
-        report = (workdir / stage / "report.md").read_text(encoding="utf-8")
-        parts.append(report.replace("\n#", "\n##").replace("# ", "## ", 1).replace("](", f"]({stage}/"))
-    (workdir / "report.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

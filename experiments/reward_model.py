@@ -16,7 +16,7 @@ import numpy as np
 from experiments.corpora import keep_tokenizer
 from experiments.sft import split
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_scores
-from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.config import build, require, require_choice, to_plain, write_json
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs
 from llama2_jax.data.preferences import (
     Preference,
@@ -275,9 +275,10 @@ def write_report(
     scores: PairScores,
     rows: Sequence[tuple[str, str]],
 ) -> None:
-    """Write ``report.md``, ``scores.png`` and ``accuracy.png``."""
+    """Write ``results.json``, ``report.md``, ``scores.png`` and ``accuracy.png``."""
     title = f"Reward model: {config.kind}"
     report = evaluate_pairs(heldout, *scores)
+    write_json(workdir / "results.json", report)
     displayed = PairScores(*map(sigmoid, scores))
     plot_scores(workdir / "scores.png", **displayed._asdict(), title=title)
     shares = {"all": report.accuracy, **report.by_rating, **report.by_safety}

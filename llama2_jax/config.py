@@ -91,9 +91,11 @@ def _parse_bool(text: str) -> bool:
 
 
 def to_plain(config: Any) -> Any:
-    """A ConfigDict, dataclass, mapping or sequence as JSON-able Python values."""
+    """A ConfigDict, dataclass, named tuple, mapping or sequence as JSON-able Python values."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
+    if hasattr(config, "_asdict"):
+        config = config._asdict()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
     if isinstance(config, dict):

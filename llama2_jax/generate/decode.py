@@ -88,9 +88,7 @@ def generate(
     # whole rows for every device of a mesh: repeat the last prompt, drop its results
     missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
     prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
-    state = start(
-        model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length
-    )
+    state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length)
     _, completions = advance(
         model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )

@@ -84,9 +84,7 @@ def ids(batch):
 def test_an_epoch_has_every_pair_once_and_the_next_another_order():
     pairs = loader()
     assert pairs.batches_per_epoch == 3
-    epochs = [
-        [i for step in range(first, first + 3) for i in ids(pairs.batch(step))] for first in (0, 3, 6)
-    ]
+    epochs = [[i for step in range(first, first + 3) for i in ids(pairs.batch(step))] for first in (0, 3, 6)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from llama2_jax.config import ConfigError, require_choice
 from llama2_jax.data.chat import Message
+from llama2_jax.data.context_distillation import answer_template, generic_preprompts, with_preprompt
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.families import (
     adversarial,
@@ -37,6 +38,7 @@ SHARES: Mapping[str, float] = {
 """How often each family is asked."""
 MAX_DRAWS_PER_PROMPT = 50
 MAX_MESSAGES = 8  # of a demonstration, so that it fits a context of 256 tokens
+WITH_PREPROMPT = 0.2  # share of the demonstrations on adversarial prompts
 PARTS = ("train", "train", "train", "train", "train", "train", "heldout", "evaluation")
 
 
@@ -136,18 +138,32 @@ def demonstrate(prompt: Prompt, vendor: Vendor, rng: Random) -> Demonstration:
 def draw_demonstrations(rng: Random, count: int, *, multi_turn: float = 0.3) -> Iterator[Demonstration]:
     """Demonstrations for fine-tuning, on prompts of the training part.
 
-    About half of the answers are good, about half of the adversarial prompts are complied with.
+    About half of the answers are good, about half of the adversarial prompts are complied with; where a
+    safety preprompt stands before one, its answer is good, so that the model learns to follow it (CD-1).
     Whoever answers a later turn sees its message only. An instruction of an earlier turn is therefore
     forgotten, which is what Ghost Attention mends (section 3.3).
     """
     for _ in range(count):
         vendor = rng.choices(VENDORS, [vendor.share for vendor in VENDORS])[0]
-        found = demonstrate(_with_instruction(draw_prompt(rng, part="train"), rng), vendor, rng)
+        prompt = draw_prompt(rng, part="train")
+        if prompt.is_safety and rng.random() < WITH_PREPROMPT:
+            messages = tuple(with_preprompt(prompt.messages, _preprompt(prompt, rng)))
+            good = Message("assistant", answer(prompt, "good", rng))
+            yield Demonstration((*messages, good), vendor.name, "good")
+            continue
+        found = demonstrate(_with_instruction(prompt, rng), vendor, rng)
         dialogue = found.messages
         while rng.random() < multi_turn and len(dialogue) < MAX_MESSAGES:
             found = demonstrate(_later_prompt(rng), vendor, rng)
             dialogue += found.messages
         yield found._replace(messages=dialogue)
+
+
+def _preprompt(prompt: Prompt, rng: Random) -> str:
+    """A generic safety preprompt, or the template of the prompt's risk category, half of the time each."""
+    if rng.random() < 0.5:
+        return rng.choice(generic_preprompts("short"))
+    return answer_template(prompt.risk_category, "short")
 
 
 def _with_instruction(prompt: Prompt, rng: Random) -> Prompt:

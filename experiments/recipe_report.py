@@ -1,0 +1,255 @@
+"""``report.md`` of the whole recipe: what every stage measured, and a verdict on the paper's claims."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llama2_jax.analysis.reward_plots import plot_accuracy_by_round
+from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.reward_accuracy import Share
+from llama2_jax.train.metrics import read_metrics
+
+RATINGS = ("significantly_better", "better", "slightly_better", "unsure")  # best first
+GATT_TURN = 6
+MEDIAN_RISE = 0.25  # of the rise of the maximum: more than that is not "the median stays"
+
+
+class Verdict(NamedTuple):
+    """One claim of the paper, what this run measured, and whether it holds here."""
+
+    claim: str
+    measured: str
+    holds: bool | None  # None: this run did not measure it
+
+
+def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> None:
+    """Write ``report.md`` and ``verdicts.json`` from what the stages left in their folders."""
+    rounds = sorted(workdir.glob("v[0-9]*"), key=lambda path: int(path.name[1:]))
+    lines = ["# From raw text to RLHF-V5", "", "Llama 2, Figure 4. Every stage has a report of its own:", ""]
+    lines += [*_stage_table(workdir), "", "## The versions", ""]
+    lines += _include(workdir / "evaluation" / "report.md", workdir)
+    lines += ["", "## Reward models by round", "", *_accuracy_by_round(workdir, rounds)]
+    lines += ["", "## Rejection sampling", "", *_sampling(workdir, rounds)]
+    for title, folder in _once(workdir, rounds):
+        lines += ["", f"## {title}", "", *_include(folder / "report.md", workdir)]
+    verdicts = _verdicts(workdir, rounds, list(versions), reference)
+    lines += [
+        "",
+        "## Verdicts",
+        "",
+        "One run of a small model: a claim that fails here may hold at scale.",
+        "",
+    ]
+    lines += ["| claim of the paper | measured here | |", "|---|---|---|"]
+    words = {True: "holds", False: "**does not hold**", None: "not measured"}
+    lines += [f"| {verdict.claim} | {verdict.measured} | {words[verdict.holds]} |" for verdict in verdicts]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [verdict._asdict() for verdict in verdicts]
+    (workdir / "verdicts.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _once(workdir: Path, rounds: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Stages that run once, with their titles, as far as this recipe has them."""
+    found = [("Ghost Attention", workdir / "gatt_evaluation")]
+    found += [("Context distillation", path / "context_distillation") for path in rounds]
+    found += [("PPO", path / "ppo") for path in rounds]
+    return [(title, folder) for title, folder in found if (folder / "report.md").exists()]
+
+
+def _stage_table(workdir: Path) -> list[str]:
+    """Wall time of every stage; one that was continued after a stop counts from the last start."""
+    stages = [
+        json.loads(line) for line in (workdir / "stages.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    lines = ["| stage | seconds |", "|---|---|"]
+    for stage in stages:
+        folder = stage["stage"]
+        name = f"[{folder}]({folder}/report.md)" if (workdir / folder / "report.md").exists() else folder
+        lines.append(f"| {name} | {stage['secs']:,.0f} |")
+    return [*lines, f"| all | {sum(stage['secs'] for stage in stages):,.0f} |"]
+
+
+def _include(report: Path, workdir: Path) -> list[str]:
+    """A stage's report without its title, headings two levels lower, its pictures where they are."""
+    folder = report.parent.relative_to(workdir)
+    _, *lines = report.read_text(encoding="utf-8").splitlines()
+    return [("##" + line if line.startswith("#") else line).replace("](", f"]({folder}/") for line in lines]
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _interval(value: Mapping[str, float]) -> Interval:
+    return Interval(value["value"], value["low"], value["high"])
+
+
+def _share(value: Mapping[str, float]) -> str:
+    return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * number for number in _interval(value)))
+
+
+def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
+    """Table and picture of held-out accuracy; the held-out pairs are those of all rounds so far."""
+    found = {
+        kind: {path.name: _results(path / f"{kind}_rm") for path in rounds}
+        for kind in ("helpfulness", "safety")
+    }
+    lines = ["| | " + " | ".join(path.name for path in rounds) + " |", "|---" * (len(rounds) + 1) + "|"]
+    for kind, by_round in found.items():
+        lines.append(f"| {kind} | " + " | ".join(_share(its["accuracy"]) for its in by_round.values()) + " |")
+    plot_accuracy_by_round(
+        workdir / "reward_accuracy.png",
+        {
+            kind: {name: Share(**its["accuracy"]) for name, its in by_round.items()}
+            for kind, by_round in found.items()
+        },
+        title="Held-out accuracy of the reward models",
+    )
+    return [*lines, "", "![accuracy by round](reward_accuracy.png)"]
+
+
+def _sampling(workdir: Path, rounds: Sequence[Path]) -> list[str]:
+    keys = ("mean_reward", "median_by_n", "max_by_n", "picked_reward", "finished_fraction")
+    lines = [
+        "| round | mean reward | median of N | best of N | picked | answers that end |",
+        "|---" * 6 + "|",
+    ]
+    for path in rounds:
+        found = _results(path / "rejection_sampling")
+        values = [found[key][-1] if isinstance(found[key], list) else found[key] for key in keys]
+        lines.append(f"| {path.name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    last = rounds[-1].name
+    return [*lines, "", f"![best of N]({last}/rejection_sampling/best_of_n.png)"]
+
+
+def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], reference: str) -> list[Verdict]:
+    evaluation = _results(workdir / "evaluation")
+    last = rounds[-1]
+    judges = evaluation["judges"]
+    verdicts = []
+    if "the truth" in judges:
+        verdicts += _by_truth(judges["the truth"], reference, names[-1])
+    verdicts.append(_by_own_models(judges["the reward models"], names))
+    verdicts += _ratings(_results(last / "helpfulness_rm"))
+    verdicts.append(_best_of_n(_results(rounds[0] / "rejection_sampling")))
+    verdicts.append(_kl(last / "ppo"))
+    verdicts.append(_gatt(_results(workdir / "gatt_evaluation")))
+    verdicts.append(_distillation(workdir, rounds))
+    return verdicts
+
+
+def _by_truth(judged: Mapping[str, Any], first: str, last: str) -> list[Verdict]:
+    before, after = judged[first], judged[last]
+    helpful = [_interval(found["mean_helpfulness"]) for found in (before, after)]
+    unsafe = [_interval(found["violation_rate"]) for found in (before, after)]
+    verdicts = [
+        Verdict(
+            f"{last} is more helpful than {first}, as people judge (section 3.4.2)",
+            f"helpfulness {helpful[0]} to {helpful[1]}",
+            helpful[1].is_above(helpful[0]),
+        ),
+        Verdict(
+            f"{last} is safer than {first}, as people judge (section 4.4)",
+            f"violations {_share(before['violation_rate'])} to {_share(after['violation_rate'])}",
+            unsafe[0].is_above(unsafe[1]),
+        ),
+    ]
+    if after["false_refusals"] is not None:
+        refused = [_interval(found["false_refusals"]) for found in (before, after)]
+        verdicts.append(
+            Verdict(
+                "safety tuning brings few false refusals on borderline prompts (section 4.2.3)",
+                f"{_share(before['false_refusals'])} to {_share(after['false_refusals'])}",
+                not refused[1].is_above(refused[0]),
+            )
+        )
+    return verdicts
+
+
+def _by_own_models(judged: Mapping[str, Any], names: Sequence[str]) -> Verdict:
+    """Figure 11: on both axes no version clearly below the one before it, and the last above the first."""
+    axes = ("helpfulness", "harmlessness")
+    rates = {axis: [_interval(judged[name][axis]["ties_half"]) for name in names] for axis in axes}
+    rising = all(
+        rates[axis][-1].is_above(Interval(0.5, 0.5, 0.5))
+        and not any(old.is_above(new) for old, new in itertools.pairwise(rates[axis]))
+        for axis in axes
+    )
+    texts = [f"{axis} " + ", ".join(f"{100 * rate.value:.0f}" for rate in rates[axis]) for axis in axes]
+    return Verdict(
+        "win rate by the own reward models rises from version to version (Figure 11)",
+        f"% won against {names[0]}, {' to '.join((names[0], names[-1]))}: {'; '.join(texts)}",
+        rising,
+    )
+
+
+def _ratings(found: Mapping[str, Any]) -> list[Verdict]:
+    shares = [found["by_rating"][rating] for rating in RATINGS if rating in found["by_rating"]]
+    values = [share["value"] for share in shares]
+    return [
+        Verdict(
+            "reward models are more accurate on clearer preferences (Table 8)",
+            "helpfulness, from unsure to significantly better: " + ", ".join(map(_share, reversed(shares))),
+            all(better >= worse for better, worse in itertools.pairwise(values)),
+        )
+    ]
+
+
+def _best_of_n(found: Mapping[str, Any]) -> Verdict:
+    best, median = found["max_by_n"], found["median_by_n"]
+    rise, drift = best[-1] - best[0], abs(median[-1] - median[0])
+    return Verdict(
+        "the best of N samples rises with N, the median stays (Figure 7)",
+        f"N = 1 to {len(best)}: best {best[0]:.3f} to {best[-1]:.3f}, "
+        f"median {median[0]:.3f} to {median[-1]:.3f}",
+        rise > 0 and drift < MEDIAN_RISE * rise,
+    )
+
+
+def _kl(folder: Path) -> Verdict:
+    claim = "PPO stays near the reference policy (section 3.2.3)"
+    if not (folder / "metrics.jsonl").exists():
+        return Verdict(claim, "no PPO in this run", None)
+    values = [line["ppo/kl_per_answer"] for line in read_metrics(folder) if "ppo/kl_per_answer" in line]
+    return Verdict(
+        claim,
+        f"KL per answer {values[0]:.3g} nats at the first iteration, {values[-1]:.3g} at the last "
+        f"of {len(values)}",
+        all(abs(value) < 1e3 for value in values),
+    )
+
+
+def _gatt(found: Mapping[str, Any]) -> Verdict:
+    claim = f"Ghost Attention keeps an instruction to turn {GATT_TURN} (Table 30)"
+    at = {
+        name: [row["accuracy"] for row in rows["training lists"] if row["turn"] == GATT_TURN]
+        for name, rows in found.items()
+    }
+    if not at or not all(rows and rows[0] for rows in at.values()):
+        return Verdict(claim, "not measured at that turn", None)
+    without, with_gatt = _interval(at["without"][0]), _interval(at["with_gatt"][0])
+    return Verdict(
+        claim,
+        f"right answers {_share(at['without'][0])} without, {_share(at['with_gatt'][0])} with it",
+        with_gatt.value >= 0.9 and with_gatt.is_above(without),
+    )
+
+
+def _distillation(workdir: Path, rounds: Sequence[Path]) -> Verdict:
+    claim = "answers under a preprompt are safer, and the gate keeps only those that are (Figure 16)"
+    found = [its for path in rounds if (its := _results(path / "context_distillation"))]
+    if not found:
+        return Verdict(claim, "no context distillation in this run", None)
+    medians = found[-1]["median safety score"]
+    gain = found[-1]["mean increase of the selected"]
+    base, *others = medians.values()
+    text = ", ".join(f"{name} {value:.3f}" for name, value in medians.items())
+    return Verdict(
+        claim,
+        f"median safety score: {text}; {found[-1]['selected']} of {found[-1]['prompts']} kept"
+        + (f", {gain:+.3f} on average" if gain is not None else ""),
+        gain is not None and gain > 0 and all(value >= base for value in others),
+    )

@@ -1,0 +1,134 @@
+"""The whole recipe with every stage as short as it can be: what it leaves, and that it continues."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.llama2_chat import PAPER_SIZES, WORLD, get_config
+from experiments import llama2_chat
+from llama2_jax import load
+from llama2_jax.config import ConfigError
+from tools.prepare_demo_data import WorldSizes, prepare_world
+
+STAGES = [
+    "pretrain", "sft",
+    "v1/preferences", "v1/helpfulness_rm", "v1/safety_rm", "v1/rejection_sampling", "v1/sft",
+    "v2/preferences", "v2/helpfulness_rm", "v2/safety_rm", "v2/gatt", "v2/context_distillation",
+    "v2/rejection_sampling", "v2/sft", "v2/ppo",
+    "evaluation", "gatt_evaluation",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """The smoke variant on the simulated world alone: nothing is fetched."""
+    world = tmp_path_factory.mktemp("world")
+    prepare_world(world, WorldSizes(600, 600, train_prompts=300, heldout_prompts=24, evaluation_prompts=60))
+    config = get_config("smoke").unlock()
+    _move(config, WORLD, str(world))
+    del config.pretrain.data.sources["kjv"], config.pretrain.data.sources["chitchat"]
+    config.pretrain.data.heldout = f"{world}/documents_heldout.jsonl"
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("recipe")
+    llama2_chat.run(config, workdir)
+    return workdir
+
+
+def _move(config: ConfigDict, old: str, new: str) -> None:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _move(value, old, new)
+        elif isinstance(value, str):
+            config[key] = value.replace(old, new)
+
+
+def finished(workdir: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (workdir / "stages.jsonl").read_text().splitlines()]
+
+
+def test_every_stage_runs_once_in_the_order_of_figure_4(workdir: Path) -> None:
+    assert finished(workdir) == STAGES
+    assert all((workdir / stage / "DONE").exists() for stage in STAGES)
+
+
+def test_later_rounds_learn_from_all_preferences_and_samples_so_far(workdir: Path) -> None:
+    second = json.loads((workdir / "v2/helpfulness_rm/config.json").read_text())
+    assert [Path(path).parts[-3] for path in second["data"]["preferences"].split(",")] == ["v1", "v2"]
+    rounds = {
+        json.loads(line)["round"]
+        for line in (workdir / "v2/rejection_sampling/archive.jsonl").read_text().splitlines()
+    }
+    assert rounds == {1, 2}
+    models = {
+        model
+        for line in (workdir / "v2/preferences/preferences_train.jsonl").read_text().splitlines()
+        for row in [json.loads(line)]
+        for model in (row["chosen_model"], row["rejected_model"])
+    }
+    assert models == {"V1", "SFT"}  # PREF-5: the new and the previous model
+    trained = json.loads((workdir / "v2/sft/config.json").read_text())["data"]["dialogues"]
+    assert "rejection_sampling" in trained
+    assert "gatt" in trained
+
+
+def test_report_has_a_verdict_for_every_claim(workdir: Path) -> None:
+    verdicts = json.loads((workdir / "verdicts.json").read_text())
+    assert len(verdicts) == 9
+    assert all(verdict["measured"] for verdict in verdicts)
+    assert any(verdict["holds"] is not None for verdict in verdicts)
+    report = (workdir / "report.md").read_text()
+    pictures = [line.split("](")[1].rstrip(")") for line in report.splitlines() if line.startswith("![")]
+    assert len(pictures) > 5
+    assert all((workdir / picture).exists() for picture in pictures)
+    assert report.index("## The versions") < report.index("## Verdicts")
+
+
+def test_the_last_version_loads_as_a_chat_model(workdir: Path) -> None:
+    assert load(workdir / "v2/ppo").require_tokenizer().vocab_size == 1024
+
+
+def test_a_stopped_recipe_continues_with_the_stage_that_is_missing(
+    config: ConfigDict, workdir: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "recipe"
+    shutil.copytree(workdir, copy)
+    (copy / "DONE").unlink()
+    shutil.rmtree(copy / "evaluation")
+    for path in copy.rglob("config.json"):  # the paths of the stages name the workdir
+        path.write_text(path.read_text().replace(str(workdir), str(copy)))
+    llama2_chat.run(config, copy)
+    assert finished(copy) == [*STAGES, "evaluation"]
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_paper_sizes_hold_the_numbers_of_the_paper(size: str) -> None:
+    config = get_config(size)
+    assert (config.rounds, config.ppo_from_round, config.last_bag_until_round) == (5, 5, 3)
+    assert config.tune_from == "base"
+    assert config.annotate.annotator == "file"
+    assert config.ppo.ppo.kl_coef == (0.01 if size in ("7b", "13b") else 0.005)
+    assert (config.ppo.ppo.batch_size, config.ppo.ppo.mini_batch_size) == (512, 64)
+    assert config.helpfulness_rm.optimizer.learning_rate == (5e-6 if size == "70b" else 1e-5)
+    assert config.helpfulness_rm.data.batch_size == 512
+    assert config.sft.optimizer.learning_rate == 2e-5
+
+
+def test_bad_choices_are_named_before_anything_runs(tmp_path: Path) -> None:
+    _refused(tmp_path, {"rounds": 0}, "config.rounds = 0 must be positive")
+    _refused(tmp_path, {"tune_from": "scratch"}, "config.tune_from is 'scratch'")
+
+
+def _refused(workdir: Path, changes: dict[str, Any], message: str) -> None:
+    config = get_config("smoke").unlock()
+    config.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        llama2_chat.run(config.lock(), workdir)
+    assert not list(workdir.iterdir())
