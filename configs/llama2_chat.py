@@ -87,8 +87,8 @@ def _tiny(config: ConfigDict) -> None:
     config.sft.data.epochs = 2.0
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
-    config.rejection_sampling_sft.optimizer.learning_rate = 3e-4
-    config.rejection_sampling_sft.train.num_steps = 12  # RS-8: a constant number of steps
+    config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
+    config.rejection_sampling_sft.train.num_steps = 24  # RS-8: a constant number of steps
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     config.annotate.collection.prompts_per_batch = 600
@@ -99,6 +99,8 @@ def _tiny(config: ConfigDict) -> None:
     config.rejection_sampling.num_prompts = 500
     config.rejection_sampling.sampling.update(samples_per_prompt=8, max_new_tokens=32)
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.gatt.data.num_dialogues = 600
+    config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong
     config.context_distillation.data.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
@@ -147,9 +149,13 @@ def _smoke(config: ConfigDict) -> None:
     config.sft.train.num_steps = 20
     config.rejection_sampling_sft.train.num_steps = 10
     config.annotate.collection.prompts_per_batch = 120
+    for stage in (config.helpfulness_rm, config.safety_rm):
+        stage.data.sequence_length = 160  # its answers do not end
+
     config.rejection_sampling.num_prompts = 32
     config.rejection_sampling.sampling.samples_per_prompt = 2
     config.gatt.data.num_dialogues = 32
+    config.gatt.data.check = False  # it would keep none
     config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
     config.ppo.train.num_iterations = 2
     config.evaluate_gatt.eval.num_dialogues = 8

@@ -67,8 +67,9 @@ def run(config: Any, workdir: Path) -> None:
         results[name] = evaluate(loaded, config, attributes)
         # the same text for all models: the answers of the first
         dialogue = dialogue or attention_dialogue(loaded, config, attributes)
-        seen[name] = look_back(loaded, dialogue)
-        results[name]["attention to the instruction"] = seen[name].to_instruction
+        if len(dialogue) > 2:
+            seen[name] = look_back(loaded, dialogue)
+            results[name]["attention to the instruction"] = seen[name].to_instruction
     write_json(workdir / "results.json", results)
     draw_pictures(config, workdir, results, seen)
     write_report(workdir, results, seen)
@@ -191,12 +192,7 @@ def attention_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes)
 
 
 def look_back(loaded: LoadedModel, dialogue: Sequence[Message]) -> Attention:
-    """Attention within a dialogue that begins with an instruction.
-
-    Raises:
-      ConfigError: the dialogue has no answer.
-    """
-    require(len(dialogue) > 2, "no turn of the attention picture fits the context; give shorter prompts")
+    """Attention within a dialogue that begins with an instruction and has at least one answer."""
     tokenizer, template = loaded.require_tokenizer(), loaded.template
     tokens = encode_dialogue(dialogue, tokenizer, template).tokens
     other = encode_dialogue([Message("system", "?"), *dialogue[1:]], tokenizer, template).tokens
@@ -232,6 +228,8 @@ def draw_pictures(
             beyond_context=[turn for turn in config.eval.turns if turn not in reached],
             title=f"What the first message set, asked for later ({lists})",
         )
+    if not seen:
+        return
     first = next(iter(seen.values()))
     size = max(1, len(first.weights_TS) // ATTENTION_BINS)
     plot_attention(
@@ -268,7 +266,14 @@ def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, A
         + " |"
         for name, (text, _) in CONSTRAINTS.items()
     ]
-    lines += ["", "## Attention of the answers to the instruction (Figure 10)", ""]
+    lines += _attention_lines(seen)
+    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _attention_lines(seen: Mapping[str, Attention]) -> list[str]:
+    lines = ["", "## Attention of the answers to the instruction (Figure 10)", ""]
+    if not seen:
+        return [*lines, "The first model gave no answer to look back from.", ""]
     lines += [
         "Largest weight over layers, heads and tokens of the instruction, mean over the tokens of an answer.",
         "",
@@ -282,8 +287,7 @@ def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, A
         f"| {name} | " + " | ".join(f"{value:.2f}" for value in found.to_instruction) + " |"
         for name, found in seen.items()
     ]
-    lines += ["", "![attention](attention.png)", ""]
-    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    return [*lines, "", "![attention](attention.png)", ""]
 
 
 def _accuracy_cell(row: Mapping[str, Any]) -> str:
