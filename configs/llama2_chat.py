@@ -5,7 +5,7 @@ python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=.
     --config.init_from=BASE_CHECKPOINT --config.sft.data.dialogues=demonstrations.jsonl \
     --config.annotate.prompts=prompts.jsonl ...
 
-Variants: tiny (about a quarter of an hour on 2 cores; the text and the simulated world that ``make demo``
+Variants: tiny (about twenty minutes on 2 cores; the text and the simulated world that ``make demo``
 fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests) and 7b,
 13b, 34b, 70b (the numbers of the paper; people compare through files: the run stops at each round's
 ``sheet.csv`` and continues once it is filled in).
@@ -71,8 +71,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _tiny(config: ConfigDict) -> None:
-    # so small a base model does not learn the chat format anew from a few hundred answers (D42)
-    config.tune_from = "previous"
+    # so small a base model does not learn the chat format anew from a few hundred answers (D42); from the
+    # previous version errors of the reward models would add up
+    config.tune_from = "first"
     _tiny_pretrain(config.pretrain)
     for stage in (config.sft, config.rejection_sampling_sft):
         stage.data.sequence_length = 256
