@@ -106,6 +106,10 @@ def _tiny(config: ConfigDict) -> None:
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
     config.ppo.ppo.update(prompt_length=128, response_length=32, batch_size=64, mini_batch_size=16)
+    # a small reward model is soon gamed, first by answers that do not end: short steps near the reference
+    config.ppo.ppo.update(kl_coef=0.05, missing_eos="penalty", missing_eos_value=1.0)
+    config.ppo.optimizer.learning_rate = 3e-5
+    config.ppo.train.num_iterations = 10
     config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
     config.evaluate_chat.sampling.update(max_new_tokens=32)
     config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
