@@ -1,8 +1,10 @@
 import contextlib
 import logging
+import multiprocessing
 import resource
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -176,19 +178,27 @@ def test_other_shapes_are_no_damage(tmp_path: Path) -> None:
     assert newest(tmp_path).name == "2"
 
 
-@pytest.mark.parametrize("keep_last", [1, 2])
-def test_full_disk_names_and_keeps_the_last_good_checkpoint(tmp_path: Path, keep_last: int) -> None:
-    checkpointer = Checkpointer(tmp_path, keep_last=keep_last)
-    good = state_of(1, width=1024)
-    checkpointer.save(good, {})
+def run_into_full_disk(workdir: Path, keep_last: int) -> None:
+    checkpointer = Checkpointer(workdir, keep_last=keep_last)
+    checkpointer.save(state_of(1, width=1024), {})
     checkpointer.wait()
     with largest_file(2**20):
         checkpointer.save(state_of(2, width=1024), {})
         # the write runs in the background: it fails when the next save, or the end, waits for it
-        with pytest.raises(
+        checkpointer.save(state_of(3, width=1024), {})
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_full_disk_names_and_keeps_the_last_good_checkpoint(tmp_path: Path, keep_last: int) -> None:
+    # a process of its own, as in life: threads that still write when one has failed end with it
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process,
+        pytest.raises(
             CheckpointError, match=r"checkpoint of step 2 .* failed .* last good one is step 1; free"
-        ):
-            checkpointer.save(state_of(3, width=1024), {})
+        ),
+    ):
+        process.submit(run_into_full_disk, tmp_path, keep_last).result()
+    good = state_of(1, width=1024)
     with contextlib.closing(Checkpointer(tmp_path, keep_last=keep_last)) as again:
         assert again.steps() == [1]
         restored = again.restore_latest(abstract_of(good))
