@@ -46,8 +46,8 @@ from llama2_jax.rlhf.annotator.protocol import (
 from llama2_jax.rlhf.annotator.truth import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
 from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_dialogues
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
 
 ANNOTATORS = ("simulated", "model", "file")
 
@@ -62,8 +62,7 @@ def run(config: Any, workdir: Path) -> None:
     prompts = read_prompts(config.prompts)
     if config.annotator == "simulated":
         _check_prompts(prompts, collection)
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     models = {
         one.name: load(one.path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
         for one in (config.new, config.previous)

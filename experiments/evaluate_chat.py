@@ -20,8 +20,8 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.truth import grade, is_refusal
 from llama2_jax.rlhf.archive import Sample, draw, rescore
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
 
 TRUTHS = ("none", "simulated")
 Versions = dict[str, list[Sample]]
@@ -45,8 +45,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = read_prompts(config.prompts)
     sets = split(prompts, config.borderline_family)
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
         for name, path in paths.items()

@@ -24,8 +24,8 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator.families import persona
 from llama2_jax.rlhf.conversations import Conversation, converse
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import make_partitioner
 
 TRANSCRIPTS = 5
 KEPT = "kept"
@@ -82,8 +82,7 @@ def run(config: Any, workdir: Path) -> None:
 
 def open_chat_model(path: str, config: Any) -> LoadedModel:
     """The model at ``path``, laid out for sampling on the mesh of the config."""
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     return for_decoding(load(path, partitioner=partitioner, **config.model))
 
 

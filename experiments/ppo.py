@@ -41,9 +41,9 @@ from llama2_jax.rlhf.ppo_report import append_samples, write_ppo_report
 from llama2_jax.rlhf.reward_model import RewardModel, check_same_text, load_reward_model
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
 from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.loop import Preempted, StopRequest
@@ -109,7 +109,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     ppo = build(PPOConfig, config.ppo, name="ppo")
     partitioner, sampler_partitioner = (
-        _partitioner(config[name], name=name) for name in ("mesh", "sampler_mesh")
+        make_partitioner(build(MeshConfig, config[name], name=name)) for name in ("mesh", "sampler_mesh")
     )
     for size in (ppo.mini_batch_size // ppo.accumulation_steps, ppo.batch_size // ppo.forward_parts):
         check_batch_size(partitioner, size, field="ppo.mini_batch_size / accumulation_steps")
@@ -159,11 +159,6 @@ def _check_config(config: Any) -> None:
         jax.process_count() == 1,
         f"{jax.process_count()} processes: PPO runs in one process, on any number of its devices",
     )
-
-
-def _partitioner(section: Any, *, name: str) -> Partitioner:
-    mesh = build(MeshConfig, section, name=name)
-    return Partitioner(make_mesh(mesh), mesh.preset)
 
 
 def _load_reward_models(config: Any, policy: LoadedModel, partitioner: Partitioner) -> dict[str, RewardModel]:

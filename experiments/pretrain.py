@@ -22,9 +22,9 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import checkpoint_meta
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
@@ -37,8 +37,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         print(f"{workdir} is done")
         return
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     model_config = build(ModelConfig, config.model, name="model")
     train_config = build(TrainConfig, config.train, name="train")
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps)

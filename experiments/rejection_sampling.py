@@ -35,8 +35,8 @@ from llama2_jax.rlhf.best_of_n import (
     pool_scores,
 )
 from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_rows
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
 
 UNFINISHED = ("exclude", "keep")
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
@@ -62,8 +62,7 @@ def run(config: Any, workdir: Path) -> None:
     prompts = read_prompts(config.prompts)[: config.num_prompts or None]
     archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     policy = load(config.policy, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
     tokenizer, template = policy.require_tokenizer(), policy.template
     scorers = load_scorers(config, policy, partitioner)

@@ -47,9 +47,9 @@ from llama2_jax.rlhf.reward_model import (
     reward_model_meta,
     score_rows,
 )
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.metrics import read_metrics
@@ -77,8 +77,7 @@ def run(config: Any, workdir: Path) -> None:
         print(f"{workdir} is done")
         return
     check(config)
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
     chat = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)

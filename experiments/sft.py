@@ -29,9 +29,9 @@ from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
@@ -44,8 +44,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         print(f"{workdir} is done")
         return
-    mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh), mesh.preset)
+    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
     check_length(config)

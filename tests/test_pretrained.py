@@ -12,8 +12,8 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.pretrained import LoadedModel, load, save_huggingface, save_native
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.train.checkpoint import CheckpointError
 from tests.compilations import share
 from tests.experiments import runs
@@ -63,7 +63,7 @@ def test_dtype_and_numerics_can_be_chosen() -> None:
 
 
 def test_parameters_go_where_the_partitioner_says() -> None:
-    partitioner = Partitioner(make_mesh(MeshConfig("fsdp_tensor", fsdp=4, tensor=2)), "fsdp_tensor")
+    partitioner = make_partitioner(MeshConfig("fsdp_tensor", fsdp=4, tensor=2))
     spread, single = load(runs.pretrained_workdir(), partitioner=partitioner), load(runs.pretrained_workdir())
     embedding = spread.params["embedding_VD"]
     assert embedding.sharding.mesh.shape == {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
@@ -137,7 +137,7 @@ def test_saved_native_is_step_0_of_the_same_model(tmp_path: Path) -> None:
 
 
 def test_sharded_parameters_are_saved_whole(tmp_path: Path) -> None:
-    partitioner = Partitioner(make_mesh(MeshConfig("fsdp", fsdp=8)), "fsdp")
+    partitioner = make_partitioner(MeshConfig("fsdp", fsdp=8))
     spread, single = load(runs.pretrained_workdir(), partitioner=partitioner), load(runs.pretrained_workdir())
     save_huggingface(tmp_path / "huggingface", spread)
     assert_bitwise_equal(jax.device_get(load(tmp_path / "huggingface").params), jax.device_get(single.params))

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama2_jax.config import ConfigError, require_choice
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 
 Rules = dict[str, str | tuple[str, ...]]
 
@@ -133,8 +134,15 @@ def parameter_dims(path: tuple[Any, ...], rank: int) -> str:
     return "." * rank
 
 
+def make_partitioner(config: MeshConfig) -> Partitioner:
+    """The mesh of a config over all devices, with its preset.
+
+    Raises:
+      ConfigError: the mesh does not fit the number of devices, or there is no such preset.
+    """
+    return Partitioner(make_mesh(config), config.preset)
+
+
 def single_device() -> Partitioner:
     """Everything on the first device: for notebooks, scoring and tests."""
-    from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-
-    return Partitioner(make_mesh(MeshConfig(preset="single")), "single")
+    return make_partitioner(MeshConfig(preset="single"))

@@ -7,9 +7,9 @@ import pytest
 
 from llama2_jax.model.heads import ScoreModel, last_token_scores, score_params_from_chat, token_scores
 from llama2_jax.model.transformer import init_params
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_tree
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import make_partitioner
 from tests.model import numpy_llama, tiny
 
 ROWS = [tiny.tokens(n, seed=n).tolist() for n in (5, 1, 9, 12)]
@@ -112,7 +112,7 @@ def test_scores_are_float32_under_bfloat16_compute():
     ids=["fsdp", "fsdp_tensor_sequence"],
 )
 def test_eight_devices_score_as_one_does(mesh):
-    part = Partitioner(make_mesh(mesh), mesh.preset)
+    part = make_partitioner(mesh)
     tokens, lengths = padded(ROWS * 2, 12)
     placed = place_tree(part, params())
     assert len(placed["w_score_D"].addressable_shards[0].data) == tiny.CONFIG.model_width // mesh.fsdp

@@ -25,9 +25,9 @@ from llama2_jax.rlhf.reward_model import (
     score_dialogues,
     score_rows,
 )
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
-from llama2_jax.sharding.rules import Partitioner, single_device
+from llama2_jax.sharding.rules import make_partitioner, single_device
 from llama2_jax.structs import PreferenceBatch
 from llama2_jax.train.checkpoint import write_params
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -123,7 +123,7 @@ def test_accumulation_changes_nothing_though_labels_and_empty_pairs_are_uneven()
 
 def test_eight_devices_train_as_one_does():
     mesh = MeshConfig(preset="fsdp_tensor", data=2, fsdp=2, tensor=2)
-    found, found_metrics = updated(Partitioner(make_mesh(mesh), mesh.preset))
+    found, found_metrics = updated(make_partitioner(mesh))
     wanted, wanted_metrics = updated_on_one_device()
     tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
     for name, value in wanted_metrics.items():
@@ -204,7 +204,7 @@ def test_scores_are_those_of_each_row_alone_in_the_order_given(tokenizer):
 
 def test_eight_devices_score_as_one_does(tokenizer):
     mesh = MeshConfig(preset="fsdp")
-    spread = reward_model(tokenizer, partitioner=Partitioner(make_mesh(mesh), mesh.preset))
+    spread = reward_model(tokenizer, partitioner=make_partitioner(mesh))
     wanted = score_rows(reward_model(tokenizer), ROWS, batch_size=8)
     np.testing.assert_allclose(score_rows(spread, ROWS, batch_size=8), wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="batch_size = 12 is not divisible by 8"):

@@ -9,9 +9,9 @@ import pytest
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.transformer import Transformer, init_params
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import compile_step, loss_sums, make_update, next_token_loss, state_from_params
 from tests.model import numpy_llama, tiny
@@ -37,7 +37,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0, e
 @functools.cache
 def partitioner(layout):
     config = LAYOUTS[layout]
-    return Partitioner(make_mesh(config), config.preset)
+    return make_partitioner(config)
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import numpy as np
 
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
 from llama2_jax.structs import TokenBatch
 from llama2_jax.train.loop import TrainConfig, TrainRun
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -31,7 +31,7 @@ RATES = ("train/tokens_per_sec", "train/mfu_full_no_embed", "train/mfu_causal_no
 
 
 def partitioner(preset: str = "single", **sizes: int) -> Partitioner:
-    return Partitioner(make_mesh(MeshConfig(preset, **sizes)), preset)
+    return make_partitioner(MeshConfig(preset, **sizes))
 
 
 def batch(step: int) -> TokenBatch:
