@@ -45,9 +45,9 @@ from llama2_jax.rlhf.annotator.protocol import (
 )
 from llama2_jax.rlhf.annotator.truth import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
-from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_dialogues
+from llama2_jax.rlhf.reward_model import load_reward_model_for, score_dialogues
 from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import Partitioner, make_partitioner
+from llama2_jax.sharding.rules import make_partitioner
 
 ANNOTATORS = ("simulated", "model", "file")
 
@@ -76,7 +76,7 @@ def run(config: Any, workdir: Path) -> None:
         write_sheet(sheet, comparisons)
         print(f"{len(comparisons)} comparisons are in {sheet}; fill it in and run this again")
         return
-    annotate = make_annotator(config, sheet, models[config.new.name], partitioner)
+    annotate = make_annotator(config, sheet, models[config.new.name])
     judged = zip(pairs, annotate(comparisons), strict=True)
     preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
     split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
@@ -177,13 +177,13 @@ def make_sample(config: Any, models: dict[str, LoadedModel]) -> Sample:
     return sample
 
 
-def make_annotator(config: Any, sheet: Path, policy: LoadedModel, partitioner: Partitioner) -> Annotator:
+def make_annotator(config: Any, sheet: Path, policy: LoadedModel) -> Annotator:
     """Who compares."""
     if config.annotator == "file":
         return lambda comparisons: read_sheet(sheet, comparisons)
     if config.annotator == "simulated":
         return raters.simulated(build_raters(config))
-    scores = {name: make_score(config, name, policy, partitioner) for name in ("helpfulness", "safety")}
+    scores = {name: make_score(config, name, policy) for name in ("helpfulness", "safety")}
     return model_annotator(**scores, thresholds=config.judge.thresholds, annotator_id=config.judge.name)
 
 
@@ -192,12 +192,11 @@ def build_raters(config: Any) -> raters.RatersConfig:
     return build(raters.RatersConfig, config.raters, name="raters")
 
 
-def make_score(config: Any, kind: str, policy: LoadedModel, partitioner: Partitioner) -> Score:
+def make_score(config: Any, kind: str, policy: LoadedModel) -> Score:
     """The scores of one of the judging reward models."""
-    path = config.judge[f"{kind}_rm"]
-    require(bool(path), f"config.judge.{kind}_rm is empty; name a trained reward model")
-    loaded = load_reward_model(path, compute_dtype=config.model.compute_dtype, partitioner=partitioner)
-    check_same_text(loaded, policy.require_tokenizer(), policy.template)
+    path, field = config.judge[f"{kind}_rm"], f"config.judge.{kind}_rm"
+    require(bool(path), f"{field} is empty; name a trained reward model")
+    loaded = load_reward_model_for(policy, path, kind, field=field)
     return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
 
 

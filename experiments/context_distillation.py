@@ -27,7 +27,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import Answer, sample_answers
-from llama2_jax.rlhf.reward_model import RewardModel, check_same_text, load_reward_model, score_rows
+from llama2_jax.rlhf.reward_model import RewardModel, load_reward_model_for, score_rows
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
 SELECTED = "selected"
@@ -61,15 +61,9 @@ def run(config: Any, workdir: Path) -> None:
         require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
     prompts = adversarial_prompts(config.data.prompts)
     loaded = open_chat_model(config.init_from, config)
-    reward_model = load_reward_model(
-        config.safety_reward_model, partitioner=loaded.model.partitioner, **config.model
+    reward_model = load_reward_model_for(
+        loaded, config.safety_reward_model, "safety", field="config.safety_reward_model"
     )
-    require(
-        reward_model.kind == "safety",
-        f"config.safety_reward_model = {config.safety_reward_model} is a {reward_model.kind} reward model; "
-        "the gate needs a safety reward model",
-    )
-    check_same_text(reward_model, loaded.require_tokenizer(), loaded.template)
 
     candidates = {
         how: candidates_for(views, prompts, loaded, reward_model, config)

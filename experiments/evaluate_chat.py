@@ -116,7 +116,7 @@ def scored_answers(
 ) -> list[Sample]:
     """One answer of a version to every prompt, with the scores of the reward models."""
     version = load(path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
-    scorers = load_scorers(config, version, partitioner)
+    scorers = load_scorers(config, version)
     sampling = config.sampling
     answers = draw(
         archive,

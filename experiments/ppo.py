@@ -38,7 +38,7 @@ from llama2_jax.rlhf.ppo_iteration import (
     reward_model_scores,
 )
 from llama2_jax.rlhf.ppo_report import append_samples, write_ppo_report
-from llama2_jax.rlhf.reward_model import RewardModel, check_same_text, load_reward_model
+from llama2_jax.rlhf.reward_model import KINDS, RewardModel, load_reward_model_for
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
 from llama2_jax.sharding.mesh import MeshConfig
@@ -114,7 +114,7 @@ def run(config: Any, workdir: Path) -> None:
     for size in (ppo.mini_batch_size // ppo.accumulation_steps, ppo.batch_size // ppo.forward_parts):
         check_batch_size(partitioner, size, field="ppo.mini_batch_size / accumulation_steps")
     policy = load(config.init_from, partitioner=partitioner, **config.model)
-    reward_models = _load_reward_models(config, policy, partitioner)
+    reward_models = _load_reward_models(config, policy)
     shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}
     for name, shape in shapes.items():
         check_context(shape.max_context, ppo, what=name)
@@ -161,20 +161,14 @@ def _check_config(config: Any) -> None:
     )
 
 
-def _load_reward_models(config: Any, policy: LoadedModel, partitioner: Partitioner) -> dict[str, RewardModel]:
-    """The reward models of the config, refused unless they read what the policy writes."""
-    models = {}
-    for kind in ("helpfulness", "safety", "guard"):
-        path = config[f"{kind}_rm"]
-        if path:
-            model = load_reward_model(path, compute_dtype=config.model.compute_dtype, partitioner=partitioner)
-            require(
-                kind in ("guard", model.kind),
-                f"config.{kind}_rm = {path} is a {model.kind} reward model; name one for {kind}",
-            )
-            check_same_text(model, policy.require_tokenizer(), policy.template)
-            models[kind] = model
-    return models
+def _load_reward_models(config: Any, policy: LoadedModel) -> dict[str, RewardModel]:
+    """The reward models of the config by kind, refused unless they read what the policy writes."""
+    paths = {kind: config[f"{kind}_rm"] for kind in KINDS}
+    return {
+        kind: load_reward_model_for(policy, path, kind, field=f"config.{kind}_rm")
+        for kind, path in paths.items()
+        if path
+    }
 
 
 def _read(path: str, policy: LoadedModel, ppo: PPOConfig) -> Prompts:

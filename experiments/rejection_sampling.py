@@ -34,9 +34,9 @@ from llama2_jax.rlhf.best_of_n import (
     pick_best,
     pool_scores,
 )
-from llama2_jax.rlhf.reward_model import check_same_text, load_reward_model, score_rows
+from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
 from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import Partitioner, make_partitioner
+from llama2_jax.sharding.rules import make_partitioner
 
 UNFINISHED = ("exclude", "keep")
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
@@ -65,7 +65,7 @@ def run(config: Any, workdir: Path) -> None:
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     policy = load(config.policy, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
     tokenizer, template = policy.require_tokenizer(), policy.template
-    scorers = load_scorers(config, policy, partitioner)
+    scorers = load_scorers(config, policy)
     policy = for_decoding(policy)
     score = functools.partial(
         rescore,
@@ -142,19 +142,11 @@ def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
             )
 
 
-def load_scorers(config: Any, policy: LoadedModel, partitioner: Partitioner) -> dict[str, Scorer]:
+def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
     """The two reward models of the config, refused unless they read what the policy writes."""
     scorers = {}
     for kind in ("helpfulness", "safety"):
-        reward_model = load_reward_model(
-            config[f"{kind}_rm"], compute_dtype=config.model.compute_dtype, partitioner=partitioner
-        )
-        require(
-            reward_model.kind == kind,
-            f"config.{kind}_rm = {config[f'{kind}_rm']} is a {reward_model.kind} reward model; "
-            f"name one trained for {kind}",
-        )
-        check_same_text(reward_model, policy.require_tokenizer(), policy.template)
+        reward_model = load_reward_model_for(policy, config[f"{kind}_rm"], kind, field=f"config.{kind}_rm")
         score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
         scorers[kind] = Scorer(reward_model.version, score)
     return scorers

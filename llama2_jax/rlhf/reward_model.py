@@ -25,7 +25,7 @@ from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores
-from llama2_jax.pretrained import REWARD_MODEL, checkpoint_meta, native_tokenizer
+from llama2_jax.pretrained import REWARD_MODEL, LoadedModel, checkpoint_meta, native_tokenizer
 from llama2_jax.sharding.placement import check_batch_size, place_batch, process_slice
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
@@ -132,6 +132,28 @@ def load_reward_model(
         meta["reward"],
         _version(step, meta),
     )
+
+
+def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, field: str) -> RewardModel:
+    """``load_reward_model`` of one that scores what ``policy`` writes, on its mesh, in its compute dtype.
+
+    Args:
+      kind: what it must have been trained for, one of ``KINDS``; a guard may be of any kind.
+      field: of the config that names ``path``, for the message.
+
+    Raises:
+      ConfigError: it was trained for something else, or with another tokenizer or template; and what
+        ``load_reward_model`` raises.
+    """
+    found = load_reward_model(
+        path, compute_dtype=policy.config.compute_dtype, partitioner=policy.model.partitioner
+    )
+    require(
+        kind in ("guard", found.kind),
+        f"{field} = {path} is a {found.kind} reward model; name one trained for {kind}",
+    )
+    check_same_text(found, policy.require_tokenizer(), policy.template)
+    return found
 
 
 def abstract_score_params(model: ScoreModel) -> Params:

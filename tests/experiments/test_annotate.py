@@ -14,6 +14,7 @@ from llama2_jax.rlhf.annotator.truth import grade
 from llama2_jax.rlhf.annotator.world import draw_prompts
 from tests.experiments.runs import changed, fine_tuned_workdir, pretrained_workdir
 from tests.rlhf.annotator.asked import prompt
+from tests.rlhf.small_policy import saved_reward_model
 
 NUM_PROMPTS = 24
 
@@ -148,6 +149,13 @@ def test_models_judge(prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(annotate, "make_score", make_score)
     annotate.run(make_config(prompts, annotator="model", collection__num_batches=1), tmp_path)
     assert all(len(row.chosen) >= len(row.rejected) for row in rows_of(tmp_path))
+
+
+def test_a_judge_of_the_other_kind_is_refused(prompts, tmp_path):
+    judge = str(saved_reward_model("safety"))
+    config = make_config(prompts, annotator="model", collection__num_batches=1, judge__helpfulness_rm=judge)
+    with pytest.raises(ConfigError, match="is a safety reward model; name one trained for helpfulness"):
+        annotate.run(config, tmp_path)
 
 
 def test_prompts_of_another_world_are_refused_before_sampling(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import CHATML, LLAMA2, Message, Template, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from llama2_jax.rlhf import reward_model
 from llama2_jax.rlhf.answers import Answer
 from tests.experiments import runs
 
@@ -27,22 +29,17 @@ class Model(NamedTuple):
     tokenizer: Tokenizer
     template: Template = LLAMA2
     kind: str = "safety"
-    model: Any = None
+    model: Any = SimpleNamespace(partitioner=None)
+    config: Any = SimpleNamespace(compute_dtype="float32")
 
     def require_tokenizer(self) -> Tokenizer:
         return self.tokenizer
 
 
-class Partitioned(NamedTuple):
-    partitioner: None = None
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    return Model(
-        train_sentencepiece([runs.sentences(200, seed=0)], path, vocab_size=300), model=Partitioned()
-    )
+    return Model(train_sentencepiece([runs.sentences(200, seed=0)], path, vocab_size=300))
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def scored(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return np.array([2.0 if "cannot" in text else -1.0 for text in texts], np.float32)
 
     monkeypatch.setattr(context_distillation, "open_chat_model", lambda *_: model)
-    monkeypatch.setattr(context_distillation, "load_reward_model", lambda *_, **__: model)
+    monkeypatch.setattr(reward_model, "load_reward_model", lambda *_, **__: model)
     monkeypatch.setattr(context_distillation, "sample_answers", sample)
     monkeypatch.setattr(context_distillation, "score_rows", score)
     return seen
@@ -192,7 +189,7 @@ def test_a_reward_model_of_another_kind_or_template_is_refused(
         (model._replace(kind="helpfulness"), "is a helpfulness reward model"),
         (model._replace(template=CHATML), "chatml"),
     ):
-        monkeypatch.setattr(context_distillation, "load_reward_model", lambda *_, found=other, **__: found)
+        monkeypatch.setattr(reward_model, "load_reward_model", lambda *_, found=other, **__: found)
         with pytest.raises(ConfigError, match=reason):
             context_distillation.run(config_for(tmp_path), tmp_path / "run")
     assert not scored

@@ -268,7 +268,7 @@ def test_mistakes_are_found_before_work_starts(
 
 def test_a_reward_model_of_the_other_kind_and_an_empty_prompt_file_are_refused(tmp_path: Path) -> None:
     wrong = str(saved_reward_model("helpfulness"))
-    with pytest.raises(ConfigError, match="is a helpfulness reward model; name one for safety"):
+    with pytest.raises(ConfigError, match="is a helpfulness reward model; name one trained for safety"):
         ppo.run(config_of(safety_rm=wrong), tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="has no rows"):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -14,12 +15,13 @@ from llama2_jax.data.tokenizer import train_sentencepiece
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
-from llama2_jax.model.transformer import init_params
-from llama2_jax.pretrained import load
+from llama2_jax.model.transformer import Transformer, init_params
+from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.reward_model import (
     RewardModel,
     check_same_text,
     load_reward_model,
+    load_reward_model_for,
     preference_loss,
     reward_model_meta,
     score_dialogues,
@@ -264,6 +266,19 @@ def test_reward_models_and_chat_models_are_not_taken_for_each_other(tokenizer, t
     written(tmp_path / "chat", tokenizer, kind="")
     with pytest.raises(ConfigError, match="is no reward model but a language model"):
         load_reward_model(tmp_path / "chat")
+
+
+def test_a_reward_model_for_a_policy_is_of_the_kind_asked_for_and_reads_what_it_writes(tokenizer, tmp_path):
+    stored = written(tmp_path, tokenizer)
+    config = dataclasses.replace(stored.config, compute_dtype="bfloat16")
+    policy = LoadedModel(config, {}, tokenizer, LLAMA2, Transformer(config, single_device()), "policy")
+    for kind in ("safety", "guard"):
+        found = load_reward_model_for(policy, tmp_path, kind, field="config.rm")
+        assert (found.kind, found.config.compute_dtype) == ("safety", "bfloat16")
+    with pytest.raises(ConfigError, match=r"config.rm = .* a safety .*; name one trained for helpfulness"):
+        load_reward_model_for(policy, tmp_path, "helpfulness", field="config.rm")
+    with pytest.raises(ConfigError, match="with template 'llama2', the policy uses 'chatml'"):
+        load_reward_model_for(policy._replace(template=CHATML), tmp_path, "safety", field="config.rm")
 
 
 def test_another_tokenizer_beside_the_checkpoint_is_refused(tokenizer, tmp_path):
