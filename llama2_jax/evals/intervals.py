@@ -46,15 +46,28 @@ def wilson(successes: float, total: int, *, level: float = 0.95) -> Interval:
     return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray,
+    *,
+    groups: Sequence[str] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
     """A mean with its percentile bootstrap interval: ``RESAMPLES`` draws of the cases with replacement.
+
+    Args:
+      groups: what each case belongs to, as the pairs of one prompt do, which are not independent: whole
+        groups are drawn. None: every case stands alone.
 
     Raises:
       ConfigError: no value.
     """
     cases = np.asarray(values, np.float64)
     require(cases.size > 0, "the mean of nothing has no value; give at least one case")
+    group_of = np.arange(cases.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, counts = np.bincount(group_of, weights=cases), np.bincount(group_of)
     rng = np.random.default_rng(seed)
-    means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
+    draws = (rng.integers(sums.size, size=sums.size) for _ in range(RESAMPLES))
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(cases.mean()), float(low), float(high))

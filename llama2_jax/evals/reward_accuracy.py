@@ -12,7 +12,7 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
-from llama2_jax.evals.intervals import RESAMPLES, wilson
+from llama2_jax.evals.intervals import bootstrap_mean, wilson
 
 Array = np.ndarray
 
@@ -123,17 +123,6 @@ def correct(chosen_B: Any, rejected_B: Any) -> Array:
     return np.where(chosen_B > rejected_B, 1.0, np.where(chosen_B == rejected_B, 0.5, 0.0))
 
 
-def bootstrap_interval(values_B: Array, groups: Sequence[str], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a mean, resampling whole groups (prompts)."""
-    _, group_B = np.unique(np.asarray(groups), return_inverse=True)
-    sums_P = np.bincount(group_B, weights=values_B)
-    counts_P = np.bincount(group_B)
-    drawn = np.random.default_rng(seed).integers(len(sums_P), size=(RESAMPLES, len(sums_P)))
-    means = sums_P[drawn].sum(axis=1) / counts_P[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
     """Mean of values in [0, 1], with the interval that fits.
 
@@ -141,10 +130,10 @@ def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
       groups: prompt of each value; where one stands twice, whole prompts are resampled.
     """
     if groups is not None and len(set(groups)) < len(groups):
-        low, high = bootstrap_interval(values_B, groups)
+        value, low, high = bootstrap_mean(values_B, groups=groups)
     else:
-        _, low, high = wilson(float(np.sum(values_B)), len(values_B))
-    return Share(float(np.mean(values_B)), len(values_B), low, high)
+        value, low, high = wilson(float(np.sum(values_B)), len(values_B))
+    return Share(value, len(values_B), low, high)
 
 
 def accuracy(chosen_B: Any, rejected_B: Any, *, prompts: Sequence[str] | None = None) -> Share:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,14 @@ def test_bootstrap_is_as_wide_as_the_error_of_the_mean() -> None:
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
     assert bootstrap_mean(values) == interval  # the same seed
+
+
+def test_bootstrap_of_groups_of_one_is_the_normal_interval() -> None:
+    values, groups = np.repeat([1.0, 0.0], [300, 100]), [str(i) for i in range(400)]
+    _, low, high = bootstrap_mean(values, groups=groups)
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)  # 0.0424
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
+    assert (low, high) == bootstrap_mean(values, groups=groups)[1:]
 
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:

@@ -10,7 +10,6 @@ from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.reward_accuracy import (
     accuracy,
     accuracy_by,
-    bootstrap_interval,
     calibration,
     correct,
     detect_unsafe,
@@ -47,14 +46,6 @@ def test_independent_prompts_get_wilson_and_repeated_ones_the_bootstrap():
     clustered = share_of(values_B, ["a"] * 50 + ["b"] * 50)
     assert clustered[:2] == (0.5, 100)
     assert (clustered.low, clustered.high) == (0.0, 1.0)
-
-
-def test_bootstrap_of_single_pairs_is_the_normal_interval():
-    values_B = np.repeat([1.0, 0.0], [300, 100])
-    low, high = bootstrap_interval(values_B, [str(i) for i in range(400)])
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)  # 0.0424
-    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
-    assert (low, high) == bootstrap_interval(values_B, [str(i) for i in range(400)])
 
 
 def test_accuracy_per_label_keeps_the_order_and_leaves_out_what_is_not_there():
