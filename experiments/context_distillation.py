@@ -25,6 +25,7 @@ from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import Answer, sample_answers
 from llama2_jax.rlhf.reward_model import RewardModel, load_reward_model_for, score_rows
@@ -172,7 +173,7 @@ def choose(candidates: Mapping[str, Candidate], *, wording: str) -> Choice:
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:
     """Medians of Figure 16a and the counts of the gate."""
-    medians = {how: float(np.median(probabilities(found))) for how, found in candidates.items()}
+    medians = {how: float(np.median(displayed_scores(found))) for how, found in candidates.items()}
     before, after, selected = compared(candidates, choices)
     increases = (after - before)[selected]
     return {
@@ -187,18 +188,17 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
     }
 
 
-def probabilities(candidates: Sequence[Candidate]) -> np.ndarray:
-    """Scores as the reward model's probability in [0, 1], for people to read; the gate uses raw ones."""
-    raw = np.array([candidate.score for candidate in candidates], np.float64)
-    return np.exp(-np.logaddexp(0, -raw))
+def displayed_scores(candidates: Sequence[Candidate]) -> np.ndarray:
+    """Scores in [0, 1], for people to read; the gate uses raw ones."""
+    return displayed([candidate.score for candidate in candidates])
 
 
 def compared(
     candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every prompt: score of the original, score of the distilled answer, selected or not."""
-    before = probabilities(candidates[BASE])
-    after = probabilities([candidates[choice.how][i] for i, choice in enumerate(choices)])
+    before = displayed_scores(candidates[BASE])
+    after = displayed_scores([candidates[choice.how][i] for i, choice in enumerate(choices)])
     return before, after, np.array([choice.decision == SELECTED for choice in choices])
 
 
@@ -207,7 +207,7 @@ def draw_pictures(
 ) -> None:
     """``scores.png`` (Figure 16a) and ``increase.png`` (Figure 16b)."""
     plot_scores(
-        workdir / "scores.png", {how: list(probabilities(found)) for how, found in candidates.items()}
+        workdir / "scores.png", {how: list(displayed_scores(found)) for how, found in candidates.items()}
     )
     before, after, selected = compared(candidates, choices)
     plot_increase(workdir / "increase.png", list(before), list(after), list(selected))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.rejection_sampling import load_scorers, quote
-from llama2_jax.analysis.rlhf_plots import VersionPoint, displayed, plot_distributions, plot_win_rates
+from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.truth import grade, is_refusal
 from llama2_jax.rlhf.archive import Sample, draw, rescore

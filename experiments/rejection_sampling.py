@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama2_jax.analysis.rlhf_plots import displayed, plot_best_of_n, plot_rounds, plot_temperatures
+from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
 from llama2_jax.data.jsonl import write_rows
@@ -22,6 +22,7 @@ from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import DataError, dialogue_row
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Sample, Scorer, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (

@@ -28,15 +28,9 @@ from llama2_jax.data.preferences import (
 )
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths
-from llama2_jax.evals.reward_accuracy import (
-    RewardReport,
-    UnsafeDetection,
-    disagreements,
-    evaluate_pairs,
-    sigmoid,
-)
+from llama2_jax.evals.reward_accuracy import RewardReport, UnsafeDetection, disagreements, evaluate_pairs
 from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
-from llama2_jax.losses.preference import MARGINS
+from llama2_jax.losses.preference import MARGINS, displayed
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.reward_model import (
@@ -278,8 +272,8 @@ def write_report(
     title = f"Reward model: {config.kind}"
     report = evaluate_pairs(heldout, *scores)
     write_json(workdir / "results.json", report)
-    displayed = PairScores(*map(sigmoid, scores))
-    plot_scores(workdir / "scores.png", **displayed._asdict(), title=title)
+    shown = PairScores(*map(displayed, scores))
+    plot_scores(workdir / "scores.png", **shown._asdict(), title=title)
     shares = {"all": report.accuracy, **report.by_rating, **report.by_safety}
     plot_accuracy(workdir / "accuracy.png", {config.kind: shares}, title=title)
     lines = [

@@ -14,6 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from llama2_jax.losses.preference import displayed
+
 Range = tuple[float, float, float]
 """Value, lower and upper end of its interval."""
 
@@ -24,11 +26,6 @@ class VersionPoint(NamedTuple):
     name: str
     helpfulness: Range
     harmlessness: Range
-
-
-def displayed(scores: Any) -> np.ndarray:
-    """Sigmoid of raw scores, for any size of them."""
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))
 
 
 def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
 from llama2_jax.evals.intervals import bootstrap_mean, wilson
+from llama2_jax.losses.preference import displayed
 
 Array = np.ndarray
 
@@ -102,11 +103,6 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
     )
 
 
-def sigmoid(scores: Any) -> Array:
-    """Displayed score in [0, 1] of raw scores."""
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))  # never overflows
-
-
 def correct(chosen_B: Any, rejected_B: Any) -> Array:
     """1 where the chosen answer scores higher, 0.5 at a tie, else 0 (D37).
 
@@ -172,7 +168,7 @@ def detect_unsafe(
       scores_B: raw scores of single responses, both of each pair, not of pairs.
     """
     scores_B, is_unsafe_B = _responses(scores_B, is_unsafe_B)
-    predicted_B = sigmoid(scores_B) < threshold
+    predicted_B = displayed(scores_B) < threshold
 
     def share_among(of_B: Array, among_B: Array) -> Share | None:
         if not among_B.any():
@@ -199,7 +195,7 @@ def precision_recall(scores_B: Any, is_unsafe_B: Any) -> PrecisionRecall:
     ascending_B, hits_B = scores_B[order], np.cumsum(is_unsafe_B[order])
     last_B = np.append(ascending_B[1:] != ascending_B[:-1], True)  # equal scores fall together
     return PrecisionRecall(
-        thresholds=sigmoid(ascending_B[last_B]),
+        thresholds=displayed(ascending_B[last_B]),
         precision=(hits_B / np.arange(1, len(hits_B) + 1))[last_B],
         recall=(hits_B / hits_B[-1])[last_B],
     )
@@ -207,7 +203,7 @@ def precision_recall(scores_B: Any, is_unsafe_B: Any) -> PrecisionRecall:
 
 def calibration(scores_B: Any, human_B: Any) -> list[CalibrationBin]:
     """Mean and standard deviation of the displayed score per human score (RM-16), ascending."""
-    displayed_B, human_B = sigmoid(scores_B), np.asarray(human_B, np.float64)
+    displayed_B, human_B = displayed(scores_B), np.asarray(human_B, np.float64)
     require(displayed_B.shape == human_B.shape, f"{displayed_B.size} scores, {human_B.size} human scores")
     bins = []
     for human in np.unique(human_B):

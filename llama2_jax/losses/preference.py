@@ -1,4 +1,4 @@
-"""Losses of reward models over plain arrays (Llama 2, section 3.2.2).
+"""Losses of reward models over plain arrays, and their scores for display (Llama 2, section 3.2.2).
 
 Ranking, eq. 1 and 2, of the score r_c of the chosen and r_r of the rejected response::
 
@@ -9,8 +9,11 @@ Safety auxiliary loss, of each labelled response; the paper prints no formula (D
     - y log sigmoid(r) - (1 - y) log sigmoid(-r),   y = 1 if the response is safe, 0 if not
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llama2_jax.shapes import check_shapes
 from llama2_jax.structs import LossSums, Mean
@@ -89,6 +92,11 @@ def preference_sums(
         },
         totals={"pairs": pairs},
     )
+
+
+def displayed(scores: Any) -> np.ndarray:
+    """Displayed score in [0, 1] of raw scores: their sigmoid (RM-11), float64, of any shape, on the host."""
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))  # never overflows
 
 
 def _count(condition: jax.Array) -> jax.Array:

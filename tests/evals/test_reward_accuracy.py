@@ -17,18 +17,12 @@ from llama2_jax.evals.reward_accuracy import (
     evaluate_pairs,
     precision_recall,
     share_of,
-    sigmoid,
     spearman,
 )
 
 
 def logit(displayed: float) -> float:
     return math.log(displayed / (1 - displayed))
-
-
-def test_displayed_score():
-    assert sigmoid([0.0, logit(0.15), 800.0, -800.0]) == pytest.approx([0.5, 0.15, 1.0, 0.0], abs=1e-12)
-    assert logit(0.15) == pytest.approx(-1.7346, abs=1e-4)
 
 
 def test_ties_count_half():

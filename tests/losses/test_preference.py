@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama2_jax.losses.preference import MARGINS, preference_sums, ranking_losses, safety_losses
+from llama2_jax.losses.preference import MARGINS, displayed, preference_sums, ranking_losses, safety_losses
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(scale=2, size=(7, 2)).astype(np.float32)
@@ -16,6 +16,14 @@ IS_PAIR = np.array([1, 1, 1, 1, 1, 0, 0], bool)
 
 def log_sigmoid(x):
     return -math.log1p(math.exp(-x))
+
+
+def test_displayed_scores_are_sigmoids_of_any_size():
+    logit = math.log(0.15 / (1 - 0.15))
+    assert logit == pytest.approx(-1.7346, abs=1e-4)
+    with np.errstate(all="raise"):
+        found = displayed([0.0, logit, 800.0, -800.0, 1e4, -1e4])
+    assert found == pytest.approx([0.5, 0.15, 1.0, 0.0, 1.0, 0.0], abs=1e-12)
 
 
 @pytest.mark.parametrize(
