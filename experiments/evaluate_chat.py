@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.rejection_sampling import load_scorers, quote
+from experiments.rejection_sampling import load_scorers
+from experiments.report import quote
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.report import quote
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
@@ -290,14 +291,6 @@ def _examples(drawn: Sequence[Sample], count: int = 4) -> list[str]:
 
 def _reward(sample: Sample) -> float:
     return sample.scores["combined"]
-
-
-def quote(text: str) -> str:
-    """Text on one line of Markdown, its markup taken literally."""
-    text = " ".join(text.split())
-    for mark in "\\*_<`|":
-        text = text.replace(mark, "\\" + mark)
-    return text or "(nothing)"
 
 
 if __name__ == "__main__":

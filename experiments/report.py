@@ -1,4 +1,7 @@
-"""``report.md`` of a next-token stage: numbers, curve and samples, read back from its workdir."""
+"""``report.md`` of a next-token stage: numbers, curve and samples, read back from its workdir.
+
+``quote`` is for the reports of all stages.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,9 +94,13 @@ def _samples(workdir: Path) -> list[str]:
     for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []:
         lines += [f"After {step} updates:", ""]
         for prompt, completion in samples[step].items():
-            lines += [f"> **{_quote(prompt)}** {_quote(completion)}", ""]
+            lines += [f"> **{quote(prompt)}** {quote(completion)}", ""]
     return lines
 
 
-def _quote(text: str) -> str:
-    return " ".join(text.split()).replace("*", "\\*").replace("<", "\\<")
+def quote(text: str) -> str:
+    """Text on one line of Markdown, its markup taken literally."""
+    text = " ".join(text.split())
+    for mark in "\\*_<`|":
+        text = text.replace(mark, "\\" + mark)
+    return text or "(nothing)"

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.corpora import keep_tokenizer
+from experiments.report import quote
 from experiments.sft import split
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
@@ -325,18 +326,14 @@ def _disagreements(heldout: Sequence[Preference], scores: PairScores, *, count: 
     for index in found:
         pair = heldout[index]
         lines += [
-            f"> **{_quote(pair.messages[-1].content)}** (rating: {pair.rating}, safety: {pair.safety})",
+            f"> **{quote(pair.messages[-1].content)}** (rating: {pair.rating}, safety: {pair.safety})",
             ">",
-            f"> chosen, {scores.chosen_B[index]:.2f}: {_quote(pair.chosen)}",
+            f"> chosen, {scores.chosen_B[index]:.2f}: {quote(pair.chosen)}",
             ">",
-            f"> rejected, {scores.rejected_B[index]:.2f}: {_quote(pair.rejected)}",
+            f"> rejected, {scores.rejected_B[index]:.2f}: {quote(pair.rejected)}",
             "",
         ]
     return lines
-
-
-def _quote(text: str) -> str:
-    return " ".join(text.split()).replace("*", "\\*").replace("<", "\\<")
 
 
 if __name__ == "__main__":
