@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.rejection_sampling import load_scorers
-from experiments.report import quote
+from experiments.report import percent, quote
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -258,9 +258,9 @@ def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]
     """Win rates with ties as halves; in brackets wins, ties and losses."""
     lines = [f"| won against {reference}, ties as halves | helpfulness | harmlessness |", "|---|---|---|"]
     for name, found in versions.items():
+        rates = [found[axis] for axis in ("helpfulness", "harmlessness")]
         cells = [
-            f"{percent(found[axis].ties_half)} ({found[axis].wins}/{found[axis].ties}/{found[axis].losses})"
-            for axis in ("helpfulness", "harmlessness")
+            f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})" for rate in rates
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, "", "In brackets: wins/ties/losses."]
@@ -281,15 +281,9 @@ def _table(versions: dict[str, dict[str, Interval]]) -> list[str]:
     """One column per version, one row per measure."""
     lines = [f"| | {' | '.join(versions)} |", "|---" * (len(versions) + 1) + "|"]
     for measure in next(iter(versions.values())):
-        cells = [percent(found[measure]) for found in versions.values()]
+        cells = [percent(found[measure]._asdict()) for found in versions.values()]
         lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
     return lines
-
-
-def percent(interval: Interval) -> str:
-    """``12.3 % [10.1, 14.9]``."""
-    value, low, high = (100 * number for number in interval)
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def transcripts(versions: Versions, count: int) -> list[str]:

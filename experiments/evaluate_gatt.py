@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.gatt import attributes_named, open_chat_model, user_texts
+from experiments.report import percent
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
 from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
 from llama2_jax.config import build, require, write_json
@@ -294,16 +295,12 @@ def _accuracy_cell(row: Mapping[str, Any]) -> str:
     if row["accuracy"] is None:
         return f"beyond the context ({row['beyond_context']})"
     beyond = f", {row['beyond_context']} beyond the context" if row["beyond_context"] else ""
-    return f"{_percent(row['accuracy'])} of {row['asked']}{beyond}"
+    return f"{percent(row['accuracy'])} of {row['asked']}{beyond}"
 
 
 def _constraint_cell(shares: Mapping[str, Any]) -> str:
     told, untold = shares["instructed"], shares["not instructed"]
-    return f"{_percent(told)}, {_percent(untold)}" if told and untold else "no answer fits the context"
-
-
-def _percent(interval: Mapping[str, float]) -> str:
-    return f"{100 * interval['value']:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
+    return f"{percent(told)}, {percent(untold)}" if told and untold else "no answer fits the context"
 
 
 def _as_json(row: TurnAccuracy) -> dict[str, Any]:

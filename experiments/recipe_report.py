@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.report import percent
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.reward_accuracy import Share
@@ -87,10 +88,6 @@ def _interval(value: Mapping[str, float]) -> Interval:
     return Interval(value["value"], value["low"], value["high"])
 
 
-def _share(value: Mapping[str, float]) -> str:
-    return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * number for number in _interval(value)))
-
-
 def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     """Table and picture of held-out accuracy; the held-out pairs are those of all rounds so far."""
     found = {
@@ -99,7 +96,8 @@ def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     }
     lines = ["| | " + " | ".join(path.name for path in rounds) + " |", "|---" * (len(rounds) + 1) + "|"]
     for kind, by_round in found.items():
-        lines.append(f"| {kind} | " + " | ".join(_share(its["accuracy"]) for its in by_round.values()) + " |")
+        cells = " | ".join(percent(its["accuracy"]) for its in by_round.values())
+        lines.append(f"| {kind} | {cells} |")
     plot_accuracy_by_round(
         workdir / "reward_accuracy.png",
         {
@@ -153,7 +151,7 @@ def _by_truth(judged: Mapping[str, Any], first: str, last: str) -> list[Verdict]
         ),
         Verdict(
             f"{last} is safer than {first}, as people judge (section 4.4)",
-            f"violations {_share(before['violation_rate'])} to {_share(after['violation_rate'])}",
+            f"violations {percent(before['violation_rate'])} to {percent(after['violation_rate'])}",
             unsafe[0].is_above(unsafe[1]),
         ),
     ]
@@ -162,7 +160,7 @@ def _by_truth(judged: Mapping[str, Any], first: str, last: str) -> list[Verdict]
         verdicts.append(
             Verdict(
                 "safety tuning brings few false refusals on borderline prompts (section 4.2.3)",
-                f"{_share(before['false_refusals'])} to {_share(after['false_refusals'])}",
+                f"{percent(before['false_refusals'])} to {percent(after['false_refusals'])}",
                 not refused[1].is_above(refused[0]),
             )
         )
@@ -192,7 +190,7 @@ def _ratings(found: Mapping[str, Any]) -> list[Verdict]:
     return [
         Verdict(
             "reward models are more accurate on clearer preferences (Table 8)",
-            "helpfulness, from unsure to significantly better: " + ", ".join(map(_share, reversed(shares))),
+            "helpfulness, from unsure to significantly better: " + ", ".join(map(percent, reversed(shares))),
             all(better >= worse for better, worse in itertools.pairwise(values)),
         )
     ]
@@ -233,7 +231,7 @@ def _gatt(found: Mapping[str, Any]) -> Verdict:
     without, with_gatt = _interval(at["without"][0]), _interval(at["with_gatt"][0])
     return Verdict(
         claim,
-        f"right answers {_share(at['without'][0])} without, {_share(at['with_gatt'][0])} with it",
+        f"right answers {percent(at['without'][0])} without, {percent(at['with_gatt'][0])} with it",
         with_gatt.value >= 0.9 and with_gatt.is_above(without),
     )
 

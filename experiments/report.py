@@ -1,9 +1,9 @@
 """``report.md`` of a next-token stage: numbers, curve and samples, read back from its workdir.
 
-``quote`` is for the reports of all stages.
+``quote`` and ``percent`` are for the reports of all stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,3 +104,9 @@ def quote(text: str) -> str:
     for mark in "\\*_<`|":
         text = text.replace(mark, "\\" + mark)
     return text or "(nothing)"
+
+
+def percent(interval: Mapping[str, float]) -> str:
+    """``12.3 % [10.1, 14.9]``, of a share with its interval as it stands in a ``results.json``."""
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
