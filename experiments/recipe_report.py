@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.report import percent
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round
+from llama2_jax.config import write_json
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.reward_accuracy import Share
 from llama2_jax.train.metrics import read_metrics
@@ -47,8 +48,7 @@ def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> 
     words = {True: "holds", False: "**does not hold**", None: "not measured"}
     lines += [f"| {verdict.claim} | {verdict.measured} | {words[verdict.holds]} |" for verdict in verdicts]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [verdict._asdict() for verdict in verdicts]
-    (workdir / "verdicts.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(workdir / "verdicts.json", verdicts)
 
 
 def _once(workdir: Path, rounds: Sequence[Path]) -> list[tuple[str, Path]]:
