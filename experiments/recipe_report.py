@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from experiments.report import percent
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round
 from llama2_jax.config import write_json
+from llama2_jax.data.preferences import RATINGS
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.reward_accuracy import Share
 from llama2_jax.train.metrics import read_metrics
 
-RATINGS = ("significantly_better", "better", "slightly_better", "unsure")  # best first
 GATT_TURN = 6
 MEDIAN_RISE = 0.25  # of the rise of the maximum: more than that is not "the median stays"
 
