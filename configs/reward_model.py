@@ -35,7 +35,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data = ConfigDict()  # files or patterns, separated by commas
     config.data.preferences = ""  # our own, of both tracks
-    config.data.public = ""  # public sets; the mix of the two follows from the kind (RM-7, RM-8)
+    config.data.public = ""  # public sets
+    config.data.main_fraction = 0.9 if kind == "safety" else 0.5  # of the kind's own track (RM-7, RM-8)
     config.data.heldout = ""  # empty = heldout_fraction of the prompts
     config.data.heldout_fraction = 0.05
     config.data.unrated_sources = ()  # D34: sources that nobody graded, which get margin 0

@@ -21,8 +21,7 @@ from llama2_jax.config import build, require, require_choice, to_plain, write_js
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs
 from llama2_jax.data.preferences import (
     Preference,
-    mix_helpfulness,
-    mix_safety,
+    mix,
     read_preferences,
     require_ratings,
     split_by_prompt,
@@ -170,7 +169,9 @@ def read(config: Any, chat: LoadedModel) -> Data:
         train_ids = {id(pair) for pair in everything.train}
         own, public = ([pair for pair in side if id(pair) in train_ids] for side in (own, public))
         heldout = everything.heldout
-    preferences = mixture(config.kind, own, public, seed=config.data.seed)
+    preferences = mixture(
+        config.kind, own, public, main_fraction=config.data.main_fraction, seed=config.data.seed
+    )
     own_track = [pair for pair in heldout if config.kind in ("guard", pair.track)]
     require(
         bool(own_track),
@@ -183,9 +184,15 @@ def read(config: Any, chat: LoadedModel) -> Data:
 
 
 def mixture(
-    kind: str, own: Sequence[Preference], public: Sequence[Preference], *, seed: int
+    kind: str, own: Sequence[Preference], public: Sequence[Preference], *, main_fraction: float, seed: int
 ) -> list[Preference]:
-    """Pairs of one epoch: RM-7 for helpfulness, RM-8 for safety; a guard takes all there is (RM-18).
+    """Pairs of one epoch; a guard takes all there is (RM-18).
+
+    To our own helpfulness track come pairs of our safety track and public sets (RM-7, D29); to all
+    safety pairs, ours and public, come helpfulness pairs, ours and public (RM-8, D30).
+
+    Args:
+      main_fraction: share of the pairs of the kind's own track.
 
     Raises:
       ConfigError: no pair of the kind's own track.
@@ -203,8 +210,10 @@ def mixture(
         f"none of {len(everything)} pair(s) is of the {kind} track; add files to config.data.preferences",
     )
     if kind == "helpfulness":
-        return mix_helpfulness(main, [*of(own, "safety"), *public], seed=seed)
-    return mix_safety(main, of(everything, "helpfulness"), seed=seed)
+        rest = [*of(own, "safety"), *public]
+    else:
+        rest = of(everything, "helpfulness")
+    return mix(main, rest, main_fraction=main_fraction, seed=seed)
 
 
 def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) -> EncodedPairs:

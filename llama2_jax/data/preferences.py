@@ -46,8 +46,6 @@ UNSAFE = {"chosen_safe": (False, True), "both_safe": (False, False), "both_unsaf
 
 TRACKS = ("helpfulness", "safety")
 
-HELPFULNESS_MAIN_FRACTION = 0.5  # RM-7, D29
-SAFETY_MAIN_FRACTION = 0.9  # RM-8, D30
 
 log = logging.getLogger(__name__)
 
@@ -260,26 +258,6 @@ def mix(
     chosen = sorted(rng.choice(len(rest), size=drawn, replace=False)) if drawn else []
     mixed = [*main, *(rest[index] for index in chosen)]
     return [mixed[index] for index in rng.permutation(len(mixed))]
-
-
-def mix_helpfulness(own: Sequence[Preference], rest: Sequence[Preference], *, seed: int) -> list[Preference]:
-    """Data of the helpfulness reward model (RM-7, D29).
-
-    Args:
-      own: all comparisons of our helpfulness track.
-      rest: our safety track and public sets, pooled; as many of them are drawn.
-    """
-    return mix(own, rest, main_fraction=HELPFULNESS_MAIN_FRACTION, seed=seed)
-
-
-def mix_safety(safety: Sequence[Preference], rest: Sequence[Preference], *, seed: int) -> list[Preference]:
-    """Data of the safety reward model (RM-8, D30).
-
-    Args:
-      safety: our safety track and public harmlessness sets, 90 % of the result.
-      rest: our helpfulness track and public helpfulness sets.
-    """
-    return mix(safety, rest, main_fraction=SAFETY_MAIN_FRACTION, seed=seed)
 
 
 def statistics(preferences: Sequence[Preference], tokenizer: Tokenizer) -> Statistics:

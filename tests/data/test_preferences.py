@@ -11,8 +11,6 @@ from llama2_jax.data.preferences import (
     Preference,
     group_by,
     mix,
-    mix_helpfulness,
-    mix_safety,
     prompt_key,
     rating_shares,
     read_preferences,
@@ -200,26 +198,26 @@ def test_split_refuses_an_empty_side():
         split_by_prompt(same, heldout_fraction=1.0, seed=0)
 
 
-def test_helpfulness_mix_is_all_of_ours_and_as_many_others():
+def test_mix_of_half_is_all_of_the_main_and_as_many_others():
     own = [pair(i, source="own") for i in range(40)]
     rest = [pair(i, source="safety") for i in range(30)] + [pair(i, source="hh") for i in range(60)]
-    mixed = mix_helpfulness(own, rest, seed=3)
+    mixed = mix(own, rest, main_fraction=0.5, seed=3)
     assert Counter(pair.source == "own" for pair in mixed) == {True: 40, False: 40}
     assert len(set(mixed)) == 80
     assert {pair for pair in mixed if pair.source == "own"} == set(own)
-    assert mixed == mix_helpfulness(own, rest, seed=3)
-    assert mixed != mix_helpfulness(own, rest, seed=4)
+    assert mixed == mix(own, rest, main_fraction=0.5, seed=3)
+    assert mixed != mix(own, rest, main_fraction=0.5, seed=4)
     assert mixed[:40] != own  # shuffled
     drawn = sum(
-        pair.source == "safety" for seed in range(50) for pair in mix_helpfulness(own, rest, seed=seed)
+        pair.source == "safety" for seed in range(50) for pair in mix(own, rest, main_fraction=0.5, seed=seed)
     )
     assert drawn / (50 * 40) == pytest.approx(1 / 3, abs=0.03)  # uniform over the pooled rest
 
 
 @pytest.mark.parametrize(("main", "others"), [(90, 10), (9, 1), (100, 11), (4, 0), (5, 1)])
-def test_safety_mix_is_90_to_10(main, others):
+def test_mix_of_nine_tenths_is_90_to_10(main, others):
     safety = [pair(i, track="safety") for i in range(main)]
-    mixed = mix_safety(safety, [pair(i) for i in range(50)], seed=0)
+    mixed = mix(safety, [pair(i) for i in range(50)], main_fraction=0.9, seed=0)
     assert Counter(pair.track for pair in mixed) == Counter(safety=main, helpfulness=others)
 
 

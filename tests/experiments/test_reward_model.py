@@ -171,15 +171,15 @@ def tracks(found: list[Preference]) -> dict[tuple[str, str], int]:
 def test_mixtures_of_the_paper() -> None:
     own = pairs(30, seed=0, source="own") + pairs(60, seed=1, track="safety", source="own")
     public = pairs(50, seed=2, source="public") + pairs(30, seed=3, track="safety", source="public")
-    helpful = tracks(mixture("helpfulness", own, public, seed=0))
+    helpful = tracks(mixture("helpfulness", own, public, main_fraction=0.5, seed=0))
     assert helpful["own", "helpfulness"] == 30
     assert sum(helpful.values()) == 60  # an equal part of the rest
-    safe = tracks(mixture("safety", own, public, seed=0))
+    safe = tracks(mixture("safety", own, public, main_fraction=0.9, seed=0))
     assert (safe["own", "safety"], safe["public", "safety"]) == (60, 30)
     assert sum(safe.values()) == 100  # 90 to 10
-    assert sum(tracks(mixture("guard", own, public, seed=0)).values()) == 170
+    assert sum(tracks(mixture("guard", own, public, main_fraction=0.5, seed=0)).values()) == 170
     with pytest.raises(ConfigError, match="none of 30 pair"):
-        mixture("safety", own[:30], [], seed=0)
+        mixture("safety", own[:30], [], main_fraction=0.9, seed=0)
 
 
 def test_without_a_heldout_file_prompts_are_held_out(tmp_path: Path) -> None:
