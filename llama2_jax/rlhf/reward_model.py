@@ -195,7 +195,8 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     """Raw score of each row of ids at its last token, float32, in the order given.
 
     Args:
-      rows: whole dialogues, each up to and with the token that ends its last answer.
+      rows: whole dialogues, each up to and with the token that ends its last answer; equal ones, of which
+        samples of a trained policy have many, are scored once.
       batch_size: rows scored together; rows of like length share a batch.
 
     Raises:
@@ -211,15 +212,15 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
             0 < len(row) <= context,
             f"row {number} has {len(row)} tokens; the {reward_model.kind} reward model scores 1 to {context}",
         )
-    scores = np.zeros(len(rows), np.float32)
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for first in range(0, len(rows), batch_size):
-        chosen = by_length[first : first + batch_size]
+    distinct = sorted(dict.fromkeys(map(tuple, rows)), key=len)
+    scores: dict[tuple[int, ...], np.float32] = {}
+    for first in range(0, len(distinct), batch_size):
+        chosen = distinct[first : first + batch_size]
         # the last batch is filled with copies of its last row: one compiled shape per length
-        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
-        batch = place_batch(partitioner, _pad([rows[index] for index in filled], context))
-        scores[chosen] = np.asarray(_batch_scores(model, reward_model.params, batch))[: len(chosen)]
-    return scores
+        batch = place_batch(partitioner, _pad(chosen + chosen[-1:] * (batch_size - len(chosen)), context))
+        found = np.asarray(_batch_scores(model, reward_model.params, batch))
+        scores |= zip(chosen, found, strict=False)
+    return np.array([scores[tuple(row)] for row in rows], np.float32)
 
 
 def score_dialogues(
