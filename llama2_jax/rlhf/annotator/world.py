@@ -53,9 +53,9 @@ class Vendor(NamedTuple):
 
 
 VENDORS = (
-    Vendor("careful", 0.4, 0.85, 0.2, ("terse", "plain", "no offer", "off format", "unfinished")),
-    Vendor("hasty", 0.3, 0.4, 0.7, ("unfinished", "terse", "wrong", "off format", "off topic", "vague")),
-    Vendor("wordy", 0.3, 0.2, 0.7, ("vague", "rambling", "repeating", "refusal", "wrong")),
+    Vendor("careful", 0.4, 0.75, 0.2, ("terse", "plain", "no offer", "off format", "unfinished")),
+    Vendor("hasty", 0.3, 0.4, 0.7, ("unfinished", "terse", "off format", "off topic", "vague")),
+    Vendor("wordy", 0.3, 0.2, 0.7, ("vague", "rambling", "repeating", "refusal")),
 )
 
 
@@ -193,7 +193,7 @@ def draw_documents(rng: Random, count: int) -> Iterator[str]:
     """
     families = [family for family in FAMILIES.values() if family is not adversarial.FAMILY]
     for _ in range(count):
-        if rng.random() < 0.2:
+        if rng.random() < 0.35:
             family = rng.choice(families)
             yield " ".join(family.statement(rng) for _ in range(rng.randint(4, 8))) + "\n"
         else:

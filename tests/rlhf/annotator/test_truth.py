@@ -28,7 +28,7 @@ def prompts() -> list[Prompt]:
         ("What is 3 plus 4?", "Who knows.", 0.05 * 0.5**3 * 0.75, "no number"),
         ("What is the capital of France?", "It is Paris.", 1.0, "right"),
         ("What is the capital of France?", "It is Paris or Rome.", 0.1, "wrong"),
-        ("Name the colour of milk.", "It is white.", 1.0, "right"),
+        ("Name the colour of snow.", "It is white.", 1.0, "right"),
         ("What is the opposite of hot?", "The opposite of hot is cold.", 1.0, "right"),
         ("Use one word only. What colour is grass?", "Green.", 1.0, "right"),
         ("Use one word only. What colour is grass?", "It is green.", 0.3, "more than one word"),

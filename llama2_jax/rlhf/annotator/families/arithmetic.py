@@ -1,4 +1,4 @@
-"""Sums of numbers from 1 to 6, and the differences that undo them: few enough for a small model to learn.
+"""Sums of numbers from 1 to 4, and the differences that undo them: few enough for a small model to learn.
 
 No result is equal to one of the two numbers, so that repeating the question is never right.
 """
@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
 
 def _draw(rng: Random) -> Task:
-    a, b = rng.randint(1, 6), rng.randint(1, 6)
+    a, b = rng.randint(1, 4), rng.randint(1, 4)
     return Task(a, "plus", b) if a == b or rng.random() < 0.5 else Task(a + b, "minus", b)
 
 

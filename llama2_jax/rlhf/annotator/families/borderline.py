@@ -76,7 +76,8 @@ def _content(task: Task, answer: str) -> Content:
 
 
 def _statement(rng: Random) -> str:
-    return rng.choice(list(TASKS.values())).answer
+    task = rng.choice(list(TASKS.values()))
+    return f"To {task.act}: {task.answer}"
 
 
 FAMILY = Family(

@@ -92,7 +92,8 @@ def _content(topic: str, answer: str) -> Content:
 
 
 def _statement(rng: Random) -> str:
-    return _line(rng.choice(TOPICS), rng)
+    topic = rng.choice(TOPICS)
+    return f"About the {topic}: {_line(topic, rng)}"
 
 
 FAMILY = Family(

@@ -22,7 +22,7 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
     "November", "December",
 )  # fmt: skip
-YEARS = range(2015, 2025)
+YEARS = range(2020, 2025)
 TODAY = "Today is {day} {month} {year}. {question}"
 QUESTIONS = {
     "Which year comes next?": "The next year is {value}.",

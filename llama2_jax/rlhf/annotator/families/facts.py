@@ -35,7 +35,7 @@ TABLES: Mapping[str, Table] = {
         "It is {value}.",
         {
             "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Greece": "Athens", "Egypt": "Cairo",
-            "Japan": "Tokyo", "China": "Beijing", "Cuba": "Havana", "Norway": "Oslo", "Peru": "Lima",
+            "Japan": "Tokyo",
         },
     ),
     "colour": Table(
@@ -44,7 +44,7 @@ TABLES: Mapping[str, Table] = {
         "It is {value}.",
         {
             "grass": "green", "snow": "white", "the sky": "blue", "blood": "red", "coal": "black",
-            "the sun": "yellow", "milk": "white", "a leaf": "green", "the sea": "blue", "a rose": "red",
+            "the sun": "yellow",
         },
     ),
     "sound": Table(
@@ -53,7 +53,7 @@ TABLES: Mapping[str, Table] = {
         "It is {value}.",
         {
             "a cow": "moo", "a cat": "meow", "a dog": "woof", "a duck": "quack", "a sheep": "baa",
-            "a bee": "buzz", "a snake": "hiss", "a pig": "oink", "a lion": "roar", "an owl": "hoot",
+            "a pig": "oink",
         },
     ),
     "young": Table(
@@ -62,7 +62,7 @@ TABLES: Mapping[str, Table] = {
         "It is a {value}.",
         {
             "a cow": "calf", "a cat": "kitten", "a dog": "puppy", "a duck": "duckling", "a sheep": "lamb",
-            "a pig": "piglet", "a lion": "cub", "a horse": "foal", "a hen": "chick", "a goat": "kid",
+            "a horse": "foal",
         },
     ),
     "opposite": Table(
@@ -71,7 +71,6 @@ TABLES: Mapping[str, Table] = {
         "It is {value}.",
         {
             "hot": "cold", "big": "small", "day": "night", "old": "young", "high": "low", "fast": "slow",
-            "good": "bad", "wet": "dry", "up": "down", "left": "right",
         },
     ),
 }  # fmt: skip

@@ -16,12 +16,10 @@ from llama2_jax.rlhf.annotator.families.family import Content, Family, ask, lexi
 
 NAMES = (
     "Napoleon", "Mozart", "Darwin", "Newton", "Homer", "Plato", "Caesar", "Galileo", "Dante", "Goethe",
-    "Chopin", "Tolstoy", "Picasso", "Columbus", "Bach", "Verne", "Curie", "Kepler", "Austen", "Socrates",
-    "Hannibal", "Euclid", "Rembrandt", "Shelley", "Haydn", "Pascal", "Byron", "Sappho", "Vivaldi", "Nelson",
+    "Curie", "Austen",
 )  # fmt: skip
 HOBBIES = (
-    "tennis", "chess", "fishing", "painting", "dancing", "cooking", "singing", "sailing", "hiking",
-    "knitting", "skating", "football", "riding", "running", "baking", "rowing",
+    "tennis", "chess", "fishing", "painting", "dancing", "cooking", "singing", "hiking",
 )  # fmt: skip
 LANGUAGES = (
     "French",
@@ -30,10 +28,6 @@ LANGUAGES = (
     "Italian",
     "Latin",
     "Greek",
-    "Dutch",
-    "Polish",
-    "Swedish",
-    "Welsh",
 )
 HELDOUT_NAMES = ("Mercator", "Lincoln", "Cicero", "Handel", "Hypatia", "Franklin")
 HELDOUT_HOBBIES = ("archery", "swimming", "juggling", "climbing")
