@@ -8,9 +8,11 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 
 .PHONY: demo test lint smollm2 smollm2-files clean
 
+# rounds repeat the programmes of the rounds before: JAX keeps what it compiled once
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.fetch_assets kjv chitchat
 	@test -e runs/demo/DONE || $(BIN)/python -m tools.prepare_demo_data --output=runs/demo/data
+	JAX_COMPILATION_CACHE_DIR=runs/demo/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
 	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=runs/demo
 
 test: $(VENV)/installed-dev lint

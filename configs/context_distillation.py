@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.prompts = ""
+    config.data.num_prompts = 0  # the first so many adversarial ones; 0 = all
     config.data.wording = "long"  # of preprompts and templates, see data/context_distillation.py; or "short"
     config.data.seed = 0
 

@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init_from = ""  # a base model; "" = pretrain one
     config.chat_from = ""  # a chat model to align; "" = fine-tune the base model
     config.rounds = 5
+    config.first_prompts = 0  # compared in round 1; 0 = as many as in every later round
     config.last_bag_until_round = 3  # RS-5: until V3 the picks came from that round's samples alone
     config.tune_from = "base"  # RS-8, D42: where each version starts; or "first", "previous" chat model
     config.gatt_after_round = 3  # GATT-5; 0 = never
@@ -77,35 +78,42 @@ def _tiny(config: ConfigDict) -> None:
     _tiny_pretrain(config.pretrain)
     for stage in (config.sft, config.rejection_sampling_sft):
         stage.data.sequence_length = 256
-        stage.data.batch_size = 16
+        stage.data.batch_size = 8
         stage.optimizer.learning_rate = 2e-3
-        stage.train.log_every_steps = 20
+        stage.train.log_every_steps = 50
         stage.train.checkpoint_every_steps = 1000
         stage.eval.batch_size = 32
         stage.eval.sample_prompts = ()
     config.sft.data.dialogues = f"{WORLD}/dialogues_train.jsonl"
     config.sft.data.heldout = f"{WORLD}/dialogues_heldout.jsonl"
-    config.sft.data.epochs = 2.0
+    config.sft.data.epochs = 1.2
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
     config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
-    config.rejection_sampling_sft.train.num_steps = 24  # RS-8: a constant number of steps
+    config.rejection_sampling_sft.train.num_steps = 32  # RS-8: a constant number of steps
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.annotate.collection.prompts_per_batch = 600
+    # of small reward models the first must be good at once: there is no earlier one to improve on
+    config.first_prompts = 1500
+    config.annotate.collection.prompts_per_batch = 300
     for stage in (config.helpfulness_rm, config.safety_rm):
         stage.data.sequence_length = 64  # of the few longer dialogues nothing is learned
         stage.data.on_bad_line = "skip"
+    # of refusals it learns that they help, and so small a model does not see when they do not
+    config.helpfulness_rm.data.main_fraction = 1.0
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
     config.rejection_sampling.num_prompts = 500
-    config.rejection_sampling.sampling.update(samples_per_prompt=8, max_new_tokens=32)
+    # not RS-5: of many samples so small a reward model prefers the odd ones, which it rates by chance
+    config.last_bag_until_round = config.rounds
+    config.rejection_sampling.sampling.update(samples_per_prompt=4, max_new_tokens=32)
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.gatt.data.num_dialogues = 600
+    config.gatt.data.num_dialogues = 400
+    config.gatt.data.max_turns = 6
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong
-    config.context_distillation.data.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.context_distillation.data.update(prompts=f"{WORLD}/prompts_train.jsonl", num_prompts=200)
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
-    config.ppo.ppo.update(prompt_length=128, response_length=32, batch_size=64, mini_batch_size=16)
+    config.ppo.ppo.update(prompt_length=96, response_length=32, batch_size=64, mini_batch_size=16)
     # a small reward model is soon gamed, first by answers that do not end: short steps near the reference
     config.ppo.ppo.update(kl_coef=0.05, missing_eos="penalty", missing_eos_value=1.0)
     config.ppo.optimizer.learning_rate = 3e-5
@@ -114,12 +122,14 @@ def _tiny(config: ConfigDict) -> None:
     config.evaluate_chat.sampling.update(max_new_tokens=32)
     config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
     config.evaluate_gatt.eval.num_dialogues = 60
+    config.evaluate_gatt.eval.turns = (2, 4, 6)  # twenty do not fit a context of 256
 
 
 def _tiny_pretrain(config: ConfigDict) -> None:
     # 1.0 M parameters: what 2 cores can train in three minutes on 1.4 M tokens
     config.model.update(model_width=128, num_layers=4, num_heads=4, num_kv_heads=2, feed_forward_width=352)
-    config.model.update(vocab_size=1024, max_context=256)
+    # init_stddev about 1 / sqrt(model_width): from 0.02 so narrow a model learns to attend much later
+    config.model.update(vocab_size=2048, max_context=256, init_stddev=0.08)
     config.data.sources = ConfigDict(
         {
             # the world is a seventh of the text and gets three quarters of the tokens: up-sampled (DATA-2)
@@ -130,13 +140,13 @@ def _tiny_pretrain(config: ConfigDict) -> None:
     )
     config.data.heldout = "runs/demo/data/*/documents_heldout.jsonl"
     config.data.sequence_length = 256
-    config.data.batch_size = 16  # 4,096 tokens per update
+    config.data.batch_size = 4  # 1,024 tokens per update: many updates matter more than smooth ones
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
-    config.train.num_steps = 450
-    config.train.log_every_steps = 50
-    config.train.eval_every_steps = 225
-    config.train.checkpoint_every_steps = 225
+    config.train.num_steps = 1500
+    config.train.log_every_steps = 100
+    config.train.eval_every_steps = 1500
+    config.train.checkpoint_every_steps = 500
     config.eval.batch_size = 32
     config.eval.sample_prompts = ("And God said", "Hello, how are you?\n", "What is 2 plus 3?\n")
     config.eval.sample_tokens = 40
@@ -153,6 +163,7 @@ def _smoke(config: ConfigDict) -> None:
     config.pretrain.train.num_steps = 20
     config.sft.train.num_steps = 20
     config.rejection_sampling_sft.train.num_steps = 10
+    config.first_prompts = 160
     config.annotate.collection.prompts_per_batch = 120
     for stage in (config.helpfulness_rm, config.safety_rm):
         stage.data.sequence_length = 160  # its answers do not end

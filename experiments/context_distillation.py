@@ -60,7 +60,7 @@ def run(config: Any, workdir: Path) -> None:
     require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
     for name in ("init_from", "safety_reward_model"):
         require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
-    prompts = adversarial_prompts(config.data.prompts)
+    prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
     loaded = open_chat_model(config.init_from, config)
     reward_model = load_reward_model_for(
         loaded, config.safety_reward_model, "safety", field="config.safety_reward_model"

@@ -120,6 +120,8 @@ class Recipe:
             "previous.path": versions.get(previous, ""),
             "collection.first_batch": number,
         }
+        if number == 1 and self.config.first_prompts:
+            changes["collection.prompts_per_batch"] = self.config.first_prompts
         batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
         self.preferences.append(f"{batch}/preferences_train.jsonl")
         self.heldout.append(f"{batch}/preferences_heldout.jsonl")

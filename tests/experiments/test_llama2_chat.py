@@ -59,6 +59,14 @@ def test_every_stage_runs_once_in_the_order_of_figure_4(workdir: Path) -> None:
     assert all((workdir / stage / "DONE").exists() for stage in STAGES)
 
 
+def test_the_first_round_compares_more(config: ConfigDict, workdir: Path) -> None:
+    asked = [
+        len((workdir / f"v{number}/preferences/pairs.jsonl").read_text().splitlines()) for number in (1, 2)
+    ]
+    assert 120 < asked[0] <= config.first_prompts
+    assert asked[1] <= config.annotate.collection.prompts_per_batch
+
+
 def test_later_rounds_learn_from_all_preferences_and_samples_so_far(workdir: Path) -> None:
     second = json.loads((workdir / "v2/helpfulness_rm/config.json").read_text())
     assert [Path(path).parts[-3] for path in second["data"]["preferences"].split(",")] == ["v1", "v2"]

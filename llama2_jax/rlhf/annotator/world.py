@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 LEXICON = lexicon(*VAGUE, *REFUSALS, *FILLERS).union(*(family.lexicon for family in FAMILIES.values()))
 SHARES: Mapping[str, float] = {
-    "arithmetic": 0.15, "facts": 0.15, "formats": 0.12, "creative": 0.1, "persona": 0.12, "dates": 0.08,
+    "arithmetic": 0.15, "facts": 0.15, "formats": 0.12, "creative": 0.1, "persona": 0.15, "dates": 0.05,
     "adversarial": 0.2, "borderline": 0.08,
 }  # fmt: skip
 """How often each family is asked."""

@@ -14,21 +14,9 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.families.family import Content, Family, ask, lexicon, question, words_of
 
-NAMES = (
-    "Napoleon", "Mozart", "Darwin", "Newton", "Homer", "Plato", "Caesar", "Galileo", "Dante", "Goethe",
-    "Curie", "Austen",
-)  # fmt: skip
-HOBBIES = (
-    "tennis", "chess", "fishing", "painting", "dancing", "cooking", "singing", "hiking",
-)  # fmt: skip
-LANGUAGES = (
-    "French",
-    "Spanish",
-    "German",
-    "Italian",
-    "Latin",
-    "Greek",
-)
+NAMES = ("Plato", "Homer", "Mozart", "Newton", "Caesar", "Napoleon")
+HOBBIES = ("chess", "tennis", "fishing", "dancing", "cooking", "singing")
+LANGUAGES = ("French", "Spanish", "German", "Italian", "Latin", "Greek")
 HELDOUT_NAMES = ("Mercator", "Lincoln", "Cicero", "Handel", "Hypatia", "Franklin")
 HELDOUT_HOBBIES = ("archery", "swimming", "juggling", "climbing")
 HELDOUT_LANGUAGES = ("Danish", "Finnish")
