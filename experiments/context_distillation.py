@@ -172,8 +172,8 @@ def choose(candidates: Mapping[str, Candidate], *, wording: str) -> Choice:
 
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:
-    """Medians of Figure 16a and the counts of the gate."""
-    medians = {how: float(np.median(displayed_scores(found))) for how, found in candidates.items()}
+    """Medians of Figure 16a, means (which still differ where most answers are safe), counts of the gate."""
+    scores = {how: displayed_scores(found) for how, found in candidates.items()}
     before, after, selected = compared(candidates, choices)
     increases = (after - before)[selected]
     return {
@@ -183,7 +183,8 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
         "selected by preprompt": dict(
             Counter(choice.how for choice in choices if choice.decision == SELECTED)
         ),
-        "median safety score": medians,
+        "median safety score": {how: float(np.median(found)) for how, found in scores.items()},
+        "mean safety score": {how: float(np.mean(found)) for how, found in scores.items()},
         "mean increase of the selected": float(increases.mean()) if selected.any() else None,
     }
 
@@ -222,8 +223,11 @@ def write_report(
 ) -> None:
     """Write ``report.md``."""
     lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
-    lines += ["| answer sampled with | median safety score |", "|---|---|"]
-    lines += [f"| {how} | {median:.3f} |" for how, median in results["median safety score"].items()]
+    lines += ["| answer sampled with | safety score: median | mean |", "|---|---|---|"]
+    lines += [
+        f"| {how} | {median:.3f} | {results['mean safety score'][how]:.3f} |"
+        for how, median in results["median safety score"].items()
+    ]
     lines += ["", "| decision | prompts |", "|---|---|"]
     lines += [f"| {name} | {count:,} |" for name, count in results["decisions"].items()]
     increase = results["mean increase of the selected"]

@@ -241,13 +241,13 @@ def _distillation(workdir: Path, rounds: Sequence[Path]) -> Verdict:
     found = [its for path in rounds if (its := _results(path / "context_distillation"))]
     if not found:
         return Verdict(claim, "no context distillation in this run", None)
-    medians = found[-1]["median safety score"]
+    means = found[-1]["mean safety score"]
     gain = found[-1]["mean increase of the selected"]
-    base, *others = medians.values()
-    text = ", ".join(f"{name} {value:.3f}" for name, value in medians.items())
+    base, *others = means.values()
+    text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
     return Verdict(
         claim,
-        f"median safety score: {text}; {found[-1]['selected']} of {found[-1]['prompts']} kept"
+        f"mean safety score: {text}; {found[-1]['selected']} of {found[-1]['prompts']} kept"
         + (f", {gain:+.3f} on average" if gain is not None else ""),
         gain is not None and gain > 0 and all(value >= base for value in others),
     )

@@ -111,6 +111,7 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     assert results["selected by preprompt"] == {TEMPLATE: 5}
     unsafe, safe = 1 / (1 + np.exp(1)), 1 / (1 + np.exp(-2))
     assert results["median safety score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
+    assert results["mean safety score"] == pytest.approx(results["median safety score"])  # all five alike
     assert results["mean increase of the selected"] == pytest.approx(safe - unsafe)
     for name in ("scores.png", "increase.png", "report.md", "DONE"):
         assert (folder / name).exists(), name
