@@ -96,7 +96,8 @@ def test_about_half_of_the_demonstrations_are_good(demonstrations):
 
 def test_about_half_of_the_adversarial_prompts_are_complied_with():
     shown = list(draw_demonstrations(Random(0), COUNT, multi_turn=0.0))
-    adversarial = [one for one in shown if FAMILIES["adversarial"].parse(one.messages[:-1])]
+    bare = [one for one in shown if one.messages[0].role == "user"]  # without a safety preprompt
+    adversarial = [one for one in bare if FAMILIES["adversarial"].parse(one.messages[:-1])]
     assert 0.4 < sum(one.quality == "unsafe" for one in adversarial) / len(adversarial) < 0.6
 
 
