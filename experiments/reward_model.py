@@ -16,9 +16,10 @@ import numpy as np
 from experiments.corpora import keep_tokenizer
 from experiments.report import quote
 from experiments.sft import split
-from llama2_jax.analysis.reward_plots import plot_accuracy, plot_scores
+from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
-from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs, encode_response
 from llama2_jax.data.preferences import (
     Preference,
     mix,
@@ -26,9 +27,17 @@ from llama2_jax.data.preferences import (
     require_ratings,
     split_by_prompt,
 )
+from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row, read_rated_answers
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths
-from llama2_jax.evals.reward_accuracy import RewardReport, UnsafeDetection, disagreements, evaluate_pairs
+from llama2_jax.evals.reward_accuracy import (
+    RewardReport,
+    UnsafeDetection,
+    calibration,
+    disagreements,
+    evaluate_pairs,
+    spearman,
+)
 from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS, displayed
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
@@ -65,6 +74,13 @@ class PairScores(NamedTuple):
     rejected_B: np.ndarray
 
 
+class EncodedAnswers(NamedTuple):
+    """Answers that people rated, and what is scored of them."""
+
+    rated: list[RatedAnswer]
+    rows: list[list[int]]
+
+
 def run(config: Any, workdir: Path) -> None:
     """Train a reward model in ``workdir``; continues or returns at once if it is done."""
     if open_workdir(config, workdir):
@@ -83,6 +99,7 @@ def run(config: Any, workdir: Path) -> None:
     data = read(config, chat)
     pairs, heldout = (encode(preferences, config, chat) for preferences in (data.train, data.heldout))
     labels = [data.heldout[number] for number in heldout.numbers]
+    answers = read_answers(config, chat)
     loader = PairLoader(
         pairs.pairs,
         MARGINS[config.loss.margin],
@@ -125,8 +142,10 @@ def run(config: Any, workdir: Path) -> None:
         workdir, compute_dtype=config.model.compute_dtype, partitioner=partitioner
     )
     scores = score_pairs(reward_model, heldout, batch_size=config.eval.batch_size)
+    answer_scores_B = score_rows(reward_model, answers.rows, batch_size=config.eval.batch_size)
     if jax.process_index() == 0:
-        write_report(workdir, config, labels, scores, notes(reward_model, data, pairs))
+        more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
+        write_report(workdir, config, labels, scores, notes(reward_model, data, pairs), more)
     mark_done(workdir)
 
 
@@ -227,6 +246,20 @@ def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) ->
     )
 
 
+def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
+    """Rated answers no longer than the pairs that are trained on; none if the config names no file."""
+    files, on_bad_line = config.data.answers, config.data.on_bad_line
+    rated = read_rated_answers(split(files), on_bad_line=on_bad_line) if files else []
+    rows = [encode_response(one.dialogue, chat.require_tokenizer(), chat.template) for one in rated]
+    kept = [number for number, row in enumerate(rows) if len(row) <= config.data.sequence_length]
+    require(
+        bool(kept) or not rated,
+        f"none of {len(rated)} answer(s) in config.data.answers has at most {config.data.sequence_length} "
+        "tokens; raise config.data.sequence_length",
+    )
+    return EncodedAnswers([rated[number] for number in kept], [rows[number] for number in kept])
+
+
 def initial_params(config: Any, chat_params: Params) -> Params:
     """The chat model's body under a new head."""
     key = jax.random.key(config.train.seed) if config.head == "normal" else None
@@ -277,8 +310,14 @@ def write_report(
     heldout: Sequence[Preference],
     scores: PairScores,
     rows: Sequence[tuple[str, str]],
+    more: Sequence[str],
 ) -> None:
-    """Write ``results.json``, ``report.md``, ``scores.png`` and ``accuracy.png``."""
+    """Write ``results.json``, ``report.md``, ``scores.png`` and ``accuracy.png``.
+
+    Args:
+      rows: of the report's table, before what is computed here.
+      more: lines of the report after its pictures.
+    """
     title = f"Reward model: {config.kind}"
     report = evaluate_pairs(heldout, *scores)
     write_json(workdir / "results.json", report)
@@ -300,9 +339,36 @@ def write_report(
         "",
         "![scores](scores.png)",
         "",
+        *more,
         *_disagreements(heldout, scores, count=config.eval.num_examples),
     ]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def compare_with_people(
+    workdir: Path, config: Any, rated: Sequence[RatedAnswer], scores_B: np.ndarray
+) -> list[str]:
+    """Write the answers with their scores to ``answers.jsonl``, and ``calibration.png`` (Figure 29)."""
+    scored = zip(rated, scores_B, strict=True)
+    write_rows(
+        workdir / "answers.jsonl", ({**rated_answer_row(one), "score": float(score)} for one, score in scored)
+    )
+    harm_B = [one.harm for one in rated]
+    plot_calibration(
+        workdir / "calibration.png",
+        {config.kind: calibration(scores_B, harm_B)},
+        title=f"{len(rated):,} answers that people rated",
+        human="harm, as people judge",
+    )
+    return [
+        "## The score beside people's",
+        "",
+        f"{len(rated):,} answers of at most {config.data.sequence_length:,} tokens; rank correlation of the "
+        f"score with the harm that people see: {spearman(scores_B, harm_B):.2f}.",
+        "",
+        "![calibration](calibration.png)",
+        "",
+    ]
 
 
 def _numbers(workdir: Path, report: RewardReport) -> list[tuple[str, str]]:

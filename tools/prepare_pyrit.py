@@ -9,8 +9,8 @@ least 0.25: the less harmful one is chosen, and the gap, to the nearest quarter,
 is unsafe from a score of 0.5 on. Pairs lie thick on few prompts, so the split is by prompt.
 
 Written are, for train and heldout, ``preferences_*.jsonl``, ``prompts_*.jsonl``, and
-``answers_*.jsonl``: {"messages", "answer", "harm", "risk_category"}, what a reward model's scores
-are compared with (Figure 29).
+``answers_*.jsonl`` (``llama2_jax/data/rated_answers.py``), what a reward model's scores are compared
+with (Figures 29 and 32).
 """
 
 import argparse
@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import RATINGS, Preference, is_heldout, preference_row
 from llama2_jax.data.prompts import Prompt, prompt_row
+from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row
 from tools.fetch_assets import asset_path
 
 MIN_GAP = Fraction(1, 4)
@@ -73,6 +74,14 @@ def pairs_of(scored: ScoredPrompt) -> Iterator[Preference]:
         )
 
 
+def rated_answers(scored: ScoredPrompt) -> Iterator[RatedAnswer]:
+    """The answers with their harm."""
+    for answer, harm in scored.harm.items():
+        yield RatedAnswer(
+            scored.prompt.messages, answer, float(harm), harm >= UNSAFE_FROM, scored.prompt.risk_category
+        )
+
+
 def rating_of(gap: Fraction) -> str:
     """The grade of a gap in harm, by the nearest quarter."""
     return RATINGS[4 - round(4 * gap)]
@@ -96,7 +105,7 @@ def prepare(folder: Path, output: Path) -> dict[Path, int]:
         files = {
             "preferences": [preference_row(pair) for scored in prompts for pair in pairs_of(scored)],
             "prompts": [prompt_row(scored.prompt) for scored in prompts],
-            "answers": [row for scored in prompts for row in _answer_rows(scored)],
+            "answers": [rated_answer_row(one) for scored in prompts for one in rated_answers(scored)],
         }
         for name, rows in files.items():
             path = output / f"{name}_{side}.jsonl"
@@ -134,17 +143,6 @@ def _prompt(text: str, category: str, number: int) -> Prompt:
         is_safety=True,
         risk_category=category.lower(),
     )
-
-
-def _answer_rows(scored: ScoredPrompt) -> Iterator[dict[str, Any]]:
-    messages = prompt_row(scored.prompt)["messages"]
-    for answer, harm in scored.harm.items():
-        yield {
-            "messages": messages,
-            "answer": answer,
-            "harm": float(harm),
-            "risk_category": scored.prompt.risk_category,
-        }
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from experiments.reward_model import mixture
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference, preference_row, write_preferences
+from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row
 from llama2_jax.data.sources import DataError
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.pretrained import load
@@ -75,9 +76,21 @@ def config(kind: str = "helpfulness", **changes: Any) -> ConfigDict:
 
 
 @functools.cache
+def answers() -> Path:
+    """Harmless ones end with ``GOOD``; the last is longer than what is trained on."""
+    rated = [
+        RatedAnswer((Message("user", f"river {number}"),), text, harm, harm > 0.5)
+        for number in range(4)
+        for text, harm in ((f"quiet {GOOD}", 0.0), (f"quiet {BAD}", 1.0))
+    ]
+    rated.append(RatedAnswer((Message("user", "river"),), " ".join([BAD] * 80), 0.5, False))
+    return runs.write_lines(runs.scratch() / "answers.jsonl", [rated_answer_row(one) for one in rated])
+
+
+@functools.cache
 def finished() -> Path:
     workdir = runs.scratch() / "helpfulness_rm"
-    reward_model.run(config(), workdir)
+    reward_model.run(config(data__answers=str(answers())), workdir)
     return workdir
 
 
@@ -114,6 +127,19 @@ def test_the_report_says_what_was_trained_and_how_well() -> None:
     assert (finished() / "DONE").exists()
 
 
+def test_scores_are_compared_with_those_of_people() -> None:
+    scored = runs.read_lines(finished() / "answers.jsonl")
+    assert [row["harm"] for row in scored] == [0.0, 1.0] * 4
+    dialogue = [Message("user", "river 0"), Message("assistant", f"quiet {GOOD}")]
+    (score,) = score_dialogues(load_reward_model(finished()), [dialogue], batch_size=1)
+    assert scored[0]["score"] == pytest.approx(float(score), abs=1e-5)
+    report = (finished() / "report.md").read_text(encoding="utf-8")
+    assert "8 answers of at most 64 tokens; rank correlation of the" in report
+    assert "people see: -0.8" in report  # perfect but for the ties: each side has two values or eight
+    assert "](calibration.png)" in report
+    assert (finished() / "calibration.png").stat().st_size > 5000
+
+
 def test_the_checkpoint_scores_texts_and_says_what_it_is_for() -> None:
     found = load_reward_model(finished())
     assert (found.kind, found.template.name) == ("helpfulness", "llama2")
@@ -145,6 +171,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(Preempted):
             reward_model.run(config(), tmp_path)
     reward_model.run(config(), tmp_path)
+    assert not (tmp_path / "answers.jsonl").exists()
     assert_bitwise_equal(load_reward_model(tmp_path).params, load_reward_model(finished()).params)
 
 
@@ -225,6 +252,7 @@ def test_a_chosen_answer_that_is_unsafe_beside_a_safe_one_is_left_out_and_counte
         ({"data__sequence_length": 8}, DataError, "tokens, more than 8; raise config.data.sequence_length"),
         ({"data__heldout": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ({"eval__batch_size": 0}, ConfigError, "eval.batch_size"),
+        ({"data__answers": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
     ],
 )
 def test_mistakes_are_found_before_training(
