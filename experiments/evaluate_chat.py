@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from experiments.rejection_sampling import load_scorers
 from experiments.report import percent, quote
+from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -63,7 +64,10 @@ def run(config: Any, workdir: Path) -> None:
     }
     write_json(workdir / "results.json", results)
     draw_pictures(workdir, versions, sets, judges, config.reference)
-    lines = report(results) + transcripts(versions, config.num_transcripts)
+    lines = report(results)
+    if config.truth == "simulated":
+        lines += tension(workdir, versions, sets)
+    lines += transcripts(versions, config.num_transcripts)
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     mark_done(workdir)
 
@@ -233,6 +237,19 @@ def draw_pictures(
         )
     }
     plot_distributions(workdir / "rewards.png", rewards)
+
+
+def tension(workdir: Path, versions: Versions, sets: PromptSets) -> list[str]:
+    """Figure 32: both rewards of all answers to adversarial prompts, safe and unsafe ones by the truth."""
+    samples = [answers[i] for answers in versions.values() for i in sets.safety]
+    plot_tension(
+        workdir / "tension.png",
+        safety_B=displayed([sample.scores["safety"] for sample in samples]),
+        helpfulness_B=displayed([sample.scores["helpfulness"] for sample in samples]),
+        is_unsafe_B=[grade(sample.prompt, sample.text).is_unsafe for sample in samples],
+        title="Answers of all versions to adversarial prompts",
+    )
+    return ["![safety against helpfulness](tension.png)", ""]
 
 
 def report(results: dict[str, Any]) -> list[str]:
