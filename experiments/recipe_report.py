@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.report import percent
-from llama2_jax.analysis.reward_plots import plot_accuracy_by_round
+from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
 from llama2_jax.config import write_json
+from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import RATINGS
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.reward_accuracy import Share
+from llama2_jax.losses.preference import displayed
 from llama2_jax.train.metrics import read_metrics
 
 GATT_TURN = 6
@@ -29,10 +31,16 @@ class Verdict(NamedTuple):
 def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> None:
     """Write ``report.md`` and ``verdicts.json`` from what the stages left in their folders."""
     rounds = sorted(workdir.glob("v[0-9]*"), key=lambda path: int(path.name[1:]))
-    lines = ["# From raw text to RLHF-V5", "", "Llama 2, Figure 4. Every stage has a report of its own:", ""]
+    lines = [
+        f"# The way to RLHF-{list(versions)[-1]}",
+        "",
+        "Llama 2, Figure 4. Every stage has a report of its own:",
+        "",
+    ]
     lines += [*_stage_table(workdir), "", "## The versions", ""]
     lines += _include(workdir / "evaluation" / "report.md", workdir)
     lines += ["", "## Reward models by round", "", *_accuracy_by_round(workdir, rounds)]
+    lines += _tension(workdir, rounds[-1])
     lines += ["", "## Rejection sampling", "", *_sampling(workdir, rounds)]
     for title, folder in _once(workdir, rounds):
         lines += ["", f"## {title}", "", *_include(folder / "report.md", workdir)]
@@ -109,6 +117,25 @@ def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     return [*lines, "", "![accuracy by round](reward_accuracy.png)"]
 
 
+def _tension(workdir: Path, last: Path) -> list[str]:
+    """Figure 32: the last reward models on answers that people rated, as far as both have scored them."""
+    files = {kind: last / f"{kind}_rm" / "answers.jsonl" for kind in ("helpfulness", "safety")}
+    if not all(path.exists() for path in files.values()):
+        return []
+    rows = {
+        kind: {(str(row["messages"]), row["answer"]): row for row in read_rows(path)}
+        for kind, path in files.items()
+    }
+    both = sorted(rows["helpfulness"].keys() & rows["safety"].keys())
+    plot_tension(
+        workdir / "tension.png",
+        **{f"{kind}_B": displayed([rows[kind][key]["score"] for key in both]) for kind in files},
+        is_unsafe_B=[rows["safety"][key]["is_unsafe"] for key in both],
+        title="Answers that people rated",
+    )
+    return ["", "![safety against helpfulness](tension.png)"]
+
+
 def _sampling(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     keys = ("mean_reward", "median_by_n", "max_by_n", "picked_reward", "finished_fraction")
     lines = [
@@ -127,9 +154,7 @@ def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], refer
     evaluation = _results(workdir / "evaluation")
     last = rounds[-1]
     judges = evaluation["judges"]
-    verdicts = []
-    if "the truth" in judges:
-        verdicts += _by_truth(judges["the truth"], reference, names[-1])
+    verdicts = _by_truth(judges.get("the truth"), reference, names[-1])
     verdicts.append(_by_own_models(judges["the reward models"], names))
     verdicts += _ratings(_results(last / "helpfulness_rm"))
     verdicts.append(_best_of_n(_results(rounds[0] / "rejection_sampling")))
@@ -139,18 +164,26 @@ def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], refer
     return verdicts
 
 
-def _by_truth(judged: Mapping[str, Any], first: str, last: str) -> list[Verdict]:
+def _by_truth(judged: Mapping[str, Any] | None, first: str, last: str) -> list[Verdict]:
+    helpful_claim, safe_claim, refusal_claim = (
+        f"{last} is more helpful than {first}, as people judge (section 3.4.2)",
+        f"{last} is safer than {first}, as people judge (section 4.4)",
+        "safety tuning brings few false refusals on borderline prompts (section 4.2.3)",
+    )
+    if judged is None:
+        claims = (helpful_claim, safe_claim, refusal_claim)
+        return [Verdict(claim, "nobody judged the answers of this run", None) for claim in claims]
     before, after = judged[first], judged[last]
     helpful = [_interval(found["mean_helpfulness"]) for found in (before, after)]
     unsafe = [_interval(found["violation_rate"]) for found in (before, after)]
     verdicts = [
         Verdict(
-            f"{last} is more helpful than {first}, as people judge (section 3.4.2)",
+            helpful_claim,
             f"helpfulness {helpful[0]} to {helpful[1]}",
             helpful[1].is_above(helpful[0]),
         ),
         Verdict(
-            f"{last} is safer than {first}, as people judge (section 4.4)",
+            safe_claim,
             f"violations {percent(before['violation_rate'])} to {percent(after['violation_rate'])}",
             unsafe[0].is_above(unsafe[1]),
         ),
@@ -159,7 +192,7 @@ def _by_truth(judged: Mapping[str, Any], first: str, last: str) -> list[Verdict]
         refused = [_interval(found["false_refusals"]) for found in (before, after)]
         verdicts.append(
             Verdict(
-                "safety tuning brings few false refusals on borderline prompts (section 4.2.3)",
+                refusal_claim,
                 f"{percent(before['false_refusals'])} to {percent(after['false_refusals'])}",
                 not refused[1].is_above(refused[0]),
             )
