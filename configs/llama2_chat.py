@@ -7,7 +7,7 @@ python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=.
 
 Variants: tiny (about twenty minutes on 2 cores; the text and the simulated world that ``make demo``
 fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests), smollm2
-(one round from a real chat model, half an hour; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the
+(one round from a real chat model; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the
 numbers of the paper; people compare through files: the run stops at each round's ``sheet.csv`` and
 continues once it is filled in).
 """
