@@ -95,7 +95,7 @@ def _tiny(config: ConfigDict) -> None:
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
     config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
-    config.rejection_sampling_sft.train.num_steps = 48  # RS-8: a constant number of steps
+    config.rejection_sampling_sft.train.num_steps = 32  # RS-8: a constant number of steps
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     # of small reward models the first must be good at once: there is no earlier one to improve on

@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 LEXICON = lexicon(*VAGUE, *REFUSALS, *FILLERS).union(*(family.lexicon for family in FAMILIES.values()))
 SHARES: Mapping[str, float] = {
-    "arithmetic": 0.12, "facts": 0.13, "formats": 0.12, "creative": 0.1, "persona": 0.2, "dates": 0.05,
+    "arithmetic": 0.15, "facts": 0.15, "formats": 0.12, "creative": 0.1, "persona": 0.15, "dates": 0.05,
     "adversarial": 0.2, "borderline": 0.08,
 }  # fmt: skip
 """How often each family is asked."""
@@ -191,12 +191,13 @@ def draw_documents(rng: Random, count: int) -> Iterator[str]:
 
     Nothing in them says what to do about adversarial prompts: that is learned later.
     """
-    shares = {name: share for name, share in SHARES.items() if name != adversarial.FAMILY.name}
+    families = [family for family in FAMILIES.values() if family is not adversarial.FAMILY]
     for _ in range(count):
         if rng.random() < 0.35:
-            family = FAMILIES[rng.choices(list(shares), list(shares.values()))[0]]
+            family = rng.choice(families)
             yield " ".join(family.statement(rng) for _ in range(rng.randint(4, 8))) + "\n"
         else:
+            shares = {family.name: SHARES[family.name] for family in families}
             prompts = [draw_prompt(rng, part="train", shares=shares) for _ in range(rng.randint(3, 5))]
             yield "".join(f"{_text(prompt)}\n{answer(prompt, 'good', rng)}\n" for prompt in prompts)
 
