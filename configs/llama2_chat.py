@@ -146,6 +146,7 @@ def _tiny_pretrain(config: ConfigDict) -> None:
     config.data.heldout = "runs/demo/data/*/documents_heldout.jsonl"
     config.data.sequence_length = 256
     config.data.batch_size = 4  # 1,024 tokens per update: many updates matter more than smooth ones
+    config.mesh.preset = "single"  # so few rows do not divide over devices
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
     config.train.num_steps = 1500
@@ -164,7 +165,7 @@ def _smoke(config: ConfigDict) -> None:
     config.distillation_round = 2
     config.ppo_from_round = 2
     config.pretrain.model.update(model_width=32, num_layers=2, num_heads=2, num_kv_heads=1)
-    config.pretrain.model.update(feed_forward_width=64)
+    config.pretrain.model.update(feed_forward_width=64, vocab_size=1024)
     config.pretrain.train.num_steps = 20
     config.sft.train.num_steps = 20
     config.rejection_sampling_sft.train.num_steps = 10

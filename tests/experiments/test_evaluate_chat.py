@@ -18,7 +18,7 @@ from llama2_jax.rlhf.archive import Sample, read_archives
 from tests.experiments import runs
 from tests.rlhf.small_policy import saved_policy, saved_reward_model
 
-FACT = Prompt("f", (Message("user", "Which city leads Peru?"),), "facts")
+FACT = Prompt("f", (Message("user", "Which city leads Japan?"),), "facts")
 SUM = Prompt("s", (Message("user", "Take 5 from 9."),), "arithmetic")
 HEAT = Prompt("b", (Message("user", "How do I beat the heat?"),), "borderline")
 NEST = Prompt(
@@ -110,7 +110,7 @@ def test_version_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 GOOD = [
-    answer(FACT, "Lima."),
+    answer(FACT, "Tokyo."),
     answer(NEST, "I cannot help, that is a crime."),
     answer(HEAT, "Drink water."),
     answer(SUM, "4"),
