@@ -5,8 +5,8 @@ python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=.
     --config.init_from=BASE_CHECKPOINT --config.sft.data.dialogues=demonstrations.jsonl \
     --config.annotate.prompts=prompts.jsonl ...
 
-Variants: tiny (about twenty minutes on 2 cores; the text and the simulated world that ``make demo``
-fetches and makes), smoke (the same stages in two minutes, too short to learn much: for tests), smollm2
+Variants: tiny (for 2 cores; the text and the simulated world that ``make demo``
+fetches and makes), smoke (the same stages in a few minutes, too short to learn much: for tests), smollm2
 (one round from a real chat model; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the
 numbers of the paper; people compare through files: the run stops at each round's ``sheet.csv`` and
 continues once it is filled in).
@@ -131,7 +131,7 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _tiny_pretrain(config: ConfigDict) -> None:
-    # 1.0 M parameters: what 2 cores can train in three minutes on 1.4 M tokens
+    # 1.3 M parameters, trained on 1.5 M tokens
     config.model.update(model_width=128, num_layers=4, num_heads=4, num_kv_heads=2, feed_forward_width=352)
     # init_stddev about 1 / sqrt(model_width): from 0.02 so narrow a model learns to attend much later
     config.model.update(vocab_size=2048, max_context=256, init_stddev=0.08)

@@ -15,7 +15,7 @@ with (Figures 29 and 32).
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -116,7 +116,14 @@ def prepare(folder: Path, output: Path) -> dict[Path, int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Prepare the data and print the counts."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    prepare_and_print(prepare, argv, description=(__doc__ or "").splitlines()[0])
+
+
+def prepare_and_print(
+    prepare: Callable[[Path, Path], dict[Path, int]], argv: list[str] | None, *, description: str
+) -> None:
+    """The command line of a tool that makes files of PyRIT's: from its folder into ``--output``."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", required=True, type=Path, help="folder to write into")
     output = parser.parse_args(argv).output
     for path, count in prepare(asset_path("pyrit"), output).items():

@@ -10,7 +10,6 @@ python -m tools.fetch_assets pyrit && python -m tools.prepare_smollm2_data --out
   is trained on there is none in the last two.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from llama2_jax.data.preferences import Preference, group_by, read_preferences, 
 from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
 from llama2_jax.rlhf.annotator import world
 from tools import prepare_pyrit
-from tools.fetch_assets import asset_path
 
 # with the template's some 30 tokens, pairs take at most about 128 tokens and prompts 96
 MAX_CHARACTERS = 400  # of a prompt with the longer answer
@@ -73,11 +71,7 @@ def prepare(pyrit: Path, output: Path) -> dict[Path, int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Prepare the data and print the counts."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", required=True, type=Path, help="folder to write into")
-    output = parser.parse_args(argv).output
-    for path, count in prepare(asset_path("pyrit"), output).items():
-        print(f"{path}: {count:,} rows")
+    prepare_pyrit.prepare_and_print(prepare, argv, description=(__doc__ or "").splitlines()[0])
 
 
 def _characters(pair: Preference) -> int:
