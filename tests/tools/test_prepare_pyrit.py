@@ -6,7 +6,7 @@ import pytest
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import prompt_key, read_preferences
 from llama2_jax.data.prompts import read_prompts
-from tools.fetch_assets import AssetError, asset_path
+from tests.tools.pyrit_files import prepared_with
 from tools.prepare_pyrit import MIN_GAP, pairs_of, prepare, rating_of, read_prompts_with_harm, safety_bin
 
 # Invented rows in the layout of the package: a comment, the header, then a row per answer.
@@ -78,13 +78,7 @@ def test_grades_and_bins():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    try:
-        folder = asset_path("pyrit")
-    except AssetError as error:
-        pytest.skip(str(error))
-    output = tmp_path_factory.mktemp("pyrit")
-    prepare(folder, output)
-    return output
+    return prepared_with(prepare, tmp_path_factory.mktemp("pyrit"))
 
 
 def test_counts_of_the_real_tables(prepared):

@@ -5,7 +5,7 @@ import pytest
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference, prompt_key, read_preferences
 from llama2_jax.data.prompts import Prompt, read_prompts
-from tools.fetch_assets import AssetError, asset_path
+from tests.tools.pyrit_files import prepared_with
 from tools.prepare_smollm2_data import MAX_CHARACTERS, NUM_ANNOTATED, alternate, prepare, spread
 
 
@@ -28,13 +28,7 @@ def test_prompts_alternate():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    try:
-        folder = asset_path("pyrit")
-    except AssetError as error:
-        pytest.skip(str(error))
-    output = tmp_path_factory.mktemp("smollm2")
-    prepare(folder, output)
-    return output
+    return prepared_with(prepare, tmp_path_factory.mktemp("smollm2"))
 
 
 def test_no_evaluation_prompt_is_in_another_file(prepared):
