@@ -1,0 +1,119 @@
+"""Training steps of fine-tuning and of a reward model with margins on one device: tokens per second.
+
+python -m benchmarks.fine_tuning
+
+d 256, FFN 688, 4 layers, 4 heads, vocabulary 512 (3.43M parameters), 8 dialogues or 8 pairs of 128
+tokens, float32, AdamW: the setting in which peers were measured. Best and median of the steps.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.record import record, seconds, spread
+from llama2_jax.losses.preference import MARGINS
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.heads import ScoreModel
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.rlhf.reward_model import preference_loss
+from llama2_jax.sharding.rules import single_device
+from llama2_jax.structs import PreferenceBatch, TokenBatch
+from llama2_jax.train.flops import flops_per_token, measured_matrix_rate
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import Loss, compile_step, init_state, make_update, next_token_loss
+
+ROWS, LENGTH = 8, 128
+STEPS = 40
+CONFIG = ModelConfig(
+    vocab_size=512,
+    model_width=256,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    feed_forward_width=688,
+    max_context=LENGTH,
+)
+
+
+def main() -> None:
+    """Measure both updates and the matrix rate."""
+    rate = measured_matrix_rate(size=2048)
+    chat, scored = Transformer(CONFIG, single_device()), ScoreModel(CONFIG, single_device())
+    _report(
+        "sft",
+        step_seconds(chat, next_token_loss(chat), _dialogues()),
+        rows=ROWS,
+        outputs=CONFIG.vocab_size,
+        rate=rate,
+    )
+    _report(
+        "reward_model",
+        step_seconds(scored, preference_loss(scored), _pairs()),
+        rows=2 * ROWS,
+        outputs=1,
+        rate=rate,
+    )
+
+
+def step_seconds(model: Transformer | ScoreModel, loss: Loss, batch: Any) -> list[float]:
+    """Seconds of each timed update."""
+    partitioner = single_device()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5), num_steps=1000)
+    state = init_state(model, optimizer, partitioner, seed=0)
+    step = compile_step(make_update(loss, optimizer), state, partitioner)
+
+    def update() -> jax.Array:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"]
+
+    return seconds(update, repeats=STEPS)
+
+
+def _report(name: str, times: list[float], *, rows: int, outputs: int, rate: float) -> None:
+    best, median = (rows * LENGTH / spread(times)[key] for key in ("min", "median"))
+    flops = flops_per_token(CONFIG, LENGTH, convention="causal_no_embed", num_outputs=outputs)
+    result = {
+        "matrix_rate_flops": rate,
+        "step_secs": spread(times),
+        "tokens_per_sec_best": best,
+        "tokens_per_sec_median": median,
+        "matrix_rate_share_best": best * flops / rate,
+    }
+    line = (
+        f"{name}, {rows} rows x {LENGTH}: best {best:,.0f}, median {median:,.0f} tok/s "
+        f"({best * flops / rate:.0%} of {rate / 1e9:,.0f} GFLOP/s)"
+    )
+    record(name, result, line=line)
+
+
+def _dialogues() -> TokenBatch:
+    """Full rows of which every token counts."""
+    tokens_BT = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (ROWS, LENGTH), dtype=np.int32)
+    ones_BT = np.ones((ROWS, LENGTH), np.int32)
+    return TokenBatch(
+        tokens_BT=tokens_BT,
+        targets_BT=tokens_BT,
+        loss_mask_BT=ones_BT.astype(np.float32),
+        segment_ids_BT=ones_BT,
+        positions_BT=np.arange(LENGTH, dtype=np.int32) * ones_BT,
+        source_ids_B=np.zeros(ROWS, np.int32),
+    )
+
+
+def _pairs() -> PreferenceBatch:
+    """Full rows: no token is padding, so all are counted."""
+    rng = np.random.default_rng(0)
+    rating_B = np.arange(ROWS, dtype=np.int32) % 4
+    return PreferenceBatch(
+        tokens_BCT=rng.integers(0, CONFIG.vocab_size, (ROWS, 2, LENGTH), dtype=np.int32),
+        lengths_BC=np.full((ROWS, 2), LENGTH, np.int32),
+        margin_B=np.array(MARGINS["large"], np.float32)[rating_B],
+        rating_B=rating_B,
+        safe_BC=np.full((ROWS, 2), -1, np.int32),
+    )
+
+
+if __name__ == "__main__":
+    main()
