@@ -28,6 +28,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.tokenizer = ""  # a tokenizer file; empty: train one on the sources
+    config.data.tokenizer_dialogues = (
+        ""  # and on these in the chat format, so that it has pieces for the tags
+    )
     config.data.sources = ConfigDict({"main": {"path": "", "weight": 1.0}})  # share of tokens (DATA-7)
     config.data.heldout = ""  # evaluated whole; empty: none
     config.data.sequence_length = 4096

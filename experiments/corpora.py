@@ -4,15 +4,18 @@ A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tok
 workdir first: right for a laptop, wrong for a cluster, where every process would do it again.
 """
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from llama2_jax.config import ConfigError, require
+from llama2_jax.data.chat import dialogue_text
 from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, file_sha256, write_shards
-from llama2_jax.data.sources import OnBadLine, expand_paths, read_documents
+from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from llama2_jax.launch import has_checkpoints
 
@@ -24,6 +27,11 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
       ConfigError: its vocabulary is not the model's.
     """
     kept = workdir / "tokenizer"
+    require(
+        not (data.tokenizer and data.tokenizer_dialogues),
+        f"config.data.tokenizer = {data.tokenizer} is trained already, so nothing is learned from "
+        "config.data.tokenizer_dialogues; leave one of them empty",
+    )
     if data.tokenizer:
         tokenizer = load_tokenizer(data.tokenizer)
     elif kept.is_dir():
@@ -36,7 +44,7 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
                 "set config.data.tokenizer to the tokenizer it was made with",
             )
         paths = [path for source in data.sources.values() for path in _raw_files(source.path)]
-        texts = read_documents(paths, on_bad_line=data.on_bad_line)
+        texts = itertools.chain(read_documents(paths, on_bad_line=data.on_bad_line), _chats(data))
         tokenizer = train_sentencepiece(texts, workdir / "trained.model", vocab_size=vocab_size)
     require(
         tokenizer.vocab_size == vocab_size,
@@ -45,6 +53,13 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
     )
     keep_tokenizer(tokenizer, workdir)
     return tokenizer
+
+
+def _chats(data: Any) -> Iterator[str]:
+    """Dialogues as the chat model will see them; a small vocabulary would spell their tags by letters."""
+    if data.tokenizer_dialogues:
+        for dialogue in read_dialogues(expand_paths(data.tokenizer_dialogues), on_bad_line=data.on_bad_line):
+            yield dialogue_text(dialogue.messages)
 
 
 def keep_tokenizer(tokenizer: Tokenizer, workdir: Path) -> None:

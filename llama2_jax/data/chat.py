@@ -194,6 +194,12 @@ def encode_dialogue(
     return _encode(_render(dialogue, template, learned_turns=learned), tokenizer)
 
 
+def dialogue_text(dialogue: Sequence[Message], template: Template = LLAMA2) -> str:
+    """A dialogue in its format, without control tokens: text to train a tokenizer on."""
+    pieces = _render(_with_system(dialogue, template), template, learned_turns=set())
+    return "".join(piece.part for piece in pieces if isinstance(piece.part, str))
+
+
 def stop_ids(tokenizer: Tokenizer, template: Template = LLAMA2) -> tuple[int, ...]:
     """Ids that end an answer: the template's stop marker, and EOS where there is one."""
     ids = [_marker_id(template.stop, tokenizer), tokenizer.eos_id]

@@ -7,6 +7,7 @@ from llama2_jax.data.chat import (
     DialogueError,
     Message,
     SpecialTagError,
+    dialogue_text,
     encode_dialogue,
     encode_prompt,
     get_template,
@@ -98,6 +99,16 @@ def test_llama2_ids_are_those_of_the_reference_algorithm(tokenizer, messages):
     assert encode_prompt(prompt, tokenizer, LLAMA2) == reference_ids(prompt, tokenizer)
     finished = [*prompt, Message("assistant", " done 7. ")]
     assert encode_dialogue(finished, tokenizer, LLAMA2).tokens == reference_ids(finished, tokenizer)
+
+
+def test_text_of_a_dialogue_is_what_is_encoded_without_control_tokens(tokenizer):
+    messages = [
+        Message("system", "Be brief."), Message("user", " Hi! "), Message("assistant", "Hello."),
+        Message("user", "Bye."), Message("assistant", "Bye."),
+    ]  # fmt: skip
+    text = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi! [/INST] Hello. [INST] Bye. [/INST] Bye. "
+    assert dialogue_text(messages, LLAMA2) == text
+    assert dialogue_text(messages[3:], CHATML) == "user\nBye.\nassistant\nBye.\n"
 
 
 def test_default_system_prompt_has_two_paragraphs_and_is_off():

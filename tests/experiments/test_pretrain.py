@@ -261,6 +261,27 @@ def test_another_tokenizer_in_the_config_does_not_replace_the_one_trained_with(t
     load(workdir)
 
 
+def test_a_tokenizer_that_saw_dialogues_has_pieces_for_their_tags(tmp_path: Path) -> None:
+    turns = [("Who are you?", "A model."), ("What is a token?", "A piece of text.")] * 100
+    rows = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in turns
+    ]
+    dialogues = runs.write_lines(tmp_path / "dialogues.jsonl", rows)
+    text = str(runs.texts() / "plain.jsonl")
+    lengths = []
+    for name, path in (("without", ""), ("with", str(dialogues))):
+        config = runs.pretrain_config(data__sources__main__path=text, data__tokenizer_dialogues=path)
+        tokenizer = pretrain.open_tokenizer(config.data, tmp_path / name, vocab_size=runs.VOCABULARY)
+        lengths.append(len(tokenizer.encode("[INST] [/INST]")))
+    assert lengths[1] <= 6 < lengths[0]
+    given = runs.pretrain_config(
+        data__tokenizer=str(tmp_path / "with/tokenizer"), data__tokenizer_dialogues=str(dialogues)
+    )
+    with pytest.raises(ConfigError, match="trained already, so nothing is learned"):
+        pretrain.run(given, tmp_path / "both")
+
+
 def test_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     tokenizer = str(runs.pretrained_workdir() / "tokenizer")
     config = runs.pretrain_config(data__tokenizer=tokenizer, model__vocab_size=512)
