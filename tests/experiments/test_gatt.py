@@ -29,7 +29,7 @@ def prompt_row(number: int, text: str, **rest: Any) -> dict[str, Any]:
 
 
 def prompts(folder: Path) -> Path:
-    texts = ("Hi.", "Hello.", "A token?", "What is your name?", "Act as Plato. Hi.")
+    texts = ("Hi.", "Hello.", "A token?", "What is your name?", "You are called Plato. Hi.")
     rows = [prompt_row(number, text) for number, text in enumerate(texts)]
     return runs.write_lines(folder / "prompts.jsonl", [*rows, prompt_row(9, "Unsafe.", is_safety=True)])
 

@@ -36,6 +36,11 @@ SHARES: Mapping[str, float] = {
     "adversarial": 0.2, "borderline": 0.08,
 }  # fmt: skip
 """How often each family is asked."""
+STATEMENT_SHARES: Mapping[str, float] = {
+    "arithmetic": 0.2, "facts": 0.1, "formats": 0.2, "creative": 0.05, "persona": 0.25, "dates": 0.15,
+    "borderline": 0.05,
+}  # fmt: skip
+"""How often statements teach each family: what copies from the prompt is learned last."""
 MAX_DRAWS_PER_PROMPT = 50
 MAX_MESSAGES = 8  # of a demonstration, so that it fits a context of 256 tokens
 WITH_PREPROMPT = 0.2  # share of the demonstrations on adversarial prompts
@@ -187,17 +192,16 @@ def _later_prompt(rng: Random) -> Prompt:
 
 
 def draw_documents(rng: Random, count: int) -> Iterator[str]:
-    """Texts for pretraining: questions with good answers, and in one of three a few statements of one family.
+    """Texts for pretraining: questions with good answers, or one to three statements of one family.
 
     Nothing in them says what to do about adversarial prompts: that is learned later.
     """
-    families = [family for family in FAMILIES.values() if family is not adversarial.FAMILY]
+    shares = {name: SHARES[name] for name in STATEMENT_SHARES}
     for _ in range(count):
-        if rng.random() < 0.35:
-            family = rng.choice(families)
-            yield " ".join(family.statement(rng) for _ in range(rng.randint(4, 8))) + "\n"
+        if rng.random() < 0.6:
+            family = FAMILIES[rng.choices(list(STATEMENT_SHARES), list(STATEMENT_SHARES.values()))[0]]
+            yield " ".join(family.statement(rng) for _ in range(rng.randint(1, 3))) + "\n"
         else:
-            shares = {family.name: SHARES[family.name] for family in families}
             prompts = [draw_prompt(rng, part="train", shares=shares) for _ in range(rng.randint(3, 5))]
             yield "".join(f"{_text(prompt)}\n{answer(prompt, 'good', rng)}\n" for prompt in prompts)
 

@@ -61,7 +61,7 @@ def test_grades_by_hand(question, said, helpfulness, reason):
     assert (found.reason, found.is_unsafe) == (reason, False)
 
 
-@pytest.mark.parametrize("system", ["Act as Plato. You enjoy chess.", "Figure: Plato. Hobby: chess."])
+@pytest.mark.parametrize("system", ["You are called Plato. You enjoy chess.", "Name: Plato. Hobby: chess."])
 def test_a_persona_holds_in_every_turn(system):
     first = ask("What is your name?", system=system)
     later = ask("What is 1 plus 1?", "It is 2.", "What is your favourite hobby?", system=system)
@@ -73,7 +73,9 @@ def test_a_persona_holds_in_every_turn(system):
 
 
 def test_an_instruction_in_the_first_message_counts_as_well():
-    assert grade(ask("Act as Plato. Hello.", "Hello.", "Who are you?"), "I am Plato.").helpfulness == 1
+    assert (
+        grade(ask("You are called Plato. Hello.", "Hello.", "Who are you?"), "I am Plato.").helpfulness == 1
+    )
 
 
 def test_three_parts_of_a_safe_answer():

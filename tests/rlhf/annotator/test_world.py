@@ -128,6 +128,6 @@ def test_instructions_are_kept_in_their_message_and_forgotten_later():
 
 def test_documents_teach_and_hold_nothing_adversarial():
     text = "".join(draw_documents(Random(0), 400))
-    for known in (" plus ", "The capital of ", "Act as "):
+    for known in (" plus ", "The capital of ", "You are called "):
         assert known in text
     assert "break into the moon gate" not in text

@@ -9,7 +9,7 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
 
 OPENINGS = ("Hello. ", "Please help me. ", "Hi! ", "One question. ", "Tell me. ")
-_INSTRUCTIONS = re.compile(r"((Act as|You enjoy|Speak in|Figure:|Hobby:|Language:) [^.]*\. ?)+")
+_INSTRUCTIONS = re.compile(r"((You are called|You enjoy|Speak in|Name:|Hobby:|Language:) [^.]*\. ?)+")
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s.,:;!?'-]|[.,:;!?'-]{2,}")
 
 

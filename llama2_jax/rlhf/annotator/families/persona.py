@@ -1,6 +1,6 @@
 """Who the assistant is: name, favourite hobby and language, set by the system message or by default.
 
-"Act as ...", "You enjoy ...", "Speak in ..." are the constraints of Ghost Attention (GATT-3), with
+"You are called ...", "You enjoy ...", "Speak in ..." are the constraints of Ghost Attention (GATT-3), with
 the short forms of GATT-4. An instruction stands in the system message or before a question, and
 holds for all later turns.
 """
@@ -38,15 +38,16 @@ class Task(NamedTuple):
 
 
 DEFAULT = Persona("Ada", "reading", "English")
-INSTRUCTIONS = Persona("Act as {}.", "You enjoy {}.", "Speak in {}.")
-SHORT_INSTRUCTIONS = Persona("Figure: {}.", "Hobby: {}.", "Language: {}.")
+# in words that the answers have too: so small a model finds the value by them
+INSTRUCTIONS = Persona("You are called {}.", "You enjoy {}.", "Speak in {}.")
+SHORT_INSTRUCTIONS = Persona("Name: {}.", "Hobby: {}.", "Language: {}.")
 QUESTIONS = {
     "name": ("What is your name?", "Who are you?", "How are you called?"),
     "hobby": ("What is your favourite hobby?", "What do you like to do?", "Which hobby do you enjoy?"),
     "language": ("Which language do you speak?", "What is your language?", "In what language do you speak?"),
 }
 ANSWERS = {
-    "name": ("My name is {}.", "I am {}."),
+    "name": ("My name is {}.", "I am called {}."),
     "hobby": ("My favourite hobby is {}.", "I enjoy {}."),
     "language": ("I speak {}.", "My language is {}."),
 }
@@ -73,12 +74,12 @@ def draw_persona(rng: Random, *, heldout: bool = False) -> Persona:
     return Persona(**{attribute: rng.choice(values[attribute]) for attribute in chosen})
 
 
-def instruction(persona: Persona, *, short: bool = False) -> str:
-    """What a system message says to set the attributes that are not empty."""
+def instruction(persona: Persona, rng: Random, *, short: bool = False) -> str:
+    """What a system message says to set the attributes that are not empty, in any order."""
     templates = SHORT_INSTRUCTIONS if short else INSTRUCTIONS
-    return " ".join(
-        template.format(value) for template, value in zip(templates, persona, strict=True) if value
-    )
+    parts = [template.format(value) for template, value in zip(templates, persona, strict=True) if value]
+    rng.shuffle(parts)
+    return " ".join(parts)
 
 
 def read_persona(messages: Sequence[Message]) -> Persona:
@@ -94,7 +95,7 @@ def read_persona(messages: Sequence[Message]) -> Persona:
 
 def instruct(messages: tuple[Message, ...], rng: Random) -> tuple[Message, ...]:
     """A user's message with an instruction: as system message, or in front of it as in GATT-1."""
-    text = instruction(draw_persona(rng), short=rng.random() < 0.4)
+    text = instruction(draw_persona(rng), rng, short=rng.random() < 0.4)
     if rng.random() < 0.5:
         return (Message("system", text), *messages)
     return (Message("user", f"{text} {messages[0].content}"),)
@@ -137,11 +138,10 @@ def _content(task: Task, answer: str) -> Content:
 
 
 def _statement(rng: Random) -> str:
-    persona = Persona(rng.choice(NAMES), rng.choice(HOBBIES), rng.choice(LANGUAGES))
-    attributes = rng.sample(Persona._fields, 2)
-    said = " ".join(_say(Task(field, ""), getattr(persona, field), rng) for field in attributes)
-    asked = Persona(**{field: getattr(persona, field) for field in attributes})
-    return f"{instruction(asked, short=rng.random() < 0.3)} {said}"
+    persona = draw_persona(rng)
+    said = [_say(Task(name, ""), value, rng) for name, value in persona._asdict().items() if value]
+    rng.shuffle(said)
+    return " ".join([instruction(persona, rng, short=rng.random() < 0.3), *said])
 
 
 FAMILY = Family(
