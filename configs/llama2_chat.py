@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.annotate = annotate.get_config(general)
     config.helpfulness_rm = reward_model.get_config(f"helpfulness,size={size}")
     config.safety_rm = reward_model.get_config(f"safety,size={size}")
+    config.guard_rm = reward_model.get_config(f"guard,size={size}")  # RM-18; without data.public: none
     config.rejection_sampling = rejection_sampling.get_config(size)
     config.rejection_sampling_sft = sft.get_config(size)  # D42
     config.gatt = gatt.get_config("tiny" if size == "tiny" else "7b")
@@ -80,10 +81,13 @@ def _tiny(config: ConfigDict) -> None:
     # so small a base model does not learn the chat format anew from a few hundred answers (D42); from the
     # previous version errors of the reward models would add up
     config.tune_from = "first"
+    config.distillation_round = 1  # of so few kinds of prompts none is answered unsafely after a round
     _tiny_pretrain(config.pretrain)
     for stage in (config.sft, config.rejection_sampling_sft):
         stage.data.sequence_length = 256
         stage.data.batch_size = 8
+        # not D24: over the end of a dialogue it would learn that instructions further back do not matter
+        stage.data.document_mask = True
         stage.optimizer.learning_rate = 2e-3
         stage.train.log_every_steps = 50
         stage.train.checkpoint_every_steps = 1000
@@ -95,17 +99,21 @@ def _tiny(config: ConfigDict) -> None:
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
     config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
-    config.rejection_sampling_sft.train.num_steps = 32  # RS-8: a constant number of steps
+    # not RS-8: with Ghost Attention there is twice as much to learn
+    config.rejection_sampling_sft.data.epochs = 3.0
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     # of small reward models the first must be good at once: there is no earlier one to improve on
     config.first_prompts = 1500
     config.annotate.collection.prompts_per_batch = 300
-    for stage in (config.helpfulness_rm, config.safety_rm):
+    config.annotate.heldout.fraction = 0.15
+    for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
         stage.data.sequence_length = 64  # of the few longer dialogues nothing is learned
         stage.data.on_bad_line = "skip"
     # of refusals it learns that they help, and so small a model does not see when they do not
     config.helpfulness_rm.data.main_fraction = 1.0
+    config.guard_rm.data.public = f"{WORLD}/public_preferences_train.jsonl"
+    config.guard_rm.data.heldout = f"{WORLD}/public_preferences_heldout.jsonl"
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
     config.rejection_sampling.num_prompts = 500
     # not RS-5: of many samples so small a reward model prefers the odd ones, which it rates by chance
@@ -126,7 +134,7 @@ def _tiny(config: ConfigDict) -> None:
     config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
     config.evaluate_chat.sampling.update(max_new_tokens=32)
     config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
-    config.evaluate_gatt.eval.num_dialogues = 60
+    config.evaluate_gatt.eval.num_dialogues = config.evaluate_gatt.batch_size = 60
     config.evaluate_gatt.eval.turns = (2, 4, 6)  # twenty do not fit a context of 256
 
 
@@ -143,8 +151,10 @@ def _tiny_pretrain(config: ConfigDict) -> None:
             "chitchat": {"path": "runs/demo/data/chitchat/documents_train.jsonl", "weight": 1.0},
         }
     )
+    config.data.tokenizer_dialogues = f"{WORLD}/dialogues_train.jsonl"
     config.data.heldout = "runs/demo/data/*/documents_heldout.jsonl"
     config.data.sequence_length = 256
+    config.data.document_mask = True  # not D8: what other documents say is no help to copy from this one
     config.data.batch_size = 4  # 1,024 tokens per update: many updates matter more than smooth ones
     config.mesh.preset = "single"  # so few rows do not divide over devices
     config.optimizer.learning_rate = 5e-3

@@ -100,7 +100,8 @@ class Recipe:
         )  # fmt: skip
         if number < config.ppo_from_round:
             return {f"V{number}": tuned}
-        policy = self.stage(ppo.run, "ppo", f"{folder}/ppo", init_from=tuned, **models)
+        guard = self.guard(folder, newest)
+        policy = self.stage(ppo.run, "ppo", f"{folder}/ppo", init_from=tuned, guard_rm=guard, **models)
         return {f"V{number} (no PPO)": tuned, f"V{number}": policy}
 
     def keep_dialogues(self, folder: str) -> None:
@@ -137,6 +138,12 @@ class Recipe:
                 },
             )  # fmt: skip
         return models
+
+    def guard(self, folder: str, newest: str) -> str:
+        """A reward model on public preferences that nothing is trained on (RM-18); "" without any."""
+        if not self.config.guard_rm.data.public:
+            return ""
+        return self.stage(reward_model.run, "guard_rm", f"{folder}/guard_rm", init_from=newest)
 
     def evaluate(self, versions: dict[str, str]) -> None:
         """All versions side by side, and instructions over turns before and after Ghost Attention."""

@@ -17,6 +17,7 @@ from llama2_jax.losses.preference import displayed
 from llama2_jax.train.metrics import read_metrics
 
 GATT_TURN = 6
+GUARD_NOISE = 0.1  # raw scores; a mean of a few hundred answers moves as much by chance
 MEDIAN_RISE = 0.25  # of the rise of the maximum: more than that is not "the median stays"
 
 
@@ -156,9 +157,10 @@ def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], refer
     judges = evaluation["judges"]
     verdicts = _by_truth(judges.get("the truth"), reference, names[-1])
     verdicts.append(_by_own_models(judges["the reward models"], names))
-    verdicts += _ratings(_results(last / "helpfulness_rm"))
+    verdicts.append(_ratings(_results(last / "helpfulness_rm")))
     verdicts.append(_best_of_n(_results(rounds[0] / "rejection_sampling")))
     verdicts.append(_kl(last / "ppo"))
+    verdicts.append(_guard(last / "ppo"))
     verdicts.append(_gatt(_results(workdir / "gatt_evaluation")))
     verdicts.append(_distillation(workdir, rounds))
     return verdicts
@@ -217,16 +219,18 @@ def _by_own_models(judged: Mapping[str, Any], names: Sequence[str]) -> Verdict:
     )
 
 
-def _ratings(found: Mapping[str, Any]) -> list[Verdict]:
-    shares = [found["by_rating"][rating] for rating in RATINGS if rating in found["by_rating"]]
-    values = [share["value"] for share in shares]
-    return [
-        Verdict(
-            "reward models are more accurate on clearer preferences (Table 8)",
-            "helpfulness, from unsure to significantly better: " + ", ".join(map(percent, reversed(shares))),
-            all(better >= worse for better, worse in itertools.pairwise(values)),
-        )
-    ]
+def _ratings(found: Mapping[str, Any]) -> Verdict:
+    """Table 8: the clearest preferences clearly above the least clear, and no step clearly down."""
+    shares = [found["by_rating"][rating] for rating in reversed(RATINGS) if rating in found["by_rating"]]
+    levels = [_interval(share) for share in shares]
+    rising = levels[-1].is_above(levels[0]) and not any(
+        worse.is_above(better) for worse, better in itertools.pairwise(levels)
+    )
+    return Verdict(
+        "reward models are more accurate on clearer preferences (Table 8)",
+        "helpfulness, from unsure to significantly better: " + ", ".join(map(percent, shares)),
+        rising,
+    )
 
 
 def _best_of_n(found: Mapping[str, Any]) -> Verdict:
@@ -250,6 +254,22 @@ def _kl(folder: Path) -> Verdict:
         f"KL per answer {values[0]:.3g} nats at the first iteration, {values[-1]:.3g} at the last "
         f"of {len(values)}",
         all(abs(value) < 1e3 for value in values),
+    )
+
+
+def _guard(folder: Path) -> Verdict:
+    """RM-18: on held-out prompts the guard must not fall while the reward rises."""
+    claim = "the reward is not exploited: a model of other data agrees (section 3.4.1)"
+    lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    found = [(line["eval/reward"], line["eval/guard"]) for line in lines if "eval/guard" in line]
+    if len(found) < 2:
+        return Verdict(claim, "no guard in this run", None)
+    (reward, guard), (last_reward, last_guard) = found[0], found[-1]
+    return Verdict(
+        claim,
+        f"PPO on held-out prompts: reward {reward:.3f} to {last_reward:.3f}, "
+        f"score of the guard {guard:.3f} to {last_guard:.3f}",
+        last_guard >= guard - GUARD_NOISE or last_reward < reward,
     )
 
 

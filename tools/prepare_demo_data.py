@@ -8,7 +8,8 @@ dialogues for fine-tuning. About 5 % of chapters and conversations are held out,
 of their name, so a conversation is in the same part as document and as dialogue.
 World: documents to learn it from, demonstrations for fine-tuning (about half of them good), prompts
 for the rounds of annotation and sampling, held-out prompts for early stopping and the reward models'
-test, and prompts of which no other file has the text, for the final evaluation.
+test, prompts of which no other file has the text, for the final evaluation, and preferences that no model
+of ours had part in, for the guard (RM-18).
 """
 
 import argparse
@@ -22,8 +23,9 @@ from random import Random
 from typing import Any
 
 from llama2_jax.config import write_json
+from llama2_jax.data.preferences import write_preferences
 from llama2_jax.data.prompts import write_prompts
-from llama2_jax.rlhf.annotator import world
+from llama2_jax.rlhf.annotator import public, world
 from llama2_jax.rlhf.annotator.families import persona
 from tools.fetch_assets import asset_path
 
@@ -104,11 +106,12 @@ def prepare(kjv: Path, chitchat: Path, output: Path) -> dict[str, int]:
 class WorldSizes:
     """How much of the simulated world is written; of documents and dialogues 5 % are held out."""
 
-    documents: int = 9000
+    documents: int = 14000
     dialogues: int = 6000
     train_prompts: int = 3000
     heldout_prompts: int = 300
     evaluation_prompts: int = 400
+    public_preferences: int = 800
 
 
 def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str, int]:
@@ -124,6 +127,10 @@ def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str
     ):
         path = output / f"prompts_{part}.jsonl"
         write_prompts(path, world.draw_prompts(Random(f"{part} prompts {seed}"), count, part=part))
+        counts[str(path)] = count
+    for part, count in (("train", sizes.public_preferences), ("heldout", sizes.public_preferences // 4)):
+        path = output / f"public_preferences_{part}.jsonl"
+        write_preferences(path, public.draw_preferences(Random(f"{part} public {seed}"), count, part=part))
         counts[str(path)] = count
     write_json(output / "personas.json", persona.lists())
     return counts

@@ -18,7 +18,7 @@ STAGES = [
     "pretrain", "sft",
     "v1/preferences", "v1/helpfulness_rm", "v1/safety_rm", "v1/rejection_sampling", "v1/sft",
     "v2/preferences", "v2/helpfulness_rm", "v2/safety_rm", "v2/gatt", "v2/context_distillation",
-    "v2/rejection_sampling", "v2/sft", "v2/ppo",
+    "v2/rejection_sampling", "v2/sft", "v2/guard_rm", "v2/ppo",
     "evaluation", "gatt_evaluation",
 ]  # fmt: skip
 
@@ -27,7 +27,7 @@ STAGES = [
 def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """The smoke variant on the simulated world alone: nothing is fetched."""
     world = tmp_path_factory.mktemp("world")
-    prepare_world(world, WorldSizes(600, 600, train_prompts=300, heldout_prompts=24, evaluation_prompts=60))
+    prepare_world(world, WorldSizes(600, 600, 300, 24, evaluation_prompts=60, public_preferences=80))
     config = get_config("smoke").unlock()
     _move(config, WORLD, str(world))
     del config.pretrain.data.sources["kjv"], config.pretrain.data.sources["chitchat"]
@@ -87,9 +87,19 @@ def test_later_rounds_learn_from_all_preferences_and_samples_so_far(workdir: Pat
     assert "gatt" in trained
 
 
+def test_a_model_of_other_data_watches_ppo(workdir: Path) -> None:
+    guard = json.loads((workdir / "v2/guard_rm/config.json").read_text())
+    assert guard["kind"] == "guard"
+    assert guard["data"]["preferences"] == ""  # none of those that the reward is made from (RM-18)
+    assert json.loads((workdir / "v2/ppo/config.json").read_text())["guard_rm"] == str(
+        workdir / "v2/guard_rm"
+    )
+    assert "eval/guard" in (workdir / "v2/ppo/metrics.jsonl").read_text()
+
+
 def test_report_has_a_verdict_for_every_claim(workdir: Path) -> None:
     verdicts = json.loads((workdir / "verdicts.json").read_text())
-    assert len(verdicts) == 9
+    assert len(verdicts) == 10
     assert all(verdict["measured"] for verdict in verdicts)
     assert any(verdict["holds"] is not None for verdict in verdicts)
     report = (workdir / "report.md").read_text()

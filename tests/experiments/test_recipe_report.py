@@ -1,7 +1,9 @@
 """What the recipe's report makes of stages that measured less, or more, than others."""
 
+import pytest
+
 from experiments import recipe_report
-from experiments.recipe_report import _by_truth, _distillation, _gatt, _kl, _tension
+from experiments.recipe_report import _by_truth, _distillation, _gatt, _guard, _kl, _ratings, _tension
 from tests.experiments import runs
 
 
@@ -9,8 +11,36 @@ def test_claims_that_nothing_measured_are_not_judged(tmp_path):
     helpful, safe, refusals = _by_truth(None, "SFT", "V1")
     assert helpful.claim.startswith("V1 is more helpful than SFT")
     assert safe.claim.startswith("V1 is safer than SFT")
-    verdicts = [helpful, safe, refusals, _gatt({}), _distillation(tmp_path, [tmp_path / "v1"]), _kl(tmp_path)]
+    verdicts = [helpful, safe, refusals, _gatt({}), _distillation(tmp_path, [tmp_path / "v1"])]
+    verdicts += [_kl(tmp_path), _guard(tmp_path)]
     assert all(verdict.holds is None and verdict.measured for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [
+        ((0.52, 0.61, 0.60, 0.85), True),  # the step down is within the intervals
+        ((0.52, 0.85, 0.60, 0.85), False),
+        ((0.70, 0.70, 0.70, 0.75), False),
+    ],
+    ids=["rises", "falls between", "hardly rises"],
+)
+def test_accuracy_must_rise_with_the_rating(values, holds):
+    names = ("unsure", "slightly_better", "better", "significantly_better")
+    shares = [{"value": one, "low": one - 0.1, "high": one + 0.1, "size": 50} for one in values]
+    assert _ratings({"by_rating": dict(zip(names, shares, strict=True))}).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("reward", "guard", "holds"),
+    [(1.5, 0.3, True), (1.5, 0.15, True), (1.5, 0.05, False), (0.9, 0.05, True)],
+    ids=["both rise", "the guard hardly falls", "the guard falls", "so does the reward"],
+)
+def test_the_guard_must_not_fall_while_the_reward_rises(tmp_path, reward, guard, holds):
+    lines = [{"step": 0, "eval/reward": 1.0, "eval/guard": 0.2}, {"step": 5, "ppo/kl_per_answer": 0.1}]
+    lines += [{"step": 9, "eval/reward": reward, "eval/guard": guard}]
+    runs.write_lines(tmp_path / "metrics.jsonl", lines)
+    assert _guard(tmp_path).holds is holds
 
 
 def answer(text, score, *, is_unsafe=False):

@@ -126,7 +126,12 @@ def test_fetched_data(fetched, tmp_path):
 
 def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
     sizes = WorldSizes(
-        documents=200, dialogues=200, train_prompts=100, heldout_prompts=30, evaluation_prompts=40
+        documents=200,
+        dialogues=200,
+        train_prompts=100,
+        heldout_prompts=30,
+        evaluation_prompts=40,
+        public_preferences=20,
     )
     counts = prepare_world(tmp_path / "a", sizes)
     prompts = {
@@ -144,6 +149,7 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
         parts = [list(reader(tmp_path / "a" / f"{kind}_{part}.jsonl")) for part in ("train", "heldout")]
         assert sum(map(len, parts)) == 200
         assert 2 <= len(parts[1]) <= 25
+    assert counts[str(tmp_path / "a/public_preferences_train.jsonl")] == 20
     prepare_world(tmp_path / "b", sizes)
     prepare_world(tmp_path / "c", sizes, seed=1)
     for name in (*(Path(path).name for path in counts), "personas.json"):

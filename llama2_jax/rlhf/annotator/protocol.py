@@ -44,10 +44,10 @@ class CollectionConfig:
 
 
 class Variant(NamedTuple):
-    """A model at a temperature."""
+    """A model at a temperature, or a person."""
 
     model: str
-    temperature: float
+    temperature: float | None = None
 
 
 class Pair(NamedTuple):
