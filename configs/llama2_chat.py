@@ -95,7 +95,7 @@ def _tiny(config: ConfigDict) -> None:
         stage.eval.sample_prompts = ()
     config.sft.data.dialogues = f"{WORLD}/dialogues_train.jsonl"
     config.sft.data.heldout = f"{WORLD}/dialogues_heldout.jsonl"
-    config.sft.data.epochs = 1.2
+    config.sft.data.epochs = 1.0
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
     config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
@@ -105,7 +105,7 @@ def _tiny(config: ConfigDict) -> None:
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     # of small reward models the first must be good at once: there is no earlier one to improve on
     config.first_prompts = 1500
-    config.annotate.collection.prompts_per_batch = 300
+    config.annotate.collection.prompts_per_batch = 200
     config.annotate.heldout.fraction = 0.15
     for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
         stage.data.sequence_length = 64  # of the few longer dialogues nothing is learned
@@ -115,13 +115,14 @@ def _tiny(config: ConfigDict) -> None:
     config.guard_rm.data.public = f"{WORLD}/public_preferences_train.jsonl"
     config.guard_rm.data.heldout = f"{WORLD}/public_preferences_heldout.jsonl"
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.rejection_sampling.num_prompts = 500
+    config.rejection_sampling.num_prompts = 400
     # not RS-5: of many samples so small a reward model prefers the odd ones, which it rates by chance
     config.last_bag_until_round = config.rounds
     config.rejection_sampling.sampling.update(samples_per_prompt=4, max_new_tokens=32)
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
     config.gatt.data.num_dialogues = 400
-    config.gatt.data.max_turns = 6
+    config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
+    config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong
     config.context_distillation.data.update(prompts=f"{WORLD}/prompts_train.jsonl", num_prompts=200)
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
@@ -129,8 +130,8 @@ def _tiny(config: ConfigDict) -> None:
     config.ppo.ppo.update(prompt_length=96, response_length=32, batch_size=64, mini_batch_size=16)
     # a small reward model is soon gamed, first by answers that do not end: short steps near the reference
     config.ppo.ppo.update(kl_coef=0.05, missing_eos="penalty", missing_eos_value=1.0)
-    config.ppo.optimizer.learning_rate = 3e-5
-    config.ppo.train.num_iterations = 10
+    config.ppo.optimizer.learning_rate = 1e-4
+    config.ppo.train.num_iterations = config.ppo.eval.every_steps = 10
     config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
     config.evaluate_chat.sampling.update(max_new_tokens=32)
     config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
@@ -186,8 +187,7 @@ def _smoke(config: ConfigDict) -> None:
 
     config.rejection_sampling.num_prompts = 32
     config.rejection_sampling.sampling.samples_per_prompt = 2
-    config.gatt.data.num_dialogues = 32
-    config.gatt.data.check = False  # it would keep none
+    config.gatt.data.update(num_dialogues=32, min_turns=2, check=False)  # it would keep none
     config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
     config.ppo.train.num_iterations = 2
     config.evaluate_gatt.eval.num_dialogues = 8

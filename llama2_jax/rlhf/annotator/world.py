@@ -180,19 +180,24 @@ def _with_instruction(prompt: Prompt, rng: Random) -> Prompt:
 
 def _later_prompt(rng: Random) -> Prompt:
     """A prompt without system message, in three of ten cases about a persona that it does not set."""
-    asks_only = rng.random() < 0.3
+    if rng.random() < 0.3:
+        return _persona_question(rng)
     while True:
-        if asks_only:
-            prompt = persona.without_instruction(rng)
-        else:
-            prompt = _with_instruction(draw_prompt(rng, part="train"), rng)
-        is_kept_back = asks_only and part_of(prompt.messages) != "train"
-        if prompt.messages[0].role == "user" and not is_kept_back:
+        prompt = _with_instruction(draw_prompt(rng, part="train"), rng)
+        if prompt.messages[0].role == "user":
+            return prompt
+
+
+def _persona_question(rng: Random) -> Prompt:
+    """About a persona that is not set in it, of the training part."""
+    while True:
+        prompt = persona.without_instruction(rng)
+        if part_of(prompt.messages) == "train":
             return prompt
 
 
 def draw_documents(rng: Random, count: int) -> Iterator[str]:
-    """Texts for pretraining: questions with good answers, or one to three statements of one family.
+    """Texts for pretraining: one to three statements of one family, or questions with good answers.
 
     Nothing in them says what to do about adversarial prompts: that is learned later.
     """

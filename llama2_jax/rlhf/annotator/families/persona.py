@@ -138,8 +138,11 @@ def _content(task: Task, answer: str) -> Content:
 
 
 def _statement(rng: Random) -> str:
+    """An instruction and all that it makes one say, so that every value stands in it three times."""
     persona = draw_persona(rng)
-    said = [_say(Task(name, ""), value, rng) for name, value in persona._asdict().items() if value]
+    said = [
+        form.format(value) for name, value in persona._asdict().items() if value for form in ANSWERS[name]
+    ]
     rng.shuffle(said)
     return " ".join([instruction(persona, rng, short=rng.random() < 0.3), *said])
 
