@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.report import quote
 from llama2_jax.config import ConfigError, build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
@@ -249,8 +250,9 @@ def write_report(workdir: Path, results: dict[str, Any], preferences: Sequence[P
     counts = {**results["excluded"], **results["dropped"]}
     lines += ["", f"Left out: {', '.join(f'{name} {count}' for name, count in counts.items())}.", ""]
     for pair in preferences[:5]:
-        lines += [f"- {pair.messages[-1].content}", f"  - chosen ({pair.rating}): {pair.chosen}"]
-        lines += [f"  - rejected: {pair.rejected}"]
+        lines += [f"- {quote(pair.messages[-1].content)}"]
+        lines += [f"  - chosen ({pair.rating}): {quote(pair.chosen)}"]
+        lines += [f"  - rejected: {quote(pair.rejected)}"]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

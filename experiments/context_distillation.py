@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.gatt import open_chat_model
+from experiments.report import quote
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
@@ -238,10 +239,10 @@ def write_report(
     lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples", ""]
     chosen = [i for i, choice in enumerate(choices) if choice.decision == SELECTED][:EXAMPLES]
     for i in chosen:
-        lines += [f"> **user** {prompts[i].messages[-1].content}  "]
+        lines += [f"> **user** {quote(prompts[i].messages[-1].content)}  "]
         for how in dict.fromkeys((BASE, choices[i].how)):
             answer, score = candidates[how][i]
-            lines += [f"> **{how}** ({score:+.2f}) {answer.text.strip()}  "]
+            lines += [f"> **{how}** ({score:+.2f}) {quote(answer.text)}  "]
         lines += [""]
     (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
 

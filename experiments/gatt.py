@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from experiments.report import quote
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message
@@ -192,7 +193,7 @@ def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence
         "",
     ]
     for dialogue in kept[:TRANSCRIPTS]:
-        lines += [f"> **{message.role}** {message.content}  " for message in dialogue] + [""]
+        lines += [f"> **{message.role}** {quote(message.content)}  " for message in dialogue] + [""]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
