@@ -5,11 +5,11 @@ python -m experiments.llama2_chat --config=configs/llama2_chat.py:7b --workdir=.
     --config.init_from=BASE_CHECKPOINT --config.sft.data.dialogues=demonstrations.jsonl \
     --config.annotate.prompts=prompts.jsonl ...
 
-Variants: tiny (for 2 cores; the text and the simulated world that ``make demo``
-fetches and makes), smoke (the same stages in a few minutes, too short to learn much: for tests), smollm2
-(one round from a real chat model; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the
-numbers of the paper; people compare through files: the run stops at each round's ``sheet.csv`` and
-continues once it is filled in).
+Variants: tiny (for 2 cores; the text and the simulated world that ``make demo`` fetches and makes),
+smoke (the same stages in a few minutes, too short to learn much: for tests), smollm2 (one round from a
+real chat model; ``make smollm2-chat``) and 7b, 13b, 34b, 70b (the numbers of the paper; people compare
+through files: the run stops at each round's ``sheet.csv`` and continues once it is filled in). With
+"tiny,seed=1" all stages draw from another seed.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,8 @@ SMOLLM2_DATA = "runs/smollm2/data"
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant: a config per stage, whose inputs from earlier stages the programme sets."""
-    variant = parse_arg(arg, variant="tiny").variant
+    parsed = parse_arg(arg, variant="tiny", seed=0)
+    variant = parsed.variant
     require_choice("config variant", variant, VARIANTS)
     size = variant if variant in PAPER_SIZES else "tiny"
     general = "paper" if variant in PAPER_SIZES else "tiny"
@@ -74,7 +75,17 @@ def get_config(arg: str = "") -> ConfigDict:
         _smollm2(config)
     if variant == "smoke":
         _smoke(config)
+    _set_seeds(config, parsed.seed)
     return config.lock()
+
+
+def _set_seeds(config: ConfigDict, seed: int) -> None:
+    """One seed for all that is drawn in any stage."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _set_seeds(value, seed)
+        elif name == "seed":
+            config.seed = seed
 
 
 def _tiny(config: ConfigDict) -> None:

@@ -152,6 +152,29 @@ def test_the_variant_of_a_real_chat_model_trains_nothing_before_it_and_aligns_it
     assert recipe.configs["v1/ppo"].init_from == "run/v1/sft"
 
 
+def test_one_seed_is_that_of_every_stage() -> None:
+    plain, other = get_config("tiny").to_dict(), get_config("tiny,seed=3").to_dict()
+    assert _seeds(plain) == dict.fromkeys(_seeds(other), 0)
+    assert set(_seeds(other).values()) == {3}
+    assert {path.split(".")[0] for path in _seeds(other)} > {
+        "pretrain",
+        "sft",
+        "annotate",
+        "safety_rm",
+        "ppo",
+    }
+
+
+def _seeds(config: dict[str, Any], path: str = "") -> dict[str, int]:
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found |= _seeds(value, f"{path}{name}.")
+        elif name == "seed":
+            found[path + name] = value
+    return found
+
+
 def test_a_round_adds_its_pairs_to_those_of_the_config() -> None:
     recipe = Planned(get_config("smollm2"))
     recipe.run()

@@ -14,7 +14,7 @@ from llama2_jax.rlhf.annotator.comparison import Comparison
 from llama2_jax.rlhf.annotator.protocol import Pair, Variant, to_preference, unusable
 from llama2_jax.rlhf.annotator.raters import RatersConfig, simulated
 
-RATERS = RatersConfig(seed=1)  # those of our own preferences have 0
+RATERS = RatersConfig(seed=1_000)  # other people than those of our own preferences, whose seeds are small
 SOURCE = "public"
 
 
