@@ -7,6 +7,7 @@ forgets the conversation. When it outgrows the model's context the oldest exchan
 first, never the system prompt.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, str
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.train.loop import StopRequest
 
 
 class Conversation:
@@ -113,12 +115,13 @@ def main() -> None:
 def _print_answer(conversation: Conversation, text: str) -> None:
     pieces = conversation.answer(text)
     try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
-    except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
-        print(" [stopped]")
+        with StopRequest(signal.SIGINT) as stop:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                if stop.requested:
+                    pieces.close()  # type: ignore[attr-defined]
+                    break
+        print(" [stopped]" if stop.requested else "")
     except (DialogueError, PromptError) as error:
         print(f"error: {error}", file=sys.stderr)
 

@@ -224,21 +224,25 @@ class _Profile:
 
 
 class StopRequest:
-    """Turns SIGTERM into a flag while in scope, so that a step is never cut in half."""
+    """Turns a signal into a flag while in scope, so that a step is never cut in half.
 
-    def __init__(self) -> None:
+    Python's own way, an exception at any line, is lost where it meets a callback of the runtime.
+    """
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
         self.requested = False
+        self._signum = signum
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
 
     def __enter__(self) -> "StopRequest":
         try:
-            self._previous: Any = signal.signal(signal.SIGTERM, self._handle)
+            self._previous: Any = signal.signal(self._signum, self._handle)
         except ValueError:  # not the main thread (a notebook): the default handling stays
             self._previous = None
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+            signal.signal(self._signum, self._previous)
