@@ -109,7 +109,7 @@ def _tiny(config: ConfigDict) -> None:
     config.sft.data.epochs = 1.0
     config.sft.eval.sample_prompts = ("What is 3 plus 4?", "Write a line about the wind.", "Hi! How are you?")
     config.rejection_sampling_sft.data.heldout = ""
-    config.rejection_sampling_sft.optimizer.learning_rate = 1e-3
+    config.rejection_sampling_sft.optimizer.learning_rate = 5e-4
     # not RS-8: with Ghost Attention there is twice as much to learn
     config.rejection_sampling_sft.data.epochs = 3.0
 
