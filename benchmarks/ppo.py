@@ -10,12 +10,13 @@ doctor.
 """
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
 
+from benchmarks.fine_tuning import CONFIG
 from benchmarks.record import record, spread
-from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.rlhf.ppo_config import PPOConfig
@@ -24,15 +25,7 @@ from llama2_jax.rlhf.rollouts import Rollout, draw_seeds
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.train.optimizer import OptimizerConfig
 
-MODEL = ModelConfig(
-    vocab_size=512,
-    model_width=256,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=4,
-    feed_forward_width=688,
-    max_context=96,
-)
+MODEL = dataclasses.replace(CONFIG, max_context=96)
 PPO = PPOConfig(prompt_length=32, response_length=64, batch_size=32, mini_batch_size=8)
 
 
