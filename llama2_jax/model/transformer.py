@@ -24,6 +24,7 @@ from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import KVCache, ModelOutput, Params
 
 Carry = tuple[jax.Array, KVCache | None]
+UNROLLED_LAYERS = 8  # models of up to so many layers are compiled without a loop
 
 
 class Block(nn.Module):
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=cfg.num_layers,
+                unroll=self._unroll(),
             )
             self.layers = scanned(cfg, part)
         else:
@@ -87,6 +89,16 @@ class Transformer(nn.Module):
             shape = (cfg.model_width, cfg.vocab_size)
             self.unembedding_DV = self.param("unembedding_DV", init, shape, jnp.float32)
         self.part = part
+
+    def _unroll(self) -> int:
+        """Layers per turn of the loop.
+
+        A loop copies weights and activations in and out of stacks, a tenth of an update of a small
+        model on CPU. It stays where compile time would grow, and where layers are recomputed: without
+        it XLA would merge the recomputation with the original.
+        """
+        few = self.config.num_layers <= UNROLLED_LAYERS and self.config.remat_policy == "none"
+        return self.config.num_layers if few and not self.is_initializing() else 1
 
     def hidden(
         self,
