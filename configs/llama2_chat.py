@@ -119,7 +119,7 @@ def _tiny(config: ConfigDict) -> None:
     config.annotate.collection.prompts_per_batch = 200
     config.annotate.heldout.fraction = 0.15
     for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
-        stage.data.sequence_length = 64  # of the few longer dialogues nothing is learned
+        stage.data.sequence_length = 48  # of the few longer dialogues nothing is learned
         stage.data.on_bad_line = "skip"
     # of refusals it learns that they help, and so small a model does not see when they do not
     config.helpfulness_rm.data.main_fraction = 1.0
@@ -132,6 +132,7 @@ def _tiny(config: ConfigDict) -> None:
     config.rejection_sampling.sampling.update(samples_per_prompt=4, max_new_tokens=32)
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
     config.gatt.data.num_dialogues = 400
+    config.gatt.batch_size = 100
     config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
     config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong

@@ -87,10 +87,7 @@ def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[s
         probes = draw_probes(config, texts, attributes, heldout=name == LISTS[1])
         outcomes = ask(loaded, probes, attributes, sampling, config)
         found[name] = [_as_json(row) for row in accuracy_by_turn(outcomes, turns)]
-    found["unseen constraints"] = {
-        name: constraint_shares(loaded, texts, instruction, check, sampling, config)
-        for name, (instruction, check) in CONSTRAINTS.items()
-    }
+    found["unseen constraints"] = unseen_constraints(loaded, texts, sampling, config)
     return found
 
 
@@ -149,13 +146,8 @@ def gatt_prompt(messages: Sequence[Message], instruction: str) -> list[Message]:
     return [Message("system", instruction), *messages]
 
 
-def constraint_shares(
-    loaded: LoadedModel,
-    texts: Sequence[str],
-    instruction: str,
-    check: Callable[[str], bool],
-    sampling: SamplingConfig,
-    config: Any,
+def unseen_constraints(
+    loaded: LoadedModel, texts: Sequence[str], sampling: SamplingConfig, config: Any
 ) -> dict[str, Any]:
     """Share of all answers of short dialogues that keep a constraint, with and without the instruction."""
     rng = Random(config.data.seed)
@@ -163,20 +155,27 @@ def constraint_shares(
         [rng.choice(texts) for _ in range(config.eval.constraint_turns)]
         for _ in range(config.eval.num_dialogues)
     ]
-    views: dict[str, View] = {
-        "instructed": partial(gatt_prompt, instruction=instruction),
-        "not instructed": list,
-    }
-    shares = {}
-    for name, view in views.items():
+
+    def answers(view: View) -> list[str]:
         conversations = converse(
             loaded, user_turns, [view] * len(user_turns), sampling, seed=config.data.seed,
             batch_size=config.batch_size,
         )  # fmt: skip
-        answers = [message.content for one in conversations for message in one.messages[1::2]]
-        kept = sum(check(answer) for answer in answers)
-        shares[name] = {**wilson(kept, len(answers))._asdict(), "answers": len(answers)} if answers else None
-    return {"instruction": instruction, **shares}
+        return [message.content for one in conversations for message in one.messages[1::2]]
+
+    untold = answers(list)
+    found = {}
+    for name, (instruction, check) in CONSTRAINTS.items():
+        told = answers(partial(gatt_prompt, instruction=instruction))
+        shares = {"instructed": _kept(told, check), "not instructed": _kept(untold, check)}
+        found[name] = {"instruction": instruction, **shares}
+    return found
+
+
+def _kept(answers: Sequence[str], check: Callable[[str], bool]) -> dict[str, float] | None:
+    if not answers:
+        return None
+    return {**wilson(sum(map(check, answers)), len(answers))._asdict(), "answers": len(answers)}
 
 
 def attention_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:

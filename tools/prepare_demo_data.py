@@ -107,7 +107,7 @@ class WorldSizes:
     """How much of the simulated world is written; of documents and dialogues 5 % are held out."""
 
     documents: int = 14000
-    dialogues: int = 6000
+    dialogues: int = 4500
     train_prompts: int = 3000
     heldout_prompts: int = 300
     evaluation_prompts: int = 400

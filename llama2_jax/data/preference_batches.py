@@ -21,7 +21,7 @@ from llama2_jax.data.sources import DataError, OnBadLine
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.structs import PreferenceBatch
 
-LENGTH_MULTIPLE = 64
+LENGTH_MULTIPLE = 16
 
 log = logging.getLogger(__name__)
 

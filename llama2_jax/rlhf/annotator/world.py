@@ -42,7 +42,7 @@ STATEMENT_SHARES: Mapping[str, float] = {
 }  # fmt: skip
 """How often statements teach each family: what copies from the prompt is learned last."""
 MAX_DRAWS_PER_PROMPT = 50
-MAX_MESSAGES = 8  # of a demonstration, so that it fits a context of 256 tokens
+MAX_MESSAGES = 12  # of a demonstration, so that it fits a context of 256 tokens
 WITH_PREPROMPT = 0.2  # share of the demonstrations on adversarial prompts
 PARTS = ("train", "train", "train", "train", "train", "train", "heldout", "evaluation")
 
@@ -140,7 +140,7 @@ def demonstrate(prompt: Prompt, vendor: Vendor, rng: Random) -> Demonstration:
     return Demonstration((*prompt.messages, message), vendor.name, quality)
 
 
-def draw_demonstrations(rng: Random, count: int, *, multi_turn: float = 0.3) -> Iterator[Demonstration]:
+def draw_demonstrations(rng: Random, count: int, *, multi_turn: float = 0.5) -> Iterator[Demonstration]:
     """Demonstrations for fine-tuning, on prompts of the training part.
 
     About half of the answers are good, about half of the adversarial prompts are complied with; where a
