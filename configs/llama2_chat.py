@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.chat_from = ""  # a chat model to align; "" = fine-tune the base model
     config.rounds = 5
     config.first_prompts = 0  # compared in round 1; 0 = as many as in every later round
+    config.new_prompts = False  # each round samples for prompts of its own, of which earlier rounds saw none
     config.last_bag_until_round = 3  # RS-5: until V3 the picks came from that round's samples alone
     config.tune_from = "base"  # RS-8, D42: where each version starts; or "first", "previous" chat model
     config.gatt_after_round = 3  # GATT-5; 0 = never
@@ -126,9 +127,10 @@ def _tiny(config: ConfigDict) -> None:
     config.guard_rm.data.public = f"{WORLD}/public_preferences_train.jsonl"
     config.guard_rm.data.heldout = f"{WORLD}/public_preferences_heldout.jsonl"
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.rejection_sampling.num_prompts = 400
-    # not RS-5: of many samples so small a reward model prefers the odd ones, which it rates by chance
-    config.last_bag_until_round = config.rounds
+    config.rejection_sampling.num_prompts = 300
+    # of many samples of a prompt so small a reward model prefers odd ones: rather more prompts in each round
+    config.new_prompts = True
+    config.last_bag_until_round = 0
     config.rejection_sampling.sampling.update(samples_per_prompt=4, max_new_tokens=32)
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
     config.gatt.data.num_dialogues = 400

@@ -28,7 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.helpfulness_rm = ""  # the newest reward models
     config.safety_rm = ""
     config.prompts = ""
-    config.num_prompts = 0  # the first so many of the file; 0 = all
+    config.skip_prompts = 0  # of the file, from its start
+    config.num_prompts = 0  # so many after those; 0 = all
     config.round = 1  # 1: the samples that RLHF-V1 is made from
     config.archives = ()  # archive.jsonl of earlier rounds; each holds all before it that it was given
 

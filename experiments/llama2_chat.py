@@ -86,9 +86,10 @@ class Recipe:
                 init_from=newest, safety_reward_model=models["safety_rm"],
             )  # fmt: skip
             self.keep_dialogues(path)
+        seen = (number - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
         picks = self.stage(
             rejection_sampling.run, "rejection_sampling", f"{folder}/rejection_sampling",
-            policy=newest, round=number, archives=tuple(self.archives), **models,
+            policy=newest, round=number, skip_prompts=seen, archives=tuple(self.archives), **models,
             **{"pick.rounds": "last" if number <= config.last_bag_until_round else "all"},
         )  # fmt: skip
         self.archives = [f"{picks}/archive.jsonl"]

@@ -61,7 +61,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         print(f"{workdir} is done")
         return
-    prompts = read_prompts(config.prompts)[: config.num_prompts or None]
+    prompts = choose_prompts(config)
     archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
@@ -117,7 +117,8 @@ def _check_config(config: Any, workdir: Path) -> None:
     for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     require(config.round > 0, f"config.round = {config.round} must be positive")
-    require(config.num_prompts >= 0, f"config.num_prompts = {config.num_prompts} must not be negative")
+    for name in ("skip_prompts", "num_prompts"):
+        require(config[name] >= 0, f"config.{name} = {config[name]} must not be negative")
     for name in ("sampling", "search"):
         count = config[name].samples_per_prompt
         require(count > 0, f"{name}.samples_per_prompt = {count} must be positive")
@@ -132,6 +133,21 @@ def _check_config(config: Any, workdir: Path) -> None:
             f"the samples in {workdir} were drawn with sampling.{name} = {old[name]}, the config says "
             f"{config.sampling[name]}; use another --workdir or undo the change",
         )
+
+
+def choose_prompts(config: Any) -> list[Prompt]:
+    """The prompts of this round.
+
+    Raises:
+      ConfigError: the file has fewer than are asked for.
+    """
+    prompts, skipped, count = read_prompts(config.prompts), config.skip_prompts, config.num_prompts
+    require(
+        len(prompts) >= skipped + max(count, 1),
+        f"{config.prompts} has {len(prompts)} prompts, too few for config.skip_prompts = {skipped} and "
+        f"config.num_prompts = {count}; lower one of them or give more prompts",
+    )
+    return prompts[skipped : skipped + count] if count else prompts[skipped:]
 
 
 def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:

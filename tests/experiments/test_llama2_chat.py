@@ -87,6 +87,17 @@ def test_later_rounds_learn_from_all_preferences_and_samples_so_far(workdir: Pat
     assert "gatt" in trained
 
 
+def test_each_round_samples_for_prompts_of_its_own_and_learns_from_all(workdir: Path) -> None:
+    folder = workdir / "v2/rejection_sampling"
+    asked: dict[int, set[str]] = {1: set(), 2: set()}
+    for line in (folder / "archive.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        asked[row["round"]].add(row["prompt_id"])
+    assert [len(ids) for ids in asked.values()] == [32, 32]
+    assert not asked[1] & asked[2]
+    assert set(json.loads((folder / "results.json").read_text())["picks_by_round"]) == {"1", "2"}
+
+
 def test_a_model_of_other_data_watches_ppo(workdir: Path) -> None:
     guard = json.loads((workdir / "v2/guard_rm/config.json").read_text())
     assert guard["kind"] == "guard"

@@ -102,6 +102,21 @@ def test_search_draws_each_temperature_and_the_best_one_is_used() -> None:
     assert counts == {found["temperature"]: 6 * 4, other: 2 * 4}
 
 
+@pytest.mark.parametrize(
+    ("skip", "count", "expected"),
+    [(0, 0, PROMPTS), (0, 2, PROMPTS[:2]), (4, 0, PROMPTS[4:]), (1, 5, PROMPTS[1:])],
+)
+def test_prompts_are_a_part_of_the_file(skip: int, count: int, expected: list[Prompt]) -> None:
+    config = config_of(skip_prompts=skip, num_prompts=count)
+    assert rejection_sampling.choose_prompts(config) == expected
+
+
+@pytest.mark.parametrize(("skip", "count"), [(6, 0), (0, 7), (4, 3)])
+def test_too_few_prompts_are_refused(skip: int, count: int) -> None:
+    with pytest.raises(ConfigError, match=rf"has 6 prompts.*skip_prompts = {skip}.*num_prompts = {count}"):
+        rejection_sampling.choose_prompts(config_of(skip_prompts=skip, num_prompts=count))
+
+
 def test_dialogues_are_the_argmax_under_the_reward_models() -> None:
     samples = read_archives([first_round() / "archive.jsonl"])
     policy = stacked_policy()
