@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).with_name("results")
+SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS")  # environment variables that change how fast a program is
 
 
 def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> list[float]:
@@ -48,6 +49,7 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
         "cpu": _cpu(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "line": line,
         "result": result,
     }

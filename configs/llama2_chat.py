@@ -127,7 +127,7 @@ def _tiny(config: ConfigDict) -> None:
     config.guard_rm.data.public = f"{WORLD}/public_preferences_train.jsonl"
     config.guard_rm.data.heldout = f"{WORLD}/public_preferences_heldout.jsonl"
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.rejection_sampling.num_prompts = 300
+    config.rejection_sampling.num_prompts = 400
     # of many samples of a prompt so small a reward model prefers odd ones: rather more prompts in each round
     config.new_prompts = True
     config.last_bag_until_round = 0

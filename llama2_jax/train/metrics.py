@@ -29,9 +29,15 @@ class MetricsWriter:
             str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1
         )
 
-    def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record the metrics after update number ``step`` (1-based)."""
+    def write(self, step: int, metrics: dict[str, Any], *, to_board: bool = True) -> None:
+        """Record the metrics after update number ``step`` (1-based).
+
+        Args:
+          to_board: also for TensorBoard, whose writer takes longer for a number than this for a line.
+        """
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if not to_board:
+            return
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)

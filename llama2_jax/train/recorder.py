@@ -36,6 +36,10 @@ class Recorder:
         self._monitor.spikes += [(step, loss) for step, loss in meta.get("loss_spikes", [])]
         self._source_tokens = dict.fromkeys(run.source_names, 0) | dict(meta.get("source_tokens", {}))
         self._peak_flops, _ = peak_flops(config.peak_flops)
+        # of all steps at once: an operation of its own would wait for the step that runs meanwhile
+        self._learning_rates = np.asarray(
+            learning_rate(np.arange(config.num_steps), run.optimizer, num_steps=config.num_steps)
+        )
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._clock = _Clock()
 
@@ -62,9 +66,7 @@ class Recorder:
         self._monitor.check(step, record, last_checkpoint=last_checkpoint)
         for name, count in zip(self._run.source_names, source_tokens, strict=True):
             self._source_tokens[name] += count
-        record["train/learning_rate"] = float(
-            learning_rate(step - 1, self._run.optimizer, num_steps=self._config.num_steps)
-        )
+        record["train/learning_rate"] = float(self._learning_rates[step - 1])
         record["train/tokens_seen"] = sum(self._source_tokens.values())
         self._clock.count(sum(source_tokens))
         self._report(step, record)
@@ -82,7 +84,7 @@ class Recorder:
             else:
                 text = f"loss {record['train/loss']:.4f}  (first steps, with compilation)"
         if self._writer:
-            self._writer.write(step, record)
+            self._writer.write(step, record, to_board=text is not None)
             if text is not None:
                 self._writer.flush()
         self._progress.step(step, text)
