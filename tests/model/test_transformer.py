@@ -7,7 +7,12 @@ import pytest
 
 from llama2_jax.kernels import reference
 from llama2_jax.model.cache import empty_cache
-from llama2_jax.model.transformer import Transformer, attention_probabilities
+from llama2_jax.model.transformer import (
+    UNROLLED_LAYERS,
+    Transformer,
+    abstract_params,
+    attention_probabilities,
+)
 from llama2_jax.structs import TokenBatch
 from llama2_jax.train.step import loss_sums
 from tests.model import numpy_llama, tiny
@@ -153,6 +158,16 @@ def test_remat_policies_keep_what_they_promise():
     assert sizes["full"] < sizes["attention"] < sizes["dots"] < sizes["none"], sizes
     # "attention" keeps one (L, B, T, N, H) array more than "full"
     assert sizes["attention"] - sizes["full"] == 2 * 1 * 12 * 4 * 8, sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "loops"),
+    [({}, False), ({"remat_policy": "full"}, True), ({"num_layers": UNROLLED_LAYERS + 1}, True)],
+)
+def test_the_loop_over_layers_stays_where_it_is_needed(changes, loops):
+    model = tiny.with_config(**changes)
+    params, tokens = abstract_params(model.config), tiny.tokens(12)
+    assert ("while" in logits.lower(model, params, tokens[None]).as_text()) == loops
 
 
 def test_bfloat16_compute_stays_close_and_gives_float32_logits():
