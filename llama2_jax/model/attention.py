@@ -1,17 +1,15 @@
 """Grouped-query self-attention with rotary positions and an optional key/value cache."""
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.kernels import cached, chunked, reference
 from llama2_jax.model.cache import write_slots
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.layers import apply_rotary, project, residual_init
+from llama2_jax.model.layers import apply_rotary, projection, residual_init
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import KVCache
 
@@ -30,6 +28,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner
+    outputs_first: bool = False  # layout of the weights
 
     @nn.compact
     def __call__(
@@ -40,16 +39,15 @@ class Attention(nn.Module):
         init = nn.initializers.normal(cfg.init_stddev)
         q_shape = (cfg.model_width, cfg.num_heads, cfg.head_dim)
         kv_shape = (cfg.model_width, cfg.num_kv_heads, cfg.head_dim)
-        w_q_DNH = self.param("w_q_DNH", init, q_shape, jnp.float32).astype(dtype)
-        w_k_DKH = self.param("w_k_DKH", init, kv_shape, jnp.float32).astype(dtype)
-        w_v_DKH = self.param("w_v_DKH", init, kv_shape, jnp.float32).astype(dtype)
-        w_o_shape = (cfg.num_heads, cfg.head_dim, cfg.model_width)
-        w_o_NHD = self.param("w_o_NHD", residual_init(cfg), w_o_shape, jnp.float32).astype(dtype)
+        o_shape = (cfg.num_heads, cfg.head_dim, cfg.model_width)
+        to_q = projection(self, "w_q_DNH", init, q_shape, dtype)
+        to_k = projection(self, "w_k_DKH", init, kv_shape, dtype)
+        to_v = projection(self, "w_v_DKH", init, kv_shape, dtype)
+        to_out = projection(self, "w_o_NHD", residual_init(cfg), o_shape, dtype)
 
-        linear = functools.partial(project, partitioner=self.partitioner)
-        q_BTNH = apply_rotary(linear(x_BTD, w_q_DNH), info.cos, info.sin)
-        k_BTKH = apply_rotary(linear(x_BTD, w_k_DKH), info.cos, info.sin)
-        v_BTKH = linear(x_BTD, w_v_DKH)
+        q_BTNH = apply_rotary(to_q(x_BTD), info.cos, info.sin)
+        k_BTKH = apply_rotary(to_k(x_BTD), info.cos, info.sin)
+        v_BTKH = to_v(x_BTD)
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 
         if cache is None:
@@ -61,7 +59,7 @@ class Attention(nn.Module):
         if self.is_mutable_collection("intermediates"):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
             self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
-        return linear(self.partitioner.constrain(out_BTNH, "BTNH"), w_o_NHD, contract=2), cache
+        return to_out(self.partitioner.constrain(out_BTNH, "BTNH")), cache
 
 
 def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -42,20 +43,75 @@ def apply_rotary(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array
     return rotated.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
+def projection(
+    module: Any, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """A weight of ``module``, declared in the layout that it says, as the function that multiplies by it.
+
+    Args:
+      module: with ``partitioner`` and ``outputs_first``.
+      name: of the layout for training, inputs first, as ``shape``.
+    """
+    inputs = input_dims(name)
+    if module.outputs_first:
+        name, shape = outputs_first_name(name), (*shape[inputs:], *shape[:inputs])
+    weight = module.param(name, init, shape, jnp.float32).astype(dtype)
+    return functools.partial(
+        project,
+        weight=weight,
+        contract=inputs,
+        outputs_first=module.outputs_first,
+        partitioner=module.partitioner,
+    )
+
+
+def input_dims(name: str) -> int:
+    """How many dims of the weight of that name are summed over."""
+    return 2 if name == "w_o_NHD" else 1
+
+
+def outputs_first_name(name: str) -> str:
+    """``w_q_DNH`` -> ``w_q_NHD``."""
+    stem, _, dims = name.rpartition("_")
+    inputs = input_dims(name)
+    return f"{stem}_{dims[inputs:]}{dims[:inputs]}"
+
+
 def project(
-    x: jax.Array, weight: jax.Array, *, partitioner: Partitioner, contract: int = 1, out_dtype: Any = None
+    x: jax.Array,
+    weight: jax.Array,
+    *,
+    partitioner: Partitioner,
+    contract: int = 1,
+    outputs_first: bool = False,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """Multiply the last ``contract`` dims of ``x`` (B, T, ...) with the first of ``weight``.
 
     Rows are flattened to one 2-D product where a device holds whole rows: XLA:CPU would copy and
     transpose the operands of the weight gradient otherwise (a quarter of the time of the layer).
+
+    Args:
+      outputs_first: with the last of ``weight``. Where rows are few, as when decoding, XLA:CPU takes
+        half the time with the weight on the left, whose rows it then reads once and in order; the
+        barriers keep it from turning the product around again.
     """
     out_dtype = out_dtype or x.dtype
+    dims = range(weight.ndim - contract, weight.ndim) if outputs_first else range(contract)
+    kept = weight.shape[:-contract] if outputs_first else weight.shape[contract:]
     if partitioner.axis_size("sequence") > 1:
-        return jnp.tensordot(x, weight, contract, preferred_element_type=out_dtype)
-    inner = math.prod(weight.shape[:contract])
-    product = jnp.matmul(x.reshape(-1, inner), weight.reshape(inner, -1), preferred_element_type=out_dtype)
-    return product.reshape(*x.shape[:2], *weight.shape[contract:])
+        axes = (tuple(range(x.ndim - contract, x.ndim)), tuple(dims))
+        return jnp.tensordot(x, weight, axes, preferred_element_type=out_dtype)
+    rows = x.reshape(-1, math.prod(weight.shape[dim] for dim in dims))
+    multiply = functools.partial(jnp.matmul, preferred_element_type=out_dtype)
+    if not outputs_first:
+        product = multiply(rows, weight.reshape(rows.shape[1], -1))
+    elif x.shape[1] == 1:
+        turned = multiply(weight.reshape(-1, rows.shape[1]), jax.lax.optimization_barrier(rows.T))
+        product = jax.lax.optimization_barrier(turned).T
+    else:
+        product = multiply(rows, weight.reshape(-1, rows.shape[1]).T)
+    return product.reshape(*x.shape[:2], *kept)
 
 
 class FeedForward(nn.Module):
@@ -63,19 +119,19 @@ class FeedForward(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner
+    outputs_first: bool = False  # layout of the weights
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        cfg, dtype = self.config, x_BTD.dtype
+        cfg = self.config
         init = nn.initializers.normal(cfg.init_stddev)
         shape = (cfg.model_width, cfg.feed_forward_width)
-        w_gate_DF = self.param("w_gate_DF", init, shape, jnp.float32).astype(dtype)
-        w_up_DF = self.param("w_up_DF", init, shape, jnp.float32).astype(dtype)
-        w_down_FD = self.param("w_down_FD", residual_init(cfg), shape[::-1], jnp.float32).astype(dtype)
-        linear = functools.partial(project, partitioner=self.partitioner)
-        hidden_BTF = nn.silu(linear(x_BTD, w_gate_DF)) * linear(x_BTD, w_up_DF)
-        return linear(self.partitioner.constrain(hidden_BTF, "BTF"), w_down_FD)
+        gate = projection(self, "w_gate_DF", init, shape, x_BTD.dtype)
+        up = projection(self, "w_up_DF", init, shape, x_BTD.dtype)
+        down = projection(self, "w_down_FD", residual_init(cfg), shape[::-1], x_BTD.dtype)
+        hidden_BTF = nn.silu(gate(x_BTD)) * up(x_BTD)
+        return down(self.partitioner.constrain(hidden_BTF, "BTF"))
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:

@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from llama2_jax.model.attention import Attention, TokenInfo
 from llama2_jax.model.cache import claim_slots
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.layers import FeedForward, RMSNorm, project, rotary_angles
+from llama2_jax.model.layers import (
+    FeedForward,
+    RMSNorm,
+    input_dims,
+    outputs_first_name,
+    project,
+    rotary_angles,
+)
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import KVCache, ModelOutput, Params
 
@@ -32,6 +39,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner
+    outputs_first: bool = False  # layout of the weights
 
     @nn.compact
     def __call__(self, carry: Carry, layer: jax.Array | int, info: TokenInfo) -> tuple[Carry, None]:
@@ -39,10 +47,11 @@ class Block(nn.Module):
         cfg, part = self.config, self.partitioner
         x_BTD, cache = carry
         normed = RMSNorm(cfg.norm_epsilon, name="attention_norm")(x_BTD)
-        attended, cache = Attention(cfg, part, name="attention")(normed, info, cache, layer)
+        attention = Attention(cfg, part, self.outputs_first, name="attention")
+        attended, cache = attention(normed, info, cache, layer)
         x_BTD = x_BTD + attended
         normed = RMSNorm(cfg.norm_epsilon, name="feed_forward_norm")(x_BTD)
-        x_BTD = x_BTD + FeedForward(cfg, part, name="feed_forward")(normed)
+        x_BTD = x_BTD + FeedForward(cfg, part, self.outputs_first, name="feed_forward")(normed)
         return (part.constrain(x_BTD, "BTD"), cache), None
 
 
@@ -63,7 +72,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner | None = None
-    stacked: bool = True  # False: a parameter per layer instead of one with L in front, see ``unstack``
+    stacked: bool = True  # False: the layout for decoding, see ``unstack``
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -83,11 +92,13 @@ class Transformer(nn.Module):
             )
             self.layers = scanned(cfg, part)
         else:
-            self.layer = [block(cfg, part) for _ in range(cfg.num_layers)]
+            self.layer = [block(cfg, part, outputs_first=True) for _ in range(cfg.num_layers)]
         self.final_norm = RMSNorm(cfg.norm_epsilon)
         if not cfg.tie_embeddings:
-            shape = (cfg.model_width, cfg.vocab_size)
-            self.unembedding_DV = self.param("unembedding_DV", init, shape, jnp.float32)
+            name, shape = "unembedding_DV", (cfg.model_width, cfg.vocab_size)
+            if not self.stacked:
+                name, shape = outputs_first_name(name), shape[::-1]
+            self.unembedding = self.param(name, init, shape, jnp.float32)
         self.part = part
 
     def _unroll(self) -> int:
@@ -143,9 +154,15 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits in float32, whatever the compute dtype."""
-        weight_DV = self.embedding_VD.T if self.config.tie_embeddings else self.unembedding_DV
-        weight_DV = weight_DV.astype(hidden_BTD.dtype)
-        logits_BTV = project(hidden_BTD, weight_DV, partitioner=self.part, out_dtype=jnp.float32)
+        tied = self.config.tie_embeddings
+        weight = (self.embedding_VD if tied else self.unembedding).astype(hidden_BTD.dtype)
+        logits_BTV = project(
+            hidden_BTD,
+            weight,
+            partitioner=self.part,
+            outputs_first=tied or not self.stacked,
+            out_dtype=jnp.float32,
+        )
         return self.part.constrain(logits_BTV, "BTV")
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:
@@ -165,23 +182,37 @@ def init_params(model: Transformer, key: jax.Array) -> Params:
 
 
 def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """The same model with a parameter per layer: the layout for decoding.
+    """The same model in the layout for decoding: a parameter per layer, weights with their outputs first.
 
     A scan over stacked layers copies every weight out of the stack before using it. Training hides
-    that behind large products; a decode step is little more than reading the weights once. Training
-    and checkpoints keep the stack, whose compile time does not grow with depth. There is no backward
-    pass to save memory for, so ``remat_policy`` becomes "none".
+    that behind large products; a decode step is little more than reading the weights once, in the order
+    that ``project`` wants for few rows. Training and checkpoints keep the stack, whose compile time does
+    not grow with depth. There is no backward pass to save memory for, so ``remat_policy`` becomes "none".
     """
     if not model.stacked:
         return model, params
 
     def layer(index: int) -> Params:
-        return jax.tree.map(lambda leaf: leaf[index], params["layers"])
+        return _outputs_first(jax.tree.map(lambda leaf: leaf[index], params["layers"]))
 
-    rest = {name: value for name, value in params.items() if name != "layers"}
+    rest = _outputs_first({name: value for name, value in params.items() if name != "layers"})
     config = dataclasses.replace(model.config, remat_policy="none")
     unstacked = model.clone(config=config, stacked=False)
     return unstacked, rest | {f"layer_{index}": layer(index) for index in range(model.config.num_layers)}
+
+
+def _outputs_first(params: Params) -> Params:
+    """Weights in the layout of ``projection`` with ``outputs_first``; norms and the embedding as they are."""
+    moved: Params = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            moved[name] = _outputs_first(value)
+        elif name.startswith(("w_", "unembedding_")):
+            inputs = input_dims(name)
+            moved[outputs_first_name(name)] = jnp.moveaxis(value, range(inputs), range(-inputs, 0))
+        else:
+            moved[name] = value
+    return moved
 
 
 def abstract_params(config: ModelConfig) -> Params:

@@ -1,5 +1,7 @@
 """The layout for decoding is the same model."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
+from llama2_jax.model.layers import project
 from llama2_jax.model.transformer import attention_probabilities, unstack
+from llama2_jax.sharding.rules import single_device
 from tests.model import tiny
 
 ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 4, 20)]
@@ -60,3 +64,29 @@ def test_unstacking_twice_changes_nothing_and_remat_is_gone():
     assert again is model
     assert same is params
     assert (model.stacked, model.config.remat_policy) == (False, "none")
+
+
+def test_weights_have_their_outputs_first_and_names_that_say_so():
+    (_, stacked), (model, params) = both_layouts()
+    names = {"w_q_DNH": "w_q_NHD", "w_k_DKH": "w_k_KHD", "w_v_DKH": "w_v_KHD", "w_o_NHD": "w_o_DNH"}
+    assert set(params["layer_1"]["attention"]) == set(names.values())
+    before, after = stacked["layers"]["attention"], params["layer_1"]["attention"]
+    for old, new in names.items():
+        letters = old[-3:]
+        axes = [letters.index(letter) for letter in new[-3:]]
+        np.testing.assert_array_equal(after[new], before[old][1].transpose(axes))
+    assert params["layer_0"]["feed_forward"]["w_down_DF"].shape[0] == model.config.model_width
+    assert params["unembedding_VD"].shape[0] == model.config.vocab_size
+
+
+@pytest.mark.parametrize("rows", [(3, 1), (2, 5)])
+@pytest.mark.parametrize(("inputs", "shape"), [(1, (6, 2, 4)), (2, (2, 4, 6))])
+def test_products_do_not_depend_on_the_layout(rows, inputs, shape):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=shape), rng.normal(size=(*rows, *shape[:inputs]))
+    wanted = np.tensordot(x, weight, inputs)
+    multiply = functools.partial(project, partitioner=single_device(), contract=inputs)
+    np.testing.assert_allclose(jax.jit(multiply)(x, weight), wanted, atol=1e-5)
+    moved = np.moveaxis(weight, range(inputs), range(-inputs, 0))
+    turned = jax.jit(functools.partial(multiply, outputs_first=True))
+    np.testing.assert_allclose(turned(x, moved), wanted, atol=1e-5)
