@@ -101,12 +101,12 @@ def test_the_last_batch_is_filled_with_empty_pairs():
 
 def test_what_a_batch_holds_of_a_pair():
     batch = loader(count=4).batch(0)
-    assert batch.tokens_BCT.shape == (4, 2, 64)
+    assert batch.tokens_BCT.shape == (4, 2, 16)
     assert batch.tokens_BCT.dtype == batch.lengths_BC.dtype == np.int32
     for row, i in enumerate(ids(batch)):
         np.testing.assert_array_equal(batch.lengths_BC[row], [i + 1, 2])
-        np.testing.assert_array_equal(batch.tokens_BCT[row, 0], [100 + i] * (i + 1) + [0] * (63 - i))
-        np.testing.assert_array_equal(batch.tokens_BCT[row, 1], [100 + i, 5] + [0] * 62)
+        np.testing.assert_array_equal(batch.tokens_BCT[row, 0], [100 + i] * (i + 1) + [0] * (15 - i))
+        np.testing.assert_array_equal(batch.tokens_BCT[row, 1], [100 + i, 5] + [0] * 14)
         assert batch.rating_B[row] == (i if i < 3 else -1)
         assert batch.margin_B[row] == (MARGINS[i] if i < 3 else 0)  # unrated: no margin
         np.testing.assert_array_equal(batch.safe_BC[row], [1, 0])
@@ -130,4 +130,4 @@ def test_two_hosts_hold_the_batch_of_one():
 
 def test_rows_are_as_long_as_the_longest_response_rounded_up():
     assert loader(count=64).row_length == 64
-    assert loader(count=65).row_length == 128
+    assert loader(count=65).row_length == 80
