@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# XLA:CPU takes fresh memory for every execution; huge pages (glibc >= 2.35) make that a fifth cheaper
+# XLA:CPU takes fresh memory for every execution; huge pages (glibc >= 2.35) make that cheaper
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 .PHONY: demo test lint smollm2 smollm2-chat smollm2-files clean

@@ -41,6 +41,11 @@ def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
     require(config.rounds > 0, f"config.rounds = {config.rounds} must be positive")
     require_choice("config.tune_from", config.tune_from, TUNE_FROM)
+    require(
+        not config.new_prompts or config.rejection_sampling.num_prompts > 0,
+        "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
+        "takes all in every round; set how many a round takes",
+    )
     if not open_workdir(config, workdir):
         versions = Recipe(config, workdir).run()
         write_report(workdir, versions, config.reference)

@@ -97,12 +97,12 @@ def project(
         barriers keep it from turning the product around again.
     """
     out_dtype = out_dtype or x.dtype
-    dims = range(weight.ndim - contract, weight.ndim) if outputs_first else range(contract)
     kept = weight.shape[:-contract] if outputs_first else weight.shape[contract:]
     if partitioner.axis_size("sequence") > 1:
-        axes = (tuple(range(x.ndim - contract, x.ndim)), tuple(dims))
+        first, last = list(range(contract)), list(range(-contract, 0))
+        axes = (last, last if outputs_first else first)
         return jnp.tensordot(x, weight, axes, preferred_element_type=out_dtype)
-    rows = x.reshape(-1, math.prod(weight.shape[dim] for dim in dims))
+    rows = x.reshape(-1, math.prod(x.shape[-contract:]))
     multiply = functools.partial(jnp.matmul, preferred_element_type=out_dtype)
     if not outputs_first:
         product = multiply(rows, weight.reshape(rows.shape[1], -1))

@@ -212,6 +212,7 @@ def test_paper_sizes_hold_the_numbers_of_the_paper(size: str) -> None:
 def test_bad_choices_are_named_before_anything_runs(tmp_path: Path) -> None:
     _refused(tmp_path, {"rounds": 0}, "config.rounds = 0 must be positive")
     _refused(tmp_path, {"tune_from": "scratch"}, "config.tune_from is 'scratch'")
+    _refused(tmp_path, {"rejection_sampling": {"num_prompts": 0}}, "config.new_prompts asks for prompts")
 
 
 def _refused(workdir: Path, changes: dict[str, Any], message: str) -> None:
