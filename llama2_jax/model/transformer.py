@@ -138,7 +138,9 @@ class Transformer(nn.Module):
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT)
-        cos, sin = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
+        angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
+        # computed once: XLA would take the cosines anew in every layer, for every head
+        cos, sin = jax.lax.optimization_barrier(angles)
         info = TokenInfo(cos, sin, segment_ids_BT, positions_BT)
         x_BTD, cache = self._run_layers(x_BTD, cache, info)
         if cache is not None:
