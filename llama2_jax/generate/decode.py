@@ -12,7 +12,8 @@ Where this differs from the reference code:
   the batch. Batches have no largest size.
 * GEN-3: one pass over the whole of all prompts, padded on the right, instead of one token at a time
   after the shortest prompt, with sampled tokens overwritten.
-* GEN-4, GEN-5: the same distribution, plus top-k; top_p 0 is the top token alone, ties or not.
+* GEN-4, GEN-5: the same distribution, plus top-k; equally likely tokens stay or go together, where sorting
+  would part them; top_p 0 is the top token alone, ties or not.
 * GEN-6: log-probabilities are always returned, raw and as sampled. Those of the prompt (echo), or of
   a prompt that fills the context, are what ``score`` gives; here such a prompt is refused.
 * GEN-7: a row ends at the first stop id that it *made*, of any number of ids; one in the prompt, as
@@ -30,12 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
-from llama2_jax.generate.sampling import SamplingConfig, row_keys, sample
+from llama2_jax.generate.sampling import SamplingConfig, SamplingNumbers, row_keys, sample
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
+from llama2_jax.shapes import padded_length
 from llama2_jax.structs import Completions, KVCache, Params
 
-LENGTH_BUCKET = 32  # prompt lengths are rounded up to this, to compile once for many prompts
+LENGTH_MULTIPLE = 32  # of padded prompts
 SEED_LIMIT = 2**32
 
 
@@ -90,7 +92,7 @@ def generate(
     prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
     state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length)
     _, completions = advance(
-        model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=new_tokens
+        model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
     return Completions(*(np.asarray(leaf)[:count] for leaf in completions))
 
@@ -113,7 +115,7 @@ def stream(
     state = start(model, params, [prompt], max_new_tokens=slots, seeds=[seed])
     while left > 0:
         state, part = advance(
-            model, params, state, sampling=sampling, stop_ids=tuple(stop_ids), num_tokens=chunk
+            model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=chunk
         )
         made = int(part.lengths_B[0])
         yield from (int(token) for token in np.asarray(part.tokens_BC)[0, : min(made, left)])
@@ -134,7 +136,7 @@ def start(
     _check_seed_count(seeds, len(prompts))
     check_seeds(seeds)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = -(-max(int(lengths.max()), prompt_length) // LENGTH_BUCKET) * LENGTH_BUCKET
+    padded = padded_length(max(int(lengths.max()), prompt_length), multiple=LENGTH_MULTIPLE)
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
@@ -165,15 +167,13 @@ def _prefill(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "sampling", "stop_ids", "num_tokens"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("model", "stop_ids", "num_tokens"), donate_argnames=("state",))
 def advance(
     model: Transformer,
     params: Params,
     state: DecodeState,
+    sampling: SamplingNumbers,
     *,
-    sampling: SamplingConfig,
     stop_ids: tuple[int, ...],
     num_tokens: int,
 ) -> tuple[DecodeState, Completions]:

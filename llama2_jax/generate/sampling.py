@@ -1,11 +1,14 @@
 """Choosing the next token: greedy, temperature, top-k, nucleus (GEN-4..6)."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llama2_jax.config import require
+from llama2_jax.structs import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,27 @@ class SamplingConfig:
         require(0 <= self.top_p <= 1, f"top_p = {self.top_p} must be in [0, 1]; 0 keeps only the top token")
         require(self.top_k >= 0, f"top_k = {self.top_k} must not be negative; 0 turns it off")
 
+    @property
+    def numbers(self) -> "SamplingNumbers":
+        """As arguments of a compiled function."""
+        greedy = self.temperature == 0 or self.top_p == 0
+        return SamplingNumbers(
+            None if greedy else np.float32(self.temperature),
+            None if greedy or self.top_p == 1 else np.float32(self.top_p),
+            None if greedy or self.top_k == 0 else np.float32(self.top_k),
+        )
+
+
+class SamplingNumbers(NamedTuple):
+    """How to choose a token; one compiled function serves all numbers, and has no part for None.
+
+    Temperature None is greedy; None turns the others off.
+    """
+
+    temperature: Array | None
+    top_p: Array | None
+    top_k: Array | None
+
 
 def row_keys(seeds_B: jax.Array, index: jax.Array) -> jax.Array:
     """One key per row from its own seed and the index of the token it is about to sample.
@@ -33,7 +57,7 @@ def row_keys(seeds_B: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def sample(
-    logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig
+    logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingNumbers
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The next token of each row, and its log-probability in two senses.
 
@@ -44,40 +68,59 @@ def sample(
         nucleus; 0 for greedy.
     """
     logits_BV = logits_BV.astype(jnp.float32)
-    if config.temperature == 0:
+    if sampling.temperature is None:
         tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         sample_logprobs_B = jnp.zeros(tokens_B.shape, jnp.float32)
-    elif config.top_p == 1 and config.top_k == 0:
-        tokens_B, sample_logprobs_B = _draw(logits_BV / config.temperature, keys_B)
     else:
-        order_BV = jnp.argsort(-logits_BV, axis=-1)
-        sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1) / config.temperature
-        ranks_B, sample_logprobs_B = _draw(
-            keep_top(sorted_BV, top_p=config.top_p, top_k=config.top_k), keys_B
-        )
-        tokens_B = _pick(order_BV, ranks_B)
-    raw_logprobs_B = _pick(logits_BV, tokens_B) - jax.nn.logsumexp(logits_BV, axis=-1)
-    return tokens_B, raw_logprobs_B, sample_logprobs_B
+        kept_BV = keep_top(logits_BV / sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[-1:]))(keys_B)
+        # behind a barrier: XLA:CPU would make the noise within argmax, which takes twice as long
+        tokens_B = jnp.argmax(jax.lax.optimization_barrier(kept_BV + noise_BV), axis=-1).astype(jnp.int32)
+        sample_logprobs_B = _logprobs(kept_BV, tokens_B)
+    return tokens_B, _logprobs(logits_BV, tokens_B), sample_logprobs_B
 
 
-def keep_top(sorted_BV: jax.Array, *, top_p: float, top_k: int = 0) -> jax.Array:
-    """Set to -inf what top-k and nucleus drop, in logits sorted in descending order (GEN-5).
+def keep_top(
+    logits_BV: jax.Array, *, top_p: Array | float | None = None, top_k: Array | int | None = None
+) -> jax.Array:
+    """Set to -inf what top-k and then the nucleus drop (GEN-5).
 
-    Nucleus drops token i if the probability of all tokens before it exceeds ``top_p``: the
-    token that crosses the threshold is kept, and the top token always survives.
+    A token is kept if fewer than ``top_k`` are likelier, and if the probability of all that are
+    likelier is at most ``top_p``: the token that crosses the threshold stays, the top token always.
+    Tokens of one probability stay or go together.
     """
-    rank_V = jnp.arange(sorted_BV.shape[-1])
-    if top_k:
-        sorted_BV = jnp.where(rank_V < top_k, sorted_BV, -jnp.inf)
-    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    return jnp.where((before_BV <= top_p) & ((rank_V == 0) | (top_p > 0)), sorted_BV, -jnp.inf)
+    if top_k is not None:
+        ones_BV = jnp.ones_like(logits_BV)
+        logits_BV = _keep_below(jax.nn.softmax(logits_BV, axis=-1), ones_BV, top_k - 1, logits_BV)
+    if top_p is not None:
+        probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+        logits_BV = _keep_below(probs_BV, probs_BV, top_p, logits_BV)
+    return logits_BV
 
 
-def _draw(logits_BV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    choice_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-    return choice_B, _pick(jax.nn.log_softmax(logits_BV, axis=-1), choice_B)
+def _keep_below(
+    probs_BV: jax.Array, weights_BV: jax.Array, limit: Array | float, logits_BV: jax.Array
+) -> jax.Array:
+    """Keep the logits of tokens for which the weights of all likelier ones sum to at most ``limit``.
+
+    The least probability that is kept is found by halving the interval of its 32 bits, which for numbers
+    that are not negative are in their order: a few passes over the vocabulary instead of sorting it.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)
+    low_B1 = jnp.zeros((*probs_BV.shape[:-1], 1), jnp.int32)
+    high_B1 = jnp.max(bits_BV, axis=-1, keepdims=True)
+
+    def halve(_: int, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_B1, high_B1 = interval
+        middle_B1 = (low_B1 + high_B1) // 2
+        likelier_B1 = jnp.where(bits_BV > middle_B1, weights_BV, 0).sum(axis=-1, keepdims=True)
+        stays_B1 = likelier_B1 <= limit
+        return jnp.where(stays_B1, low_B1, middle_B1 + 1), jnp.where(stays_B1, middle_B1, high_B1)
+
+    _, least_B1 = jax.lax.fori_loop(0, 31, halve, (low_B1, high_B1))
+    return jnp.where(bits_BV >= least_B1, logits_BV, -jnp.inf)
 
 
-def _pick(values_BV: jax.Array, index_B: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(values_BV, index_B[:, None], axis=-1)[:, 0]
+def _logprobs(logits_BV: jax.Array, tokens_B: jax.Array) -> jax.Array:
+    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
+    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)

@@ -11,9 +11,10 @@ from llama2_jax.config import require
 from llama2_jax.generate.decode import PromptError, check_ids
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
+from llama2_jax.shapes import padded_length
 from llama2_jax.structs import Params
 
-LENGTH_BUCKET = 64
+LENGTH_MULTIPLE = 64
 CHUNK = 64  # positions of each row whose logits exist at once
 
 
@@ -52,7 +53,7 @@ def _score_batch(
     model: Transformer, params: Params, rows: list[Sequence[int]], batch_size: int
 ) -> list[np.ndarray]:
     longest = max(len(row) for row in rows)
-    padded = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, max(model.config.max_context, longest))
+    padded = min(padded_length(longest, multiple=LENGTH_MULTIPLE), model.config.max_context)
     tokens_BT = np.zeros((batch_size, padded), np.int32)  # a full batch, to compile once per length
     segment_ids_BT = np.zeros((batch_size, padded), np.int32)
     for index, row in enumerate(rows):

@@ -26,6 +26,7 @@ from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores
 from llama2_jax.pretrained import REWARD_MODEL, LoadedModel, checkpoint_meta, native_tokenizer
+from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_batch, process_slice
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
@@ -35,7 +36,7 @@ from llama2_jax.train.step import Loss
 KINDS = ("helpfulness", "safety", "guard")
 """What a reward model is for (RM-2, RM-18)."""
 
-SHORTEST_ROW = 32
+LENGTH_MULTIPLE = 16
 
 
 class RewardModel(NamedTuple):
@@ -236,11 +237,9 @@ def score_dialogues(
 
 
 def _pad(rows: Sequence[Sequence[int]], context: int) -> ScoreBatch:
-    """This process's rows; lengths are powers of two, so that few shapes are compiled."""
-    length = SHORTEST_ROW
-    while length < max(map(len, rows)):
-        length *= 2
-    tokens_BT = np.zeros((len(rows), min(length, context)), np.int32)
+    """This process's rows."""
+    length = min(padded_length(max(map(len, rows)), multiple=LENGTH_MULTIPLE), context)
+    tokens_BT = np.zeros((len(rows), length), np.int32)
     for own, row in zip(tokens_BT, rows, strict=True):
         own[: len(row)] = row
     lengths_B = np.array([len(row) for row in rows], np.int32)

@@ -18,7 +18,7 @@ from llama2_jax.sharding.placement import check_batch_size, place_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, Restored
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.step import (
     Loss,
@@ -150,7 +150,8 @@ def _restore_or_init(run: TrainRun, config: TrainConfig, checkpointer: Checkpoin
         if restored is not None:
             _check_origin(run, config, restored, checkpointer.folder)
             logging.info("continuing from step %d in %s", int(restored.state.step), checkpointer.folder)
-            return restored
+            opt_state = with_num_steps(restored.state.opt_state, run.optimizer, num_steps=config.num_steps)
+            return restored._replace(state=restored.state._replace(opt_state=opt_state))
     if run.initial_params is None:
         return Restored(init_state(run.model, optimizer, run.partitioner, seed=config.seed), {})
     rng = jax.random.key(config.seed)

@@ -1,10 +1,11 @@
 """AdamW and its schedules exactly as the paper prints them (OPT-1..4, PPO-5)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from llama2_jax.config import require, require_choice
@@ -46,15 +47,43 @@ def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.
 
     Step 0 gives 0, the end of the warm-up the peak, ``num_steps`` ``final_fraction`` of it (D4).
     """
+    return _learning_rate(step, config, *_spans(config, num_steps))
+
+
+def _spans(config: OptimizerConfig, num_steps: int) -> tuple[int, int]:
+    """Updates of the warm-up, and of the whole run."""
+    return max(config.warmup_steps, round(config.warmup_fraction * num_steps)), num_steps
+
+
+def _learning_rate(step: Any, config: OptimizerConfig, warmup_steps: Any, num_steps: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
-    warmup_steps = max(config.warmup_steps, round(config.warmup_fraction * num_steps))
-    warmup = step / max(warmup_steps, 1)
+    warmup = step / jnp.maximum(warmup_steps, 1)
     if config.schedule == "constant":
         return config.learning_rate * jnp.where(step < warmup_steps, warmup, 1.0)
-    progress = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+    progress = (step - warmup_steps) / jnp.maximum(num_steps - warmup_steps, 1)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
     decayed = config.final_fraction + (1 - config.final_fraction) * cosine
     return config.learning_rate * jnp.where(step < warmup_steps, warmup, decayed)
+
+
+class ScheduleState(NamedTuple):
+    """int32 scalars. As state, the length of a run is no constant of its compiled update."""
+
+    count: jax.Array  # updates so far
+    warmup_steps: jax.Array
+    num_steps: jax.Array
+
+
+def with_num_steps(opt_state: Any, config: OptimizerConfig, *, num_steps: int) -> Any:
+    """The state of an optimizer for a run of another length; leaves keep their places."""
+
+    def replace(state: Any) -> Any:
+        if not isinstance(state, ScheduleState):
+            return state
+        leaves = (jax.device_put(np.int32(span), state.count.sharding) for span in _spans(config, num_steps))
+        return ScheduleState(state.count, *leaves)
+
+    return jax.tree.map(replace, opt_state, is_leaf=lambda state: isinstance(state, ScheduleState))
 
 
 def decay_mask(params: Any) -> Any:
@@ -66,12 +95,18 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
     """Global-norm clipping, then AdamW with decoupled decay scaled by the learning rate."""
     return optax.chain(
         optax.clip_by_global_norm(config.grad_clip_norm),
-        optax.adamw(
-            lambda step: learning_rate(step, config, num_steps=num_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        _scale_by_schedule(config, num_steps),
     )
+
+
+def _scale_by_schedule(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    def init(params: Any) -> ScheduleState:
+        return ScheduleState(*(jnp.asarray(value, jnp.int32) for value in (0, *_spans(config, num_steps))))
+
+    def update(updates: Any, state: ScheduleState, params: Any = None) -> tuple[Any, ScheduleState]:
+        rate = _learning_rate(state.count, config, state.warmup_steps, state.num_steps)
+        return jax.tree.map(lambda u: -rate * u, updates), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)

@@ -94,7 +94,7 @@ def test_a_stop_token_ends_its_row_only_and_is_part_of_it(params, greedy_tokens)
 def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
     def run(stop_ids):
         state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(len(PROMPTS)))
-        return advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=stop_ids, num_tokens=NEW)
+        return advance(tiny.MODEL, params, state, GREEDY.numbers, stop_ids=stop_ids, num_tokens=NEW)
 
     state, out = run(tuple(sorted({tokens[0] for tokens in greedy_tokens})))
     assert int(state.count) == 1
@@ -218,6 +218,15 @@ def test_the_stream_ends_at_the_context(params):
 def test_the_state_is_donated(params):
     state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(len(PROMPTS)))
     leaves = jax.tree.leaves(state)
-    advance(tiny.MODEL, params, state, sampling=GREEDY, stop_ids=(), num_tokens=NEW)
+    advance(tiny.MODEL, params, state, GREEDY.numbers, stop_ids=(), num_tokens=NEW)
     assert all(leaf.is_deleted() for leaf in leaves)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_temperatures_and_thresholds_share_one_compiled_loop(params):
+    settings = [SamplingConfig(NEW, temperature, top_p) for temperature, top_p in ((0.5, 0.9), (1.3, 0.2))]
+    found = [generate(tiny.MODEL, params, PROMPTS, settings[0]).tokens_BC]
+    compiled = advance._cache_size()
+    found.append(generate(tiny.MODEL, params, PROMPTS, settings[1]).tokens_BC)
+    assert advance._cache_size() == compiled
+    assert (found[0] != found[1]).any()

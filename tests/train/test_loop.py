@@ -255,8 +255,9 @@ def test_spikes_of_the_loss_are_kept_over_a_restart(tmp_path: Path) -> None:
     run = make_run(batches=spike_at_25, optimizer=OptimizerConfig(learning_rate=1e-9))
     train(run, make_config(num_steps=26, checkpoint_every_steps=26), tmp_path)
     assert [step for step, _ in read_meta(tmp_path)[1]["loss_spikes"]] == [25]
-    train(run, make_config(num_steps=28, checkpoint_every_steps=28), tmp_path)
+    longer = train(run, make_config(num_steps=28, checkpoint_every_steps=28), tmp_path)
     assert [step for step, _ in read_meta(tmp_path)[1]["loss_spikes"]] == [25]
+    assert longer.opt_state[-1].num_steps == 28  # the schedule is that of the longer run
 
 
 @pytest.mark.parametrize(

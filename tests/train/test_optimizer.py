@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.train.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from llama2_jax.train.optimizer import (
+    OptimizerConfig,
+    decay_mask,
+    learning_rate,
+    make_optimizer,
+    with_num_steps,
+)
 from tests.model import tiny
 
 
@@ -123,3 +129,19 @@ def test_adamw_equals_three_steps_by_hand(scale):
     wanted = adamw_by_hand(params, all_grads, rates=[0.0, 0.005, 0.01], clip=1.0, decayed={"w_DF"})
     for name in shapes:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7)
+
+
+def test_runs_of_any_length_share_one_compiled_update_and_may_be_made_longer():
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, warmup_fraction=0.1, epsilon=1e-30)
+    params, grads = {"scale_D": jnp.zeros(3)}, {"scale_D": jnp.ones(3)}
+    update = jax.jit(make_optimizer(config, num_steps=999).update)
+    for num_steps in (20, 40):
+        found, state = [], make_optimizer(config, num_steps=num_steps).init(params)
+        for _ in range(12):
+            updates, state = update(grads, state, params)  # of one step: minus the rate
+            found.append(-float(updates["scale_D"][0]))
+        wanted = learning_rate(np.arange(12), config, num_steps=num_steps)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert update._cache_size() == 1
+    updates, _ = update(grads, with_num_steps(state, config, num_steps=200), params)
+    assert -updates["scale_D"][0] == pytest.approx(0.01 * 12 / 20)  # now within the warm-up
