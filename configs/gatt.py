@@ -49,6 +49,6 @@ def _make_tiny(config: ConfigDict) -> None:
     config.data.num_dialogues = 400
     config.data.max_turns = 5
     config.data.max_turn_tokens = 12
-    config.data.question_fraction = 0.8
+    config.data.question_fraction = 0.9
     config.sampling.update(max_new_tokens=24, temperature=0.7)
     config.mesh.preset = "single"

@@ -117,9 +117,9 @@ def _tiny(config: ConfigDict) -> None:
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     # of small reward models the first must be good at once: there is no earlier one to improve on
-    config.first_prompts = 1500
-    config.annotate.collection.prompts_per_batch = 200
-    config.annotate.heldout.fraction = 0.15
+    config.first_prompts = 1700
+    config.annotate.collection.prompts_per_batch = 230
+    config.annotate.heldout.fraction = 0.25  # enough pairs of every rating
     for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
         stage.data.sequence_length = 48  # of the few longer dialogues nothing is learned
         stage.data.on_bad_line = "skip"
@@ -128,13 +128,13 @@ def _tiny(config: ConfigDict) -> None:
     config.guard_rm.data.public = f"{WORLD}/public_preferences_train.jsonl"
     config.guard_rm.data.heldout = f"{WORLD}/public_preferences_heldout.jsonl"
     config.rejection_sampling.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.rejection_sampling.num_prompts = 400
+    config.rejection_sampling.num_prompts = 300
     # of many samples of a prompt so small a reward model prefers odd ones: rather more prompts in each round
     config.new_prompts = True
     config.last_bag_until_round = 0
     config.rejection_sampling.sampling.samples_per_prompt = 4
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.gatt.data.num_dialogues = 400
+    config.gatt.data.num_dialogues = 600
     config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
     config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong

@@ -29,7 +29,7 @@ from llama2_jax.rlhf.annotator import public, world
 from llama2_jax.rlhf.annotator.families import persona
 from tools.fetch_assets import asset_path
 
-HELDOUT_ONE_IN = 20
+HELDOUT_ONE_IN = 50
 MAX_TURN_CHARACTERS = 300
 MAX_EXCHANGES = 3
 MAX_DIALOGUE_CHARACTERS = 2 * MAX_TURN_CHARACTERS  # so that dialogues fit a context of 256 tokens
@@ -104,7 +104,7 @@ def prepare(kjv: Path, chitchat: Path, output: Path) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class WorldSizes:
-    """How much of the simulated world is written; of documents and dialogues 5 % are held out."""
+    """How much of the simulated world is written; of documents and dialogues 2 % are held out."""
 
     documents: int = 14000
     dialogues: int = 4500

@@ -37,7 +37,7 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
 from llama2_jax.structs import Completions, KVCache, Params
 
-LENGTH_MULTIPLE = 32  # of padded prompts
+LENGTH_MULTIPLE = 64  # of padded prompts
 SEED_LIMIT = 2**32
 
 

@@ -29,15 +29,12 @@ def check_batch_size(
 def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
     """Make global arrays from this process's rows of a batch (all rows when there is one process)."""
     processes = jax.process_count()
-
-    def place(name: str, local: np.ndarray) -> jax.Array:
-        dims = name.rsplit("_", 1)[1]
-        global_shape = (local.shape[0] * processes, *local.shape[1:])
-        return jax.make_array_from_process_local_data(
-            partitioner.activation(dims, global_shape), local, global_shape
-        )
-
-    return type(batch)(*(place(name, np.asarray(value)) for name, value in batch._asdict().items()))
+    local = {name: np.asarray(value) for name, value in batch._asdict().items()}
+    shapes = {name: (value.shape[0] * processes, *value.shape[1:]) for name, value in local.items()}
+    shardings = {name: partitioner.activation(name.rsplit("_", 1)[1], shapes[name]) for name in local}
+    # one call for all: a call for each takes four times as long
+    placed = jax.make_array_from_process_local_data(shardings, local, shapes)
+    return type(batch)(*(placed[name] for name in local))
 
 
 def place_tree(partitioner: Partitioner, tree: Any) -> Any:
