@@ -42,13 +42,15 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# compiling every module of every package takes as long as installing; Python compiles those that it imports
 $(VENV)/installed: $(VENV)/bin/python setup.py constraints.txt
-	$(PIP) -e .
+	$(PIP) --no-compile -e .
 	touch $@
 
 # torch is needed for the live comparison only; on Python 3.12 and later committed results stand in
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e ".[dev,import,parquet$(shell $(BIN)/python -c 'import sys; print(",parity" if sys.version_info < (3, 12) else "")' 2>/dev/null)]"
+	$(BIN)/python -m compileall -q -j 2 $(VENV)/lib  # tests start Python often
 	touch $@
 
 clean:
