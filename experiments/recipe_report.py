@@ -251,7 +251,7 @@ def _kl(folder: Path) -> Verdict:
     values = [line["ppo/kl_per_answer"] for line in read_metrics(folder) if "ppo/kl_per_answer" in line]
     return Verdict(
         claim,
-        f"KL per answer {values[0]:.3g} nats at the first iteration, {values[-1]:.3g} at the last "
+        f"KL per answer {values[0]:z.3g} nats at the first iteration, {values[-1]:.3g} at the last "
         f"of {len(values)}",
         all(abs(value) < 1e3 for value in values),
     )

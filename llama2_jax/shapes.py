@@ -51,9 +51,9 @@ def check_shapes(where: str, **arrays: Any) -> dict[str, int]:
 
 
 def padded_length(length: int, *, multiple: int) -> int:
-    """``length`` rounded up, so that few shapes are compiled: to multiples of ``multiple``, a power of two.
+    """``length`` rounded up, so that few shapes are compiled: to a multiple of ``multiple`` (a power of two).
 
-    Beyond eight of them there are four lengths from one power of two to the next: at most a quarter more.
+    Beyond eight times ``multiple`` to one of four lengths per power of two: at most a quarter more.
     """
     step = max(multiple, 2 ** (length - 1).bit_length() // 8)
     return -(-length // step) * step

@@ -4,7 +4,7 @@ python -m tools.prepare_demo_data --output=runs/demo/data
 
 KJV: one document per chapter, the chapter's name as heading, the verses joined as prose.
 Chitchat: one document per conversation (a turn per line, cut where a turn was not usable), and
-dialogues for fine-tuning. About 5 % of chapters and conversations are held out, chosen by a hash
+dialogues for fine-tuning. About 2 % of chapters and conversations are held out, chosen by a hash
 of their name, so a conversation is in the same part as document and as dialogue.
 World: documents to learn it from, demonstrations for fine-tuning (about half of them good), prompts
 for the rounds of annotation and sampling, held-out prompts for early stopping and the reward models'

@@ -13,7 +13,7 @@ Where this differs from the reference code:
 * GEN-3: one pass over the whole of all prompts, padded on the right, instead of one token at a time
   after the shortest prompt, with sampled tokens overwritten.
 * GEN-4, GEN-5: the same distribution, plus top-k; equally likely tokens stay or go together, where sorting
-  would part them; top_p 0 is the top token alone, ties or not.
+  would part them; top_p 0 and top_k 1 are the top token alone, ties or not.
 * GEN-6: log-probabilities are always returned, raw and as sampled. Those of the prompt (echo), or of
   a prompt that fills the context, are what ``score`` gives; here such a prompt is refused.
 * GEN-7: a row ends at the first stop id that it *made*, of any number of ids; one in the prompt, as
@@ -35,6 +35,7 @@ from llama2_jax.generate.sampling import SamplingConfig, SamplingNumbers, row_ke
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
+from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
 LENGTH_MULTIPLE = 64  # of padded prompts
@@ -73,8 +74,8 @@ def generate(
       stop_ids: sampling one of them ends its row; it is part of the completion.
       seeds: one per row (default 0, 1, ...). A row with the same prompt and seed gives the same
         tokens whatever else is in the batch.
-      prompt_length: prompts are padded to at least this, so that batches of any lengths up to it
-        share one compiled shape.
+      prompt_length: prompts up to this length are padded to it, so that their batches share one
+        compiled shape.
 
     Returns:
       Completions on the host; past a row's length tokens are -1 and log-probabilities 0.
@@ -136,12 +137,18 @@ def start(
     _check_seed_count(seeds, len(prompts))
     check_seeds(seeds)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = padded_length(max(int(lengths.max()), prompt_length), multiple=LENGTH_MULTIPLE)
+    padded = _padded(model, int(lengths.max()), prompt_length)
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
     seeds_B = np.asarray(seeds, np.uint32)
     return _prefill(model, params, tokens_BT, lengths, seeds_B, num_slots=padded + max_new_tokens)
+
+
+def _padded(model: Transformer, longest: int, prompt_length: int) -> int:
+    if longest <= prompt_length:
+        return prompt_length
+    return min(padded_length(longest, multiple=LENGTH_MULTIPLE), model.config.max_context)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_slots"))
@@ -183,6 +190,7 @@ def advance(
     """
     num_slots = state.cache.segment_ids_BS.shape[1]
     batch = state.seeds_B.shape[0]
+    partitioner = model.partitioner or single_device()
     empty = Completions(
         tokens_BC=jnp.full((batch, num_tokens), -1, jnp.int32),
         lengths_B=jnp.zeros((batch,), jnp.int32),
@@ -201,7 +209,9 @@ def advance(
     def body(carry: tuple[jax.Array, DecodeState, Completions]) -> tuple[jax.Array, DecodeState, Completions]:
         column, state, out = carry
         live_B = is_live(state)
-        tokens_B, raw_B, drawn_B = sample(state.logits_BV, row_keys(state.seeds_B, state.count), sampling)
+        # whole rows, though the vocabulary may be split: choosing passes over them many times
+        logits_BV = partitioner.constrain(state.logits_BV, "B.")
+        tokens_B, raw_B, drawn_B = sample(logits_BV, row_keys(state.seeds_B, state.count), sampling)
         stopped_B = state.stopped_B | (live_B & _is_any(tokens_B, stop_ids))
         out = Completions(
             tokens_BC=out.tokens_BC.at[:, column].set(jnp.where(live_B, tokens_B, -1)),

@@ -10,10 +10,15 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.structs import Array
 
+PROBABILITY_BITS = 31  # of float32 numbers from 0 to 1, and a little more: without the sign
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults: the reference code's (GEN-1). Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    """Defaults: the reference code's (GEN-1). Temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    top_p 0 and top_k 1 are greedy too: the first of the likeliest tokens alone.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.6
@@ -29,7 +34,7 @@ class SamplingConfig:
     @property
     def numbers(self) -> "SamplingNumbers":
         """As arguments of a compiled function."""
-        greedy = self.temperature == 0 or self.top_p == 0
+        greedy = self.temperature == 0 or self.top_p == 0 or self.top_k == 1
         return SamplingNumbers(
             None if greedy else np.float32(self.temperature),
             None if greedy or self.top_p == 1 else np.float32(self.top_p),
@@ -38,9 +43,9 @@ class SamplingConfig:
 
 
 class SamplingNumbers(NamedTuple):
-    """How to choose a token; one compiled function serves all numbers, and has no part for None.
+    """How to choose a token, as traced float32 scalars: other values compile nothing anew.
 
-    Temperature None is greedy; None turns the others off.
+    A field that is None leaves its step out of the programme; temperature None is greedy.
     """
 
     temperature: Array | None
@@ -103,8 +108,8 @@ def _keep_below(
 ) -> jax.Array:
     """Keep the logits of tokens for which the weights of all likelier ones sum to at most ``limit``.
 
-    The least probability that is kept is found by halving the interval of its 32 bits, which for numbers
-    that are not negative are in their order: a few passes over the vocabulary instead of sorting it.
+    The least probability that is kept is found by halving the interval of its bits, which order numbers that
+    are not negative: a few passes over the vocabulary instead of sorting it.
     """
     bits_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)
     low_B1 = jnp.zeros((*probs_BV.shape[:-1], 1), jnp.int32)
@@ -117,7 +122,7 @@ def _keep_below(
         stays_B1 = likelier_B1 <= limit
         return jnp.where(stays_B1, low_B1, middle_B1 + 1), jnp.where(stays_B1, middle_B1, high_B1)
 
-    _, least_B1 = jax.lax.fori_loop(0, 31, halve, (low_B1, high_B1))
+    _, least_B1 = jax.lax.fori_loop(0, PROBABILITY_BITS, halve, (low_B1, high_B1))
     return jnp.where(bits_BV >= least_B1, logits_BV, -jnp.inf)
 
 

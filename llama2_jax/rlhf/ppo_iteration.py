@@ -32,7 +32,7 @@ from llama2_jax.rlhf.update import Experience, make_epoch, make_experience, poli
 from llama2_jax.sharding.placement import place_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
 from llama2_jax.train.step import abstract_state, compile_step, state_from_params
 
 
@@ -127,11 +127,11 @@ class Learner:
         self._logprobs = jax.jit(functools.partial(_logprobs, policy_model, config))
         self._values = jax.jit(functools.partial(_values, value_model, config))
         self._experience = jax.jit(functools.partial(make_experience, config=config))
-        num_steps = num_iterations * config.num_updates
-        self._optimizers = (
-            make_optimizer(policy_optimizer, num_steps=num_steps),
-            make_optimizer(value_optimizer, num_steps=num_steps),
-        )
+        self._num_steps = num_iterations * config.num_updates
+        self._optimizer_configs = (policy_optimizer, value_optimizer)
+        self._optimizers = [
+            make_optimizer(optimizer, num_steps=self._num_steps) for optimizer in self._optimizer_configs
+        ]
         models: tuple[Transformer | ScoreModel, ...] = (policy_model, value_model)
         self.abstract_states = [
             abstract_state(model, optimizer, partitioner)
@@ -152,6 +152,19 @@ class Learner:
             for params, optimizer in zip((policy, value), self._optimizers, strict=True)
         )
         return PPOState(0, policy_state, value_state)
+
+    def restored_state(self, iteration: int, policy: TrainState, value: TrainState) -> PPOState:
+        """After ``iteration`` iterations, from stored states: with the schedules of this run."""
+        step = jnp.asarray(iteration * self.config.num_updates, jnp.int32)
+        states = (
+            state._replace(
+                step=jnp.copy(step),
+                opt_state=with_num_steps(state.opt_state, optimizer, num_steps=self._num_steps),
+                rng=jnp.copy(state.rng),  # both states are donated: arrays of its own for each
+            )
+            for state, optimizer in zip((policy, value), self._optimizer_configs, strict=True)
+        )
+        return PPOState(iteration, *states)
 
     def sample(
         self, params: Params, batch: PromptBatch, score: ScoreFunction, stopwatch: Stopwatch

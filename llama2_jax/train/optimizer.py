@@ -67,7 +67,7 @@ def _learning_rate(step: Any, config: OptimizerConfig, warmup_steps: Any, num_st
 
 
 class ScheduleState(NamedTuple):
-    """int32 scalars. As state, the length of a run is no constant of its compiled update."""
+    """int32 scalars. They are state so that the compiled update does not depend on the length of the run."""
 
     count: jax.Array  # updates so far
     warmup_steps: jax.Array
@@ -75,7 +75,7 @@ class ScheduleState(NamedTuple):
 
 
 def with_num_steps(opt_state: Any, config: OptimizerConfig, *, num_steps: int) -> Any:
-    """The state of an optimizer for a run of another length; leaves keep their places."""
+    """The state of one or more optimizers for a run of another length; every leaf keeps its sharding."""
 
     def replace(state: Any) -> Any:
         if not isinstance(state, ScheduleState):

@@ -59,7 +59,7 @@ def test_large_vocabularies_keep_what_sorting_would_keep(top_p, top_k):
         wanted = reference_distribution(row, temperature=1.0, top_p=top_p, top_k=top_k) > 0
         # sums of tens of thousands of float32 numbers: at the threshold one or two may differ
         assert (kept != wanted).sum() <= (0 if top_p == 1 else 2)
-        assert kept.sum() > 0
+        assert row[kept].min() > row[~kept].max()
 
 
 def test_top_k_is_applied_before_the_nucleus():
@@ -126,6 +126,15 @@ def test_one_candidate_is_greedy(changes):
     tokens, _, drawn = sample(logits, keys, SamplingConfig(temperature=5.0, **changes).numbers)
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(drawn, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.0}, {"top_p": 1.0, "top_k": 1}])
+def test_of_equally_likely_tokens_one_candidate_is_the_first(changes):
+    logits = jnp.asarray(np.tile([1.0, 2.0, 2.0, 0.0], (40, 1)), jnp.float32)
+    keys = row_keys(jnp.arange(40, dtype=jnp.uint32), jnp.asarray(0))
+    tokens, _, drawn = sample(logits, keys, SamplingConfig(temperature=1.0, **changes).numbers)
+    assert set(tokens.tolist()) == {1}
+    assert (np.asarray(drawn) == 0).all()
 
 
 def test_draws_of_one_row_at_successive_tokens_are_independent():

@@ -106,6 +106,17 @@ def test_greedy_samples_equal_one_device(layout):
         assert found.tokens_BC[row].tolist() == wanted
 
 
+@pytest.mark.parametrize("layout", SHARDED)
+def test_drawn_samples_equal_one_device(layout):
+    nucleus = SamplingConfig(max_new_tokens=6, temperature=1.0, top_p=0.8, top_k=20)
+    found, wanted = (
+        generate(model(name), place_tree(partitioner(name), tiny.params()), PROMPTS, nucleus)
+        for name in (layout, "single")
+    )
+    np.testing.assert_array_equal(found.tokens_BC, wanted.tokens_BC)
+    np.testing.assert_allclose(found.sample_logprobs_BC, wanted.sample_logprobs_BC, atol=1e-4)
+
+
 # devices that hold different parts of a weight, by its dims
 SPLITS = {
     "single": {"D": 1, "N": 1, "K": 1, "F": 1, "V": 1},
