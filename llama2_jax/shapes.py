@@ -50,10 +50,11 @@ def check_shapes(where: str, **arrays: Any) -> dict[str, int]:
     return {letter: size for letter, (size, _) in sizes.items()}
 
 
-def padded_length(length: int, *, multiple: int) -> int:
+def padded_length(length: int, *, multiple: int, limit: int) -> int:
     """``length`` rounded up, so that few shapes are compiled: to a multiple of ``multiple`` (a power of two).
 
-    Beyond eight times ``multiple`` to one of four lengths per power of two: at most a quarter more.
+    Beyond eight times ``multiple`` to one of four lengths per power of two: at most a quarter more. Never
+    beyond ``limit``, a model's context.
     """
     step = max(multiple, 2 ** (length - 1).bit_length() // 8)
-    return -(-length // step) * step
+    return min(-(-length // step) * step, limit)

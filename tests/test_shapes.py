@@ -33,13 +33,14 @@ def test_the_key_explains_every_letter_once():
     [(1, 64), (64, 64), (65, 128), (500, 512), (512, 512), (513, 640), (2049, 2560), (4096, 4096)],
 )
 def test_padded_lengths(length, padded):
-    assert padded_length(length, multiple=64) == padded
+    assert padded_length(length, multiple=64, limit=8192) == padded
+    assert padded_length(length, multiple=64, limit=length) == length
 
 
 @pytest.mark.parametrize("multiple", [16, 64])
 def test_padded_lengths_are_few_and_at_most_a_quarter_more(multiple):
     lengths = range(8 * multiple + 1, 4097)
-    padded = [padded_length(length, multiple=multiple) for length in lengths]
+    padded = [padded_length(length, multiple=multiple, limit=8192) for length in lengths]
     assert all(a <= b <= 1.25 * a for a, b in zip(lengths, padded, strict=True))
     assert all(b % multiple == 0 for b in padded)
     assert len(set(padded)) == 4 * round(np.log2(4096 / (8 * multiple)))

@@ -148,7 +148,7 @@ def start(
 def _padded(model: Transformer, longest: int, prompt_length: int) -> int:
     if longest <= prompt_length:
         return prompt_length
-    return min(padded_length(longest, multiple=LENGTH_MULTIPLE), model.config.max_context)
+    return padded_length(longest, multiple=LENGTH_MULTIPLE, limit=model.config.max_context)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_slots"))

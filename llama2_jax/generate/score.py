@@ -53,7 +53,7 @@ def _score_batch(
     model: Transformer, params: Params, rows: list[Sequence[int]], batch_size: int
 ) -> list[np.ndarray]:
     longest = max(len(row) for row in rows)
-    padded = min(padded_length(longest, multiple=LENGTH_MULTIPLE), model.config.max_context)
+    padded = padded_length(longest, multiple=LENGTH_MULTIPLE, limit=model.config.max_context)
     tokens_BT = np.zeros((batch_size, padded), np.int32)  # a full batch, to compile once per length
     segment_ids_BT = np.zeros((batch_size, padded), np.int32)
     for index, row in enumerate(rows):

@@ -238,7 +238,7 @@ def score_dialogues(
 
 def _pad(rows: Sequence[Sequence[int]], context: int) -> ScoreBatch:
     """This process's rows."""
-    length = min(padded_length(max(map(len, rows)), multiple=LENGTH_MULTIPLE), context)
+    length = padded_length(max(map(len, rows)), multiple=LENGTH_MULTIPLE, limit=context)
     tokens_BT = np.zeros((len(rows), length), np.int32)
     for own, row in zip(tokens_BT, rows, strict=True):
         own[: len(row)] = row
