@@ -26,6 +26,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=18"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else
+    "aot": ["libtpu", "flatbuffers"],
     "dev": ["pytest>=8.4", "pytest-xdist>=3.8", "ruff", "mypy", "import-linter>=2.5"],
     # live comparison with another implementation; pulls torch
     "parity": ["torch==2.13.0", "transformers>=5.0"],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.record import record, seconds, spread
-from llama2_jax.kernels import chunked
+from llama2_jax.kernels import dispatch
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.sharding.rules import single_device
@@ -82,7 +82,7 @@ def part_seconds() -> dict[str, float]:
         return model.apply({"params": params}, batch.tokens_BT, method="hidden")[0].sum()
 
     def attention(q: jax.Array) -> jax.Array:
-        return chunked.attention(q, heads, heads, batch.segment_ids_BT, batch.positions_BT).sum()
+        return dispatch.attention(q, heads, heads, segment_ids_BT=batch.segment_ids_BT).out_BTNH.sum()
 
     def fastest(function: Callable[..., jax.Array], argument: Any) -> float:
         gradient = jax.jit(jax.grad(function))

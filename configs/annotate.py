@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.new = ConfigDict({"name": "new", "path": ""})
     config.previous = ConfigDict({"name": "previous", "path": ""})  # "": only the new one is sampled
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
     config.prompts = ""  # prompts.jsonl, in the order in which they are to be asked
 
     config.collection = ConfigDict()

@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.init_from = ""
     config.safety_reward_model = ""
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
     config.data.prompts = ""

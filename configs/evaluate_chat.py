@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.truth = "none"  # "simulated": prompts of the simulated world are graded by its truth
     config.borderline_family = "borderline"  # prompts that only look unsafe
 
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.sampling = ConfigDict()  # one answer per prompt, with the same seed for all versions
     config.sampling.temperature = 1.0

@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, ("7b", "tiny"))
     config = ConfigDict()
     config.models = ConfigDict({"without": "", "with_gatt": ""})
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
     config.data.prompts = ""

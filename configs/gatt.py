@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, ("7b", "tiny"))
     config = ConfigDict()
     config.init_from = ""
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
     config.data.prompts = ""  # prompts.jsonl: the users' messages are drawn from it

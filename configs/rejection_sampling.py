@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.round = 1  # 1: the samples that RLHF-V1 is made from
     config.archives = ()  # archive.jsonl of earlier rounds; each holds all before it that it was given
 
-    config.model = ConfigDict({"compute_dtype": "bfloat16"})
+    config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.sampling = ConfigDict()
     config.sampling.samples_per_prompt = 32  # K; D40: not stated, "20-32"

@@ -65,7 +65,7 @@ def run(config: Any, workdir: Path) -> None:
         _check_prompts(prompts, collection)
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     models = {
-        one.name: load(one.path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+        one.name: load(one.path, partitioner=partitioner, **config.model)
         for one in (config.new, config.previous)
         if one.path
     }

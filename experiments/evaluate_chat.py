@@ -121,7 +121,7 @@ def scored_answers(
     config: Any, archive: Path, path: str, prompts: Sequence[Prompt], partitioner: Partitioner
 ) -> list[Sample]:
     """One answer of a version to every prompt, with the scores of the reward models."""
-    version = load(path, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+    version = load(path, partitioner=partitioner, **config.model)
     scorers = load_scorers(config, version)
     sampling = config.sampling
     answers = draw(

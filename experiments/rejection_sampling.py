@@ -65,7 +65,7 @@ def run(config: Any, workdir: Path) -> None:
     archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
-    policy = load(config.policy, partitioner=partitioner, compute_dtype=config.model.compute_dtype)
+    policy = load(config.policy, partitioner=partitioner, **config.model)
     tokenizer, template = policy.require_tokenizer(), policy.template
     scorers = load_scorers(config, policy)
     policy = for_decoding(policy)

@@ -139,7 +139,10 @@ def run(config: Any, workdir: Path) -> None:
     num_steps = math.ceil(config.data.epochs * loader.batches_per_epoch)
     train(train_run, build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train"), workdir)
     reward_model = load_reward_model(
-        workdir, compute_dtype=config.model.compute_dtype, partitioner=partitioner
+        workdir,
+        compute_dtype=config.model.compute_dtype,
+        attention_impl=config.model.attention_impl,
+        partitioner=partitioner,
     )
     scores = score_pairs(reward_model, heldout, batch_size=config.eval.batch_size)
     answer_scores_B = score_rows(reward_model, answers.rows, batch_size=config.eval.batch_size)

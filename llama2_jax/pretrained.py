@@ -55,6 +55,7 @@ def load(
     dtype: str | None = "float32",
     compute_dtype: str = "float32",
     remat_policy: str = "none",
+    attention_impl: str = "auto",
     template: str | None = None,
     step: int | None = None,
     partitioner: Partitioner | None = None,
@@ -63,6 +64,8 @@ def load(
 
     Args:
       dtype: of the parameters in memory; None keeps that of the file, bitwise.
+      compute_dtype, remat_policy, attention_impl: as in ``ModelConfig``; a checkpoint does not decide how it
+        is computed.
       template: name of the chat template; None takes the checkpoint's own.
       step: of a workdir; None = the newest checkpoint.
       partitioner: where the parameters go; None = the first device.
@@ -78,7 +81,9 @@ def load(
         read = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind]
         imported = read(path, template=template)
     _check_vocabulary(imported)
-    config = dataclasses.replace(imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy)
+    config = dataclasses.replace(
+        imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy, attention_impl=attention_impl
+    )
     params = place_tree(partitioner, _cast(imported.params, dtype))
     return LoadedModel(
         config,

@@ -165,6 +165,7 @@ def _prefill(
         segment_ids_BT=segment_ids_BT,
         positions_BT=positions_BT,
         cache=cache,
+        is_prompt=True,
         method="hidden",
     )
     last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)

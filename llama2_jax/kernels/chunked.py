@@ -1,112 +1,197 @@
-"""Self-attention in blocks of queries: memory linear in T, nothing computed after the diagonal.
+"""Self-attention tile by tile in a loop: memory linear in T, and tiles that no query sees are not computed.
 
-The same function as ``reference.attention`` for tokens attending to themselves (no cache). A
-block of queries sees only the keys up to its own end, because within a segment positions grow
-with the index; so about half of the work is never started. Only the output and the log-sum-exp
-are kept for the backward pass, which makes the probabilities again block by block.
+The algorithm of the kernels in plain jnp. The loop goes over the visits of ``ranges.py``, so a row of packed
+documents costs what its documents cost. Only the output and the log-sum-exp are kept for the backward pass,
+which makes the probabilities again and takes all three gradients in one pass over the same visits. Rows so
+short that a turn of the loop outweighs a tile go to ``short.py``.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from llama2_jax.kernels.reference import NEGATIVE, attention_mask
+from llama2_jax.kernels import short
+from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visits, visits_by_query
+from llama2_jax.kernels.reference import NEGATIVE
+from llama2_jax.kernels.tiles import Layout, Tiles
 
-Residuals = tuple[jax.Array, ...]
+SHORT = 256  # rows below this length are not worth a loop
+# measured on two CPU cores, see benchmarks/README.md
+SMALL_TILES, TILES = Tiles(rows=128, keys=64), Tiles(rows=512, keys=256)
+SMALL = 1024  # rows below this length take small tiles
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
+class _Call(NamedTuple):
+    layout: Layout
+    scale: float
+
+
+class _Sums(NamedTuple):
+    """Of every row over the keys visited so far, float32."""
+
+    peak_BKM: jax.Array
+    total_BKM: jax.Array
+    out_BKMH: jax.Array
+
+
+class _Gradients(NamedTuple):
+    """What the visits so far add up to, float32, before the scale of the scores."""
+
+    q_BKMH: jax.Array
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+
+
 def attention(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array,
-    positions_BT: jax.Array,
-) -> jax.Array:
-    """Causal attention within segments, output (B, T, N, H) in the dtype of ``v``.
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Output (B, T, N, H) in the dtype of ``q`` and log-sum-exp (B, T, N) float32, both differentiable.
 
-    Positions must not decrease within a segment.
+    Where a query sees nothing the output is 0 and the log-sum-exp -inf. ``causal`` says that no range ends
+    beyond its query, where queries and keys are the same tokens.
     """
-    batch, length, heads, head_dim = q_BTNH.shape
-    kv_heads = k_BTKH.shape[2]
-    # heads before tokens: every block is then a plain batched matrix product
-    q_BKGTH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-    out_BKGTH = _attention(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    keys = k_BSKH.shape[1]
+    if keys < SHORT:
+        return short.attention(q_BTNH, k_BSKH, v_BSKH, ranges, scale=scale, causal=causal)
+    layout = (SMALL_TILES if keys < SMALL else TILES).layout(q_BTNH, k_BSKH)
+    inputs = layout.rows(q_BTNH), layout.keys(k_BSKH), layout.keys(v_BSKH)
+    out_BKMH, lse_BKM = _attention(_Call(layout, scale), *inputs, ranges)
+    return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
 
 
-def block_size(length: int) -> int:
-    """Queries per block: an eighth of the row, between 64 and 512."""
-    return max(64, min(512, length // 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    call: _Call, q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, ranges: KeyRanges
+) -> tuple[jax.Array, jax.Array]:
+    return _forward(call, q_BKMH, k_BKSH, v_BKSH, ranges)[0]
 
 
-def _blocks(length: int) -> list[slice]:
-    size = block_size(length)
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRanges) -> tuple[Any, Any]:
+    def visit(tile: "_Tile", sums: _Sums) -> _Sums:
+        part = _Sums(*(tile.rows(array) for array in sums))
+        scores_KMS = tile.scores(q_BKMH, k_BKSH)
+        peak_KM = jnp.maximum(part.peak_BKM, scores_KMS.max(axis=-1))
+        probs_KMS, shrink_KM = jnp.exp(scores_KMS - peak_KM[..., None]), jnp.exp(part.peak_BKM - peak_KM)
+        values_KSH = tile.keys(v_BKSH)
+        out_KMH = _dot("KMS,KSH->KMH", probs_KMS.astype(values_KSH.dtype), values_KSH)
+        new = _Sums(
+            peak_KM,
+            part.total_BKM * shrink_KM + probs_KMS.sum(axis=-1),
+            part.out_BKMH * shrink_KM[..., None] + out_KMH,
+        )
+        return _Sums(*(tile.put_rows(array, value) for array, value in zip(sums, new, strict=True)))
+
+    vector = q_BKMH.shape[:3]
+    # the peak above NEGATIVE, so that a row of masked scores has probabilities exp(NEGATIVE - peak) = 0
+    start = _Sums(jnp.full(vector, NEGATIVE / 2), jnp.zeros(vector), jnp.zeros(q_BKMH.shape))
+    sums = _loop(call, ranges, visit, start)
+    is_seeing = sums.total_BKM != 0
+    total_BKM = jnp.where(is_seeing, sums.total_BKM, 1.0)
+    out_BKMH = (sums.out_BKMH / total_BKM[..., None]).astype(q_BKMH.dtype)
+    lse_BKM = jnp.where(is_seeing, sums.peak_BKM + jnp.log(total_BKM), -jnp.inf)
+    # by these names a remat policy keeps what the backward pass needs, and the loop does not run again
+    out_BKMH = checkpoint_name(out_BKMH, "attention_out")
+    lse_BKM = checkpoint_name(lse_BKM, "attention_lse")
+    return (out_BKMH, lse_BKM), (q_BKMH, k_BKSH, v_BKSH, ranges, out_BKMH, lse_BKM)
 
 
-@jax.custom_vjp
-def _attention(q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, segment_ids_BT: Any, positions_BT: Any) -> jax.Array:
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT)[0]
+def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    q_BKMH, k_BKSH, v_BKSH, ranges, out_BKMH, lse_BKM = residuals
+    d_out_BKMH, d_lse_BKM = cotangents
+    # sum_s p_s dp_s, known without the probabilities; the log-sum-exp's own gradient is p_s as well
+    delta_BKM = (d_out_BKMH.astype(jnp.float32) * out_BKMH).sum(axis=-1) - d_lse_BKM
+    # rows that see nothing: probabilities exp(-huge) = 0 instead of exp(inf)
+    lse_BKM = jnp.where(jnp.isneginf(lse_BKM), -NEGATIVE, lse_BKM)
 
+    def visit(tile: "_Tile", sums: _Gradients) -> _Gradients:
+        keys_KSH, values_KSH = tile.keys(k_BKSH), tile.keys(v_BKSH)
+        rows_KMH, d_rows_KMH = tile.rows(q_BKMH), tile.rows(d_out_BKMH)
+        probs_KMS = jnp.exp(tile.scores(q_BKMH, k_BKSH) - tile.rows(lse_BKM)[..., None])
+        d_probs_KMS = _dot("KMH,KSH->KMS", d_rows_KMH, values_KSH)
+        d_scores_KMS = probs_KMS * (d_probs_KMS - tile.rows(delta_BKM)[..., None])
+        d_scores_KMS = d_scores_KMS.astype(values_KSH.dtype)
+        dv_KSH = _dot("KMS,KMH->KSH", probs_KMS.astype(values_KSH.dtype), d_rows_KMH)
+        return _Gradients(
+            tile.put_rows(sums.q_BKMH, tile.rows(sums.q_BKMH) + _dot("KMS,KSH->KMH", d_scores_KMS, keys_KSH)),
+            tile.put_keys(sums.k_BKSH, tile.keys(sums.k_BKSH) + _dot("KMS,KMH->KSH", d_scores_KMS, rows_KMH)),
+            tile.put_keys(sums.v_BKSH, tile.keys(sums.v_BKSH) + dv_KSH),
+        )
 
-def _forward(
-    q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, segment_ids_BT: Any, positions_BT: Any
-) -> tuple[jax.Array, Residuals]:
-    outputs, lses = [], []
-    for rows in _blocks(q_BKGTH.shape[3]):
-        scores = _masked_scores(q_BKGTH, k_BKSH, segment_ids_BT, positions_BT, rows)
-        # above NEGATIVE, so that a fully masked row has weights exp(NEGATIVE - peak) = 0
-        peak = jnp.maximum(scores.max(axis=-1, keepdims=True), NEGATIVE / 2)
-        weights = jnp.exp(scores - peak)
-        total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
-        out = _dot("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, : rows.stop])
-        outputs.append((out / total).astype(v_BKSH.dtype))
-        lses.append(peak + jnp.log(total))
-    out_BKGTH, lse_BKGT1 = jnp.concatenate(outputs, axis=3), jnp.concatenate(lses, axis=3)
-    return out_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT, out_BKGTH, lse_BKGT1)
-
-
-def _backward(residuals: Residuals, d_out_BKGTH: jax.Array) -> tuple[jax.Array | None, ...]:
-    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, positions_BT, out_BKGTH, lse_BKGT1 = residuals
-    # sum_s p_s dp_s, known without the probabilities
-    delta_BKGT1 = (d_out_BKGTH.astype(jnp.float32) * out_BKGTH).sum(axis=-1, keepdims=True)
-    dk_BKSH, dv_BKSH = jnp.zeros(k_BKSH.shape, jnp.float32), jnp.zeros(v_BKSH.shape, jnp.float32)
-    scale, dqs = q_BKGTH.shape[-1] ** -0.5, []  # of the scores, and so of dq and dk: in float32, see below
-    for rows in _blocks(q_BKGTH.shape[3]):
-        keys, values = k_BKSH[:, :, : rows.stop], v_BKSH[:, :, : rows.stop]
-        queries, d_rows = q_BKGTH[:, :, :, rows], d_out_BKGTH[:, :, :, rows]
-        scores = _masked_scores(q_BKGTH, k_BKSH, segment_ids_BT, positions_BT, rows)
-        probs = jnp.exp(scores - lse_BKGT1[:, :, :, rows])
-        d_probs = _dot("BKGTH,BKSH->BKGTS", d_rows, values)
-        d_scores = (probs * (d_probs - delta_BKGT1[:, :, :, rows])).astype(v_BKSH.dtype)
-        dv = _dot("BKGTS,BKGTH->BKSH", probs.astype(v_BKSH.dtype), d_rows)
-        dv_BKSH = dv_BKSH.at[:, :, : rows.stop].add(dv)
-        dk_BKSH = dk_BKSH.at[:, :, : rows.stop].add(_dot("BKGTS,BKGTH->BKSH", d_scores, queries))
-        dqs.append((_dot("BKGTS,BKSH->BKGTH", d_scores, keys) * scale).astype(q_BKGTH.dtype))
-    dq_BKGTH = jnp.concatenate(dqs, axis=3)
-    return dq_BKGTH, (dk_BKSH * scale).astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None, None
+    start = _Gradients(*(jnp.zeros(array.shape, jnp.float32) for array in (q_BKMH, k_BKSH, v_BKSH)))
+    sums = _loop(call, ranges, visit, start)
+    # in float32: a scaled query in bfloat16 would be rounded a second time
+    dq, dk = (sums.q_BKMH * call.scale).astype(q_BKMH.dtype), (sums.k_BKSH * call.scale).astype(k_BKSH.dtype)
+    return dq, dk, sums.v_BKSH.astype(v_BKSH.dtype), None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _masked_scores(
-    q_BKGTH: Any, k_BKSH: Any, segment_ids_BT: Any, positions_BT: Any, rows: slice
-) -> jax.Array:
-    """Scores of one block of queries with the keys up to its end; what must not be seen is ``NEGATIVE``.
+def _loop(call: _Call, ranges: KeyRanges, visit: Any, start: Any) -> Any:
+    """Carry sums through all visits."""
+    layout = call.layout
+    visits = visits_by_query(layout.work(ranges))
+    row_ranges = layout.row_ranges(ranges)
 
-    Scaled in float32: a scaled query in bfloat16 would be rounded a second time.
-    """
-    mask_BTS = attention_mask(
-        query_segment_ids_BT=segment_ids_BT[:, rows],
-        query_positions_BT=positions_BT[:, rows],
-        key_segment_ids_BS=segment_ids_BT[:, : rows.stop],
-        key_positions_BS=positions_BT[:, : rows.stop],
-    )
-    scores = _dot("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, : rows.stop])
-    return jnp.where(mask_BTS[:, None, None], scores * q_BKGTH.shape[-1] ** -0.5, NEGATIVE)
+    def turn(index: jax.Array, sums: Any) -> Any:
+        tile = _Tile(call, row_ranges, visits, index)
+        return jax.lax.cond(
+            visits.work_I[index] == NOTHING, lambda sums: sums, lambda sums: visit(tile, sums), sums
+        )
+
+    return jax.lax.fori_loop(0, visits.total, turn, start)
+
+
+class _Tile:
+    """The parts of arrays that belong to one visit."""
+
+    def __init__(self, call: _Call, row_ranges: KeyRanges, visits: Visits, index: jax.Array) -> None:
+        self.call, self.row_ranges = call, row_ranges
+        self.row, self.query, self.key = (array[index] for array in visits[:3])
+
+    def rows(self, array_BKM: jax.Array) -> jax.Array:
+        """(B, K, M, ...) -> the tile's (K, rows, ...)."""
+        return self._part(array_BKM, self.query, self.call.layout.tile_rows)
+
+    def keys(self, array_BKSH: jax.Array) -> jax.Array:
+        """(B, K, S, H) -> the tile's (K, keys, H)."""
+        return self._part(array_BKSH, self.key, self.call.layout.key_tile)
+
+    def put_rows(self, array_BKM: jax.Array, value: jax.Array) -> jax.Array:
+        """The array with the tile's rows replaced."""
+        return self._put(array_BKM, value, self.query * self.call.layout.tile_rows)
+
+    def put_keys(self, array_BKSH: jax.Array, value: jax.Array) -> jax.Array:
+        """The array with the tile's keys replaced."""
+        return self._put(array_BKSH, value, self.key * self.call.layout.key_tile)
+
+    def scores(self, q_BKMH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+        """Scaled scores (K, rows, keys); what must not be seen is ``NEGATIVE``."""
+        rows, size = self.call.layout.tile_rows, self.call.layout.key_tile
+        first_M, end_M = (
+            jax.lax.dynamic_slice(array, (self.row, self.query * rows), (1, rows))[0]
+            for array in self.row_ranges
+        )
+        index_S = self.key * size + jnp.arange(size)
+        is_seen_MS = (index_S >= first_M[:, None]) & (index_S < end_M[:, None])
+        scores_KMS = _dot("KMH,KSH->KMS", self.rows(q_BKMH), self.keys(k_BKSH)) * self.call.scale
+        return jnp.where(is_seen_MS, scores_KMS, NEGATIVE)
+
+    def _part(self, array: jax.Array, tile: jax.Array, size: int) -> jax.Array:
+        rest = array.ndim - 3
+        sizes = (1, array.shape[1], size, *array.shape[3:])
+        return jax.lax.dynamic_slice(array, (self.row, 0, tile * size, *[0] * rest), sizes)[0]
+
+    def _put(self, array: jax.Array, value: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(array, value[None], (self.row, 0, start, *[0] * (array.ndim - 3)))

@@ -7,6 +7,8 @@ rule covers packed documents, padding (segment 0), ragged prompts and cached dec
 import jax
 import jax.numpy as jnp
 
+from llama2_jax.kernels.ranges import KeyRanges, range_mask
+
 NEGATIVE = -1e30  # finite, so that a fully masked row gives zeros and never NaN
 
 
@@ -24,15 +26,18 @@ def attention_mask(
 
 
 def attention_probs(q_BTNH: jax.Array, k_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Softmax of the scaled scores, float32, shape (B, K, G, T, S); masked rows are all zero.
+    """Softmax of the scaled scores, float32, shape (B, K, G, T, S); masked rows are all zero."""
+    return masked_softmax(_scores(q_BTNH, k_BSKH, q_BTNH.shape[-1] ** -0.5), mask_BTS)
 
-    Query head n reads key/value head n // G (ARCH-6), so K and V are never repeated.
-    """
+
+def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> jax.Array:
+    """Query head n reads key/value head n // G (ARCH-6), so K and V are never repeated."""
     batch, length, heads, head_dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    return masked_softmax(scores * head_dim**-0.5, mask_BTS)
+    # float64 stays float64
+    accumulate = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    return jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=accumulate) * scale
 
 
 def masked_softmax(scores_BKGTS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
@@ -48,3 +53,15 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS:
     probs = attention_probs(q_BTNH, k_BSKH, mask_BTS).astype(v_BSKH.dtype)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH)
     return out_BTKGH.reshape(q_BTNH.shape)
+
+
+def attention_and_lse(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """Output in the dtype of ``q`` and log-sum-exp (B, T, N), -inf where a query sees nothing."""
+    mask_BTS = range_mask(ranges, k_BSKH.shape[1])
+    scores_BKGTS = _scores(q_BTNH, k_BSKH, scale)
+    probs = masked_softmax(scores_BKGTS, mask_BTS).astype(v_BSKH.dtype)
+    out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH).reshape(q_BTNH.shape)
+    lse_BKGT = jax.nn.logsumexp(scores_BKGTS, axis=-1, where=mask_BTS[:, None, None])
+    return out_BTNH, lse_BKGT.transpose(0, 3, 1, 2).reshape(q_BTNH.shape[:3])

@@ -1,12 +1,13 @@
 """Grouped-query self-attention with rotary positions and an optional key/value cache."""
 
-from typing import NamedTuple
+import dataclasses
+import math
 
 import flax.linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
-from llama2_jax.kernels import cached, chunked, reference
+from llama2_jax.kernels import dispatch, reference
 from llama2_jax.model.cache import write_slots
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.layers import apply_rotary, projection, residual_init
@@ -14,13 +15,17 @@ from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import KVCache
 
 
-class TokenInfo(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenInfo:
     """What every layer needs to know about the new tokens."""
 
     cos: jax.Array  # (B, T, H/2)
     sin: jax.Array  # (B, T, H/2)
     segment_ids_BT: jax.Array
     positions_BT: jax.Array
+    # they attend to one another alone, though there is a cache: it was empty
+    is_prompt: bool = dataclasses.field(metadata={"static": True})
 
 
 class Attention(nn.Module):
@@ -50,16 +55,54 @@ class Attention(nn.Module):
         v_BTKH = to_v(x_BTD)
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 
-        if cache is None:
-            out_BTNH = chunked.attention(q_BTNH, k_BTKH, v_BTKH, info.segment_ids_BT, info.positions_BT)
-            out_BTNH = checkpoint_name(out_BTNH, "attention_out")
-        else:
+        if cache is not None:
             cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
-            out_BTNH = cached.attention(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache))
+        if cache is None or info.is_prompt:
+            out_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, info.segment_ids_BT)
+        else:
+            out_BTNH = self._decode(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache))
         if self.is_mutable_collection("intermediates"):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
             self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
         return to_out(self.partitioner.constrain(out_BTNH, "BTNH")), cache
+
+    def _attend(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
+    ) -> jax.Array:
+        part = self.partitioner
+        return dispatch.attention(
+            q_BTNH,
+            _per_shard(k_BTKH, 2, part),
+            _per_shard(v_BTKH, 2, part),
+            segment_ids_BT=segment_ids_BT,
+            impl=self.config.attention_impl,
+            platform=part.platform,
+            shard=part.map_shards,
+        ).out_BTNH
+
+    def _decode(
+        self, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
+    ) -> jax.Array:
+        part = self.partitioner
+        return dispatch.decode(
+            q_BTNH,
+            _per_shard(k_BKSH, 1, part),
+            _per_shard(v_BKSH, 1, part),
+            mask_BTS,
+            impl=self.config.attention_impl,
+            platform=part.platform,
+            shard=part.map_shards,
+        )
+
+
+def _per_shard(x: jax.Array, axis: int, partitioner: Partitioner) -> jax.Array:
+    """Keys or values with a head for every shard of query heads, repeated where there are fewer.
+
+    Every device then holds the heads that its query heads read, and no other.
+    """
+    shards = partitioner.activation_shards("N")
+    heads = x.shape[axis]
+    return x if heads % shards == 0 else jnp.repeat(x, math.lcm(heads, shards) // heads, axis=axis)
 
 
 def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:

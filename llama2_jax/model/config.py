@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from llama2_jax.config import require, require_choice
+from llama2_jax.kernels.dispatch import NAMES as ATTENTION_NAMES
 
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -31,6 +32,7 @@ class ModelConfig:
     init_stddev: float = 0.02  # not in the paper (ARCH-12)
     compute_dtype: str = "float32"
     remat_policy: str = "none"
+    attention_impl: str = "auto"  # one of kernels/dispatch.py
 
     def __post_init__(self) -> None:
         for name in (
@@ -53,6 +55,7 @@ class ModelConfig:
         require(self.head_dim % 2 == 0, f"model.head_dim = {self.head_dim} must be even: RoPE rotates pairs")
         require_choice("model.remat_policy", self.remat_policy, REMAT_POLICIES)
         require_choice("model.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        require_choice("model.attention_impl", self.attention_impl, ATTENTION_NAMES)
 
 
 def feed_forward_width(model_width: int, *, multiple_of: int, multiplier: float | None = None) -> int:

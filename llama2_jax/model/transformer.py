@@ -62,7 +62,7 @@ def _remat(block: Any, policy: str) -> Any:
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
+        "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     }
     return nn.remat(block, policy=policies[policy], prevent_cse=False)
 
@@ -118,14 +118,16 @@ class Transformer(nn.Module):
         segment_ids_BT: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
         cache: KVCache | None = None,
+        is_prompt: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Final-norm output (B, T, D) in the compute dtype, and the cache advanced by T slots.
 
         Args:
           tokens_BT: ids; those of segment 0 (padding) may hold anything, even -1.
-          segment_ids_BT: default one segment per row.
+          segment_ids_BT: contiguous and ascending, 0 = padding; default one segment per row.
           positions_BT: default 0, 1, 2, ...; must restart in every segment.
           cache: earlier tokens. Slots ``index`` to ``index + T`` must be free.
+          is_prompt: the cache is empty, so the tokens attend to one another alone.
         """
         cfg = self.config
         if segment_ids_BT is None:
@@ -141,7 +143,7 @@ class Transformer(nn.Module):
         angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
         # computed once: XLA would take the cosines anew in every layer, for every head
         cos, sin = jax.lax.optimization_barrier(angles)
-        info = TokenInfo(cos, sin, segment_ids_BT, positions_BT)
+        info = TokenInfo(cos, sin, segment_ids_BT, positions_BT, is_prompt)
         x_BTD, cache = self._run_layers(x_BTD, cache, info)
         if cache is not None:
             cache = cache._replace(index=cache.index + tokens_BT.shape[1])

@@ -101,7 +101,11 @@ def reward_model_meta(
 
 
 def load_reward_model(
-    path: str | Path, *, compute_dtype: str = "float32", partitioner: Partitioner | None = None
+    path: str | Path,
+    *,
+    compute_dtype: str = "float32",
+    attention_impl: str = "auto",
+    partitioner: Partitioner | None = None,
 ) -> RewardModel:
     """Open the newest checkpoint of a workdir of ``experiments/reward_model.py``.
 
@@ -121,7 +125,10 @@ def load_reward_model(
     if tokenizer is None:
         raise ConfigError(f"{path / 'tokenizer'} is missing; restore it: scores depend on the token ids")
     config = dataclasses.replace(
-        build(ModelConfig, meta["model"], name="model"), compute_dtype=compute_dtype, remat_policy="none"
+        build(ModelConfig, meta["model"], name="model"),
+        compute_dtype=compute_dtype,
+        remat_policy="none",
+        attention_impl=attention_impl,
     )
     model = ScoreModel(config, partitioner)
     return RewardModel(
@@ -136,7 +143,7 @@ def load_reward_model(
 
 
 def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, field: str) -> RewardModel:
-    """``load_reward_model`` of one that scores what ``policy`` writes, on its mesh, in its compute dtype.
+    """``load_reward_model`` of one that scores what ``policy`` writes, on its mesh, computed as it is.
 
     Args:
       kind: what it must have been trained for, one of ``KINDS``; a guard may be of any kind.
@@ -147,7 +154,10 @@ def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, f
         ``load_reward_model`` raises.
     """
     found = load_reward_model(
-        path, compute_dtype=policy.config.compute_dtype, partitioner=policy.model.partitioner
+        path,
+        compute_dtype=policy.config.compute_dtype,
+        attention_impl=policy.config.attention_impl,
+        partitioner=policy.model.partitioner,
     )
     require(
         kind in ("guard", found.kind),

@@ -7,6 +7,7 @@ activation must be whole.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +64,11 @@ class Partitioner:
     @property
     def batch_shards(self) -> int:
         """Number of parts that the rows of a batch are split into."""
-        return self.axis_size(PRESETS[self.preset].activations.get("B", ()))
+        return self.activation_shards("B")
+
+    def activation_shards(self, letter: str) -> int:
+        """Number of parts that a dimension of activations is split into."""
+        return self.axis_size(PRESETS[self.preset].activations.get(letter, ()))
 
     def spec(self, dims: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
         """PartitionSpec of a tensor with dimension letters ``dims``.
@@ -104,6 +109,39 @@ class Partitioner:
         if self.mesh.size == 1:
             return array
         return jax.lax.with_sharding_constraint(array, self.activation(dims, array.shape))
+
+    def map_shards(
+        self,
+        function: Callable[..., tuple[jax.Array, ...]],
+        arguments: Sequence[jax.Array],
+        dims: Sequence[str],
+        out_dims: Sequence[str],
+    ) -> tuple[jax.Array, ...]:
+        """Run ``function`` on every device's part of the arguments, for code that XLA cannot split itself.
+
+        Args:
+          dims: dimension letters of each argument; what the rules do not split, a device gets whole.
+          out_dims: the same of each result.
+        """
+        if self.mesh.size == 1:
+            return function(*arguments)
+        results = jax.eval_shape(function, *arguments)
+        in_specs, out_specs = (
+            tuple(
+                self.activation(letters, array.shape).spec
+                for letters, array in zip(names, arrays, strict=True)
+            )
+            for names, arrays in ((dims, arguments), (out_dims, results))
+        )
+        shard_map = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return shard_map(*arguments)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices of the mesh, which need not be attached: ``cpu``, ``gpu`` or ``tpu``."""
+        return self.mesh.devices.flat[0].platform
 
     def parameter(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         """Sharding of one leaf of a parameter or optimiser tree, from the name in its path."""

@@ -1,0 +1,326 @@
+"""One interface to every attention implementation: ``attention`` for rows of tokens, ``decode`` for a cache.
+
+The implementation is a name in the config. Each says below what it serves; a request that it cannot serve is
+refused with the reason and the names of those that can, before anything is compiled. ``auto`` takes the first
+of ``PREFERRED`` for the platform that serves the request and says once which. Nothing falls back silently.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama2_jax.config import ConfigError, require, require_choice
+from llama2_jax.kernels import cached, chunked, reference
+from llama2_jax.kernels.ranges import KeyRanges, document_ranges, row_ranges
+
+Shard = Callable[..., Any]
+"""``shard(function, arguments, dims, out_dims)`` runs the function on every device's part of the arguments;
+dims are the suffix of each (``Partitioner.map_shards``)."""
+
+
+class Attended(NamedTuple):
+    """What attention gives; ``lse_BTN`` is None unless it was asked for."""
+
+    out_BTNH: jax.Array
+    lse_BTN: jax.Array | None
+
+
+class Request(NamedTuple):
+    """What an implementation is asked to serve."""
+
+    platform: str
+    head_dim: int
+    dtype: str
+    has_documents: bool
+    causal: bool
+    needs_lse: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """What one implementation serves."""
+
+    run: Callable[..., Any] | None  # None: named, but not built
+    platforms: tuple[str, ...] = ()  # empty: all
+    head_dims: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    documents: bool = True
+    non_causal: bool = True
+    lse: bool = True
+
+    def refusals(self, request: Request) -> list[str]:
+        """Why it cannot serve the request; empty if it can."""
+        if self.run is None:
+            return ["it is not built yet"]
+        found = []
+        if self.platforms and request.platform not in self.platforms:
+            found.append(f"it runs on {_either(self.platforms)}, this is {request.platform}")
+        if self.head_dims and request.head_dim not in self.head_dims:
+            found.append(f"it takes head_dim {_either(self.head_dims)}, not {request.head_dim}")
+        if self.dtypes and request.dtype not in self.dtypes:
+            found.append(f"it takes {_either(self.dtypes)}, not {request.dtype}")
+        if request.has_documents and not self.documents:
+            found.append("it cannot keep documents apart (segment ids)")
+        if not request.causal and not self.non_causal:
+            found.append("it is causal only")
+        if request.needs_lse and not self.lse:
+            found.append("it gives no log-sum-exp that gradients go through")
+        return found
+
+
+class _Inputs(NamedTuple):
+    """Of one device."""
+
+    q_BTNH: jax.Array
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+    ranges: KeyRanges
+    segment_ids_BT: jax.Array
+    scale: float
+    causal: bool
+
+
+def _reference(inputs: _Inputs) -> Any:
+    return reference.attention_and_lse(*inputs[:4], scale=inputs.scale)
+
+
+def _chunked(inputs: _Inputs) -> Any:
+    return chunked.attention(*inputs[:4], scale=inputs.scale, causal=inputs.causal)
+
+
+# modules with Pallas are imported when they are used: that takes a quarter of a second
+
+
+def _xla(inputs: _Inputs) -> Any:
+    from llama2_jax.kernels import library
+
+    return library.xla(*inputs[:4], scale=inputs.scale), None
+
+
+def _tpu(inputs: _Inputs, *, interpret: bool = False) -> Any:
+    from llama2_jax.kernels import flash_tpu
+
+    return flash_tpu.attention(*inputs[:4], scale=inputs.scale, interpret=interpret)
+
+
+def _tpu_interpret(inputs: _Inputs) -> Any:
+    return _tpu(inputs, interpret=True)
+
+
+def _splash(inputs: _Inputs) -> Any:
+    from llama2_jax.kernels import library
+
+    return library.splash(*inputs[:3], inputs.segment_ids_BT, scale=inputs.scale), None
+
+
+def _cudnn(inputs: _Inputs) -> Any:
+    from llama2_jax.kernels import library
+
+    return library.cudnn(*inputs[:3], scale=inputs.scale, causal=inputs.causal), None
+
+
+HALF = ("bfloat16", "float16")
+IMPLEMENTATIONS = {
+    # the specification; holds all scores
+    "reference": Implementation(_reference),
+    # jnp, memory linear in T, skips tiles outside documents: CPU, and anywhere
+    "chunked": Implementation(_chunked),
+    # jax.nn's plain form; holds all scores
+    "xla": Implementation(_xla, lse=False),
+    # our kernels
+    "tpu": Implementation(
+        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32")
+    ),
+    # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
+    "tpu_interpret": Implementation(_tpu_interpret, dtypes=("bfloat16", "float32")),
+    # jax's own TPU kernel: documents are masked, not skipped
+    "splash": Implementation(
+        _splash, platforms=("tpu",), head_dims=(64, 128, 256), dtypes=("bfloat16", "float32"),
+        non_causal=False, lse=False,
+    ),
+    "hopper": Implementation(None, platforms=("gpu", "cuda")),
+    "cudnn": Implementation(
+        _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False
+    ),
+}  # fmt: skip
+PREFERRED = {"cpu": ("chunked",), "tpu": ("tpu", "chunked"), "gpu": ("chunked",), "cuda": ("chunked",)}
+NAMES = ("auto", *IMPLEMENTATIONS)
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    impl: str = "auto",
+    needs_lse: bool = False,
+    platform: str | None = None,
+    shard: Shard | None = None,
+) -> Attended:
+    """Grouped-query attention of tokens to one another, with gradients; query head n reads key head n // G.
+
+    Args:
+      segment_ids_BT: documents of each row, contiguous and ascending; 0 is padding, which sees nothing, is
+        seen by nobody and may hold anything. None: a row is one document.
+      causal: a query sees no later key. Without documents T may differ from S; the last query then sees the
+        last key.
+      scale: of the scores, default H ** -0.5.
+      impl: one of ``NAMES``.
+      platform: where it will run, default that of the process.
+      shard: how to run on a mesh, default not at all.
+
+    Returns:
+      Output in the dtype of ``q`` and the natural log of the sum of exponentials, float32; where a query sees
+      nothing 0 and -inf.
+
+    Raises:
+      ConfigError: the shapes do not fit, or the implementation does not serve them.
+    """
+    _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    batch, length, _, head_dim = q_BTNH.shape
+    request = Request(
+        platform or jax.default_backend(),
+        head_dim,
+        jnp.dtype(q_BTNH.dtype).name,
+        segment_ids_BT is not None,
+        causal,
+        needs_lse,
+    )
+    run = choose(impl, request)
+    scale = head_dim**-0.5 if scale is None else scale
+    if segment_ids_BT is None:
+        ranges = row_ranges(batch, length, k_BSKH.shape[1], causal=causal)
+        ids = jnp.ones((batch, length), jnp.int32)
+    else:
+        ranges, ids = document_ranges(segment_ids_BT, causal=causal), segment_ids_BT
+        # also the gradients of padding are zero, and what it held cannot turn into NaN times 0
+        q_BTNH, k_BSKH, v_BSKH = (_tokens_only(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
+
+    def local(q: Any, k: Any, v: Any, first: Any, end: Any, ids: Any) -> tuple[jax.Array, ...]:
+        out, lse = run(_Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
+        return (out, lse) if needs_lse else (out,)
+
+    arguments = (q_BTNH, k_BSKH, v_BSKH, *ranges, ids)
+    if shard is None:
+        results = local(*arguments)
+    else:
+        dims = ("BTNH", "BSKH", "BSKH", "BT", "BT", "BT")
+        results = shard(local, arguments, dims, ("BTNH", "BTN") if needs_lse else ("BTNH",))
+    out_BTNH = results[0] if segment_ids_BT is None else _tokens_only(results[0], ids)
+    return Attended(out_BTNH, results[1] if needs_lse else None)
+
+
+def decode(
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array,
+    *,
+    impl: str = "auto",
+    platform: str | None = None,
+    shard: Shard | None = None,
+) -> jax.Array:
+    """Attention of new tokens to a cache that keeps heads before slots, output (B, T, N, H).
+
+    One token per row goes through the kernel where ``impl`` is one of the TPU's; all else is plain jnp.
+    """
+    dtype = jnp.dtype(q_BTNH.dtype).name
+    request = Request(platform or jax.default_backend(), q_BTNH.shape[-1], dtype, True, True, False)
+    run = choose(impl, request)
+    if q_BTNH.shape[1] > 1 or run not in (_tpu, _tpu_interpret):
+        return cached.attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+    from llama2_jax.kernels import decode_tpu
+
+    def local(q: Any, k: Any, v: Any, mask: Any) -> tuple[jax.Array]:
+        scale, interpret = q.shape[-1] ** -0.5, run is _tpu_interpret
+        out = decode_tpu.decode_attention(q[:, 0], k, v, mask[:, 0], scale=scale, interpret=interpret)
+        return (out[:, None],)
+
+    arguments, dims = (q_BTNH, k_BKSH, v_BKSH, mask_BTS), ("BTNH", "BKSH", "BKSH", "BTS")
+    return (local(*arguments) if shard is None else shard(local, arguments, dims, ("BTNH",)))[0]
+
+
+def choose(impl: str, request: Request) -> Callable[..., Any]:
+    """The function behind a name.
+
+    Raises:
+      ConfigError: it does not serve the request; the message says why, and which do.
+    """
+    require_choice("attention_impl", impl, NAMES)
+    serving = [name for name, one in IMPLEMENTATIONS.items() if not one.refusals(request)]
+    if impl == "auto":
+        preferred = PREFERRED.get(request.platform, ("chunked",))
+        impl = next(name for name in preferred if name in serving)
+        _say_once(impl, request)
+    elif impl not in serving:
+        reasons = "; ".join(IMPLEMENTATIONS[impl].refusals(request))
+        raise ConfigError(
+            f"attention_impl {impl!r} cannot serve this: {reasons}. These can: {', '.join(serving)}"
+        )
+    run = IMPLEMENTATIONS[impl].run
+    assert run is not None
+    return run
+
+
+@functools.cache
+def _say_once(impl: str, request: Request) -> None:
+    logging.getLogger(__name__).info(
+        "attention on %s with head_dim %d, %s: %r", request.platform, request.head_dim, request.dtype, impl
+    )
+
+
+def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    return jnp.where(segment_ids_BT[:, :, None, None] != 0, array, jnp.zeros((), array.dtype))
+
+
+def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array | None) -> None:
+    dtypes = [jnp.dtype(array.dtype).name for array in (q, k, v)]
+    require(
+        len(set(dtypes)) == 1,
+        f"attention: q, k and v are {', '.join(dtypes)}; cast them to one dtype, which the output will have",
+    )
+    require(k.shape == v.shape, f"attention: k has shape {k.shape}, v {v.shape}; they must be equal")
+    require(
+        (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3]),
+        f"attention: q has shape {q.shape} and k {k.shape}; rows and head dim must be equal",
+    )
+    heads, kv_heads = q.shape[2], k.shape[2]
+    require(
+        heads % kv_heads == 0,
+        f"attention: {heads} query heads are not a multiple of {kv_heads} key/value heads; "
+        "every key/value head serves the same number of query heads",
+    )
+    if segment_ids_BT is None:
+        return
+    require(
+        segment_ids_BT.shape == q.shape[:2] and q.shape[1] == k.shape[1],
+        f"attention: segment ids have shape {segment_ids_BT.shape}, q {q.shape[:2]} and k {k.shape[:2]} "
+        "tokens; documents need the same tokens as queries and keys",
+    )
+    if not isinstance(segment_ids_BT, jax.core.Tracer):
+        check_segment_ids(np.asarray(segment_ids_BT))
+
+
+def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
+    """Raise ``ConfigError`` if a document of a row is not contiguous (inside ``jit`` nobody can look)."""
+    for row, ids in enumerate(segment_ids_BT):
+        tokens = ids[ids != 0]
+        falls = np.flatnonzero(np.diff(tokens) < 0)
+        if len(falls):
+            raise ConfigError(
+                f"attention: segment ids of row {row} decrease from {tokens[falls[0]]} to "
+                f"{tokens[falls[0] + 1]}; number the documents of a row in ascending order, 0 for padding"
+            )
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    return " or ".join(str(choice) for choice in choices)

@@ -1,0 +1,65 @@
+"""Attention of others behind our arguments: XLA and cuDNN through ``jax.nn``, and jax's splash kernel."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+from llama2_jax.kernels.ranges import KeyRanges, range_mask
+
+SPLASH_MULTIPLE = 128  # of the length of a row
+
+
+def xla(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, scale: float
+) -> jax.Array:
+    """``jax.nn.dot_product_attention`` with a mask; holds all scores, memory O(T S)."""
+    mask_B1TS = range_mask(ranges, k_BSKH.shape[1])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, scale=scale, implementation="xla"
+    )
+
+
+def cudnn(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, scale: float, causal: bool
+) -> jax.Array:
+    """cuDNN's fused attention over rows that are one document each."""
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=causal, implementation="cudnn"
+    )
+
+
+def splash(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, *, scale: float
+) -> jax.Array:
+    """The causal splash kernel that ships with jax; documents are masked, not skipped."""
+    batch, length, heads, _ = q_BTNH.shape
+    groups = heads // k_BTKH.shape[2]
+    padding = -length % SPLASH_MULTIPLE
+    padded = length + padding
+
+    def pad(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, padding), *[(0, 0)] * (array.ndim - 2)))
+
+    q_BKGTH = (
+        pad(q_BTNH * scale).reshape(batch, padded, -1, groups, q_BTNH.shape[-1]).transpose(0, 2, 3, 1, 4)
+    )
+    k_BKTH, v_BKTH = (pad(array).swapaxes(1, 2) for array in (k_BTKH, v_BTKH))
+    segment_ids_BT = pad(segment_ids_BT)
+    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((padded, padded))] * groups)
+    block = next(size for size in (512, 256, 128) if padded % size == 0)
+    kernel = splash_kernel.make_splash_mqa(
+        mask,
+        block_sizes=splash_kernel.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=block,
+            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+            block_q_dq=block, block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention_out",
+    )  # fmt: skip
+    over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    ids = splash_kernel.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT)
+    out_BKGTH = jax.vmap(over_heads)(q_BKGTH, k_BKTH, v_BKTH, ids)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, padded, heads, -1)[:, :length]

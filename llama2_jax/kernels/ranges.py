@@ -1,0 +1,109 @@
+"""Who sees whom as ranges of keys, and which tiles of the score matrix that leaves to compute.
+
+Query t sees the keys ``first <= s < end``. A causal row has (0, t + 1), a token of a packed document
+(start of its document, t + 1), padding (0, 0). Every kernel takes these two numbers per query: bounds of
+its loops and its mask both follow from them, so what is outside a document is never loaded.
+
+Documents of a row must be contiguous and in order; their numbers are compared, never their positions.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class KeyRanges(NamedTuple):
+    """Keys that each query sees, as indices into the row of keys."""
+
+    first_BT: jax.Array  # int32
+    end_BT: jax.Array  # int32, one after the last; <= first where nothing is seen
+
+
+class Visits(NamedTuple):
+    """Tiles of the score matrix in the order in which a kernel computes them, those of one output in a run.
+
+    The first ``total`` entries count, the rest are zeros. An output to which nothing contributes has one
+    visit without work, so that it is written all the same.
+    """
+
+    row_I: jax.Array  # int32, row of the batch
+    query_I: jax.Array  # int32, tile of queries
+    key_I: jax.Array  # int32, tile of keys
+    work_I: jax.Array  # int32: 0 nothing to compute, 1 all pairs are seen, 2 some are: needs the mask
+    total: jax.Array  # int32 scalar
+
+
+NOTHING, WHOLE, PARTIAL = 0, 1, 2
+
+
+def document_ranges(segment_ids_BT: jax.Array, *, causal: bool = True) -> KeyRanges:
+    """Ranges of tokens that attend within their own document; segment 0 is padding and sees nothing."""
+    length = segment_ids_BT.shape[1]
+    index_T = jnp.arange(length, dtype=jnp.int32)
+    is_new_BT = jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
+    first_BT = jax.lax.cummax(jnp.where(is_new_BT, index_T, 0), axis=1)
+    if causal:
+        end_BT = jnp.broadcast_to(index_T + 1, segment_ids_BT.shape)
+    else:
+        is_last_BT = jnp.pad(is_new_BT[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+        end_BT = jax.lax.cummin(jnp.where(is_last_BT, index_T + 1, length), axis=1, reverse=True)
+    is_token_BT = segment_ids_BT != 0
+    return KeyRanges(jnp.where(is_token_BT, first_BT, 0), jnp.where(is_token_BT, end_BT, 0))
+
+
+def row_ranges(batch: int, length: int, keys: int, *, causal: bool = True) -> KeyRanges:
+    """Ranges of rows that are one document each; with ``causal`` the last query sees the last key."""
+    end_T = jnp.arange(length, dtype=jnp.int32) + 1 + keys - length if causal else jnp.full(length, keys)
+    end_BT = jnp.broadcast_to(end_T.astype(jnp.int32), (batch, length))
+    return KeyRanges(jnp.zeros_like(end_BT), end_BT)
+
+
+def range_mask(ranges: KeyRanges, keys: int) -> jax.Array:
+    """mask_BTS, True where the query sees the key."""
+    index_S = jnp.arange(keys)
+    return (index_S >= ranges.first_BT[..., None]) & (index_S < ranges.end_BT[..., None])
+
+
+def pad_ranges(ranges: KeyRanges, length: int) -> KeyRanges:
+    """Up to ``length`` queries; the new ones see nothing."""
+    pad = ((0, 0), (0, length - ranges.first_BT.shape[1]))
+    return KeyRanges(*(jnp.pad(array, pad) for array in ranges))
+
+
+def tile_work(ranges: KeyRanges, keys: int, *, query_tile: int, key_tile: int) -> jax.Array:
+    """int32 (B, query tiles, key tiles): is what is seen of a tile ``NOTHING``, the ``WHOLE`` or ``PARTIAL``?
+
+    Queries must be a multiple of ``query_tile``. Between the first and the last key that a tile of queries
+    sees no tile of keys is unseen, since documents are contiguous.
+    """
+    batch = ranges.first_BT.shape[0]
+    first, end = (array.reshape(batch, -1, query_tile) for array in ranges)
+    is_seeing = end > first
+    lowest, highest = jnp.where(is_seeing, first, keys).min(-1), jnp.where(is_seeing, end, 0).max(-1)
+    start = jnp.arange(0, keys, key_tile)
+    stop = start + key_tile
+    seen = (start < highest[..., None]) & (stop > lowest[..., None])
+    # a query that sees nothing has end 0, so no tile with one in it is whole
+    whole = (start >= first.max(-1)[..., None]) & (stop <= jnp.where(is_seeing, end, 0).min(-1)[..., None])
+    return jnp.where(seen, jnp.where(whole, WHOLE, PARTIAL), NOTHING).astype(jnp.int32)
+
+
+def visits_by_query(work: jax.Array) -> Visits:
+    """Visits of the tiles of ``tile_work``, all keys of one tile of queries in a run."""
+    return _visits(work, is_by_key=False)
+
+
+def visits_by_key(work: jax.Array) -> Visits:
+    """Visits of the tiles of ``tile_work``, all queries of one tile of keys in a run."""
+    return _visits(work.swapaxes(1, 2), is_by_key=True)
+
+
+def _visits(work: jax.Array, *, is_by_key: bool) -> Visits:
+    is_visited = work != NOTHING
+    # an output that nothing contributes to is visited once
+    is_visited = is_visited.at[:, :, 0].set(is_visited[:, :, 0] | ~is_visited.any(-1))
+    row, outer, inner = jnp.nonzero(is_visited, size=work.size, fill_value=0)
+    query, key = (inner, outer) if is_by_key else (outer, inner)
+    row, query, key, kind = (array.astype(jnp.int32) for array in (row, query, key, work[row, outer, inner]))
+    return Visits(row, query, key, kind, is_visited.sum(dtype=jnp.int32))

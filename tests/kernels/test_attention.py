@@ -1,0 +1,153 @@
+"""Every implementation that runs on a CPU against loops in float64: value, log-sum-exp and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from llama2_jax.kernels import dispatch
+from tests.kernels import exact
+
+NAMES = ("out", "lse", "dq", "dk", "dv")
+JNP = ["reference", "chunked"]
+# of chunked: a part of a block, one block, blocks and a rest; small tiles; one large tile and a rest
+LENGTHS = [5, 64, 150, 300]
+LENGTHS_TPU = [
+    (1, 1),
+    (7, 8),
+    (64, 2),
+    (127, 1),
+    (128, 2),
+    (129, 8),
+    (513, 2),
+]  # and heads per key/value head
+
+
+def attend(impl, needs_lse=True, **kwargs):
+    def function(q, k, v, segments):
+        return dispatch.attention(q, k, v, segment_ids_BT=segments, impl=impl, needs_lse=needs_lse, **kwargs)
+
+    return function
+
+
+@functools.cache
+def truth(length, groups):
+    given = exact.inputs(length, groups=groups)
+    return given, exact.attention(given)
+
+
+def assert_exact(found, wanted, tolerance):
+    for name, a, b in zip(NAMES, found, wanted, strict=True):
+        assert exact.error(a, b) < tolerance, name
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("impl", JNP)
+def test_jnp_forms_equal_the_loops(impl, length):
+    given, wanted = truth(length, 2)
+    assert_exact(exact.results(attend(impl), given), wanted, 5e-6)
+
+
+@pytest.mark.parametrize(("length", "groups"), LENGTHS_TPU)
+def test_tpu_kernels_equal_the_loops(length, groups):
+    given, wanted = truth(length, groups)
+    assert_exact(exact.results(attend("tpu_interpret"), given), wanted, 5e-6)
+
+
+def test_xla_equals_the_loops_without_log_sum_exp():
+    given, wanted = truth(64, 2)
+    given = given._replace(d_lse=np.zeros_like(given.d_lse))
+    wanted = exact.attention(given)
+    out, lse, *grads = exact.results(attend("xla", needs_lse=False), given)
+    assert lse is None
+    for name, a, b in zip(("out", "dq", "dk", "dv"), (out, *grads), (wanted[0], *wanted[2:]), strict=True):
+        assert exact.error(a, b) < 5e-6, name
+
+
+@pytest.mark.parametrize("length", [64, 300])
+@pytest.mark.parametrize("impl", [*JNP, "tpu_interpret"])
+def test_without_causality_a_document_sees_all_of_itself(impl, length):
+    given = exact.inputs(length, groups=2, head_dim=16)
+    wanted = exact.attention(given, causal=False, scale=0.3)
+    assert_exact(exact.results(attend(impl, causal=False, scale=0.3), given), wanted, 5e-6)
+
+
+@pytest.mark.parametrize("impl", [*JNP, "tpu_interpret"])
+def test_packed_documents_equal_documents_alone(impl):
+    lengths = (40, 100, 20)
+    given = exact.inputs(160, batch=1, poison=False)
+    segments = np.repeat([1, 2, 3], lengths)[None].astype(np.int32)
+    packed = attend(impl)(*given[:3], segments)
+    first = 0
+    for length in lengths:
+        part = slice(first, first + length)
+        alone = attend(impl)(*(array[:, part] for array in given[:3]), None)
+        for a, b in zip(packed, alone, strict=True):
+            np.testing.assert_allclose(a[:, part], b, rtol=2e-6, atol=5e-6)
+        first += length
+
+
+@pytest.mark.parametrize("impl", [*JNP, "tpu_interpret"])
+def test_probabilities_made_from_the_log_sum_exp_sum_to_one(impl):
+    given = exact.inputs(150, groups=1, poison=False)
+    _, lse_BTN = attend(impl)(*given[:3], given.segments)
+    scores = np.einsum("btnh,bsnh->bnts", given.q, given.k).astype(np.float64) * given.q.shape[-1] ** -0.5
+    same = given.segments[:, :, None] == given.segments[:, None, :]
+    seen = same & np.tri(150, dtype=bool) & (given.segments[:, :, None] != 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        probs = np.exp(scores - np.asarray(lse_BTN, np.float64).transpose(0, 2, 1)[..., None])
+    sums = np.where(seen[:, None], probs, 0).sum(-1)
+    np.testing.assert_allclose(sums, np.broadcast_to((given.segments != 0)[:, None], sums.shape), atol=1e-5)
+
+
+# where a plain implementation in the same dtype stands is the measure, not a number
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])
+@pytest.mark.parametrize("length", [150, 300])
+def test_bfloat16_is_about_as_exact_as_the_plain_form(impl, length, head_dim):
+    given = exact.inputs(length, groups=2, head_dim=head_dim, dtype=jnp.bfloat16, batch=2)
+    wanted = exact.attention(given)
+    found, plain = (exact.results(attend(name), given) for name in (impl, "reference"))
+    for name, a, b, c in zip(NAMES, found, plain, wanted, strict=True):
+        assert a.dtype == (jnp.float32 if name == "lse" else jnp.bfloat16)
+        allowed = 2 if name in ("out", "lse") else 3
+        assert exact.error(a, c) <= allowed * exact.error(b, c) + 1e-7, name
+
+
+@pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])
+def test_two_runs_are_bitwise_equal(impl):
+    given = exact.inputs(300, groups=2)
+    for a, b in zip(*(exact.results(attend(impl), given) for _ in range(2)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked", "tpu_interpret"])
+def test_fewer_queries_than_keys_are_the_last_ones(impl):
+    given = exact.inputs(140, batch=2, poison=False)
+    whole, part = (
+        dispatch.attention(given.q[:, first:], given.k, given.v, impl=impl, needs_lse=True)
+        for first in (0, 100)
+    )
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_allclose(a[:, 100:], b, rtol=2e-6, atol=5e-6)
+
+
+def test_float64_stays_float64_in_the_reference_and_its_gradients_are_differences():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        given = exact.inputs(9, groups=2, head_dim=4, poison=False)
+        q, k, v = (jnp.asarray(array, jnp.float64) for array in given[:3])
+
+        def total(q, k, v):
+            out, lse = attend("reference")(q, k, v, given.segments)
+            assert out.dtype == jnp.float64
+            return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum() + jnp.where(
+                jnp.isneginf(lse), 0, lse
+            ).sum()
+
+        check_grads(total, (q, k, v), order=1, modes=["rev"], eps=1e-6, rtol=1e-6, atol=1e-8)
+    finally:
+        jax.config.update("jax_enable_x64", False)

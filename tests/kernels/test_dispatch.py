@@ -1,0 +1,117 @@
+"""What an implementation does not serve is refused by name, with those that serve it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.kernels import dispatch
+
+IDS = np.ones((1, 8), np.int32)
+
+
+def arrays(heads=4, kv_heads=2, head_dim=64, length=8, dtype=jnp.float32):
+    shapes = [(1, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+    return [jnp.ones(shape, dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("impl", "platform", "kwargs", "shapes", "message"),
+    [
+        ("tpu", "cpu", {}, {}, r"'tpu' cannot serve this: it runs on tpu, this is cpu.*chunked"),
+        (
+            "hopper",
+            "cuda",
+            {},
+            {},
+            r"'hopper' cannot serve this: it is not built yet. These can: reference, chunked",
+        ),
+        (
+            "tpu",
+            "tpu",
+            {},
+            {"head_dim": 48},
+            r"takes head_dim 64 or 128, not 48. These can: reference, chunked, xla",
+        ),
+        ("tpu", "tpu", {}, {"dtype": jnp.float16}, r"takes bfloat16 or float32, not float16"),
+        ("cudnn", "cuda", {"segment_ids_BT": IDS}, {"dtype": jnp.bfloat16}, r"cannot keep documents apart"),
+        ("cudnn", "cuda", {}, {}, r"takes bfloat16 or float16, not float32"),
+        ("xla", "cpu", {"needs_lse": True}, {}, r"no log-sum-exp"),
+        ("splash", "tpu", {"causal": False}, {}, r"causal only"),
+        ("flash", "cpu", {}, {}, r"attention_impl"),
+    ],
+)
+def test_what_is_not_served_is_refused(impl, platform, kwargs, shapes, message):
+    with pytest.raises(ConfigError, match=message):
+        dispatch.attention(*arrays(**shapes), impl=impl, platform=platform, **kwargs)
+
+
+def test_decoding_is_refused_in_the_same_way():
+    q, k, _ = arrays()
+    with pytest.raises(ConfigError, match="it runs on tpu, this is cpu"):
+        dispatch.decode(q, k.swapaxes(1, 2), k.swapaxes(1, 2), jnp.ones((1, 8, 8), bool), impl="tpu")
+
+
+def test_dtypes_that_differ():
+    q, k, v = arrays()
+    with pytest.raises(ConfigError, match="float32, float32, bfloat16; cast them"):
+        dispatch.attention(q, k, v.astype(jnp.bfloat16))
+
+
+def test_shapes_that_differ():
+    q, k, v = arrays()
+    with pytest.raises(ConfigError, match="must be equal"):
+        dispatch.attention(q, k, v[:, :4])
+    with pytest.raises(ConfigError, match="head dim must be equal"):
+        dispatch.attention(q[..., :32], k, v)
+    with pytest.raises(ConfigError, match=r"4 query heads are not a multiple of 3 key/value heads"):
+        dispatch.attention(*arrays(kv_heads=3))
+    with pytest.raises(ConfigError, match=r"segment ids have shape \(1, 8\), q \(1, 4\)"):
+        dispatch.attention(q[:, :4], k, v, segment_ids_BT=IDS)
+
+
+def test_segment_ids_that_decrease():
+    ids = np.array([[1, 1, 2, 2, 1, 1, 0, 0]])
+    with pytest.raises(ConfigError, match="row 0 decrease from 2 to 1; number the documents"):
+        dispatch.attention(*arrays(), segment_ids_BT=ids)
+    dispatch.check_segment_ids(np.array([[1, 1, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0], [2, 2, 2, 7, 7, 0]]))
+
+
+def test_auto_says_once_what_it_chose(caplog):
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        for _ in range(2):
+            dispatch.attention(*arrays(head_dim=10))
+    assert [record.message for record in caplog.records] == [
+        "attention on cpu with head_dim 10, float32: 'chunked'"
+    ]
+
+
+def test_auto_takes_the_kernel_on_a_tpu_and_what_serves_elsewhere():
+    def chosen(platform, head_dim=64, dtype="bfloat16"):
+        request = dispatch.Request(platform, head_dim, dtype, True, True, False)
+        return dispatch.choose("auto", request)
+
+    implementations = dispatch.IMPLEMENTATIONS
+    assert chosen("tpu") is implementations["tpu"].run
+    assert chosen("tpu", head_dim=96) is implementations["chunked"].run
+    assert chosen("cuda") is chosen("cpu") is implementations["chunked"].run
+
+
+def test_padding_may_hold_anything_and_gets_no_gradient():
+    q, k, v = (np.array(array) for array in arrays())
+    ids = np.array([[1, 1, 1, 2, 2, 0, 0, 0]])
+    for array in (q, k, v):
+        array[:, 5:] = np.nan
+    for impl in ("reference", "chunked", "xla"):
+
+        def total(q, k, v, impl=impl):
+            return dispatch.attention(q, k, v, segment_ids_BT=ids, impl=impl).out_BTNH.sum()
+
+        value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+        assert np.isfinite(value)
+        for grad in grads:
+            assert (np.asarray(grad)[:, 5:] == 0).all()
+            assert np.isfinite(grad).all()

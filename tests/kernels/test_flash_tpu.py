@@ -1,0 +1,90 @@
+"""What the TPU kernels do beside giving the right numbers: what they visit, load and refuse."""
+
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from llama2_jax.kernels import cost, flash_tpu, ranges
+from llama2_jax.kernels.tiles import Tiles
+from tests.kernels import exact
+
+TILES = Tiles(rows=256, keys=128, multiple=128)
+STRICT = {"detect_races": True, "uninitialized_memory": "nan", "out_of_bounds_reads": "raise"}
+
+
+def attend(given, interpret=True, tiles=flash_tpu.TILES):
+    found = ranges.document_ranges(given.segments)
+    return exact.results(
+        lambda q, k, v, segments: flash_tpu.attention(
+            q, k, v, found, scale=q.shape[-1] ** -0.5, interpret=interpret, tiles=tiles
+        ),
+        given,
+    )
+
+
+def test_no_race_no_uninitialised_memory_and_no_read_out_of_bounds():
+    given = exact.inputs(300, groups=2, poison=False)
+    strict = attend(given, pltpu.InterpretParams(**STRICT), TILES)
+    for a, b in zip(strict, exact.attention(given), strict=True):
+        assert exact.error(a, b) < 2e-6
+
+
+def test_tiles_of_other_documents_are_neither_loaded_nor_computed():
+    # documents of one tile each: NaN in the keys of one would reach the others through any product
+    given = exact.inputs(512, batch=1, poison=False)
+    segments = np.repeat([1, 2, 3, 4], 128)[None].astype(np.int32)
+    given = given._replace(segments=segments)
+    k, v = given.k.copy(), given.v.copy()
+    k[:, 128:256], v[:, 128:256] = np.nan, np.nan
+    tiles = Tiles(rows=128, keys=128, multiple=128)
+    clean = attend(given, tiles=tiles)
+    poisoned = attend(given._replace(k=k, v=v), tiles=tiles)
+    others = np.r_[0:128, 256:512]
+    for a, b in zip(clean, poisoned, strict=True):
+        np.testing.assert_array_equal(a[:, others], b[:, others])
+        assert np.isnan(np.asarray(b)[:, 128:256]).any()
+
+
+@pytest.mark.skipif(
+    "grid_point_recorder" not in pltpu.InterpretParams.__dataclass_fields__,
+    reason="this jax's interpreter records no grid points",
+)
+def test_the_grid_visits_what_the_counter_counts():
+    given = exact.inputs(700, batch=3, poison=False)
+    layout = TILES.layout(given.q, given.k)
+    counted = cost.forward_cost(given.segments, layout, value_bytes=4)
+    points = []
+
+    def record(token, point, _):
+        points.append(tuple(int(index) for index in point))
+        return token
+
+    found = ranges.document_ranges(given.segments)
+    interpret = pltpu.InterpretParams(grid_point_recorder=record)
+    flash_tpu.attention(*given[:3], found, scale=0.1, interpret=interpret, tiles=TILES)
+    # tiles of queries that are padding alone are visited once each to be written
+    tokens = np.pad(given.segments != 0, ((0, 0), (0, 3 * 256 - 700))).reshape(3, 3, 256)
+    idle = int((~tokens.any(2)).sum())
+    assert idle >= 3
+    assert len(points) == layout.kv_heads * (counted.visits + idle)
+    assert len(set(points)) == len(points)
+
+
+def test_the_counter_by_hand():
+    # two tiles of queries and keys; the second document begins with the second tile
+    given = exact.inputs(256, groups=2, kv_heads=3, batch=1)
+    layout = TILES.layout(given.q, given.k)
+    one = cost.forward_cost(np.ones((1, 256), np.int32), layout)
+    two = cost.forward_cost(np.repeat([1, 2], 128)[None], layout)
+    tile = 4 * (2 * 128) * 128 * 64 * 3
+    assert (one.visits, one.flops) == (3, 3 * tile)
+    assert (two.visits, two.flops) == (2, 2 * tile)
+    assert one.loaded_bytes == 2 * 64 * 3 * (2 * 256 + 3 * 2 * 128)
+    assert two.loaded_bytes == 2 * 64 * 3 * (2 * 256 + 2 * 2 * 128)
+
+
+def test_lists_that_do_not_fit_scalar_memory_are_refused():
+    q, k = (np.broadcast_to(np.float32(0), (64, 4096, heads, 64)) for heads in (8, 1))
+    with pytest.raises(ValueError, match=r"64 rows of 4096 queries .* 'chunked'"):
+        flash_tpu.attention(q, k, k, ranges.row_ranges(64, 4096, 4096), scale=1.0, tiles=TILES)
+    flash_tpu.check_lists(TILES.layout(q[:1], k[:1]))

@@ -1,0 +1,67 @@
+"""Ranges of keys and visits of tiles, against loops over all pairs."""
+
+import numpy as np
+import pytest
+
+from llama2_jax.kernels import ranges
+from tests.kernels import exact
+
+
+def seen_pairs(segments, causal=True):
+    length = segments.shape[1]
+    same = (segments[:, :, None] == segments[:, None]) & (segments[:, :, None] != 0)
+    return same & np.tri(length, dtype=bool) if causal else same
+
+
+def test_document_ranges_by_hand():
+    found = ranges.document_ranges(np.array([[1, 1, 4, 4, 4, 0]]))
+    np.testing.assert_array_equal(found.first_BT, [[0, 0, 2, 2, 2, 0]])
+    np.testing.assert_array_equal(found.end_BT, [[1, 2, 3, 4, 5, 0]])
+    found = ranges.document_ranges(np.array([[1, 1, 4, 4, 4, 0]]), causal=False)
+    np.testing.assert_array_equal(found.end_BT, [[2, 2, 5, 5, 5, 0]])
+
+
+def test_a_shorter_row_of_queries_ends_with_the_keys():
+    found = ranges.row_ranges(1, 2, 5)
+    np.testing.assert_array_equal(found.end_BT, [[4, 5]])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_mask_is_that_of_all_pairs(causal):
+    segments = exact.random_segments(np.random.default_rng(1), 3, 37)
+    mask = ranges.range_mask(ranges.document_ranges(segments, causal=causal), 37)
+    np.testing.assert_array_equal(mask, seen_pairs(segments, causal))
+
+
+@pytest.mark.parametrize("tiles", [(4, 4), (8, 4), (4, 8)])
+@pytest.mark.parametrize("seed", range(4))
+def test_visited_tiles_are_those_with_a_pair_that_is_seen(seed, tiles):
+    query_tile, key_tile = tiles
+    segments = exact.random_segments(np.random.default_rng(seed), 3, 32)
+    pairs = seen_pairs(segments).reshape(3, 32 // query_tile, query_tile, 32 // key_tile, key_tile)
+    some, all_ = pairs.any((2, 4)), pairs.all((2, 4))
+    work = ranges.tile_work(ranges.document_ranges(segments), 32, query_tile=query_tile, key_tile=key_tile)
+    np.testing.assert_array_equal(work != ranges.NOTHING, some)
+    np.testing.assert_array_equal(work == ranges.WHOLE, all_)
+
+    for visits, outputs in (
+        (ranges.visits_by_query(work), some.any(2)),
+        (ranges.visits_by_key(work), some.any(1)),
+    ):
+        count = int(visits.total)
+        rows, queries, keys, kinds = (np.asarray(array)[:count] for array in visits[:4])
+        doing = kinds != ranges.NOTHING
+        visited = np.zeros_like(work)
+        np.add.at(visited, (rows[doing], queries[doing], keys[doing]), 1)
+        np.testing.assert_array_equal(visited, some)  # each once
+        np.testing.assert_array_equal(kinds, work[rows, queries, keys])
+        assert (~doing).sum() == (~outputs).sum()  # outputs to which nothing contributes are written too
+
+
+def test_visits_of_one_output_stand_in_a_run():
+    segments = exact.random_segments(np.random.default_rng(5), 3, 64)
+    work = ranges.tile_work(ranges.document_ranges(segments), 64, query_tile=8, key_tile=8)
+    for visits, output in ((ranges.visits_by_query(work), 1), (ranges.visits_by_key(work), 2)):
+        outputs = [(int(visits[0][i]), int(visits[output][i])) for i in range(int(visits.total))]
+        changes = [a for a, b in zip(outputs, [*outputs[1:], None], strict=True) if a != b]
+        assert len(changes) == len(set(changes)) == 3 * 8
