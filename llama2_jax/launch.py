@@ -26,8 +26,8 @@ USER_ERRORS = (
 EXIT_USER_ERROR = 2
 
 # Changing these does not change what is learned, so a resumed run may.
-FREE_TO_CHANGE = ("mesh.", "train.accept_changed_config", "train.log_every_steps", "train.profile_steps",
-                  "train.peak_flops", "train.keep_last", "train.keep_every_steps",
+FREE_TO_CHANGE = ("mesh.", "model.attention_impl", "train.accept_changed_config", "train.log_every_steps",
+                  "train.profile_steps", "train.peak_flops", "train.keep_last", "train.keep_every_steps",
                   "train.checkpoint_every_steps")  # fmt: skip
 
 

@@ -149,8 +149,10 @@ def convert(
 
 def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: str) -> dict[str, Any]:
     """What every checkpoint of ours says about itself."""
+    model = dataclasses.asdict(config)
+    del model["attention_impl"]  # of the machine, not of the weights
     return {
-        "model": dataclasses.asdict(config),
+        "model": model,
         "tokenizer_hash": tokenizer.content_hash if tokenizer is not None else "",
         "template": template,
     }

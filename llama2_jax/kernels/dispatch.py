@@ -7,7 +7,7 @@ of ``PREFERRED`` for the platform that serves the request and says once which. N
 
 import dataclasses
 import functools
-import logging
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -260,7 +260,7 @@ def choose(impl: str, request: Request) -> Callable[..., Any]:
     if impl == "auto":
         preferred = PREFERRED.get(request.platform, ("chunked",))
         impl = next(name for name in preferred if name in serving)
-        _say_once(impl, request)
+        _say_once(impl, request.platform)
     elif impl not in serving:
         reasons = "; ".join(IMPLEMENTATIONS[impl].refusals(request))
         raise ConfigError(
@@ -272,10 +272,8 @@ def choose(impl: str, request: Request) -> Callable[..., Any]:
 
 
 @functools.cache
-def _say_once(impl: str, request: Request) -> None:
-    logging.getLogger(__name__).info(
-        "attention on %s with head_dim %d, %s: %r", request.platform, request.head_dim, request.dtype, impl
-    )
+def _say_once(impl: str, platform: str) -> None:
+    print(f"attention on {platform}: {impl}", file=sys.stderr)
 
 
 def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:

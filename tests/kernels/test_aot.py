@@ -79,9 +79,10 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         executable = attention_gradients(impl, "v5p", length=length, kv_heads=8, head_dim=128)
         return executable.memory_analysis().temp_size_in_bytes
 
-    ours = {length: temporary("tpu", length) for length in (2048, 4096, 8192)}
+    ours = {length: temporary("tpu", length) for length in (2048, 8192)}
     plain = {length: temporary("xla", length) for length in (1024, 2048)}
-    assert ours[8192] < 2.2 * ours[4096] < 2.2 * 2.2 * ours[2048]
+    # copies of inputs, outputs and their gradients: a few arrays of the size of q, at every length
+    assert all(used < 10 * 4 * length * HEADS * 128 * 2 for length, used in ours.items())
     assert plain[2048] > 3.5 * plain[1024]
     assert plain[2048] > 5 * ours[2048]
 

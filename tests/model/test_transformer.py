@@ -264,3 +264,15 @@ def test_the_cache_is_kept_in_the_compute_dtype_and_holds_rotated_keys():
     assert (np.asarray(out.cache.k_LBKSH[:, :, :, 4:]) == 0).all()
     bfloat16 = tiny.with_config(compute_dtype="bfloat16").config
     assert empty_cache(bfloat16, batch_size=1, num_slots=2).v_LBKSH.dtype == jnp.bfloat16
+
+
+def test_more_tokens_than_the_cache_has_slots_for_are_refused():
+    cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
+
+    def read(cache, length):
+        return tiny.MODEL.apply({"params": tiny.params()}, tiny.tokens(1, length), cache=cache).cache
+
+    with pytest.raises(ValueError, match="the cache has 8 slots, 0 of them used, and 9 new tokens do not fit"):
+        read(cache, 9)
+    with pytest.raises(ValueError, match="the cache has 8 slots, 5 of them used, and 4 new tokens do not fit"):
+        read(read(cache, 5), 4)
