@@ -8,28 +8,29 @@ memory per device. All of it is what the compiler says; nothing is executed, so 
 """
 
 import argparse
-import os
-import re
 import time
 from typing import Any
-
-from llama2_jax.sharding.unattached import CHIPS, ENVIRONMENT, tpu_devices
-
-os.environ.update(ENVIRONMENT)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from benchmarks.record import record
 from llama2_jax.kernels import dispatch, flash_tpu
-from llama2_jax.kernels.cost import forward_cost
+from llama2_jax.kernels.cost import kernel_costs
 from llama2_jax.model.config import model_config
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.mesh import AXES
+from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import TokenBatch
+from llama2_jax.sharding.unattached import (
+    CHIPS,
+    compile_for,
+    prepare,
+    tpu_devices,
+    vector_memory_bytes,
+)
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=list(CHIPS))
     parser.add_argument("--step", action="store_true", help="also the 7B training step")
     arguments = parser.parse_args()
+    prepare()
     rows = [
         {"chip": chip, "shape": name, "impl": impl, **_try(gradients, chip, impl, *shape)}
         for chip in arguments.chips
@@ -56,9 +58,10 @@ def main() -> None:
         for impl in IMPLEMENTATIONS
     ]
     steps = [
-        {"length": length, "impl": impl, **_try(training_step, impl, length)}
+        {"length": length, "impl": impl, "remat": remat, **_try(training_step, impl, length, remat)}
         for length in (STEP_LENGTHS if arguments.step else ())
         for impl in IMPLEMENTATIONS
+        for remat in ("full", "attention")
     ]
     result = {"attention": rows, "step_7b_v5p_2x2x1": steps, "skipping": skipping()}
     failed = sum("error" in row for row in rows + steps)
@@ -83,59 +86,40 @@ def _try(compile_one: Any, *arguments: Any) -> dict[str, Any]:
 
 def gradients(chip: str, impl: str, batch: int, length: int, heads: int, kv_heads: int) -> dict[str, Any]:
     """Compile output and gradients of one attention on one device."""
-    mesh = Mesh(np.array(tpu_devices(chip)[:1]), ("one",))
-    where = NamedSharding(mesh, PartitionSpec())
 
     def function(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> Any:
         def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            found = dispatch.attention(q, k, v, segment_ids_BT=segment_ids, impl=impl, platform="tpu")
+            found = dispatch.attention(
+                q, k, v, segment_ids_BT=segment_ids, impl=impl, placement=dispatch.unsharded("tpu")
+            )
             return found.out_BTNH.astype(jnp.float32).sum()
 
         return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
 
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-    q = array((batch, length, heads, HEAD_DIM), jnp.bfloat16)
-    k = array((batch, length, kv_heads, HEAD_DIM), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        compiled = jax.jit(function).lower(q, k, k, array((batch, length), jnp.int32)).compile()
-    numbers = {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
-    used = [int(size) for size in _VECTOR_MEMORY.findall(compiled.as_text())]
-    return numbers | ({"vector_memory_bytes": max(used)} if used else {})
+    q, k = ((batch, length, count, HEAD_DIM) for count in (heads, kv_heads))
+    half = jnp.bfloat16
+    compiled = compile_for(chip, function, (q, half), (k, half), (k, half), ((batch, length), jnp.int32))
+    used = vector_memory_bytes(compiled)
+    return {
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "vector_memory_bytes": max(used) if used else None,
+    }
 
 
-_VECTOR_MEMORY = re.compile(r'tpu_custom_call.*"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"')
-
-
-def training_step(impl: str, length: int) -> dict[str, Any]:
-    """Compile a 7B training step, 16,384 tokens of packed rows on four chips with 95 GiB each."""
+def training_step(impl: str, length: int, remat_policy: str) -> dict[str, Any]:
+    """Compile a 7B training step of at least four packed rows on four chips with 95 GiB each."""
     partitioner = Partitioner(Mesh(np.array(tpu_devices("v5p")).reshape(1, 4, 1, 1), AXES), "fsdp")
     config = model_config(
-        "7b", max_context=length, compute_dtype="bfloat16", remat_policy="attention", attention_impl=impl
+        "7b", max_context=length, compute_dtype="bfloat16", remat_policy=remat_policy, attention_impl=impl
     )
-    if impl != "tpu":  # their residuals have no name, or another
-        config = model_config(
-            "7b", max_context=length, compute_dtype="bfloat16", remat_policy="full", attention_impl=impl
-        )
     model = Transformer(config, partitioner)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4), num_steps=1000)
     state = abstract_state(model, optimizer, partitioner)
-    step = compile_step(make_update(next_token_loss(model, loss_chunk=512), optimizer), state, partitioner)
-    batch = max(4, 16_384 // length)
-
-    def array(name: str) -> jax.ShapeDtypeStruct:
-        shape = (batch, length) if name.endswith("_BT") else (batch,)
-        dtype = jnp.float32 if name == "loss_mask_BT" else jnp.int32
-        sharding = partitioner.activation(name.rsplit("_", 1)[1], shape)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    tokens = TokenBatch(*(array(name) for name in TokenBatch._fields))
-    compiled = step.lower(state, tokens).compile()  # type: ignore[attr-defined]
-    memory = compiled.memory_analysis()
+    update = make_update(next_token_loss(model, loss_chunk=512), optimizer)
+    step = compile_step(update, state, partitioner)
+    tokens = abstract_token_batch(partitioner, max(4, 16_384 // length), length)
+    memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
     return {
-        "remat": config.remat_policy,
-        "rows": batch,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
@@ -143,14 +127,17 @@ def training_step(impl: str, length: int) -> dict[str, Any]:
 
 
 def skipping() -> list[dict[str, Any]]:
-    """What packed documents of equal length save: work of the forward pass against one document per row."""
+    """What packed documents of equal length save: work of each kernel against one document per row."""
     q, k = (np.broadcast_to(np.float32(0), (1, 4096, heads, HEAD_DIM)) for heads in (32, 32))
     layout = flash_tpu.TILES.layout(q, k)
-    causal = forward_cost(np.ones((1, 4096), np.int32), layout)
+    causal = kernel_costs(np.ones((1, 4096), np.int32), layout)
     found = []
-    for mean in (4096, 2048, 1024, 512, 256):
-        cost = forward_cost(1 + np.arange(4096)[None] // mean, layout)
-        found.append({"document_tokens": mean, "flops_share": cost.flops / causal.flops, **cost._asdict()})
+    for tokens in (4096, 2048, 1024, 512, 256):
+        costs = kernel_costs(1 + np.arange(4096)[None] // tokens, layout)
+        for name, cost in costs.items():
+            share = cost.flops / causal[name].flops
+            row = {"document_tokens": tokens, "kernel": name, "flops_share": share}
+            found.append({**row, **cost._asdict()})
     return found
 
 

@@ -4,16 +4,12 @@ python -m benchmarks.lower_70b
 """
 
 import time
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from benchmarks.record import record
 from llama2_jax.model.config import model_config
 from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import single_device
-from llama2_jax.structs import TokenBatch
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
@@ -28,20 +24,12 @@ def main() -> None:
     state = abstract_state(model, optimizer, partitioner)
     update = make_update(next_token_loss(model, loss_chunk=512), optimizer)
     step = compile_step(update, state, partitioner)
-    lowered = step.lower(state, _abstract_batch(16, 4096))  # type: ignore[attr-defined]
+    lowered = step.lower(state, abstract_token_batch(partitioner, 16, 4096))  # type: ignore[attr-defined]
     secs = time.perf_counter() - start
     size = len(lowered.as_text())
     record(
         "lower_70b", {"secs": secs, "stablehlo_bytes": size}, line=f"70b train step lowered in {secs:.1f} s"
     )
-
-
-def _abstract_batch(batch: int, length: int) -> TokenBatch:
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    rows = array(jnp.int32, batch, length)
-    return TokenBatch(rows, rows, array(jnp.float32, batch, length), rows, rows, array(jnp.int32, batch))
 
 
 if __name__ == "__main__":

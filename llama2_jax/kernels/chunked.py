@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llama2_jax.kernels import short
 from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visits, visits_by_query
 from llama2_jax.kernels.reference import NEGATIVE
+from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
 
 SHORT = 256  # rows below this length are not worth a loop
@@ -96,23 +97,17 @@ def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRang
     # the peak above NEGATIVE, so that a row of masked scores has probabilities exp(NEGATIVE - peak) = 0
     start = _Sums(jnp.full(vector, NEGATIVE / 2), jnp.zeros(vector), jnp.zeros(q_BKMH.shape))
     sums = _loop(call, ranges, visit, start)
-    is_seeing = sums.total_BKM != 0
-    total_BKM = jnp.where(is_seeing, sums.total_BKM, 1.0)
-    out_BKMH = (sums.out_BKMH / total_BKM[..., None]).astype(q_BKMH.dtype)
-    lse_BKM = jnp.where(is_seeing, sums.peak_BKM + jnp.log(total_BKM), -jnp.inf)
+    out_BKMH, lse_BKM1 = finish(sums.out_BKMH, sums.total_BKM[..., None], sums.peak_BKM[..., None])
     # by these names a remat policy keeps what the backward pass needs, and the loop does not run again
-    out_BKMH = checkpoint_name(out_BKMH, "attention_out")
-    lse_BKM = checkpoint_name(lse_BKM, "attention_lse")
+    out_BKMH = checkpoint_name(out_BKMH.astype(q_BKMH.dtype), "attention_out")
+    lse_BKM = checkpoint_name(lse_BKM1[..., 0], "attention_lse")
     return (out_BKMH, lse_BKM), (q_BKMH, k_BKSH, v_BKSH, ranges, out_BKMH, lse_BKM)
 
 
 def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     q_BKMH, k_BKSH, v_BKSH, ranges, out_BKMH, lse_BKM = residuals
     d_out_BKMH, d_lse_BKM = cotangents
-    # sum_s p_s dp_s, known without the probabilities; the log-sum-exp's own gradient is p_s as well
-    delta_BKM = (d_out_BKMH.astype(jnp.float32) * out_BKMH).sum(axis=-1) - d_lse_BKM
-    # rows that see nothing: probabilities exp(-huge) = 0 instead of exp(inf)
-    lse_BKM = jnp.where(jnp.isneginf(lse_BKM), -NEGATIVE, lse_BKM)
+    lse_BKM, delta_BKM = start_backward(out_BKMH, lse_BKM, d_out_BKMH, d_lse_BKM)
 
     def visit(tile: "_Tile", sums: _Gradients) -> _Gradients:
         keys_KSH, values_KSH = tile.keys(k_BKSH), tile.keys(v_BKSH)

@@ -1,35 +1,47 @@
-"""What attention over a batch of documents costs, counted from the tiles that the kernels visit."""
+"""What the TPU kernels compute and load for a batch of documents, counted along their lists of visits."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from llama2_jax.kernels.ranges import NOTHING, document_ranges
+from llama2_jax.kernels.ranges import NOTHING, Visits, document_ranges, visits_by_key, visits_by_query
 from llama2_jax.kernels.tiles import Layout
 
 
 class Cost(NamedTuple):
-    """Of the forward pass over the whole batch.
+    """Of one kernel over the whole batch."""
 
-    The backward pass takes 3.5 times the FLOPs: seven products instead of two.
-    """
-
-    visits: int  # tiles of scores, of each key/value head
-    flops: int  # of the two matrix products in these tiles
-    loaded_bytes: int  # of queries, keys and values from main memory
-
-
-def forward_cost(segment_ids_BT: np.ndarray, layout: Layout, *, value_bytes: int = 2) -> Cost:
-    """Cost of the TPU forward kernel in this layout; one document per row is the plain causal cost."""
-    work = np.asarray(layout.work(document_ranges(segment_ids_BT)))
-    visits = int((work != NOTHING).sum())
-    idle = int(
-        (work == NOTHING).all(-1).sum()
-    )  # tiles of queries that see nothing are loaded once all the same
-    queries = layout.batch * layout.query_tiles * layout.tile_rows
-    keys = (visits + idle) * 2 * layout.key_tile
-    return Cost(
-        visits,
-        4 * visits * layout.tile_rows * layout.key_tile * layout.head_dim * layout.kv_heads,
-        (queries + keys) * layout.head_dim * layout.kv_heads * value_bytes,
+    steps: int  # of the grid for each key/value head
+    flops: int  # of the matrix products
+    loaded_bytes: (
+        int  # of tiles of queries (and their gradients), keys and values; a tile that stays is not loaded
     )
+
+
+def kernel_costs(segment_ids_BT: np.ndarray, layout: Layout, *, value_bytes: int = 2) -> dict[str, Cost]:
+    """Costs of ``forward``, ``dq`` and ``dkv``; rows of one document give the plain causal cost."""
+    work = layout.work(document_ranges(segment_ids_BT))
+    by_query, by_key = visits_by_query(work), visits_by_key(work)
+
+    def cost(visits: Visits, *, products: int, row_arrays: int) -> Cost:
+        steps = int(visits.total)
+        row, query, key, kind = (np.asarray(array)[:steps] for array in visits[:4])
+        products_done = products * int((kind != NOTHING).sum())
+        rows = row_arrays * _loads(row, query) * layout.tile_rows
+        keys = 2 * _loads(row, key) * layout.key_tile
+        return Cost(
+            steps,
+            products_done * 2 * layout.tile_rows * layout.key_tile * layout.head_dim * layout.kv_heads,
+            (rows + keys) * layout.head_dim * layout.kv_heads * value_bytes,
+        )
+
+    return {
+        "forward": cost(by_query, products=2, row_arrays=1),
+        "dq": cost(by_query, products=3, row_arrays=2),
+        "dkv": cost(by_key, products=4, row_arrays=2),
+    }
+
+
+def _loads(row: np.ndarray, tile: np.ndarray) -> int:
+    """How often the tile changes from one step to the next; the first one is loaded too."""
+    return 1 + int(((np.diff(row) != 0) | (np.diff(tile) != 0)).sum())

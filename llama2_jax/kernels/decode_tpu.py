@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llama2_jax.kernels.flash_tpu import LANES, LIST_BYTES, LOG2_E, VMEM_BYTES, Interpret, Ref
+from llama2_jax.kernels.flash_tpu import LANES, LOG2_E, VMEM_BYTES, Interpret, Ref, check_list_bytes
 from llama2_jax.kernels.reference import NEGATIVE
+from llama2_jax.kernels.softmax import finish
 
 BLOCK_BYTES = 2**20  # of keys, and of values, per step
 
@@ -26,7 +27,14 @@ class Split:
     """How the cache is cut."""
 
     slots: int = 512  # per block
-    parts: int = 1  # of the row, each with its own softmax
+    parts: int = 1  # of the row, each with its own softmax; the cores of a chip share them
+
+
+def choose_split(kv_heads: int, slots: int, head_dim: int, value_bytes: int) -> Split:
+    """Two parts where there is but one block of heads, for chips with two cores."""
+    split = Split()
+    heads = heads_per_block(kv_heads, split.slots * head_dim * value_bytes)
+    return dataclasses.replace(split, parts=2 if heads == kv_heads and slots >= 2 * split.slots else 1)
 
 
 def decode_attention(
@@ -42,55 +50,51 @@ def decode_attention(
     """Grouped-query attention of one token, output (B, N, H); 0 where no slot is visible.
 
     Args:
-      visible_BS: which slots each row sees.
+      visible_BS: which slots each row sees. In a block with one of them the others must be finite.
 
     Raises:
-      ValueError: the list of blocks does not fit scalar memory.
+      ConfigError: the lists of blocks do not fit scalar memory.
     """
     batch, kv_heads, slots, head_dim = k_BKSH.shape
-    split = split or Split()
+    groups = q_BNH.shape[1] // kv_heads
+    value_bytes = k_BKSH.dtype.itemsize
+    split = split or choose_split(kv_heads, slots, head_dim, value_bytes)
     block = min(split.slots, -(-slots // LANES) * LANES)
     part_blocks = -(-slots // (block * split.parts))
-    padded = part_blocks * split.parts * block
-    mask_BS = jnp.pad(visible_BS.astype(jnp.int32), ((0, 0), (0, padded - slots)))
-    # a part is a row of its own: R = B times parts
-    used_RI = mask_BS.reshape(batch * split.parts, part_blocks, block).any(-1)
-    used_RI = used_RI.at[:, 0].set(used_RI[:, 0] | ~used_RI.any(-1))  # every output is written
-    if 8 * used_RI.size > LIST_BYTES:
-        raise ValueError(
-            f"decoding with 'tpu': {batch} rows of {slots} slots take {8 * used_RI.size:,} bytes of blocks, "
-            f"scalar memory has room for {LIST_BYTES:,}; use fewer rows per device"
-        )
-    part_I, block_I = (
-        array.astype(jnp.int32) for array in jnp.nonzero(used_RI, size=used_RI.size, fill_value=0)
-    )
-    heads = _heads_per_block(kv_heads, block * head_dim * k_BKSH.dtype.itemsize)
-    groups = q_BNH.shape[1] // kv_heads
+    mask_BS = jnp.pad(visible_BS.astype(jnp.int32), ((0, 0), (0, part_blocks * split.parts * block - slots)))
+    row_PI, block_PI, total_P = _visits(mask_BS.reshape(batch, split.parts, part_blocks, block).any(-1))
+    check_list_bytes(8 * row_PI.size, f"decoding {batch} rows of {slots} slots takes")
+    heads = heads_per_block(kv_heads, block * head_dim * value_bytes)
     last_block = -(-slots // block) - 1
 
-    def query_index(h: Any, i: Any, part: Any, block: Any) -> tuple[Any, ...]:
-        return part[i] // split.parts, h, 0, 0
+    # beyond its visits a part stays where it is: nothing is loaded or computed
+    def visit(p: Any, i: Any, row: Any, block: Any, total: Any) -> tuple[Any, Any]:
+        index = p * (batch * part_blocks) + jnp.minimum(i, total[p] - 1)
+        return row[index], p * part_blocks + block[index]
 
-    def slot_block(i: Any, part: Any, block: Any) -> Any:
-        # a part may end beyond the cache, where all is masked
-        return jnp.minimum(part[i] % split.parts * part_blocks + block[i], last_block)
+    def query_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
+        return visit(p, i, *lists)[0], h, 0, 0
 
-    def cache_index(h: Any, i: Any, part: Any, block: Any) -> tuple[Any, ...]:
-        return part[i] // split.parts, h, slot_block(i, part, block), 0
+    def cache_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
+        row, index = visit(p, i, *lists)
+        # the last part may end beyond the cache, where all is masked
+        return row, h, jnp.minimum(index, last_block), 0
 
-    def mask_index(h: Any, i: Any, part: Any, block: Any) -> tuple[Any, ...]:
-        return part[i] // split.parts, 0, part[i] % split.parts * part_blocks + block[i]
+    def mask_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
+        row, index = visit(p, i, *lists)
+        return row, 0, index
 
-    def out_index(h: Any, i: Any, part: Any, block: Any) -> tuple[Any, ...]:
-        return part[i], h, 0, 0
+    def out_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
+        return visit(p, i, *lists)[0], p, h, 0, 0
 
     cache_spec = pl.BlockSpec((1, heads, block, head_dim), cache_index)
-    rows = batch * split.parts
-    out_RKGH, lse_RKG1 = pl.pallas_call(
-        functools.partial(_kernel, scale=scale, slots=slots, part_blocks=part_blocks, parts=split.parts),
+    out_BPKGH, lse_BPKG1 = pl.pallas_call(
+        functools.partial(
+            _kernel, scale=scale, slots=slots, part_blocks=part_blocks, part_visits=batch * part_blocks
+        ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(kv_heads // heads, used_RI.sum(dtype=jnp.int32)),
+            num_scalar_prefetch=3,
+            grid=(kv_heads // heads, split.parts, total_P.max()),
             in_specs=[
                 pl.BlockSpec((1, 1, block), mask_index),
                 pl.BlockSpec((1, heads, groups, head_dim), query_index),
@@ -98,8 +102,8 @@ def decode_attention(
                 cache_spec,
             ],
             out_specs=[
-                pl.BlockSpec((1, heads, groups, head_dim), out_index),
-                pl.BlockSpec((1, heads, groups, 1), out_index),
+                pl.BlockSpec((1, 1, heads, groups, head_dim), out_index),
+                pl.BlockSpec((1, 1, heads, groups, 1), out_index),
             ],
             scratch_shapes=[
                 pltpu.VMEM((heads, groups, 1), jnp.float32),
@@ -108,23 +112,42 @@ def decode_attention(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((rows, kv_heads, groups, head_dim), jnp.float32),
-            jax.ShapeDtypeStruct((rows, kv_heads, groups, 1), jnp.float32),
+            jax.ShapeDtypeStruct((batch, split.parts, kv_heads, groups, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct((batch, split.parts, kv_heads, groups, 1), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * q_BNH.size * slots,
-            transcendentals=q_BNH.shape[0] * q_BNH.shape[1] * slots,
-            bytes_accessed=2 * k_BKSH.size * k_BKSH.dtype.itemsize,
+            transcendentals=batch * q_BNH.shape[1] * slots,
+            bytes_accessed=2 * k_BKSH.size * value_bytes,
         ),
         interpret=interpret,
         name="flash_decode",
-    )(part_I, block_I, mask_BS[:, None], q_BNH.reshape(batch, kv_heads, groups, head_dim), k_BKSH, v_BKSH)
-    out = out_RKGH.reshape(batch, split.parts, -1, head_dim)
-    lse = lse_RKG1.reshape(batch, split.parts, -1, 1)
-    return combine(out, lse).astype(q_BNH.dtype)
+    )(
+        row_PI.reshape(-1), block_PI.reshape(-1), total_P,
+        mask_BS[:, None], q_BNH.reshape(batch, kv_heads, groups, head_dim), k_BKSH, v_BKSH,
+    )  # fmt: skip
+    parts = (batch, split.parts, kv_heads * groups)
+    out = combine(out_BPKGH.reshape(*parts, head_dim), lse_BPKG1.reshape(*parts, 1))
+    return out.astype(q_BNH.dtype)
+
+
+def _visits(is_used_BPI: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows and blocks (of the part) that each part visits, row by row, and how many they are.
+
+    A row without a visible slot in the part is visited once, so that its output is written.
+    """
+    is_used_BPI = is_used_BPI.at[:, :, 0].set(is_used_BPI[:, :, 0] | ~is_used_BPI.any(-1))
+    size = is_used_BPI.shape[0] * is_used_BPI.shape[2]
+
+    def of_part(is_used_BI: jax.Array) -> tuple[jax.Array, ...]:
+        row, block = jnp.nonzero(is_used_BI, size=size, fill_value=0)
+        return row.astype(jnp.int32), block.astype(jnp.int32), is_used_BI.sum(dtype=jnp.int32)
+
+    row_PI, block_PI, total_P = jax.vmap(of_part)(is_used_BPI.swapaxes(0, 1))
+    return row_PI, block_PI, total_P
 
 
 def combine(out_BPNH: jax.Array, lse_BPN1: jax.Array) -> jax.Array:
@@ -134,52 +157,52 @@ def combine(out_BPNH: jax.Array, lse_BPN1: jax.Array) -> jax.Array:
     return (out_BPNH * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-30)
 
 
-def _heads_per_block(kv_heads: int, head_bytes: int) -> int:
+def heads_per_block(kv_heads: int, head_bytes: int) -> int:
     """The largest divisor of the key/value heads whose block is at most ``BLOCK_BYTES``."""
-    fitting = [
-        heads
-        for heads in range(1, kv_heads + 1)
-        if kv_heads % heads == 0 and heads * head_bytes <= BLOCK_BYTES
-    ]
-    return max(fitting, default=1)
+    divisors = [heads for heads in range(1, kv_heads + 1) if kv_heads % heads == 0]
+    return max((heads for heads in divisors if heads * head_bytes <= BLOCK_BYTES), default=1)
 
 
 def _kernel(
-    part_ref: Ref, block_ref: Ref,
+    row_ref: Ref, block_ref: Ref, total_ref: Ref,
     mask_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref,
     out_ref: Ref, lse_ref: Ref,
-    peak_ref: Ref, total_ref: Ref, sum_ref: Ref,
-    *, scale: float, slots: int, part_blocks: int, parts: int,
+    peak_ref: Ref, sum_ref: Ref, weighted_ref: Ref,
+    *, scale: float, slots: int, part_blocks: int, part_visits: int,
 ) -> None:  # fmt: skip
-    step, last = pl.program_id(1), pl.num_programs(1) - 1
-    part = part_ref[step]
+    part, step = pl.program_id(1), pl.program_id(2)
+    last = total_ref[part] - 1
 
-    @pl.when((step == 0) | (part_ref[jnp.maximum(step - 1, 0)] != part))
-    def _start() -> None:
-        peak_ref[...] = jnp.full(peak_ref.shape, NEGATIVE / 2, jnp.float32)
-        total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
-        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+    def row_of(step: Any) -> Any:
+        return row_ref[part * part_visits + step]
 
-    q, k, v = q_ref[0], k_ref[0], v_ref[0]
-    # beyond the end of the cache a block holds anything, NaN as well
-    index = (part % parts * part_blocks + block_ref[step]) * k.shape[1]
-    is_slot = index + jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1), 1) < slots
-    v = jnp.where(is_slot, v, jnp.zeros_like(v))
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
-    scores = dot(q, k, (((2,), (2,)), ((0,), (0,)))) * (scale * LOG2_E)
-    scores = jnp.where(mask_ref[...] != 0, scores, NEGATIVE)
-    before = peak_ref[...]
-    peak = jnp.maximum(before, scores.max(axis=-1, keepdims=True))
-    probs, shrink = jnp.exp2(scores - peak), jnp.exp2(before - peak)
-    peak_ref[...] = peak
-    total_ref[...] = total_ref[...] * shrink + probs.sum(axis=-1, keepdims=True)
-    sum_ref[...] = sum_ref[...] * shrink + dot(probs.astype(v.dtype), v, (((2,), (1,)), ((0,), (0,))))
+    @pl.when(step <= last)
+    def _visit() -> None:
+        row = row_of(step)
 
-    @pl.when((step == last) | (part_ref[jnp.minimum(step + 1, last)] != part))
-    def _finish() -> None:
-        total = total_ref[...]
-        is_seeing = total != 0
-        safe = jnp.where(is_seeing, total, 1.0)
-        out_ref[0] = sum_ref[...] / safe
-        lse_ref[0] = jnp.where(is_seeing, peak_ref[...] / LOG2_E + jnp.log(safe), -jnp.inf)
+        @pl.when((step == 0) | (row_of(jnp.maximum(step - 1, 0)) != row))
+        def _start() -> None:
+            peak_ref[...] = jnp.full(peak_ref.shape, NEGATIVE / 2, jnp.float32)
+            sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+            weighted_ref[...] = jnp.zeros(weighted_ref.shape, jnp.float32)
+
+        q, k, v = q_ref[0], k_ref[0], v_ref[0]
+        # beyond the end of the cache a block holds anything, NaN as well
+        first = (part * part_blocks + block_ref[part * part_visits + step]) * k.shape[1]
+        is_slot = first + jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1), 1) < slots
+        v = jnp.where(is_slot, v, jnp.zeros_like(v))
+        precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+        dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+        scores = dot(q, k, (((2,), (2,)), ((0,), (0,)))) * (scale * LOG2_E)
+        scores = jnp.where(mask_ref[...] != 0, scores, NEGATIVE)
+        before = peak_ref[...]
+        peak = jnp.maximum(before, scores.max(axis=-1, keepdims=True))
+        probs, shrink = jnp.exp2(scores - peak), jnp.exp2(before - peak)
+        peak_ref[...] = peak
+        sum_ref[...] = sum_ref[...] * shrink + probs.sum(axis=-1, keepdims=True)
+        weighted = dot(probs.astype(v.dtype), v, (((2,), (1,)), ((0,), (0,))))
+        weighted_ref[...] = weighted_ref[...] * shrink + weighted
+
+        @pl.when((step == last) | (row_of(jnp.minimum(step + 1, last)) != row))
+        def _finish() -> None:
+            out_ref[0, 0], lse_ref[0, 0] = finish(weighted_ref[...], sum_ref[...], peak_ref[...] / LOG2_E)

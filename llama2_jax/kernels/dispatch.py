@@ -7,6 +7,7 @@ of ``PREFERRED`` for the platform that serves the request and says once which. N
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,14 +15,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.kernels import cached, chunked, reference
 from llama2_jax.kernels.ranges import KeyRanges, document_ranges, row_ranges
 
-Shard = Callable[..., Any]
-"""``shard(function, arguments, dims, out_dims)`` runs the function on every device's part of the arguments;
-dims are the suffix of each (``Partitioner.map_shards``)."""
+
+class Placement(NamedTuple):
+    """Where attention runs, and how its arrays are split over a mesh."""
+
+    platform: str
+    map_shards: Callable[..., Any]
+    """``map_shards(function, arguments, dims, out_dims)`` runs the function on every device's part of the
+    arguments; dims are the suffix of each (``Partitioner.map_shards``)."""
+    head_shards: int = 1
+    query_shards: int = 1
+
+
+def unsharded(platform: str | None = None) -> Placement:
+    """On one device, by default of the process's platform."""
+    return Placement(
+        platform or jax.default_backend(), lambda function, arguments, dims, out_dims: function(*arguments)
+    )
 
 
 class Attended(NamedTuple):
@@ -37,26 +53,29 @@ class Request(NamedTuple):
     platform: str
     head_dim: int
     dtype: str
-    has_documents: bool
-    causal: bool
-    needs_lse: bool
+    has_documents: bool = True
+    causal: bool = True
+    needs_lse: bool = False
+    has_all_queries: bool = True  # a device's queries are the same tokens as its keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
     """What one implementation serves."""
 
-    run: Callable[..., Any] | None  # None: named, but not built
+    run: Callable[..., Any]
     platforms: tuple[str, ...] = ()  # empty: all
     head_dims: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     documents: bool = True
     non_causal: bool = True
     lse: bool = True
+    some_queries: bool = True
+    decodes: bool = False  # has a kernel for a cache; else decoding is plain jnp
 
     def refusals(self, request: Request) -> list[str]:
         """Why it cannot serve the request; empty if it can."""
-        if self.run is None:
+        if self.run is _not_built:
             return ["it is not built yet"]
         found = []
         if self.platforms and request.platform not in self.platforms:
@@ -71,6 +90,8 @@ class Implementation:
             found.append("it is causal only")
         if request.needs_lse and not self.lse:
             found.append("it gives no log-sum-exp that gradients go through")
+        if not request.has_all_queries and not self.some_queries:
+            found.append("queries must be the same tokens as keys, not split over 'sequence'")
         return found
 
 
@@ -87,7 +108,8 @@ class _Inputs(NamedTuple):
 
 
 def _reference(inputs: _Inputs) -> Any:
-    return reference.attention_and_lse(*inputs[:4], scale=inputs.scale)
+    out, lse = reference.attention_and_lse(*inputs[:4], scale=inputs.scale)
+    return checkpoint_name(out, "attention_out"), lse
 
 
 def _chunked(inputs: _Inputs) -> Any:
@@ -100,7 +122,7 @@ def _chunked(inputs: _Inputs) -> Any:
 def _xla(inputs: _Inputs) -> Any:
     from llama2_jax.kernels import library
 
-    return library.xla(*inputs[:4], scale=inputs.scale), None
+    return checkpoint_name(library.xla(*inputs[:4], scale=inputs.scale), "attention_out"), None
 
 
 def _tpu(inputs: _Inputs, *, interpret: bool = False) -> Any:
@@ -125,6 +147,10 @@ def _cudnn(inputs: _Inputs) -> Any:
     return library.cudnn(*inputs[:3], scale=inputs.scale, causal=inputs.causal), None
 
 
+def _not_built(inputs: _Inputs) -> Any:
+    raise AssertionError("refused by name")
+
+
 HALF = ("bfloat16", "float16")
 IMPLEMENTATIONS = {
     # the specification; holds all scores
@@ -135,18 +161,19 @@ IMPLEMENTATIONS = {
     "xla": Implementation(_xla, lse=False),
     # our kernels
     "tpu": Implementation(
-        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32")
+        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"), decodes=True
     ),
     # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
-    "tpu_interpret": Implementation(_tpu_interpret, dtypes=("bfloat16", "float32")),
+    "tpu_interpret": Implementation(_tpu_interpret, dtypes=("bfloat16", "float32"), decodes=True),
     # jax's own TPU kernel: documents are masked, not skipped
     "splash": Implementation(
         _splash, platforms=("tpu",), head_dims=(64, 128, 256), dtypes=("bfloat16", "float32"),
-        non_causal=False, lse=False,
+        non_causal=False, lse=False, some_queries=False,
     ),
-    "hopper": Implementation(None, platforms=("gpu", "cuda")),
+    "hopper": Implementation(_not_built),
     "cudnn": Implementation(
-        _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False
+        _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False,
+        some_queries=False,
     ),
 }  # fmt: skip
 PREFERRED = {"cpu": ("chunked",), "tpu": ("tpu", "chunked"), "gpu": ("chunked",), "cuda": ("chunked",)}
@@ -163,8 +190,7 @@ def attention(
     scale: float | None = None,
     impl: str = "auto",
     needs_lse: bool = False,
-    platform: str | None = None,
-    shard: Shard | None = None,
+    placement: Placement | None = None,
 ) -> Attended:
     """Grouped-query attention of tokens to one another, with gradients; query head n reads key head n // G.
 
@@ -175,8 +201,7 @@ def attention(
         last key.
       scale: of the scores, default H ** -0.5.
       impl: one of ``NAMES``.
-      platform: where it will run, default that of the process.
-      shard: how to run on a mesh, default not at all.
+      placement: default ``unsharded()``.
 
     Returns:
       Output in the dtype of ``q`` and the natural log of the sum of exponentials, float32; where a query sees
@@ -186,20 +211,22 @@ def attention(
       ConfigError: the shapes do not fit, or the implementation does not serve them.
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    placement = placement or unsharded()
     batch, length, _, head_dim = q_BTNH.shape
+    keys = k_BSKH.shape[1]
     request = Request(
-        platform or jax.default_backend(),
+        placement.platform,
         head_dim,
         jnp.dtype(q_BTNH.dtype).name,
-        segment_ids_BT is not None,
-        causal,
-        needs_lse,
+        has_documents=segment_ids_BT is not None,
+        causal=causal,
+        needs_lse=needs_lse,
+        has_all_queries=length == keys and placement.query_shards == 1,
     )
-    run = choose(impl, request)
+    run = choose(impl, request).run
     scale = head_dim**-0.5 if scale is None else scale
     if segment_ids_BT is None:
-        ranges = row_ranges(batch, length, k_BSKH.shape[1], causal=causal)
-        ids = jnp.ones((batch, length), jnp.int32)
+        ranges, ids = row_ranges(batch, length, keys, causal=causal), jnp.ones((batch, length), jnp.int32)
     else:
         ranges, ids = document_ranges(segment_ids_BT, causal=causal), segment_ids_BT
         # also the gradients of padding are zero, and what it held cannot turn into NaN times 0
@@ -209,14 +236,16 @@ def attention(
         out, lse = run(_Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
         return (out, lse) if needs_lse else (out,)
 
-    arguments = (q_BTNH, k_BSKH, v_BSKH, *ranges, ids)
-    if shard is None:
-        results = local(*arguments)
-    else:
-        dims = ("BTNH", "BSKH", "BSKH", "BT", "BT", "BT")
-        results = shard(local, arguments, dims, ("BTNH", "BTN") if needs_lse else ("BTNH",))
-    out_BTNH = results[0] if segment_ids_BT is None else _tokens_only(results[0], ids)
-    return Attended(out_BTNH, results[1] if needs_lse else None)
+    k_BSKH, v_BSKH = (_head_per_shard(array, 2, placement) for array in (k_BSKH, v_BSKH))
+    dims = ("BTNH", "BSKH", "BSKH", "BT", "BT", "BT")
+    out_dims = ("BTNH", "BTN") if needs_lse else ("BTNH",)
+    out_BTNH, *lse = placement.map_shards(local, (q_BTNH, k_BSKH, v_BSKH, *ranges, ids), dims, out_dims)
+    if segment_ids_BT is None:
+        return Attended(out_BTNH, *lse or [None])
+    is_token_BT1 = ids[:, :, None] != 0
+    return Attended(
+        _tokens_only(out_BTNH, ids), jnp.where(is_token_BT1, lse[0], -jnp.inf) if needs_lse else None
+    )
 
 
 def decode(
@@ -226,31 +255,40 @@ def decode(
     mask_BTS: jax.Array,
     *,
     impl: str = "auto",
-    platform: str | None = None,
-    shard: Shard | None = None,
+    placement: Placement | None = None,
 ) -> jax.Array:
     """Attention of new tokens to a cache that keeps heads before slots, output (B, T, N, H).
 
-    One token per row goes through the kernel where ``impl`` is one of the TPU's; all else is plain jnp.
+    One token per row goes through a kernel where the implementation has one (``decodes``). All else is
+    plain jnp over the whole cache, whatever the name.
     """
-    dtype = jnp.dtype(q_BTNH.dtype).name
-    request = Request(platform or jax.default_backend(), q_BTNH.shape[-1], dtype, True, True, False)
-    run = choose(impl, request)
-    if q_BTNH.shape[1] > 1 or run not in (_tpu, _tpu_interpret):
+    placement = placement or unsharded()
+    chosen = choose(impl, Request(placement.platform, q_BTNH.shape[-1], jnp.dtype(q_BTNH.dtype).name))
+    if q_BTNH.shape[1] > 1 or not chosen.decodes:
         return cached.attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
     from llama2_jax.kernels import decode_tpu
 
     def local(q: Any, k: Any, v: Any, mask: Any) -> tuple[jax.Array]:
-        scale, interpret = q.shape[-1] ** -0.5, run is _tpu_interpret
+        scale, interpret = q.shape[-1] ** -0.5, chosen is IMPLEMENTATIONS["tpu_interpret"]
         out = decode_tpu.decode_attention(q[:, 0], k, v, mask[:, 0], scale=scale, interpret=interpret)
         return (out[:, None],)
 
-    arguments, dims = (q_BTNH, k_BKSH, v_BKSH, mask_BTS), ("BTNH", "BKSH", "BKSH", "BTS")
-    return (local(*arguments) if shard is None else shard(local, arguments, dims, ("BTNH",)))[0]
+    k_BKSH, v_BKSH = (_head_per_shard(array, 1, placement) for array in (k_BKSH, v_BKSH))
+    dims = ("BTNH", "BKSH", "BKSH", "BTS")
+    return placement.map_shards(local, (q_BTNH, k_BKSH, v_BKSH, mask_BTS), dims, ("BTNH",))[0]
 
 
-def choose(impl: str, request: Request) -> Callable[..., Any]:
-    """The function behind a name.
+def _head_per_shard(x: jax.Array, axis: int, placement: Placement) -> jax.Array:
+    """Keys or values with a head for every shard of query heads, repeated where there are fewer.
+
+    Every device then holds the heads that its query heads read, and no other.
+    """
+    heads, shards = x.shape[axis], placement.head_shards
+    return x if heads % shards == 0 else jnp.repeat(x, math.lcm(heads, shards) // heads, axis=axis)
+
+
+def choose(impl: str, request: Request) -> Implementation:
+    """The implementation behind a name.
 
     Raises:
       ConfigError: it does not serve the request; the message says why, and which do.
@@ -266,9 +304,7 @@ def choose(impl: str, request: Request) -> Callable[..., Any]:
         raise ConfigError(
             f"attention_impl {impl!r} cannot serve this: {reasons}. These can: {', '.join(serving)}"
         )
-    run = IMPLEMENTATIONS[impl].run
-    assert run is not None
-    return run
+    return IMPLEMENTATIONS[impl]
 
 
 @functools.cache
@@ -311,12 +347,14 @@ def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.
 def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
     """Raise ``ConfigError`` if a document of a row is not contiguous (inside ``jit`` nobody can look)."""
     for row, ids in enumerate(segment_ids_BT):
-        tokens = ids[ids != 0]
-        falls = np.flatnonzero(np.diff(tokens) < 0)
-        if len(falls):
+        runs = ids[np.flatnonzero(np.diff(ids, prepend=0))]
+        documents = runs[runs != 0]
+        wrong = np.flatnonzero(np.diff(documents) <= 0)
+        if len(wrong):
+            before, after = documents[wrong[0] : wrong[0] + 2]
             raise ConfigError(
-                f"attention: segment ids of row {row} decrease from {tokens[falls[0]]} to "
-                f"{tokens[falls[0] + 1]}; number the documents of a row in ascending order, 0 for padding"
+                f"attention: in the segment ids of row {row} document {after} begins after document {before}"
+                "; number the documents of a row in ascending order, each in one piece, 0 for padding"
             )
 
 

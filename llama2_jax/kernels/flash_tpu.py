@@ -26,8 +26,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels.ranges import PARTIAL, WHOLE, KeyRanges, Visits, visits_by_key, visits_by_query
 from llama2_jax.kernels.reference import NEGATIVE
+from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
 
 LANES = 128
@@ -68,24 +70,25 @@ def attention(
     Where a query sees nothing the output is 0 and the log-sum-exp -inf.
 
     Raises:
-      ValueError: the lists of visits do not fit scalar memory.
+      ConfigError: the lists of visits do not fit scalar memory.
     """
     layout = tiles.layout(q_BTNH, k_BSKH)
-    check_lists(layout)
+    needed = 16 * layout.batch * layout.query_tiles * layout.key_tiles
+    check_list_bytes(
+        needed, f"{layout.batch} rows of {layout.length} queries and {layout.num_keys} keys take"
+    )
     call = _Call(layout, scale, interpret)
     rows, keys, values = layout.rows(q_BTNH), layout.keys(k_BSKH), layout.keys(v_BSKH)
     out_BKMH, lse_BKM = _attention(call, rows, keys, values, ranges)
     return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
 
 
-def check_lists(layout: Layout) -> None:
-    """Raise ``ValueError`` if the lists of visits do not fit scalar memory."""
-    needed = 16 * layout.batch * layout.query_tiles * layout.key_tiles
+def check_list_bytes(needed: int, what: str) -> None:
+    """Raise ``ConfigError`` if lists of visits do not fit scalar memory."""
     if needed > LIST_BYTES:
-        raise ValueError(
-            f"attention 'tpu': {layout.batch} rows of {layout.length} queries and {layout.num_keys} keys "
-            f"take {needed:,} bytes of visits, scalar memory has room for {LIST_BYTES:,}; use fewer rows per "
-            "device or 'chunked'"
+        raise ConfigError(
+            f"attention_impl 'tpu': {what} {needed:,} bytes of lists per device, scalar memory has room for "
+            f"{LIST_BYTES:,}; use fewer rows per device or 'chunked'"
         )
 
 
@@ -118,10 +121,7 @@ def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRang
 def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     q, k, v, ranges, out, lse_BKM = residuals
     d_out, d_lse_BKM = cotangents
-    # sum_s p_s dp_s, known without the probabilities; the log-sum-exp's own gradient is p_s as well
-    delta_BKM = (d_out.astype(jnp.float32) * out).sum(axis=-1) - d_lse_BKM
-    # rows that see nothing: probabilities exp(-huge) = 0 instead of exp(inf)
-    lse_BKM = jnp.where(jnp.isneginf(lse_BKM), -NEGATIVE, lse_BKM)
+    lse_BKM, delta_BKM = start_backward(out, lse_BKM, d_out, d_lse_BKM)
     layout = call.layout
     first, end = (array[:, None] for array in layout.row_ranges(ranges))
     inputs = [
@@ -275,11 +275,8 @@ def _forward_kernel(
 
     @pl.when(visit.is_last)
     def _finish() -> None:
-        total = total_ref[...]
-        is_seeing = total != 0
-        safe = jnp.where(is_seeing, total, 1.0)
-        out_ref[0, 0] = (sum_ref[...] / safe).T.astype(out_ref.dtype)
-        lse_ref[0, 0] = jnp.where(is_seeing, peak_ref[...] / LOG2_E + jnp.log(safe), -jnp.inf)
+        out, lse = finish(sum_ref[...], total_ref[...], peak_ref[...] / LOG2_E)
+        out_ref[0, 0], lse_ref[0, 0] = out.T.astype(out_ref.dtype), lse
 
 
 def _dq_kernel(

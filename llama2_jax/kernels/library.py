@@ -15,9 +15,12 @@ def xla(
 ) -> jax.Array:
     """``jax.nn.dot_product_attention`` with a mask; holds all scores, memory O(T S)."""
     mask_B1TS = range_mask(ranges, k_BSKH.shape[1])[:, None]
-    return jax.nn.dot_product_attention(
+    out_BTNH = jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, scale=scale, implementation="xla"
     )
+    # where nothing is seen it gives the mean of all values
+    is_seeing_BT = ranges.end_BT > ranges.first_BT
+    return jnp.where(is_seeing_BT[:, :, None, None], out_BTNH, jnp.zeros((), out_BTNH.dtype))
 
 
 def cudnn(
@@ -30,7 +33,13 @@ def cudnn(
 
 
 def splash(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, *, scale: float
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    scale: float,
+    interpret: bool = False,
 ) -> jax.Array:
     """The causal splash kernel that ships with jax; documents are masked, not skipped."""
     batch, length, heads, _ = q_BTNH.shape
@@ -58,6 +67,7 @@ def splash(
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention_out",
+        interpret=interpret,
     )  # fmt: skip
     over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     ids = splash_kernel.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT)

@@ -75,7 +75,7 @@ def tile_work(ranges: KeyRanges, keys: int, *, query_tile: int, key_tile: int) -
     """int32 (B, query tiles, key tiles): is what is seen of a tile ``NOTHING``, the ``WHOLE`` or ``PARTIAL``?
 
     Queries must be a multiple of ``query_tile``. Between the first and the last key that a tile of queries
-    sees no tile of keys is unseen, since documents are contiguous.
+    sees every tile counts as seen: only padding between documents could be unseen there.
     """
     batch = ranges.first_BT.shape[0]
     first, end = (array.reshape(batch, -1, query_tile) for array in ranges)

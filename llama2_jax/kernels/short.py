@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.kernels.ranges import KeyRanges
 from llama2_jax.kernels.reference import NEGATIVE
+from llama2_jax.kernels.softmax import finish, start_backward
 
 BLOCK = 64  # queries
 
@@ -67,10 +68,10 @@ def _forward(call: _Call, q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRan
         peak = jnp.maximum(scores.max(axis=-1, keepdims=True), NEGATIVE / 2)
         weights = jnp.exp(scores - peak)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _dot("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, keys])
-        safe = jnp.where(total != 0, total, 1.0)
-        outputs.append((out / safe).astype(q_BKGTH.dtype))
-        lses.append(jnp.where(total != 0, peak + jnp.log(safe), -jnp.inf)[..., 0])
+        sums = _dot("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, keys])
+        out, lse = finish(sums, total, peak)
+        outputs.append(out.astype(q_BKGTH.dtype))
+        lses.append(lse[..., 0])
     out_BKGTH = checkpoint_name(jnp.concatenate(outputs, axis=3), "attention_out")
     lse_BKGT = checkpoint_name(jnp.concatenate(lses, axis=3), "attention_lse")
     return (out_BKGTH, lse_BKGT), (q_BKGTH, k_BKSH, v_BKSH, ranges, out_BKGTH, lse_BKGT)
@@ -79,10 +80,7 @@ def _forward(call: _Call, q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRan
 def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     q_BKGTH, k_BKSH, v_BKSH, ranges, out_BKGTH, lse_BKGT = residuals
     d_out_BKGTH, d_lse_BKGT = cotangents
-    # sum_s p_s dp_s, known without the probabilities; the log-sum-exp's own gradient is p_s as well
-    delta_BKGT = (d_out_BKGTH.astype(jnp.float32) * out_BKGTH).sum(axis=-1) - d_lse_BKGT
-    # rows that see nothing: probabilities exp(-huge) = 0 instead of exp(inf)
-    lse_BKGT = jnp.where(jnp.isneginf(lse_BKGT), -NEGATIVE, lse_BKGT)
+    lse_BKGT, delta_BKGT = start_backward(out_BKGTH, lse_BKGT, d_out_BKGTH, d_lse_BKGT)
     dk_BKSH, dv_BKSH = jnp.zeros(k_BKSH.shape, jnp.float32), jnp.zeros(v_BKSH.shape, jnp.float32)
     dqs = []
     for rows, keys in _blocks(call, q_BKGTH.shape[3], k_BKSH.shape[2]):

@@ -1,11 +1,10 @@
 """Grouped-query self-attention with rotary positions and an optional key/value cache."""
 
 import dataclasses
-import math
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from llama2_jax.kernels import dispatch, reference
 from llama2_jax.model.cache import write_slots
@@ -55,54 +54,28 @@ class Attention(nn.Module):
         v_BTKH = to_v(x_BTD)
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 
+        how: dict[str, Any] = {"impl": cfg.attention_impl, "placement": _placement(self.partitioner)}
         if cache is not None:
             cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
         if cache is None or info.is_prompt:
-            out_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, info.segment_ids_BT)
+            out_BTNH = dispatch.attention(
+                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=info.segment_ids_BT, **how
+            ).out_BTNH
         else:
-            out_BTNH = self._decode(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache))
+            out_BTNH = dispatch.decode(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache), **how)
         if self.is_mutable_collection("intermediates"):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
             self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
         return to_out(self.partitioner.constrain(out_BTNH, "BTNH")), cache
 
-    def _attend(
-        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
-    ) -> jax.Array:
-        part = self.partitioner
-        return dispatch.attention(
-            q_BTNH,
-            _per_shard(k_BTKH, 2, part),
-            _per_shard(v_BTKH, 2, part),
-            segment_ids_BT=segment_ids_BT,
-            impl=self.config.attention_impl,
-            platform=part.platform,
-            shard=part.map_shards,
-        ).out_BTNH
 
-    def _decode(
-        self, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
-    ) -> jax.Array:
-        part = self.partitioner
-        return dispatch.decode(
-            q_BTNH,
-            _per_shard(k_BKSH, 1, part),
-            _per_shard(v_BKSH, 1, part),
-            mask_BTS,
-            impl=self.config.attention_impl,
-            platform=part.platform,
-            shard=part.map_shards,
-        )
-
-
-def _per_shard(x: jax.Array, axis: int, partitioner: Partitioner) -> jax.Array:
-    """Keys or values with a head for every shard of query heads, repeated where there are fewer.
-
-    Every device then holds the heads that its query heads read, and no other.
-    """
-    shards = partitioner.activation_shards("N")
-    heads = x.shape[axis]
-    return x if heads % shards == 0 else jnp.repeat(x, math.lcm(heads, shards) // heads, axis=axis)
+def _placement(partitioner: Partitioner) -> dispatch.Placement:
+    return dispatch.Placement(
+        partitioner.platform,
+        partitioner.map_shards,
+        head_shards=partitioner.activation_shards("N"),
+        query_shards=partitioner.activation_shards("T"),
+    )
 
 
 def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:

@@ -29,11 +29,14 @@ def empty_cache(config: ModelConfig, *, batch_size: int, num_slots: int, stacked
     )
 
 
-def claim_slots(cache: KVCache, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> KVCache:
+def claim_slots(
+    cache: KVCache, segment_ids_BT: jax.Array, positions_BT: jax.Array, *, is_prompt: bool
+) -> KVCache:
     """Label the next T slots; their keys and values are written by the layers.
 
     Raises:
-      ValueError: they do not fit (of an index that only the device knows, the caller sees to it).
+      ValueError: they do not fit, or a prompt finds tokens in the cache (of an index that only the device
+        knows, the caller sees to both).
     """
     slots, new = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
     used = 0 if isinstance(cache.index, jax.core.Tracer) else int(cache.index)
@@ -42,6 +45,8 @@ def claim_slots(cache: KVCache, segment_ids_BT: jax.Array, positions_BT: jax.Arr
             f"the cache has {slots} slots, {used} of them used, and {new} new tokens do not fit; "
             "make it with a larger num_slots"
         )
+    if is_prompt and used:
+        raise ValueError(f"a prompt needs an empty cache, this one holds {used} tokens; leave is_prompt out")
     at = (0, cache.index)
     return cache._replace(
         segment_ids_BS=jax.lax.dynamic_update_slice(cache.segment_ids_BS, segment_ids_BT, at),

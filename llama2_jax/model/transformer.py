@@ -139,7 +139,7 @@ class Transformer(nn.Module):
         x_BTD = embedding_VD[jnp.maximum(tokens_BT, 0)]
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
-            cache = claim_slots(cache, segment_ids_BT, positions_BT)
+            cache = claim_slots(cache, segment_ids_BT, positions_BT, is_prompt=is_prompt)
         angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
         # computed once: XLA would take the cosines anew in every layer, for every head
         cos, sin = jax.lax.optimization_barrier(angles)

@@ -3,10 +3,12 @@
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import TokenBatch
 
 Batch = TypeVar("Batch", bound=NamedTuple)
 """A NamedTuple of arrays whose names end in their dims, rows first: ``TokenBatch``, ``PreferenceBatch``."""
@@ -35,6 +37,18 @@ def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
     # one call for all: a call for each takes four times as long
     placed = jax.make_array_from_process_local_data(shardings, local, shapes)
     return type(batch)(*(placed[name] for name in local))
+
+
+def abstract_token_batch(partitioner: Partitioner, batch_size: int, length: int) -> TokenBatch:
+    """Shapes and shardings of a batch, without memory."""
+
+    def array(name: str) -> jax.ShapeDtypeStruct:
+        dims = name.rsplit("_", 1)[1]
+        shape = (batch_size, length)[: len(dims)]
+        dtype = jnp.float32 if name == "loss_mask_BT" else jnp.int32
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.activation(dims, shape))
+
+    return TokenBatch(*(array(name) for name in TokenBatch._fields))
 
 
 def place_tree(partitioner: Partitioner, tree: Any) -> Any:

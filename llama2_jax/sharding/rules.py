@@ -125,13 +125,13 @@ class Partitioner:
         """
         if self.mesh.size == 1:
             return function(*arguments)
-        results = jax.eval_shape(function, *arguments)
+        named = zip(dims, arguments, strict=True)
+        sizes = {
+            letter: size for names, array in named for letter, size in zip(names, array.shape, strict=True)
+        }
         in_specs, out_specs = (
-            tuple(
-                self.activation(letters, array.shape).spec
-                for letters, array in zip(names, arrays, strict=True)
-            )
-            for names, arrays in ((dims, arguments), (out_dims, results))
+            tuple(self.activation(names, tuple(sizes[letter] for letter in names)).spec for names in each)
+            for each in (dims, out_dims)
         )
         shard_map = jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False

@@ -22,6 +22,7 @@ def random_segments(rng, batch, length):
     cuts = np.sort(rng.integers(0, length + 1, 4))
     segments[0] = 1 + np.searchsorted(cuts[:3], np.arange(length), side="right")
     segments[0, cuts[3] :] = 0
+    segments[0, cuts[0] : (cuts[0] + cuts[1]) // 2] = 0  # padding between documents
     if batch > 2:
         segments[2] = 0
     return segments
@@ -36,7 +37,9 @@ def inputs(length, *, groups=1, kv_heads=2, head_dim=64, batch=3, seed=0, dtype=
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     if poison:
         arrays = [np.where(segments[..., None, None] == 0, np.nan, array) for array in arrays]
-    d_lse = rng.standard_normal((batch, length, heads)).astype(np.float32) * (segments != 0)[..., None]
+    d_lse = rng.standard_normal((batch, length, heads)).astype(np.float32)
+    if poison:
+        d_lse = np.where(segments[..., None] == 0, np.nan, d_lse)
     q, k, v, d_out = (np.asarray(jnp.asarray(array, dtype)) for array in arrays)
     return Inputs(q, k, v, d_out, d_lse, segments)
 

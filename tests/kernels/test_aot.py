@@ -1,6 +1,5 @@
 """The TPU kernels compiled by the real TPU compiler, for chips that are not there."""
 
-import functools
 import importlib.util
 import re
 
@@ -8,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from llama2_jax.kernels import decode_tpu, dispatch, flash_tpu
 from llama2_jax.model.config import model_config
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.mesh import AXES
+from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.sharding.unattached import CHIPS, tpu_devices
-from llama2_jax.structs import TokenBatch
+from llama2_jax.sharding.unattached import CHIPS, compile_for, tpu_devices, vector_memory_bytes
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
@@ -26,52 +25,33 @@ pytestmark = pytest.mark.skipif(
 HEADS = 8
 
 
-@functools.cache
-def one_device(chip):
-    return Mesh(np.array(tpu_devices(chip)[:1]), ("one",))
-
-
-def compiled(function, chip, *shapes):
-    """``function`` of arrays (shape, dtype) on one device of the chip."""
-    mesh = one_device(chip)
-    where = NamedSharding(mesh, PartitionSpec())
-    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(function).lower(*arguments).compile()
-
-
 def attention_gradients(impl, chip, *, length, kv_heads, head_dim, dtype=jnp.bfloat16, batch=4):
     def function(q, k, v, segment_ids):
         def total(q, k, v):
-            out, _ = dispatch.attention(q, k, v, segment_ids_BT=segment_ids, impl=impl, platform="tpu")
+            out, _ = dispatch.attention(
+                q, k, v, segment_ids_BT=segment_ids, impl=impl, placement=dispatch.unsharded("tpu")
+            )
             return out.astype(jnp.float32).sum()
 
         return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
 
     q, kv = (batch, length, HEADS, head_dim), (batch, length, kv_heads, head_dim)
-    return compiled(function, chip, (q, dtype), (kv, dtype), (kv, dtype), ((batch, length), jnp.int32))
-
-
-def vector_memory(executable):
-    """Bytes of vector memory that each of our kernels takes."""
-    calls = [row for row in executable.as_text().splitlines() if "tpu_custom_call" in row]
-    used = [re.search(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', row) for row in calls]
-    return [int(found.group(1)) for found in used if found]
+    return compile_for(chip, function, (q, dtype), (kv, dtype), (kv, dtype), ((batch, length), jnp.int32))
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_gradients_compile_within_the_vector_memory_of_every_chip(chip):
     executable = attention_gradients("tpu", chip, length=1000, kv_heads=1, head_dim=128)
     assert executable.as_text().count('custom_call_target="tpu_custom_call"') == 3
-    used = vector_memory(executable)
+    used = vector_memory_bytes(executable)
     assert len(used) == 3
     assert max(used) <= flash_tpu.VMEM_BYTES
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), [(64, jnp.bfloat16), (128, jnp.float32)])
 def test_head_dims_and_dtypes(head_dim, dtype):
-    executable = attention_gradients("tpu", "v5e", length=300, kv_heads=8, head_dim=head_dim, dtype=dtype)
-    assert max(vector_memory(executable)) <= flash_tpu.VMEM_BYTES
+    executable = attention_gradients("tpu", "v5e", length=2048, kv_heads=8, head_dim=head_dim, dtype=dtype)
+    assert max(vector_memory_bytes(executable)) <= flash_tpu.VMEM_BYTES
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():
@@ -87,6 +67,11 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
     assert plain[2048] > 5 * ours[2048]
 
 
+def test_splash_compiles_behind_the_same_interface():
+    executable = attention_gradients("splash", "v5e", length=1000, kv_heads=2, head_dim=128)
+    assert executable.as_text().count('custom_call_target="tpu_custom_call"') == 3
+
+
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize(("kv_heads", "groups", "slots"), [(32, 1, 4096), (8, 8, 1000)], ids=["mha", "gqa"])
 def test_decoding_compiles(chip, kv_heads, groups, slots):
@@ -96,15 +81,15 @@ def test_decoding_compiles(chip, kv_heads, groups, slots):
 
     cache = ((4, kv_heads, slots, 128), jnp.bfloat16)
     q = ((4, kv_heads * groups, 128), jnp.bfloat16)
-    executable = compiled(function, chip, q, cache, cache, ((4, slots), jnp.bool_))
-    assert max(vector_memory(executable)) <= flash_tpu.VMEM_BYTES
+    executable = compile_for(chip, function, q, cache, cache, ((4, slots), jnp.bool_))
+    assert max(vector_memory_bytes(executable)) <= flash_tpu.VMEM_BYTES
     # the cache is read where it lies
     assert executable.memory_analysis().temp_size_in_bytes < 2 * 4 * kv_heads * slots * 128
 
 
 def test_the_kernels_are_exported_without_a_tpu():
     def function(q, k):
-        return dispatch.attention(q, k, k, impl="tpu", platform="tpu").out_BTNH
+        return dispatch.attention(q, k, k, impl="tpu", placement=dispatch.unsharded("tpu")).out_BTNH
 
     shapes = [jax.ShapeDtypeStruct((1, 256, heads, 128), jnp.bfloat16) for heads in (4, 2)]
     exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*shapes)
@@ -124,18 +109,7 @@ def test_a_training_step_on_a_mesh_does_not_run_the_kernel_again_where_attention
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
     state = abstract_state(model, optimizer, partitioner)
     step = compile_step(make_update(next_token_loss(model), optimizer), state, partitioner)
-    batch, length = 4, 512
-    shapes = {name: (batch, length) if name.endswith("_BT") else (batch,) for name in TokenBatch._fields}
-    tokens = TokenBatch(
-        **{
-            name: jax.ShapeDtypeStruct(
-                shape,
-                jnp.float32 if name == "loss_mask_BT" else jnp.int32,
-                sharding=partitioner.activation(name.rsplit("_", 1)[1], shape),
-            )
-            for name, shape in shapes.items()
-        }
-    )
+    tokens = abstract_token_batch(partitioner, 4, 512)
     text = step.lower(state, tokens).compile().as_text()
     kernels = re.findall(r"= .*custom-call\(.*tpu_custom_call.*?flash_(\w+?)/", text)
     assert sorted(kernels) == ["dkv", "dq", "forward"]

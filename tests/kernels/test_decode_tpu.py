@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import cached, decode_tpu
 from llama2_jax.kernels.decode_tpu import Split, decode_attention
 
@@ -76,14 +77,20 @@ def test_parts_are_combined_by_their_log_sum_exps():
 
 
 def test_a_block_holds_as_many_heads_as_fit_and_divides_them():
-    assert decode_tpu._heads_per_block(32, 128 * 1024) == 8
-    assert decode_tpu._heads_per_block(12, 100 * 1024) == 6
-    assert decode_tpu._heads_per_block(4, 2**22) == 1
+    assert decode_tpu.heads_per_block(32, 128 * 1024) == 8
+    assert decode_tpu.heads_per_block(12, 100 * 1024) == 6
+    assert decode_tpu.heads_per_block(4, 2**22) == 1
+
+
+def test_one_block_of_heads_is_split_in_two_parts():
+    assert decode_tpu.choose_split(8, 4096, 128, 2) == Split(512, 2)
+    assert decode_tpu.choose_split(32, 4096, 128, 2) == Split(512, 1)  # four blocks of heads
+    assert decode_tpu.choose_split(8, 600, 128, 2) == Split(512, 1)
 
 
 def test_lists_that_do_not_fit_scalar_memory_are_refused():
     k = np.zeros((1024, 1, 8192, 1), np.float32)
-    with pytest.raises(ValueError, match=r"1024 rows of 8192 slots"):
+    with pytest.raises(ConfigError, match=r"1024 rows of 8192 slots"):
         decode_attention(
             np.zeros((1024, 1, 1)), k, k, np.zeros((1024, 8192), bool), scale=1.0, split=Split(64)
         )

@@ -11,8 +11,8 @@ from llama2_jax.kernels import dispatch
 IDS = np.ones((1, 8), np.int32)
 
 
-def arrays(heads=4, kv_heads=2, head_dim=64, length=8, dtype=jnp.float32):
-    shapes = [(1, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+def arrays(heads=4, kv_heads=2, head_dim=64, length=8, keys=8, dtype=jnp.float32):
+    shapes = [(1, n, m, head_dim) for n, m in ((length, heads), (keys, kv_heads), (keys, kv_heads))]
     return [jnp.ones(shape, dtype) for shape in shapes]
 
 
@@ -39,12 +39,13 @@ def arrays(heads=4, kv_heads=2, head_dim=64, length=8, dtype=jnp.float32):
         ("cudnn", "cuda", {}, {}, r"takes bfloat16 or float16, not float32"),
         ("xla", "cpu", {"needs_lse": True}, {}, r"no log-sum-exp"),
         ("splash", "tpu", {"causal": False}, {}, r"causal only"),
+        ("splash", "tpu", {}, {"keys": 12}, r"queries must be the same tokens as keys"),
         ("flash", "cpu", {}, {}, r"attention_impl"),
     ],
 )
 def test_what_is_not_served_is_refused(impl, platform, kwargs, shapes, message):
     with pytest.raises(ConfigError, match=message):
-        dispatch.attention(*arrays(**shapes), impl=impl, platform=platform, **kwargs)
+        dispatch.attention(*arrays(**shapes), impl=impl, placement=dispatch.unsharded(platform), **kwargs)
 
 
 def test_decoding_is_refused_in_the_same_way():
@@ -73,8 +74,10 @@ def test_shapes_that_differ():
 
 def test_segment_ids_that_decrease():
     ids = np.array([[1, 1, 2, 2, 1, 1, 0, 0]])
-    with pytest.raises(ConfigError, match="row 0 decrease from 2 to 1; number the documents"):
+    with pytest.raises(ConfigError, match="row 0 document 1 begins after document 2; number the documents"):
         dispatch.attention(*arrays(), segment_ids_BT=ids)
+    with pytest.raises(ConfigError, match="row 1 document 1 begins after document 1; .* in one piece"):
+        dispatch.check_segment_ids(np.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
     dispatch.check_segment_ids(np.array([[1, 1, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0], [2, 2, 2, 7, 7, 0]]))
 
 
@@ -87,13 +90,12 @@ def test_auto_says_once_what_it_chose(capsys):
 
 def test_auto_takes_the_kernel_on_a_tpu_and_what_serves_elsewhere():
     def chosen(platform, head_dim=64, dtype="bfloat16"):
-        request = dispatch.Request(platform, head_dim, dtype, True, True, False)
-        return dispatch.choose("auto", request)
+        return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype))
 
     implementations = dispatch.IMPLEMENTATIONS
-    assert chosen("tpu") is implementations["tpu"].run
-    assert chosen("tpu", head_dim=96) is implementations["chunked"].run
-    assert chosen("cuda") is chosen("cpu") is implementations["chunked"].run
+    assert chosen("tpu") is implementations["tpu"]
+    assert chosen("tpu", head_dim=96) is implementations["chunked"]
+    assert chosen("cuda") is chosen("cpu") is implementations["chunked"]
 
 
 def test_padding_may_hold_anything_and_gets_no_gradient():

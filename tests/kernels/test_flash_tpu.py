@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import cost, flash_tpu, ranges
 from llama2_jax.kernels.tiles import Tiles
 from tests.kernels import exact
@@ -52,7 +53,7 @@ def test_tiles_of_other_documents_are_neither_loaded_nor_computed():
 def test_the_grid_visits_what_the_counter_counts():
     given = exact.inputs(700, batch=3, poison=False)
     layout = TILES.layout(given.q, given.k)
-    counted = cost.forward_cost(given.segments, layout, value_bytes=4)
+    counted = cost.kernel_costs(given.segments, layout)["forward"]
     points = []
 
     def record(token, point, _):
@@ -62,29 +63,36 @@ def test_the_grid_visits_what_the_counter_counts():
     found = ranges.document_ranges(given.segments)
     interpret = pltpu.InterpretParams(grid_point_recorder=record)
     flash_tpu.attention(*given[:3], found, scale=0.1, interpret=interpret, tiles=TILES)
-    # tiles of queries that are padding alone are visited once each to be written
-    tokens = np.pad(given.segments != 0, ((0, 0), (0, 3 * 256 - 700))).reshape(3, 3, 256)
-    idle = int((~tokens.any(2)).sum())
-    assert idle >= 3
-    assert len(points) == layout.kv_heads * (counted.visits + idle)
+    assert len(points) == layout.kv_heads * counted.steps
     assert len(set(points)) == len(points)
 
 
 def test_the_counter_by_hand():
-    # two tiles of queries and keys; the second document begins with the second tile
+    # two tiles of queries and keys; in the second layout the second document begins with the second tile
     given = exact.inputs(256, groups=2, kv_heads=3, batch=1)
     layout = TILES.layout(given.q, given.k)
-    one = cost.forward_cost(np.ones((1, 256), np.int32), layout)
-    two = cost.forward_cost(np.repeat([1, 2], 128)[None], layout)
-    tile = 4 * (2 * 128) * 128 * 64 * 3
-    assert (one.visits, one.flops) == (3, 3 * tile)
-    assert (two.visits, two.flops) == (2, 2 * tile)
-    assert one.loaded_bytes == 2 * 64 * 3 * (2 * 256 + 3 * 2 * 128)
-    assert two.loaded_bytes == 2 * 64 * 3 * (2 * 256 + 2 * 2 * 128)
+    one = cost.kernel_costs(np.ones((1, 256), np.int32), layout)
+    two = cost.kernel_costs(np.repeat([1, 2], 128)[None], layout)
+    product = 2 * (2 * 128) * 128 * 64 * 3
+    assert [one[name].flops for name in ("forward", "dq", "dkv")] == [6 * product, 9 * product, 12 * product]
+    assert [two[name].flops for name in ("forward", "dq", "dkv")] == [4 * product, 6 * product, 8 * product]
+    assert (one["forward"].steps, two["forward"].steps) == (3, 2)
+    keys, rows = 2 * 128 * 64 * 3 * 2, 2 * 128 * 64 * 3 * 2  # keys and values of a tile; queries of a tile
+    # visits (0, 0) (1, 0) (1, 1): the first tile of keys stays for the second tile of queries
+    assert one["forward"].loaded_bytes == 2 * rows + 2 * keys
+    # key by key (0, 0) (1, 0) (1, 1): queries and their gradients, the second tile stays
+    assert one["dkv"].loaded_bytes == 2 * 2 * rows + 2 * keys
+    assert two["forward"].loaded_bytes == 2 * rows + 2 * keys
+
+
+def test_padding_is_visited_once_and_computes_nothing():
+    given = exact.inputs(256, batch=1)
+    found = cost.kernel_costs(np.zeros((1, 256), np.int32), TILES.layout(given.q, given.k))
+    assert (found["forward"].steps, found["forward"].flops) == (1, 0)  # one tile of 256 queries
+    assert (found["dkv"].steps, found["dkv"].flops) == (2, 0)
 
 
 def test_lists_that_do_not_fit_scalar_memory_are_refused():
     q, k = (np.broadcast_to(np.float32(0), (64, 4096, heads, 64)) for heads in (8, 1))
-    with pytest.raises(ValueError, match=r"64 rows of 4096 queries .* 'chunked'"):
+    with pytest.raises(ConfigError, match=r"64 rows of 4096 queries .* 1,048,576 bytes .* 'chunked'"):
         flash_tpu.attention(q, k, k, ranges.row_ranges(64, 4096, 4096), scale=1.0, tiles=TILES)
-    flash_tpu.check_lists(TILES.layout(q[:1], k[:1]))

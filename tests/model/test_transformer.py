@@ -269,10 +269,18 @@ def test_the_cache_is_kept_in_the_compute_dtype_and_holds_rotated_keys():
 def test_more_tokens_than_the_cache_has_slots_for_are_refused():
     cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
 
-    def read(cache, length):
-        return tiny.MODEL.apply({"params": tiny.params()}, tiny.tokens(1, length), cache=cache).cache
+    def read(cache, length, **kwargs):
+        return tiny.MODEL.apply(
+            {"params": tiny.params()}, tiny.tokens(1, length), cache=cache, **kwargs
+        ).cache
 
-    with pytest.raises(ValueError, match="the cache has 8 slots, 0 of them used, and 9 new tokens do not fit"):
+    with pytest.raises(
+        ValueError, match="the cache has 8 slots, 0 of them used, and 9 new tokens do not fit"
+    ):
         read(cache, 9)
-    with pytest.raises(ValueError, match="the cache has 8 slots, 5 of them used, and 4 new tokens do not fit"):
+    with pytest.raises(
+        ValueError, match="the cache has 8 slots, 5 of them used, and 4 new tokens do not fit"
+    ):
         read(read(cache, 5), 4)
+    with pytest.raises(ValueError, match="a prompt needs an empty cache, this one holds 5 tokens"):
+        read(read(cache, 5), 3, is_prompt=True)

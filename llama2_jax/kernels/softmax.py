@@ -1,0 +1,31 @@
+"""How every tile-by-tile form ends the softmax, and begins the way back."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llama2_jax.kernels.reference import NEGATIVE
+
+
+def finish(sums: jax.Array, total: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp from sums of exp(score - peak) times values, and of exp(score - peak).
+
+    Where nothing was seen (a total of 0) they are 0 and -inf; NaN stays NaN. ``total`` and ``peak`` must
+    broadcast to ``sums``; the log-sum-exp has their shape.
+    """
+    is_seeing = total != 0
+    total = jnp.where(is_seeing, total, 1.0)
+    return sums / total, jnp.where(is_seeing, peak + jnp.log(total), -jnp.inf)
+
+
+def start_backward(out: Any, lse: Any, d_out: Any, d_lse: Any) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp and delta of every row: probs = exp(score - lse), d_score = probs * (d_prob - delta).
+
+    Delta is sum_s p_s dp_s, known without the probabilities, less the gradient of the log-sum-exp, which is
+    p_s as well. Rows that see nothing get a huge log-sum-exp, hence probabilities of 0, and a delta of 0
+    whatever gradients they have.
+    """
+    delta = (d_out.astype(jnp.float32) * out).sum(axis=-1) - d_lse
+    is_blind = jnp.isneginf(lse)
+    return jnp.where(is_blind, -NEGATIVE, lse), jnp.where(is_blind, 0.0, delta)
