@@ -94,7 +94,7 @@ class Conversation:
 
 def main() -> None:
     """Read lines, print answers."""
-    loaded = for_decoding(load(flags.FLAGS.checkpoint))
+    loaded = for_decoding(load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl))
     sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     conversation = Conversation(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
     print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")
@@ -133,5 +133,6 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
     flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
     flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds one.")
+    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
     flags.mark_flags_as_required(["checkpoint"])
     launch(main)

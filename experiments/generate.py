@@ -30,7 +30,7 @@ from llama2_jax.pretrained import LoadedModel, for_decoding, load
 def main() -> None:
     """Read, complete, write."""
     rows = read_rows(flags.FLAGS.input)
-    loaded = for_decoding(load(flags.FLAGS.checkpoint))
+    loaded = for_decoding(load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl))
     sampling = SamplingConfig(
         flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.top_k
     )
@@ -106,5 +106,6 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
     flags.DEFINE_integer("top_k", 0, "0 is off.")
     flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
+    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
     launch(main)

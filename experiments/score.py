@@ -27,9 +27,8 @@ from llama2_jax.pretrained import LoadedModel, load
 def main() -> None:
     """Read, score, write."""
     rows = read_rows(flags.FLAGS.input)
-    write_rows(
-        flags.FLAGS.output, score_rows(load(flags.FLAGS.checkpoint), rows, batch_size=flags.FLAGS.batch_size)
-    )
+    loaded = load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl)
+    write_rows(flags.FLAGS.output, score_rows(loaded, rows, batch_size=flags.FLAGS.batch_size))
 
 
 def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
@@ -80,5 +79,6 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_string("input", None, "JSONL to score.")
     flags.DEFINE_string("output", None, "JSONL to write.")
     flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
+    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
     launch(main)

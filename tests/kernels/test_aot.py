@@ -1,5 +1,6 @@
 """The TPU kernels compiled by the real TPU compiler, for chips that are not there."""
 
+import functools
 import importlib.util
 import re
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import decode_tpu, dispatch, flash_tpu
 from llama2_jax.model.config import model_config
 from llama2_jax.model.transformer import Transformer
@@ -113,3 +115,20 @@ def test_a_training_step_on_a_mesh_does_not_run_the_kernel_again_where_attention
     text = step.lower(state, tokens).compile().as_text()
     kernels = re.findall(r"= .*custom-call\(.*tpu_custom_call.*?flash_(\w+?)/", text)
     assert sorted(kernels) == ["dkv", "dq", "forward"]
+
+
+def test_the_room_for_lists_is_that_of_a_device_and_not_of_the_mesh():
+    devices = np.array(tpu_devices("v5p", "v5p:2x2x2")).reshape(1, 8, 1, 1)
+    partitioner = Partitioner(Mesh(devices, AXES), "fsdp_tensor")
+    placement = dispatch.Placement("tpu", partitioner.map_shards)
+    shapes = [(256, 4096, heads, 128) for heads in (64, 8, 8)]
+    q, k, v = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=partitioner.activation(dims, shape))
+        for shape, dims in zip(shapes, ("BTNH", "BSKH", "BSKH"), strict=True)
+    )
+    attend = jax.jit(functools.partial(dispatch.attention, impl="tpu", placement=placement))
+    assert attend.lower(q, k, v).out_info.out_BTNH.shape == (256, 4096, 64, 128)
+    with pytest.raises(ConfigError, match="256 rows of 4096 queries"):
+        jax.eval_shape(
+            functools.partial(dispatch.attention, impl="tpu", placement=dispatch.unsharded("tpu")), q, k, v
+        )
