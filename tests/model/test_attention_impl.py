@@ -50,11 +50,7 @@ def test_loss_and_gradients(impl, layout):
     loss, grads = loss_and_grads(impl, layout)
     wanted, wanted_grads = loss_and_grads("reference")
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(wanted_grads), strict=True
-    ):
-        error = np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)
-        assert error < 1e-5, jax.tree_util.keystr(path)
+    tiny.assert_gradients_close(grads, wanted_grads, 1e-5)
 
 
 @pytest.mark.parametrize("layout", ["one", "fsdp2_tensor4"])

@@ -64,6 +64,14 @@ def pack(rows: Sequence[Sequence[Sequence[int]]], length: int, *, padding: int =
     return TokenBatch(ids, targets, mask, segments, positions, np.zeros(len(rows), np.int32))
 
 
+def assert_gradients_close(found: Any, wanted: Any, tolerance: float) -> None:
+    """‖found - wanted‖ / ‖wanted‖ of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    for (path, a), b in zip(leaves, jax.tree.leaves(wanted), strict=True):
+        error = np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)
+        assert error < tolerance, jax.tree_util.keystr(path)
+
+
 def assert_trees_close(found: Any, wanted: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):

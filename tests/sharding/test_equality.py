@@ -70,11 +70,7 @@ def test_loss_and_gradients_equal_one_device(layout):
     loss, grads = loss_and_grads(layout)
     wanted, wanted_grads = loss_and_grads("single")
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(wanted_grads), strict=True
-    ):
-        error = np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)
-        assert error < 1e-5, jax.tree_util.keystr(path)
+    tiny.assert_gradients_close(grads, wanted_grads, 1e-5)
 
 
 def test_the_loss_on_one_device_is_that_of_numpy():
