@@ -9,6 +9,7 @@ memory per device. All of it is what the compiler says; nothing is executed, so 
 
 import argparse
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.record import record
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import dispatch, flash_tpu
 from llama2_jax.kernels.cost import kernel_costs
 from llama2_jax.model.config import model_config
@@ -39,7 +41,7 @@ HEAD_DIM = 128
 SHAPES = {
     "32 heads, 4096": (1, 4096, 32, 32),
     "64/8 heads, 4096": (1, 4096, 64, 8),
-    "32 heads, 16384": (1, 16_384, 32, 32),
+    "8 heads, 16384": (1, 16_384, 8, 8),
 }
 STEP_LENGTHS = (4096, 16_384)
 
@@ -52,40 +54,40 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare()
     rows = [
-        {"chip": chip, "shape": name, "impl": impl, **_try(gradients, chip, impl, *shape)}
+        _row(gradients, chip=chip, shape=shape, impl=impl)
         for chip in arguments.chips
-        for name, shape in SHAPES.items()
+        for shape in SHAPES
         for impl in IMPLEMENTATIONS
     ]
     steps = [
-        {"length": length, "impl": impl, "remat": remat, **_try(training_step, impl, length, remat)}
+        _row(training_step, impl=impl, length=length, remat_policy=remat_policy)
         for length in (STEP_LENGTHS if arguments.step else ())
         for impl in IMPLEMENTATIONS
-        for remat in ("full", "attention")
+        for remat_policy in ("full", "attention")
     ]
-    result = {"attention": rows, "step_7b_v5p_2x2x1": steps, "skipping": skipping()}
     failed = sum("error" in row for row in rows + steps)
     record(
         "attention_aot",
-        result,
+        {"attention": rows, "step_7b_v5p_2x2x1": steps, "skipping": skipping()},
         line=f"{len(rows)} gradients and {len(steps)} steps compiled, {failed} of them do not fit",
     )
-    for row in rows + steps:
-        print(row)
 
 
-def _try(compile_one: Any, *arguments: Any) -> dict[str, Any]:
-    """Numbers of one compilation, or why the compiler refused it."""
+def _row(compile_one: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
+    """Numbers of one compilation, or why it was refused; printed at once."""
     start = time.perf_counter()
     try:
-        numbers = compile_one(*arguments)
-    except jax.errors.JaxRuntimeError as error:
+        numbers = compile_one(**what)
+    except (jax.errors.JaxRuntimeError, ConfigError) as error:
         numbers = {"error": str(error).splitlines()[0]}
-    return {"secs": round(time.perf_counter() - start, 1), **numbers}
+    row = {**what, "secs": round(time.perf_counter() - start, 1), **numbers}
+    print(row, flush=True)
+    return row
 
 
-def gradients(chip: str, impl: str, batch: int, length: int, heads: int, kv_heads: int) -> dict[str, Any]:
+def gradients(*, chip: str, shape: str, impl: str) -> dict[str, Any]:
     """Compile output and gradients of one attention on one device."""
+    batch, length, heads, kv_heads = SHAPES[shape]
 
     def function(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> Any:
         def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -106,7 +108,7 @@ def gradients(chip: str, impl: str, batch: int, length: int, heads: int, kv_head
     }
 
 
-def training_step(impl: str, length: int, remat_policy: str) -> dict[str, Any]:
+def training_step(*, impl: str, length: int, remat_policy: str) -> dict[str, Any]:
     """Compile a 7B training step of at least four packed rows on four chips with 95 GiB each."""
     partitioner = Partitioner(Mesh(np.array(tpu_devices("v5p")).reshape(1, 4, 1, 1), AXES), "fsdp")
     config = model_config(

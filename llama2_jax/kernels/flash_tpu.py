@@ -34,7 +34,7 @@ from llama2_jax.kernels.tiles import Layout, Tiles
 
 LANES = 128
 # Tokens and keys of a tile are multiples of the lanes. With these sizes every kernel in bfloat16 takes less
-# than the 16 MiB of vector memory of the smallest chip; in float32 up to 50 MiB, by the older of two compilers.
+# than the 16 MiB of vector memory of the smallest chip; in float32 up to 50 MiB, by the older compiler.
 TILES = Tiles(rows=1024, keys=512, multiple=LANES)
 VMEM_BYTES = 16 * 2**20
 LIST_BYTES = 512 * 1024  # of the lists of visits, half of the scalar memory
