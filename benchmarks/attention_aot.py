@@ -1,10 +1,9 @@
 """Attention compiled ahead of time for TPUs that are not there: ours beside splash and XLA.
 
-pip install -e ".[aot]" && python -m benchmarks.attention_aot --step
+pip install -e ".[aot]" && python -m benchmarks.attention_aot
 
 For every chip and shape the gradients (bfloat16): seconds to compile, vector memory of the largest of our
-kernels, temporary bytes. With ``--step`` also whole training steps of the 7B model on four v5p chips: peak
-memory per device. All of it is what the compiler says; nothing is executed, so nothing here is a speed.
+kernels, temporary bytes. All of it is what the compiler says; nothing is executed, so nothing here is a speed.
 """
 
 import argparse
@@ -15,26 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from benchmarks.record import record
 from llama2_jax.config import ConfigError
 from llama2_jax.kernels import dispatch, flash_tpu
 from llama2_jax.kernels.cost import kernel_costs
-from llama2_jax.model.config import model_config
-from llama2_jax.model.transformer import Transformer
-from llama2_jax.sharding.mesh import AXES
-from llama2_jax.sharding.placement import abstract_token_batch
-from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import (
     CHIPS,
     compile_for,
     prepare,
-    tpu_devices,
     vector_memory_bytes,
 )
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
 IMPLEMENTATIONS = ("tpu", "splash", "xla")
 HEAD_DIM = 128
@@ -43,37 +33,29 @@ SHAPES = {
     "64/8 heads, 4096": (1, 4096, 64, 8),
     "8 heads, 16384": (1, 16_384, 8, 8),
 }
-STEP_LENGTHS = (4096, 16_384)
 
 
 def main() -> None:
     """Compile everything and record the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=list(CHIPS))
-    parser.add_argument("--step", action="store_true", help="also the 7B training step")
     arguments = parser.parse_args()
     prepare()
     rows = [
-        _row(gradients, chip=chip, shape=shape, impl=impl)
+        row_of(gradients, chip=chip, shape=shape, impl=impl)
         for chip in arguments.chips
         for shape in SHAPES
         for impl in IMPLEMENTATIONS
     ]
-    steps = [
-        _row(training_step, impl=impl, length=length, remat_policy=remat_policy)
-        for length in (STEP_LENGTHS if arguments.step else ())
-        for impl in IMPLEMENTATIONS
-        for remat_policy in ("full", "attention")
-    ]
-    failed = sum("error" in row for row in rows + steps)
+    failed = sum("error" in row for row in rows)
     record(
         "attention_aot",
-        {"attention": rows, "step_7b_v5p_2x2x1": steps, "skipping": skipping()},
-        line=f"{len(rows)} gradients and {len(steps)} steps compiled, {failed} of them do not fit",
+        {"attention": rows, "skipping": skipping()},
+        line=f"{len(rows)} gradients compiled, {failed} of them do not fit",
     )
 
 
-def _row(compile_one: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
+def row_of(compile_one: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
     """Numbers of one compilation, or why it was refused; printed at once."""
     start = time.perf_counter()
     try:
@@ -105,26 +87,6 @@ def gradients(*, chip: str, shape: str, impl: str) -> dict[str, Any]:
     return {
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "vector_memory_bytes": max(used) if used else None,
-    }
-
-
-def training_step(*, impl: str, length: int, remat_policy: str) -> dict[str, Any]:
-    """Compile a 7B training step of at least four packed rows on four chips with 95 GiB each."""
-    partitioner = Partitioner(Mesh(np.array(tpu_devices("v5p")).reshape(1, 4, 1, 1), AXES), "fsdp")
-    config = model_config(
-        "7b", max_context=length, compute_dtype="bfloat16", remat_policy=remat_policy, attention_impl=impl
-    )
-    model = Transformer(config, partitioner)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4), num_steps=1000)
-    state = abstract_state(model, optimizer, partitioner)
-    update = make_update(next_token_loss(model, loss_chunk=512), optimizer)
-    step = compile_step(update, state, partitioner)
-    tokens = abstract_token_batch(partitioner, max(4, 16_384 // length), length)
-    memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
-    return {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": memory.peak_memory_in_bytes,
     }
 
 
