@@ -3,7 +3,7 @@
 pip install -e ".[aot]" && python -m benchmarks.attention_aot
 
 For every chip and shape the gradients (bfloat16): seconds to compile, vector memory of the largest of our
-kernels, temporary bytes. All of it is what the compiler says; nothing is executed, so nothing here is a speed.
+kernels, temporary bytes. All of it is what the compiler says; nothing is executed.
 """
 
 import argparse

@@ -35,11 +35,12 @@ def main() -> None:
         for length in lengths
         for impl in IMPLEMENTATIONS
     ]
-    peaks = "; ".join(
-        f"T {row['length']}, {row['impl']}: {row.get('error') or format(row['peak_bytes'] / 2**30, '.1f') + ' GiB'}"
-        for row in rows
-    )
-    record("step_aot", {"rows": rows}, line=peaks)
+    record("step_aot", {"rows": rows}, line="; ".join(_text(row) for row in rows))
+
+
+def _text(row: dict[str, Any]) -> str:
+    found = row["error"] if "error" in row else f"{row['peak_bytes'] / 2**30:.1f} GiB"
+    return f"T {row['length']}, {row['impl']}: {found}"
 
 
 def training_step(*, impl: str, length: int, remat_policy: str) -> dict[str, Any]:
