@@ -20,7 +20,7 @@ from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
 
 SHORT = 256  # rows below this length are not worth a loop
-# measured on two CPU cores, see benchmarks/README.md
+# measured on two CPU cores, see docs/kernels.md
 SMALL_TILES, TILES = Tiles(rows=128, keys=64), Tiles(rows=512, keys=256)
 SMALL = 1024  # rows below this length take small tiles
 
