@@ -1,7 +1,7 @@
 """Attention of new tokens to a key/value cache that keeps heads before slots.
 
-The same function as ``reference.attention``; in this layout each key/value head's slots are
-contiguous, so a decode step reads the cache once and transposes nothing.
+The output of ``reference.attention``; in this layout each key/value head's slots are contiguous, so a decode
+step reads the cache once and transposes nothing.
 """
 
 import jax

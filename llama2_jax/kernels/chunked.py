@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.kernels import short
-from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visits, visits_by_query
+from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visit, visits_by_query
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
@@ -30,6 +30,7 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 class _Call(NamedTuple):
     layout: Layout
     scale: float
+    causal: bool
 
 
 class _Sums(NamedTuple):
@@ -67,7 +68,7 @@ def attention(
         return short.attention(q_BTNH, k_BSKH, v_BSKH, ranges, scale=scale, causal=causal)
     layout = (SMALL_TILES if keys < SMALL else TILES).layout(q_BTNH, k_BSKH)
     inputs = layout.rows(q_BTNH), layout.keys(k_BSKH), layout.keys(v_BSKH)
-    out_BKMH, lse_BKM = _attention(_Call(layout, scale), *inputs, ranges)
+    out_BKMH, lse_BKM = _attention(_Call(layout, scale, causal), *inputs, ranges)
     return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
 
 
@@ -136,14 +137,13 @@ _attention.defvjp(_forward, _backward)
 def _loop(call: _Call, ranges: KeyRanges, visit: Any, start: Any) -> Any:
     """Carry sums through all visits."""
     layout = call.layout
-    visits = visits_by_query(layout.work(ranges))
+    visits = visits_by_query(layout.work(ranges), layout.most_visits(causal=call.causal))
     row_ranges = layout.row_ranges(ranges)
 
     def turn(index: jax.Array, sums: Any) -> Any:
-        tile = _Tile(call, row_ranges, visits, index)
-        return jax.lax.cond(
-            visits.work_I[index] == NOTHING, lambda sums: sums, lambda sums: visit(tile, sums), sums
-        )
+        where = layout.code.decode(visits.code_I[index])
+        tile = _Tile(call, row_ranges, where)
+        return jax.lax.cond(where.work == NOTHING, lambda sums: sums, lambda sums: visit(tile, sums), sums)
 
     return jax.lax.fori_loop(0, visits.total, turn, start)
 
@@ -151,9 +151,9 @@ def _loop(call: _Call, ranges: KeyRanges, visit: Any, start: Any) -> Any:
 class _Tile:
     """The parts of arrays that belong to one visit."""
 
-    def __init__(self, call: _Call, row_ranges: KeyRanges, visits: Visits, index: jax.Array) -> None:
+    def __init__(self, call: _Call, row_ranges: KeyRanges, where: Visit) -> None:
         self.call, self.row_ranges = call, row_ranges
-        self.row, self.query, self.key = (array[index] for array in visits[:3])
+        self.row, self.query, self.key, _ = where
 
     def rows(self, array_BKM: jax.Array) -> jax.Array:
         """(B, K, M, ...) -> the tile's (K, rows, ...)."""

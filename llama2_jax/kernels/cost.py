@@ -25,7 +25,7 @@ def kernel_costs(segment_ids_BT: np.ndarray, layout: Layout, *, value_bytes: int
 
     def cost(visits: Visits, *, products: int, row_arrays: int) -> Cost:
         steps = int(visits.total)
-        row, query, key, kind = (np.asarray(array)[:steps] for array in visits[:4])
+        row, query, key, kind = layout.code.decode(np.asarray(visits.code_I)[:steps])
         products_done = products * int((kind != NOTHING).sum())
         rows = row_arrays * _loads(row, query) * layout.tile_rows
         keys = 2 * _loads(row, key) * layout.key_tile

@@ -65,45 +65,24 @@ def decode_attention(
     row_PI, block_PI, total_P = _visits(mask_BS.reshape(batch, split.parts, part_blocks, block).any(-1))
     check_list_bytes(8 * row_PI.size, f"decoding {batch} rows of {slots} slots takes")
     heads = heads_per_block(kv_heads, block * head_dim * value_bytes)
-    last_block = -(-slots // block) - 1
-
-    # beyond its visits a part stays where it is: nothing is loaded or computed
-    def visit(p: Any, i: Any, row: Any, block: Any, total: Any) -> tuple[Any, Any]:
-        index = p * (batch * part_blocks) + jnp.minimum(i, total[p] - 1)
-        return row[index], p * part_blocks + block[index]
-
-    def query_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
-        return visit(p, i, *lists)[0], h, 0, 0
-
-    def cache_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
-        row, index = visit(p, i, *lists)
-        # the last part may end beyond the cache, where all is masked
-        return row, h, jnp.minimum(index, last_block), 0
-
-    def mask_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
-        row, index = visit(p, i, *lists)
-        return row, 0, index
-
-    def out_index(h: Any, p: Any, i: Any, *lists: Any) -> tuple[Any, ...]:
-        return visit(p, i, *lists)[0], p, h, 0, 0
-
-    cache_spec = pl.BlockSpec((1, heads, block, head_dim), cache_index)
+    at = _Index(batch * part_blocks, part_blocks, last_block=-(-slots // block) - 1)
+    cache_spec = pl.BlockSpec((1, heads, block, head_dim), at.cache)
     out_BPKGH, lse_BPKG1 = pl.pallas_call(
         functools.partial(
-            _kernel, scale=scale, slots=slots, part_blocks=part_blocks, part_visits=batch * part_blocks
+            _kernel, scale=scale, slots=slots, part_blocks=part_blocks, part_visits=at.part_visits
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(kv_heads // heads, split.parts, total_P.max()),
             in_specs=[
-                pl.BlockSpec((1, 1, block), mask_index),
-                pl.BlockSpec((1, heads, groups, head_dim), query_index),
+                pl.BlockSpec((1, 1, block), at.mask),
+                pl.BlockSpec((1, heads, groups, head_dim), at.query),
                 cache_spec,
                 cache_spec,
             ],
             out_specs=[
-                pl.BlockSpec((1, 1, heads, groups, head_dim), out_index),
-                pl.BlockSpec((1, 1, heads, groups, 1), out_index),
+                pl.BlockSpec((1, 1, heads, groups, head_dim), at.out),
+                pl.BlockSpec((1, 1, heads, groups, 1), at.out),
             ],
             scratch_shapes=[
                 pltpu.VMEM((heads, groups, 1), jnp.float32),
@@ -132,6 +111,35 @@ def decode_attention(
     parts = (batch, split.parts, kv_heads * groups)
     out = combine(out_BPKGH.reshape(*parts, head_dim), lse_BPKG1.reshape(*parts, 1))
     return out.astype(q_BNH.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """Which block of an array a step of the grid (heads, part, visit) works on, read from the lists."""
+
+    part_visits: int
+    part_blocks: int
+    last_block: int
+
+    def _visit(self, p: Any, i: Any, row: Ref, block: Ref, total: Ref) -> tuple[Any, Any]:
+        # beyond its visits a part stays where it is: nothing is loaded or computed
+        index = p * self.part_visits + jnp.minimum(i, total[p] - 1)
+        return row[index], p * self.part_blocks + block[index]
+
+    def query(self, h: Any, p: Any, i: Any, *lists: Ref) -> tuple[Any, ...]:
+        return self._visit(p, i, *lists)[0], h, 0, 0
+
+    def cache(self, h: Any, p: Any, i: Any, *lists: Ref) -> tuple[Any, ...]:
+        row, block = self._visit(p, i, *lists)
+        # the last part may end beyond the cache, where all is masked
+        return row, h, jnp.minimum(block, self.last_block), 0
+
+    def mask(self, h: Any, p: Any, i: Any, *lists: Ref) -> tuple[Any, ...]:
+        row, block = self._visit(p, i, *lists)
+        return row, 0, block
+
+    def out(self, h: Any, p: Any, i: Any, *lists: Ref) -> tuple[Any, ...]:
+        return self._visit(p, i, *lists)[0], p, h, 0, 0
 
 
 def _visits(is_used_BPI: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.kernels import cached, chunked, reference
-from llama2_jax.kernels.ranges import KeyRanges, document_ranges, row_ranges
+from llama2_jax.kernels.ranges import KeyRanges, check_segment_ids, document_ranges, range_mask, row_ranges
 
 
 class Placement(NamedTuple):
@@ -108,7 +108,8 @@ class _Inputs(NamedTuple):
 
 
 def _reference(inputs: _Inputs) -> Any:
-    out, lse = reference.attention_and_lse(*inputs[:4], scale=inputs.scale)
+    mask_BTS = range_mask(inputs.ranges, inputs.k_BSKH.shape[1])
+    out, lse = reference.attention(*inputs[:3], mask_BTS, scale=inputs.scale)
     return checkpoint_name(out, "attention_out"), lse
 
 
@@ -128,7 +129,7 @@ def _xla(inputs: _Inputs) -> Any:
 def _tpu(inputs: _Inputs, *, interpret: bool = False) -> Any:
     from llama2_jax.kernels import flash_tpu
 
-    return flash_tpu.attention(*inputs[:4], scale=inputs.scale, interpret=interpret)
+    return flash_tpu.attention(*inputs[:4], scale=inputs.scale, causal=inputs.causal, interpret=interpret)
 
 
 def _tpu_interpret(inputs: _Inputs) -> Any:
@@ -342,20 +343,6 @@ def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.
     )
     if not isinstance(segment_ids_BT, jax.core.Tracer):
         check_segment_ids(np.asarray(segment_ids_BT))
-
-
-def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
-    """Raise ``ConfigError`` if a document of a row is not contiguous (inside ``jit`` nobody can look)."""
-    for row, ids in enumerate(segment_ids_BT):
-        runs = ids[np.flatnonzero(np.diff(ids, prepend=0))]
-        documents = runs[runs != 0]
-        wrong = np.flatnonzero(np.diff(documents) <= 0)
-        if len(wrong):
-            before, after = documents[wrong[0] : wrong[0] + 2]
-            raise ConfigError(
-                f"attention: in the segment ids of row {row} document {after} begins after document {before}"
-                "; number the documents of a row in ascending order, each in one piece, 0 for padding"
-            )
 
 
 def _either(choices: tuple[Any, ...]) -> str:

@@ -27,7 +27,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from llama2_jax.config import ConfigError
-from llama2_jax.kernels.ranges import PARTIAL, WHOLE, KeyRanges, Visits, visits_by_key, visits_by_query
+from llama2_jax.kernels.ranges import (
+    PARTIAL,
+    WHOLE,
+    KeyRanges,
+    Visit,
+    VisitCode,
+    Visits,
+    visits_by_key,
+    visits_by_query,
+)
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
@@ -52,7 +61,12 @@ class _Call(NamedTuple):
 
     layout: Layout
     scale: float
+    causal: bool
     interpret: Interpret
+
+    @property
+    def most_visits(self) -> int:
+        return self.layout.most_visits(causal=self.causal)
 
 
 def attention(
@@ -62,22 +76,24 @@ def attention(
     ranges: KeyRanges,
     *,
     scale: float,
+    causal: bool,
     tiles: Tiles = TILES,
     interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Output (B, T, N, H) in the dtype of ``q`` and log-sum-exp (B, T, N) float32, both differentiable.
 
-    Where a query sees nothing the output is 0 and the log-sum-exp -inf.
+    Where a query sees nothing the output is 0 and the log-sum-exp -inf. ``causal`` says that no range ends
+    beyond its query, where queries and keys are the same tokens.
 
     Raises:
       ConfigError: the lists of visits do not fit scalar memory.
     """
     layout = tiles.layout(q_BTNH, k_BSKH)
-    needed = 16 * layout.batch * layout.query_tiles * layout.key_tiles
+    call = _Call(layout, scale, causal, interpret)
     check_list_bytes(
-        needed, f"{layout.batch} rows of {layout.length} queries and {layout.num_keys} keys take"
+        4 * call.most_visits,
+        f"{layout.batch} rows of {layout.length} queries and {layout.num_keys} keys take",
     )
-    call = _Call(layout, scale, interpret)
     rows, keys, values = layout.rows(q_BTNH), layout.keys(k_BSKH), layout.keys(v_BSKH)
     out_BKMH, lse_BKM = _attention(call, rows, keys, values, ranges)
     return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
@@ -101,10 +117,10 @@ def _attention(
 
 def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRanges) -> tuple[Any, Any]:
     layout = call.layout
-    visits = visits_by_query(layout.work(ranges))
+    visits = visits_by_query(layout.work(ranges), call.most_visits)
     first, end = (array[:, None] for array in layout.row_ranges(ranges))
     out, lse_BK1M = _run(
-        functools.partial(_forward_kernel, scale=call.scale),
+        _forward_kernel,
         call,
         visits,
         inputs=[(first, "range"), (end, "range"), (q_BKMH, "rows"), (k_BKSH, "keys"), (v_BKSH, "keys")],
@@ -130,9 +146,9 @@ def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Arra
     ]  # fmt: skip
     work = layout.work(ranges)
     dq = _run(
-        functools.partial(_dq_kernel, scale=call.scale),
+        _dq_kernel,
         call,
-        visits_by_query(work),
+        visits_by_query(work, call.most_visits),
         inputs=inputs,
         outputs=[(q.dtype, "rows")],
         scratch=[(layout.head_dim, layout.tile_rows)],
@@ -140,9 +156,9 @@ def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Arra
         name="flash_dq",
     )[0]
     dk, dv = _run(
-        functools.partial(_dkv_kernel, scale=call.scale),
+        _dkv_kernel,
         call,
-        visits_by_key(work),
+        visits_by_key(work, call.most_visits),
         inputs=inputs,
         outputs=[(k.dtype, "keys"), (v.dtype, "keys")],
         scratch=[(layout.key_tile, layout.head_dim)] * 2,
@@ -170,20 +186,22 @@ def _run(
     layout = call.layout
     rows, keys, dim = layout.tile_rows, layout.key_tile, layout.head_dim
 
-    # of the visit lists the first three say where a tile is
+    def at(place: Callable[[Visit, Any], tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        return lambda head, step, codes: place(layout.code.decode(codes[step]), head)
+
     specs = {
-        "rows": pl.BlockSpec((1, 1, rows, dim), lambda h, i, row, query, key, _: (row[i], h, query[i], 0)),
-        "keys": pl.BlockSpec((1, 1, keys, dim), lambda h, i, row, query, key, _: (row[i], h, key[i], 0)),
-        "range": pl.BlockSpec((1, 1, rows), lambda h, i, row, query, key, _: (row[i], 0, query[i])),
-        "vector": pl.BlockSpec((1, 1, 1, rows), lambda h, i, row, query, key, _: (row[i], h, 0, query[i])),
+        "rows": pl.BlockSpec((1, 1, rows, dim), at(lambda visit, head: (visit.row, head, visit.query, 0))),
+        "keys": pl.BlockSpec((1, 1, keys, dim), at(lambda visit, head: (visit.row, head, visit.key, 0))),
+        "range": pl.BlockSpec((1, 1, rows), at(lambda visit, head: (visit.row, 0, visit.query))),
+        "vector": pl.BlockSpec((1, 1, 1, rows), at(lambda visit, head: (visit.row, head, 0, visit.query))),
     }
     all_rows, all_keys = layout.query_tiles * rows, layout.key_tiles * keys
     shapes = {"rows": (all_rows, dim), "keys": (all_keys, dim), "vector": (1, all_rows)}
     pairs = layout.batch * layout.kv_heads * all_rows * all_keys // 2  # causal: half of all
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, scale=call.scale, code=layout.code),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=4,
+            num_scalar_prefetch=1,
             grid=(layout.kv_heads, visits.total),
             in_specs=[specs[kind] for _, kind in inputs],
             out_specs=[specs[kind] for _, kind in outputs],
@@ -203,22 +221,28 @@ def _run(
         ),
         interpret=call.interpret,
         name=name,
-    )(*visits[:4], *(array for array, _ in inputs))
+    )(visits.code_I, *(array for array, _ in inputs))
 
 
-class _Visit:
-    """The current visit, read from the prefetched lists."""
+class _Step:
+    """The current visit, read from the prefetched list."""
 
-    def __init__(self, row_ref: Any, query_ref: Any, key_ref: Any, work_ref: Any, *, output_ref: Any) -> None:
+    def __init__(self, code_ref: Ref, code: VisitCode, *, output: str) -> None:
         step, last = pl.program_id(1), pl.num_programs(1) - 1
-        before, after = jnp.maximum(step - 1, 0), jnp.minimum(step + 1, last)
 
-        def is_other(neighbour: Any) -> Any:
-            return (row_ref[neighbour] != row_ref[step]) | (output_ref[neighbour] != output_ref[step])
+        def visit(step: Any) -> Visit:
+            return code.decode(code_ref[step])
+
+        here, before, after = (
+            visit(at) for at in (step, jnp.maximum(step - 1, 0), jnp.minimum(step + 1, last))
+        )
+
+        def is_other(there: Visit) -> Any:
+            return (there.row != here.row) | (getattr(there, output) != getattr(here, output))
 
         self.is_first = (step == 0) | is_other(before)
         self.is_last = (step == last) | is_other(after)
-        self.key, self.work = key_ref[step], work_ref[step]
+        self.key, self.work = here.key, here.work
 
     def compute(self, step: Callable[[bool], None]) -> None:
         """Run ``step(needs_mask)`` if there is something to do."""
@@ -244,13 +268,13 @@ def _scores(
 
 
 def _forward_kernel(
-    row_ref: Ref, query_ref: Ref, key_ref: Ref, work_ref: Ref,
+    code_ref: Ref,
     first_ref: Ref, end_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref,
     out_ref: Ref, lse_ref: Ref,
     peak_ref: Ref, total_ref: Ref, sum_ref: Ref,
-    *, scale: float,
+    *, scale: float, code: VisitCode,
 ) -> None:  # fmt: skip
-    visit = _Visit(row_ref, query_ref, key_ref, work_ref, output_ref=query_ref)
+    visit = _Step(code_ref, code, output="query")
 
     @pl.when(visit.is_first)
     def _start() -> None:
@@ -280,14 +304,14 @@ def _forward_kernel(
 
 
 def _dq_kernel(
-    row_ref: Ref, query_ref: Ref, key_ref: Ref, work_ref: Ref,
+    code_ref: Ref,
     first_ref: Ref, end_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, d_out_ref: Ref, lse_ref: Ref,
     delta_ref: Ref,
     dq_ref: Ref,
     sum_ref: Ref,
-    *, scale: float,
+    *, scale: float, code: VisitCode,
 ) -> None:  # fmt: skip
-    visit = _Visit(row_ref, query_ref, key_ref, work_ref, output_ref=query_ref)
+    visit = _Step(code_ref, code, output="query")
 
     @pl.when(visit.is_first)
     def _start() -> None:
@@ -309,14 +333,14 @@ def _dq_kernel(
 
 
 def _dkv_kernel(
-    row_ref: Ref, query_ref: Ref, key_ref: Ref, work_ref: Ref,
+    code_ref: Ref,
     first_ref: Ref, end_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, d_out_ref: Ref, lse_ref: Ref,
     delta_ref: Ref,
     dk_ref: Ref, dv_ref: Ref,
     dk_sum_ref: Ref, dv_sum_ref: Ref,
-    *, scale: float,
+    *, scale: float, code: VisitCode,
 ) -> None:  # fmt: skip
-    visit = _Visit(row_ref, query_ref, key_ref, work_ref, output_ref=key_ref)
+    visit = _Step(code_ref, code, output="key")
 
     @pl.when(visit.is_first)
     def _start() -> None:

@@ -7,10 +7,14 @@ its loops and its mask both follow from them, so what is outside a document is n
 Documents of a row must be contiguous and in order; their numbers are compared, never their positions.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from llama2_jax.config import ConfigError
 
 
 class KeyRanges(NamedTuple):
@@ -20,6 +24,42 @@ class KeyRanges(NamedTuple):
     end_BT: jax.Array  # int32, one after the last; <= first where nothing is seen
 
 
+class Visit(NamedTuple):
+    """A tile of the score matrix, and what there is to do in it."""
+
+    row: Any  # of the batch
+    query: Any  # tile of queries
+    key: Any  # tile of keys
+    work: Any  # NOTHING, WHOLE or PARTIAL
+
+
+@dataclasses.dataclass(frozen=True)
+class VisitCode:
+    """How a visit is written as one int32: row, tile of queries, tile of keys and two bits of work."""
+
+    query_bits: int
+    key_bits: int
+
+    @classmethod
+    def of(cls, query_tiles: int, key_tiles: int) -> "VisitCode":
+        """For so many tiles in a row of the batch."""
+        return cls((query_tiles - 1).bit_length(), (key_tiles - 1).bit_length())
+
+    def encode(self, visit: Visit) -> Any:
+        """The code; integers or arrays of them."""
+        return (((visit.row << self.query_bits | visit.query) << self.key_bits | visit.key) << 2) | visit.work
+
+    def decode(self, code: Any) -> Visit:
+        """The inverse of ``encode``."""
+        key, query = code >> 2, code >> 2 + self.key_bits
+        return Visit(
+            row=query >> self.query_bits,
+            query=query & (1 << self.query_bits) - 1,
+            key=key & (1 << self.key_bits) - 1,
+            work=code & 3,
+        )
+
+
 class Visits(NamedTuple):
     """Tiles of the score matrix in the order in which a kernel computes them, those of one output in a run.
 
@@ -27,14 +67,12 @@ class Visits(NamedTuple):
     visit without work, so that it is written all the same.
     """
 
-    row_I: jax.Array  # int32, row of the batch
-    query_I: jax.Array  # int32, tile of queries
-    key_I: jax.Array  # int32, tile of keys
-    work_I: jax.Array  # int32: 0 nothing to compute, 1 all pairs are seen, 2 some are: needs the mask
+    code_I: jax.Array  # int32, see ``VisitCode``
     total: jax.Array  # int32 scalar
 
 
 NOTHING, WHOLE, PARTIAL = 0, 1, 2
+"""Nothing to compute; all pairs of the tile are seen; some are, so it needs the mask."""
 
 
 def document_ranges(segment_ids_BT: jax.Array, *, causal: bool = True) -> KeyRanges:
@@ -89,21 +127,39 @@ def tile_work(ranges: KeyRanges, keys: int, *, query_tile: int, key_tile: int) -
     return jnp.where(seen, jnp.where(whole, WHOLE, PARTIAL), NOTHING).astype(jnp.int32)
 
 
-def visits_by_query(work: jax.Array) -> Visits:
-    """Visits of the tiles of ``tile_work``, all keys of one tile of queries in a run."""
-    return _visits(work, is_by_key=False)
+def visits_by_query(work: jax.Array, size: int | None = None) -> Visits:
+    """Visits of the tiles of ``tile_work``, all keys of one tile of queries in a run.
+
+    ``size`` is a bound on their number known to the caller; default all tiles.
+    """
+    return _visits(work, size, is_by_key=False)
 
 
-def visits_by_key(work: jax.Array) -> Visits:
+def visits_by_key(work: jax.Array, size: int | None = None) -> Visits:
     """Visits of the tiles of ``tile_work``, all queries of one tile of keys in a run."""
-    return _visits(work.swapaxes(1, 2), is_by_key=True)
+    return _visits(work.swapaxes(1, 2), size, is_by_key=True)
 
 
-def _visits(work: jax.Array, *, is_by_key: bool) -> Visits:
+def _visits(work: jax.Array, size: int | None, *, is_by_key: bool) -> Visits:
     is_visited = work != NOTHING
     # an output that nothing contributes to is visited once
     is_visited = is_visited.at[:, :, 0].set(is_visited[:, :, 0] | ~is_visited.any(-1))
-    row, outer, inner = jnp.nonzero(is_visited, size=work.size, fill_value=0)
+    row, outer, inner = jnp.nonzero(is_visited, size=size or work.size, fill_value=0)
     query, key = (inner, outer) if is_by_key else (outer, inner)
-    row, query, key, kind = (array.astype(jnp.int32) for array in (row, query, key, work[row, outer, inner]))
-    return Visits(row, query, key, kind, is_visited.sum(dtype=jnp.int32))
+    query_tiles, key_tiles = work.shape[:0:-1] if is_by_key else work.shape[1:]
+    code = VisitCode.of(query_tiles, key_tiles).encode(Visit(row, query, key, work[row, outer, inner]))
+    return Visits(code.astype(jnp.int32), is_visited.sum(dtype=jnp.int32))
+
+
+def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
+    """Raise ``ConfigError`` if a document of a row is not contiguous (inside ``jit`` nobody can look)."""
+    for row, ids in enumerate(segment_ids_BT):
+        runs = ids[np.flatnonzero(np.diff(ids, prepend=0))]
+        documents = runs[runs != 0]
+        wrong = np.flatnonzero(np.diff(documents) <= 0)
+        if len(wrong):
+            before, after = documents[wrong[0] : wrong[0] + 2]
+            raise ConfigError(
+                f"attention: in the segment ids of row {row} document {after} begins after document {before}"
+                "; number the documents of a row in ascending order, each in one piece, 0 for padding"
+            )

@@ -7,8 +7,6 @@ rule covers packed documents, padding (segment 0), ragged prompts and cached dec
 import jax
 import jax.numpy as jnp
 
-from llama2_jax.kernels.ranges import KeyRanges, range_mask
-
 NEGATIVE = -1e30  # finite, so that a fully masked row gives zeros and never NaN
 
 
@@ -48,18 +46,10 @@ def masked_softmax(scores_BKGTS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
 
 
-def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Grouped-query attention, output (B, T, N, H) in the dtype of ``v``."""
-    probs = attention_probs(q_BTNH, k_BSKH, mask_BTS).astype(v_BSKH.dtype)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH)
-    return out_BTKGH.reshape(q_BTNH.shape)
-
-
-def attention_and_lse(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, scale: float
+def attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Output in the dtype of ``q`` and log-sum-exp (B, T, N), -inf where a query sees nothing."""
-    mask_BTS = range_mask(ranges, k_BSKH.shape[1])
+    """Output (B, T, N, H) in the dtype of ``v`` and log-sum-exp (B, T, N), -inf where nothing is seen."""
     scores_BKGTS = _scores(q_BTNH, k_BSKH, scale)
     probs = masked_softmax(scores_BKGTS, mask_BTS).astype(v_BSKH.dtype)
     out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH).reshape(q_BTNH.shape)

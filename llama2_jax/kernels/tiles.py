@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llama2_jax.kernels.ranges import KeyRanges, pad_ranges, tile_work
+from llama2_jax.kernels.ranges import KeyRanges, VisitCode, pad_ranges, tile_work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Tiles:
         keys, kv_heads = k_BSKH.shape[1:3]
         groups = heads // kv_heads
         tokens = max(self.multiple, self.rows // groups // self.multiple * self.multiple)
+        # with so many heads that a tile has more rows than wanted it has fewer keys
+        fewer = self.keys * self.rows // max(self.rows, tokens * groups)
+        key_tile = max(self.multiple, fewer // self.multiple * self.multiple)
         return Layout(
             batch=batch,
             length=length,
@@ -30,7 +33,7 @@ class Tiles:
             groups=groups,
             head_dim=head_dim,
             query_tile=min(tokens, _round_up(length, self.multiple)),
-            key_tile=min(self.keys, _round_up(keys, self.multiple)),
+            key_tile=min(key_tile, _round_up(keys, self.multiple)),
         )
 
 
@@ -65,6 +68,21 @@ class Layout:
     def key_tiles(self) -> int:
         """Tiles of keys in a row of the batch."""
         return -(-self.num_keys // self.key_tile)
+
+    @property
+    def code(self) -> VisitCode:
+        """How a visit of a tile is written."""
+        return VisitCode.of(self.query_tiles, self.key_tiles)
+
+    def most_visits(self, *, causal: bool) -> int:
+        """A bound on the tiles in which something is seen.
+
+        ``causal`` says that no range ends beyond its query, where queries and keys are the same tokens.
+        """
+        if not causal or self.length != self.num_keys:
+            return self.batch * self.query_tiles * self.key_tiles
+        ends = (-(-(tile + 1) * self.query_tile // self.key_tile) for tile in range(self.query_tiles))
+        return self.batch * sum(min(end, self.key_tiles) for end in ends)
 
     def rows(self, x_BTNH: jax.Array) -> jax.Array:
         """Queries as rows (B, K, M, H), padded to whole tiles."""

@@ -9,14 +9,16 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from llama2_jax.config import changes, require, to_plain
+from llama2_jax.kernels.ranges import check_segment_ids
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.placement import check_batch_size, place_batch
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, TrainState
+from llama2_jax.structs import Params, TokenBatch, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, Restored
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
 from llama2_jax.train.recorder import Recorder
@@ -126,7 +128,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             evaluations.run(0, state.params, last_checkpoint="none")
         for step in range(start + 1, config.num_steps + 1):
             profile.before(step)
-            state, metrics = step_function(state, place_batch(run.partitioner, next(batches)))
+            state, metrics = step_function(state, _place(run.partitioner, next(batches)))
             recorder.add(step, metrics, last_checkpoint=_last_checkpoint(checkpointer))
             profile.after(step, state)
             if evaluations.due(step):
@@ -177,6 +179,13 @@ def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> Ste
     optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
     update = make_update(run.loss, optimizer, accumulation_steps=config.accumulation_steps)
     return compile_step(update, state, run.partitioner)
+
+
+def _place(partitioner: Partitioner, batch: Any) -> Any:
+    """The batch on the mesh; what nobody can check inside ``jit`` is checked here."""
+    if isinstance(batch, TokenBatch):
+        check_segment_ids(np.asarray(batch.segment_ids_BT))
+    return place_batch(partitioner, batch)
 
 
 def _last_checkpoint(checkpointer: Checkpointer) -> str:

@@ -125,14 +125,14 @@ def test_the_room_for_lists_is_that_of_a_device_and_not_of_the_mesh():
     devices = np.array(tpu_devices("v5p", "v5p:2x2x2")).reshape(1, 8, 1, 1)
     partitioner = Partitioner(Mesh(devices, AXES), "fsdp_tensor")
     placement = dispatch.Placement("tpu", partitioner.map_shards)
-    shapes = [(256, 4096, heads, 128) for heads in (64, 8, 8)]
+    shapes = [(1024, 4096, heads, 128) for heads in (64, 8, 8)]
     q, k, v = (
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=partitioner.activation(dims, shape))
         for shape, dims in zip(shapes, ("BTNH", "BSKH", "BSKH"), strict=True)
     )
     attend = jax.jit(functools.partial(dispatch.attention, impl="tpu", placement=placement))
-    assert attend.lower(q, k, v).out_info.out_BTNH.shape == (256, 4096, 64, 128)
-    with pytest.raises(ConfigError, match="256 rows of 4096 queries"):
+    assert attend.lower(q, k, v).out_info.out_BTNH.shape == (1024, 4096, 64, 128)
+    with pytest.raises(ConfigError, match="1024 rows of 4096 queries"):
         jax.eval_shape(
             functools.partial(dispatch.attention, impl="tpu", placement=dispatch.unsharded("tpu")), q, k, v
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.kernels import dispatch
+from llama2_jax.kernels import dispatch, ranges
 
 IDS = np.ones((1, 8), np.int32)
 
@@ -77,8 +77,8 @@ def test_segment_ids_that_decrease():
     with pytest.raises(ConfigError, match="row 0 document 1 begins after document 2; number the documents"):
         dispatch.attention(*arrays(), segment_ids_BT=ids)
     with pytest.raises(ConfigError, match="row 1 document 1 begins after document 1; .* in one piece"):
-        dispatch.check_segment_ids(np.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
-    dispatch.check_segment_ids(np.array([[1, 1, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0], [2, 2, 2, 7, 7, 0]]))
+        ranges.check_segment_ids(np.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    ranges.check_segment_ids(np.array([[1, 1, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0], [2, 2, 2, 7, 7, 0]]))
 
 
 def test_auto_says_once_what_it_chose(capsys):

@@ -1,5 +1,7 @@
 """What the TPU kernels do beside giving the right numbers: what they visit, load and refuse."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -17,7 +19,7 @@ def attend(given, interpret=True, tiles=flash_tpu.TILES):
     found = ranges.document_ranges(given.segments)
     return exact.results(
         lambda q, k, v, segments: flash_tpu.attention(
-            q, k, v, found, scale=q.shape[-1] ** -0.5, interpret=interpret, tiles=tiles
+            q, k, v, found, scale=q.shape[-1] ** -0.5, causal=True, interpret=interpret, tiles=tiles
         ),
         given,
     )
@@ -62,7 +64,7 @@ def test_the_grid_visits_what_the_counter_counts():
 
     found = ranges.document_ranges(given.segments)
     interpret = pltpu.InterpretParams(grid_point_recorder=record)
-    flash_tpu.attention(*given[:3], found, scale=0.1, interpret=interpret, tiles=TILES)
+    flash_tpu.attention(*given[:3], found, scale=0.1, causal=True, interpret=interpret, tiles=TILES)
     assert len(points) == layout.kv_heads * counted.steps
     assert len(set(points)) == len(points)
 
@@ -93,6 +95,22 @@ def test_padding_is_visited_once_and_computes_nothing():
 
 
 def test_lists_that_do_not_fit_scalar_memory_are_refused():
-    q, k = (np.broadcast_to(np.float32(0), (64, 4096, heads, 64)) for heads in (8, 1))
-    with pytest.raises(ConfigError, match=r"64 rows of 4096 queries .* 1,048,576 bytes .* 'chunked'"):
-        flash_tpu.attention(q, k, k, ranges.row_ranges(64, 4096, 4096), scale=1.0, tiles=TILES)
+    q, k = (np.broadcast_to(np.float32(0), (256, 4096, heads, 64)) for heads in (8, 1))
+    with pytest.raises(ConfigError, match=r"256 rows of 4096 queries .* 540,672 bytes .* 'chunked'"):
+        flash_tpu.attention(q, k, k, ranges.row_ranges(256, 4096, 4096), scale=1.0, causal=True, tiles=TILES)
+
+
+def test_one_row_of_a_hundred_thousand_tokens_of_the_70b_model_fits():
+    q, k = (jax.ShapeDtypeStruct((1, 100_000, heads, 128), jnp.bfloat16) for heads in (64, 8))
+
+    def attend(q, k):
+        seen = ranges.row_ranges(1, 100_000, 100_000)
+        return flash_tpu.attention(q, k, k, seen, scale=1.0, causal=True)
+
+    assert jax.eval_shape(attend, q, k)[0].shape == q.shape
+
+
+def test_many_heads_per_key_head_take_tiles_of_fewer_keys():
+    q, k = (jax.ShapeDtypeStruct((1, 4096, heads, 128), jnp.bfloat16) for heads in (32, 1))
+    layout = flash_tpu.TILES.layout(q, k)
+    assert (layout.query_tile, layout.tile_rows, layout.key_tile) == (128, 4096, 128)

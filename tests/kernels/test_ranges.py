@@ -1,9 +1,12 @@
 """Ranges of keys and visits of tiles, against loops over all pairs."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llama2_jax.kernels import ranges
+from llama2_jax.kernels.tiles import Tiles
 from tests.kernels import exact
 
 
@@ -49,7 +52,8 @@ def test_visited_tiles_are_those_with_a_pair_that_is_seen(seed, tiles):
         (ranges.visits_by_key(work), some.any(1)),
     ):
         count = int(visits.total)
-        rows, queries, keys, kinds = (np.asarray(array)[:count] for array in visits[:4])
+        code = ranges.VisitCode.of(*work.shape[1:])
+        rows, queries, keys, kinds = code.decode(np.asarray(visits.code_I)[:count])
         doing = kinds != ranges.NOTHING
         visited = np.zeros_like(work)
         np.add.at(visited, (rows[doing], queries[doing], keys[doing]), 1)
@@ -61,7 +65,37 @@ def test_visited_tiles_are_those_with_a_pair_that_is_seen(seed, tiles):
 def test_visits_of_one_output_stand_in_a_run():
     segments = exact.random_segments(np.random.default_rng(5), 3, 64)
     work = ranges.tile_work(ranges.document_ranges(segments), 64, query_tile=8, key_tile=8)
-    for visits, output in ((ranges.visits_by_query(work), 1), (ranges.visits_by_key(work), 2)):
-        outputs = [(int(visits[0][i]), int(visits[output][i])) for i in range(int(visits.total))]
+    for visits, output in ((ranges.visits_by_query(work), "query"), (ranges.visits_by_key(work), "key")):
+        places = [ranges.VisitCode.of(8, 8).decode(int(code)) for code in visits.code_I[: int(visits.total)]]
+        outputs = [(place.row, getattr(place, output)) for place in places]
         changes = [a for a, b in zip(outputs, [*outputs[1:], None], strict=True) if a != b]
         assert len(changes) == len(set(changes)) == 3 * 8
+
+
+@pytest.mark.parametrize("tiles", [(1, 1), (5, 3), (8, 8), (33, 9)])
+def test_a_visit_is_read_as_it_was_written(tiles):
+    code = ranges.VisitCode.of(*tiles)
+    for query in range(tiles[0]):
+        for key in range(tiles[1]):
+            visit = ranges.Visit(row=7, query=query, key=key, work=ranges.PARTIAL)
+            assert code.decode(code.encode(visit)) == visit
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 300, 1000])
+@pytest.mark.parametrize("tiles", [(64, 32), (32, 64), (48, 80)])
+def test_the_bound_on_visits_is_reached_by_a_causal_row_and_never_exceeded(length, tiles):
+    q = jax.ShapeDtypeStruct((2, length, 2, 8), jnp.float32)
+    layout = Tiles(rows=2 * tiles[0], keys=tiles[1]).layout(
+        q, jax.ShapeDtypeStruct((2, length, 1, 8), jnp.float32)
+    )
+    bound = layout.most_visits(causal=True)
+    for segments in (
+        np.ones((2, length), np.int32),
+        *(exact.random_segments(np.random.default_rng(i), 2, length) for i in range(4)),
+    ):
+        work = layout.work(ranges.document_ranges(segments))
+        totals = [int(ranges.visits_by_query(work).total), int(ranges.visits_by_key(work).total)]
+        assert max(totals) <= bound
+        if segments.all() and segments.max() == 1:
+            assert totals == [bound, bound]
+    assert layout.most_visits(causal=False) == 2 * layout.query_tiles * layout.key_tiles

@@ -247,6 +247,18 @@ def test_batch_size_must_fit_accumulation(tmp_path: Path) -> None:
         train(make_run(), make_config(accumulation_steps=3), tmp_path)
 
 
+def test_documents_in_two_pieces_are_refused_before_the_step(tmp_path: Path) -> None:
+    def broken(start: int) -> Iterator[TokenBatch]:
+        for step, good in enumerate(batches(start), start=start):
+            segments = np.array(good.segment_ids_BT)
+            if step == 1:
+                segments[2, :4] = [1, 2, 2, 1]
+            yield good._replace(segment_ids_BT=segments)
+
+    with pytest.raises(ConfigError, match="row 2 document 1 begins after document 2"):
+        train(make_run(batches=broken), make_config(), tmp_path)
+
+
 def test_spikes_of_the_loss_are_kept_over_a_restart(tmp_path: Path) -> None:
     def spike_at_25(start: int) -> Iterator[TokenBatch]:
         for step in range(start, 10**6):
