@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	JAX_COMPILATION_CACHE_DIR=runs/demo/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
 	$(BIN)/python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=runs/demo
 
-test: $(VENV)/compiled $(VENV)/aot lint
+test: $(VENV)/compiled $(VENV)/aot $(VENV)/aot_hopper lint
 	PYTHONPATH=$(VENV)/aot $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed-dev
@@ -55,6 +55,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 # the TPU compiler in a folder of its own: where jax finds it, it looks for a TPU and complains
 $(VENV)/aot: $(VENV)/installed-dev
 	$(PIP) --target $@ libtpu flatbuffers
+	touch $@
+
+# the compilers for an H200, likewise; jax has them from 0.11 on, hence from Python 3.12 on
+HOPPER_AOT = jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-runtime nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm \
+	nvidia-cuda-nvdisasm
+$(VENV)/aot_hopper: $(VENV)/installed-dev
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; \
+	then $(PIP) --no-deps --target $@ $(HOPPER_AOT); else mkdir -p $@; fi
 	touch $@
 
 # tests start Python often; some packages hold files of other versions of it, which do not compile

@@ -28,6 +28,13 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else
     "aot": ["libtpu", "flatbuffers"],
+    # the same for an H200; with it jax looks for a GPU, so it is best installed apart (Makefile)
+    "aot_hopper": [
+        "jax-cuda13-plugin>=0.11,<0.13",
+        "nvidia-cuda-runtime>=13,<13.1",
+        "nvidia-cuda-nvcc>=13,<13.1",
+        "nvidia-cuda-nvdisasm>=13,<14",
+    ],
     "dev": ["pytest>=8.4", "pytest-xdist>=3.8", "ruff", "mypy", "import-linter>=2.5"],
     # live comparison with another implementation; pulls torch
     "parity": ["torch==2.13.0", "transformers>=5.0"],
@@ -41,6 +48,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
+    package_data={"llama2_jax.sharding": ["h200.txtpb"]},
     packages=find_packages(include=["llama2_jax*", "experiments*", "tools*"]),
     install_requires=RUNTIME,
     extras_require=EXTRAS,

@@ -30,6 +30,27 @@ def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> li
     return times
 
 
+def rotated_seconds(
+    function: Callable[..., Any], inputs: list[tuple[Any, ...]], *, repeats: int = 20, calls: int = 10
+) -> list[float]:
+    """Wall seconds per call, one for each of ``repeats`` runs of several calls that wait at the end only.
+
+    A run takes the inputs in turn: enough of them, and none is still in a cache from the call before. On a
+    fast device several calls hide what it costs to start one.
+    """
+    for given in inputs[:2]:
+        jax.block_until_ready(function(*given))
+    times, turn = [], 0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = function(*inputs[turn % len(inputs)])
+            turn += 1
+        jax.block_until_ready(result)
+        times.append((time.perf_counter() - start) / calls)
+    return times
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Smallest, median and largest value."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
@@ -46,6 +67,7 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "device": f"{jax.device_count()} x {device.device_kind}",
+        "clocks": _clocks(),
         "cpu": _cpu(),
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -60,6 +82,16 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _clocks() -> str:
+    """What an NVIDIA GPU says of its clocks and power; empty elsewhere."""
+    fields = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,driver_version"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _cpu() -> str:

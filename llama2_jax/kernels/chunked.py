@@ -96,7 +96,11 @@ def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRang
 
     vector = q_BKMH.shape[:3]
     # the peak above NEGATIVE, so that a row of masked scores has probabilities exp(NEGATIVE - peak) = 0
-    start = _Sums(jnp.full(vector, NEGATIVE / 2), jnp.zeros(vector), jnp.zeros(q_BKMH.shape))
+    start = _Sums(
+        jnp.full(vector, NEGATIVE / 2, jnp.float32),
+        jnp.zeros(vector, jnp.float32),
+        jnp.zeros(q_BKMH.shape, jnp.float32),
+    )
     sums = _loop(call, ranges, visit, start)
     out_BKMH, lse_BKM1 = finish(sums.out_BKMH, sums.total_BKM[..., None], sums.peak_BKM[..., None])
     # by these names a remat policy keeps what the backward pass needs, and the loop does not run again
@@ -184,9 +188,12 @@ class _Tile:
         return jnp.where(is_seen_MS, scores_KMS, NEGATIVE)
 
     def _part(self, array: jax.Array, tile: jax.Array, size: int) -> jax.Array:
-        rest = array.ndim - 3
         sizes = (1, array.shape[1], size, *array.shape[3:])
-        return jax.lax.dynamic_slice(array, (self.row, 0, tile * size, *[0] * rest), sizes)[0]
+        return jax.lax.dynamic_slice(array, self._start(array, tile * size), sizes)[0]
 
     def _put(self, array: jax.Array, value: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(array, value[None], (self.row, 0, start, *[0] * (array.ndim - 3)))
+        return jax.lax.dynamic_update_slice(array, value[None], self._start(array, start))
+
+    def _start(self, array: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
+        zero = jnp.zeros_like(self.row)  # a Python 0 has another dtype where 64 bits are enabled
+        return self.row, zero, start, *[zero] * (array.ndim - 3)

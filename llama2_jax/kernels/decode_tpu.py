@@ -15,9 +15,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llama2_jax.kernels.flash_tpu import LANES, LOG2_E, VMEM_BYTES, Interpret, Ref, check_list_bytes
+from llama2_jax.kernels.flash_tpu import (
+    LANES,
+    LOG2_E,
+    VMEM_BYTES,
+    Interpret,
+    Ref,
+    check_list_bytes,
+    product_precision,
+)
 from llama2_jax.kernels.reference import NEGATIVE
-from llama2_jax.kernels.softmax import finish
+from llama2_jax.kernels.softmax import combine, finish
 
 BLOCK_BYTES = 2**20  # of keys, and of values, per step
 
@@ -158,13 +166,6 @@ def _visits(is_used_BPI: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return row_PI, block_PI, total_P
 
 
-def combine(out_BPNH: jax.Array, lse_BPN1: jax.Array) -> jax.Array:
-    """Attention over all slots from that over each of P parts; one that saw nothing has log-sum-exp -inf."""
-    peak = jnp.maximum(lse_BPN1.max(axis=1, keepdims=True), NEGATIVE)
-    weights = jnp.exp(lse_BPN1 - peak)
-    return (out_BPNH * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-30)
-
-
 def heads_per_block(kv_heads: int, head_bytes: int) -> int:
     """The largest divisor of the key/value heads whose block is at most ``BLOCK_BYTES``."""
     divisors = [heads for heads in range(1, kv_heads + 1) if kv_heads % heads == 0]
@@ -199,7 +200,7 @@ def _kernel(
         first = (part * part_blocks + block_ref[part * part_visits + step]) * k.shape[1]
         is_slot = first + jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1), 1) < slots
         v = jnp.where(is_slot, v, jnp.zeros_like(v))
-        precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+        precision = product_precision(q.dtype)
         dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
         scores = dot(q, k, (((2,), (2,)), ((0,), (0,)))) * (scale * LOG2_E)
         scores = jnp.where(mask_ref[...] != 0, scores, NEGATIVE)

@@ -31,12 +31,19 @@ class Placement(NamedTuple):
     arguments; dims are the suffix of each (``Partitioner.map_shards``)."""
     head_shards: int = 1
     query_shards: int = 1
+    capability: str = ""
+    """Compute capability of a GPU, as 9.0 of Hopper."""
 
 
-def unsharded(platform: str | None = None) -> Placement:
-    """On one device, by default of the process's platform."""
+def unsharded(platform: str | None = None, capability: str = "") -> Placement:
+    """On one device, by default the first of the process."""
+    if platform is None:
+        device = jax.devices()[0]
+        platform, capability = device.platform, getattr(device, "compute_capability", "")
     return Placement(
-        platform or jax.default_backend(), lambda function, arguments, dims, out_dims: function(*arguments)
+        platform,
+        lambda function, arguments, dims, out_dims: function(*arguments),
+        capability=capability,
     )
 
 
@@ -57,6 +64,7 @@ class Request(NamedTuple):
     causal: bool = True
     needs_lse: bool = False
     has_all_queries: bool = True  # a device's queries are the same tokens as its keys
+    capability: str = ""  # of a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +73,29 @@ class Implementation:
 
     run: Callable[..., Any]
     platforms: tuple[str, ...] = ()  # empty: all
+    capability: str = ""  # of a GPU; empty: any
+    least_jax: tuple[int, int] = (0, 0)
     head_dims: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     documents: bool = True
     non_causal: bool = True
     lse: bool = True
     some_queries: bool = True
-    decodes: bool = False  # has a kernel for a cache; else decoding is plain jnp
+    decode: Callable[..., jax.Array] | None = None  # one token against a cache; None: plain jnp
 
     def refusals(self, request: Request) -> list[str]:
         """Why it cannot serve the request; empty if it can."""
-        if self.run is _not_built:
-            return ["it is not built yet"]
         found = []
         if self.platforms and request.platform not in self.platforms:
             found.append(f"it runs on {_either(self.platforms)}, this is {request.platform}")
+        elif self.capability and request.capability != self.capability:
+            found.append(
+                f"it runs on GPUs of compute capability {self.capability}, this one has "
+                f"{request.capability or 'none'}"
+            )
+        if jax.version.__version_info__[:2] < self.least_jax:
+            least = ".".join(map(str, self.least_jax))
+            found.append(f"it needs jax {least} or later, this is {jax.__version__}")
         if self.head_dims and request.head_dim not in self.head_dims:
             found.append(f"it takes head_dim {_either(self.head_dims)}, not {request.head_dim}")
         if self.dtypes and request.dtype not in self.dtypes:
@@ -148,8 +164,26 @@ def _cudnn(inputs: _Inputs) -> Any:
     return library.cudnn(*inputs[:3], scale=inputs.scale, causal=inputs.causal), None
 
 
-def _not_built(inputs: _Inputs) -> Any:
-    raise AssertionError("refused by name")
+def _hopper(inputs: _Inputs) -> Any:
+    from llama2_jax.kernels import flash_hopper
+
+    return flash_hopper.attention(*inputs[:4], scale=inputs.scale)
+
+
+def _decode_tpu(*arrays: jax.Array, scale: float, interpret: bool = False) -> jax.Array:
+    from llama2_jax.kernels import decode_tpu
+
+    return decode_tpu.decode_attention(*arrays, scale=scale, interpret=interpret)
+
+
+def _decode_tpu_interpret(*arrays: jax.Array, scale: float) -> jax.Array:
+    return _decode_tpu(*arrays, scale=scale, interpret=True)
+
+
+def _decode_hopper(*arrays: jax.Array, scale: float) -> jax.Array:
+    from llama2_jax.kernels import decode_hopper
+
+    return decode_hopper.decode_attention(*arrays, scale=scale)
 
 
 HALF = ("bfloat16", "float16")
@@ -157,21 +191,27 @@ IMPLEMENTATIONS = {
     # the specification; holds all scores
     "reference": Implementation(_reference),
     # jnp, memory linear in T, skips tiles outside documents: CPU, and anywhere
-    "chunked": Implementation(_chunked),
+    "chunked": Implementation(_chunked, dtypes=("bfloat16", "float16", "float32")),
     # jax.nn's plain form; holds all scores
-    "xla": Implementation(_xla, lse=False),
+    "xla": Implementation(_xla, dtypes=("bfloat16", "float16", "float32"), lse=False),
     # our kernels
     "tpu": Implementation(
-        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"), decodes=True
+        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"), decode=_decode_tpu
     ),
     # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
-    "tpu_interpret": Implementation(_tpu_interpret, dtypes=("bfloat16", "float32"), decodes=True),
+    "tpu_interpret": Implementation(
+        _tpu_interpret, dtypes=("bfloat16", "float32"), decode=_decode_tpu_interpret
+    ),
     # jax's own TPU kernel: documents are masked, not skipped
     "splash": Implementation(
         _splash, platforms=("tpu",), head_dims=(64, 128, 256), dtypes=("bfloat16", "float32"),
         non_causal=False, lse=False, some_queries=False,
     ),
-    "hopper": Implementation(_not_built),
+    # our kernels for H100 and H200
+    "hopper": Implementation(
+        _hopper, platforms=("gpu", "cuda"), capability="9.0", least_jax=(0, 11), head_dims=(64, 128),
+        dtypes=HALF, decode=_decode_hopper,
+    ),
     "cudnn": Implementation(
         _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False,
         some_queries=False,
@@ -223,6 +263,7 @@ def attention(
         causal=causal,
         needs_lse=needs_lse,
         has_all_queries=length == keys and placement.query_shards == 1,
+        capability=placement.capability,
     )
     run = choose(impl, request).run
     scale = head_dim**-0.5 if scale is None else scale
@@ -260,19 +301,29 @@ def decode(
 ) -> jax.Array:
     """Attention of new tokens to a cache that keeps heads before slots, output (B, T, N, H).
 
-    One token per row goes through a kernel where the implementation has one (``decodes``). All else is
-    plain jnp over the whole cache, whatever the name.
+    One token per row goes through a kernel where the implementation has one (``Implementation.decode``). All
+    else is plain jnp over the whole cache, whatever the name.
+
+    Args:
+      mask_BTS: which slots a token sees; what the others hold must be finite.
+
+    Raises:
+      ConfigError: the shapes do not fit, or the implementation does not serve them.
     """
+    _check_cache_shapes(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
     placement = placement or unsharded()
-    chosen = choose(impl, Request(placement.platform, q_BTNH.shape[-1], jnp.dtype(q_BTNH.dtype).name))
-    if q_BTNH.shape[1] > 1 or not chosen.decodes:
+    request = Request(
+        placement.platform,
+        q_BTNH.shape[-1],
+        jnp.dtype(q_BTNH.dtype).name,
+        capability=placement.capability,
+    )
+    kernel = choose(impl, request).decode
+    if q_BTNH.shape[1] > 1 or kernel is None:
         return cached.attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
-    from llama2_jax.kernels import decode_tpu
 
     def local(q: Any, k: Any, v: Any, mask: Any) -> tuple[jax.Array]:
-        scale, interpret = q.shape[-1] ** -0.5, chosen is IMPLEMENTATIONS["tpu_interpret"]
-        out = decode_tpu.decode_attention(q[:, 0], k, v, mask[:, 0], scale=scale, interpret=interpret)
-        return (out[:, None],)
+        return (kernel(q[:, 0], k, v, mask[:, 0], scale=q.shape[-1] ** -0.5)[:, None],)
 
     k_BKSH, v_BKSH = (_head_per_shard(array, 1, placement) for array in (k_BKSH, v_BKSH))
     dims = ("BTNH", "BKSH", "BKSH", "BTS")
@@ -318,6 +369,29 @@ def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
 
 
 def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array | None) -> None:
+    _check_arrays(q, k, v, heads=q.shape[2], kv_heads=k.shape[2])
+    if segment_ids_BT is None:
+        return
+    require(
+        segment_ids_BT.shape == q.shape[:2] and q.shape[1] == k.shape[1],
+        f"attention: segment ids have shape {segment_ids_BT.shape}, q {q.shape[:2]} and k {k.shape[:2]} "
+        "tokens; documents need the same tokens as queries and keys",
+    )
+    if not isinstance(segment_ids_BT, jax.core.Tracer):
+        check_segment_ids(np.asarray(segment_ids_BT))
+
+
+def _check_cache_shapes(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> None:
+    _check_arrays(q, k, v, heads=q.shape[2], kv_heads=k.shape[1])
+    expected = (*q.shape[:2], k.shape[2])
+    require(
+        mask.shape == expected,
+        f"attention: the mask has shape {mask.shape}, {q.shape[1]} tokens and {k.shape[2]} slots need "
+        f"{expected}",
+    )
+
+
+def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, *, heads: int, kv_heads: int) -> None:
     dtypes = [jnp.dtype(array.dtype).name for array in (q, k, v)]
     require(
         len(set(dtypes)) == 1,
@@ -328,21 +402,11 @@ def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.
         (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3]),
         f"attention: q has shape {q.shape} and k {k.shape}; rows and head dim must be equal",
     )
-    heads, kv_heads = q.shape[2], k.shape[2]
     require(
         heads % kv_heads == 0,
         f"attention: {heads} query heads are not a multiple of {kv_heads} key/value heads; "
         "every key/value head serves the same number of query heads",
     )
-    if segment_ids_BT is None:
-        return
-    require(
-        segment_ids_BT.shape == q.shape[:2] and q.shape[1] == k.shape[1],
-        f"attention: segment ids have shape {segment_ids_BT.shape}, q {q.shape[:2]} and k {k.shape[:2]} "
-        "tokens; documents need the same tokens as queries and keys",
-    )
-    if not isinstance(segment_ids_BT, jax.core.Tracer):
-        check_segment_ids(np.asarray(segment_ids_BT))
 
 
 def _either(choices: tuple[Any, ...]) -> str:

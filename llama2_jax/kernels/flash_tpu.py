@@ -250,8 +250,13 @@ class _Step:
         pl.when(self.work == PARTIAL)(lambda: step(True))
 
 
+def product_precision(dtype: Any) -> jax.lax.Precision:
+    """Of the products in a kernel, whatever jax's default says: float32 exactly, less than that as it is."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
 def _dot(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    precision = product_precision(a.dtype)
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 

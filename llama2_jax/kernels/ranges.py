@@ -153,7 +153,7 @@ def _visits(work: jax.Array, size: int | None, *, is_by_key: bool) -> Visits:
 
 def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
     """Raise ``ConfigError`` if a document of a row is not contiguous (inside ``jit`` nobody can look)."""
-    for row, ids in enumerate(segment_ids_BT):
+    for row, ids in enumerate(segment_ids_BT.astype(np.int64)):  # differences of unsigned ids would wrap
         runs = ids[np.flatnonzero(np.diff(ids, prepend=0))]
         documents = runs[runs != 0]
         wrong = np.flatnonzero(np.diff(documents) <= 0)

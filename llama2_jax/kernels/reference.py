@@ -4,8 +4,13 @@ A query attends to a key of the same segment whose position is not after its own
 rule covers packed documents, padding (segment 0), ragged prompts and cached decoding.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+# the specification is exact on every device, whatever precision products have by default
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 NEGATIVE = -1e30  # finite, so that a fully masked row gives zeros and never NaN
 
@@ -35,7 +40,7 @@ def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> jax.Array:
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     # float64 stays float64
     accumulate = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    return jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=accumulate) * scale
+    return _product("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=accumulate) * scale
 
 
 def masked_softmax(scores_BKGTS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
@@ -52,6 +57,6 @@ def attention(
     """Output (B, T, N, H) in the dtype of ``v`` and log-sum-exp (B, T, N), -inf where nothing is seen."""
     scores_BKGTS = _scores(q_BTNH, k_BSKH, scale)
     probs = masked_softmax(scores_BKGTS, mask_BTS).astype(v_BSKH.dtype)
-    out_BTNH = jnp.einsum("BKGTS,BSKH->BTKGH", probs, v_BSKH).reshape(q_BTNH.shape)
+    out_BTNH = _product("BKGTS,BSKH->BTKGH", probs, v_BSKH).reshape(q_BTNH.shape)
     lse_BKGT = jax.nn.logsumexp(scores_BKGTS, axis=-1, where=mask_BTS[:, None, None])
     return out_BTNH, lse_BKGT.transpose(0, 3, 1, 2).reshape(q_BTNH.shape[:3])

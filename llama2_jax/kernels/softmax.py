@@ -1,4 +1,4 @@
-"""How every tile-by-tile form ends the softmax, and begins the way back."""
+"""How every tile-by-tile form ends the softmax, joins parts, and begins the way back."""
 
 from typing import Any
 
@@ -17,6 +17,13 @@ def finish(sums: jax.Array, total: jax.Array, peak: jax.Array) -> tuple[jax.Arra
     is_seeing = total != 0
     total = jnp.where(is_seeing, total, 1.0)
     return sums / total, jnp.where(is_seeing, peak + jnp.log(total), -jnp.inf)
+
+
+def combine(out_BPNH: jax.Array, lse_BPN1: jax.Array) -> jax.Array:
+    """Attention over all slots from that over each of P parts; one that saw nothing has log-sum-exp -inf."""
+    peak = jnp.maximum(lse_BPN1.max(axis=1, keepdims=True), NEGATIVE)
+    weights = jnp.exp(lse_BPN1 - peak)
+    return (out_BPNH * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-30)
 
 
 def start_backward(out: Any, lse: Any, d_out: Any, d_lse: Any) -> tuple[jax.Array, jax.Array]:

@@ -75,6 +75,7 @@ def _placement(partitioner: Partitioner) -> dispatch.Placement:
         partitioner.map_shards,
         head_shards=partitioner.activation_shards("N"),
         query_shards=partitioner.activation_shards("T"),
+        capability=partitioner.capability,
     )
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from llama2_jax.config import ConfigError
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import KVCache
 
@@ -35,23 +36,28 @@ def claim_slots(
     """Label the next T slots; their keys and values are written by the layers.
 
     Raises:
-      ValueError: they do not fit, or a prompt finds tokens in the cache (of an index that only the device
-        knows, the caller sees to both).
+      ConfigError: they do not fit, or a prompt finds tokens in the cache. Of an index that only the device
+        knows (inside ``jit``) nothing can be raised: ``fits`` is then False.
     """
     slots, new = cache.segment_ids_BS.shape[1], segment_ids_BT.shape[1]
     used = 0 if isinstance(cache.index, jax.core.Tracer) else int(cache.index)
     if used + new > slots:
-        raise ValueError(
+        raise ConfigError(
             f"the cache has {slots} slots, {used} of them used, and {new} new tokens do not fit; "
             "make it with a larger num_slots"
         )
     if is_prompt and used:
-        raise ValueError(f"a prompt needs an empty cache, this one holds {used} tokens; leave is_prompt out")
+        raise ConfigError(f"a prompt needs an empty cache, this one holds {used} tokens; leave is_prompt out")
     at = (0, cache.index)
     return cache._replace(
         segment_ids_BS=jax.lax.dynamic_update_slice(cache.segment_ids_BS, segment_ids_BT, at),
         positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
     )
+
+
+def fits(cache: KVCache) -> jax.Array:
+    """False if more tokens were written than the cache has slots."""
+    return cache.index <= cache.segment_ids_BS.shape[1]
 
 
 def write_slots(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from llama2_jax.model.attention import Attention, TokenInfo
-from llama2_jax.model.cache import claim_slots
+from llama2_jax.model.cache import claim_slots, fits
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.layers import (
     FeedForward,
@@ -147,6 +147,8 @@ class Transformer(nn.Module):
         x_BTD, cache = self._run_layers(x_BTD, cache, info)
         if cache is not None:
             cache = cache._replace(index=cache.index + tokens_BT.shape[1])
+            # inside jit nothing can be raised; NaN is seen, tokens written over others are not
+            x_BTD = jnp.where(fits(cache), x_BTD, jnp.nan)
         return self.final_norm(x_BTD), cache
 
     def _run_layers(self, x_BTD: jax.Array, cache: KVCache | None, info: TokenInfo) -> Carry:
@@ -221,7 +223,8 @@ def _outputs_first(params: Params) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of all parameters, without allocating anything."""
-    model = Transformer(config)
+    # shapes are the same on every machine, and with every implementation of attention
+    model = Transformer(dataclasses.replace(config, attention_impl="reference"))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 

@@ -143,6 +143,11 @@ class Partitioner:
         """Of the devices of the mesh, which need not be attached: ``cpu``, ``gpu`` or ``tpu``."""
         return self.mesh.devices.flat[0].platform
 
+    @property
+    def capability(self) -> str:
+        """Compute capability of the GPUs of the mesh, as 9.0; empty elsewhere."""
+        return getattr(self.mesh.devices.flat[0], "compute_capability", "")
+
     def parameter(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         """Sharding of one leaf of a parameter or optimiser tree, from the name in its path."""
         dims = parameter_dims(path, len(leaf.shape))

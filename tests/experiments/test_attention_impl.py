@@ -35,6 +35,34 @@ def test_a_training_run_has_the_losses_of_the_default(impl, tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("impl", ["xla", "tpu_interpret"])
+@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+def test_other_stages_learn_the_same(stage, impl, tmp_path):
+    run, config = {
+        "sft": (sft.run, functools.partial(runs.sft_config, runs.pretrained_workdir())),
+        "reward_model": (reward_model.run, reward_model_config),
+    }[stage]
+    for name in (impl, "auto"):
+        run(config(model__attention_impl=name, train__log_every_steps=1), tmp_path / name)
+    found, wanted = (losses(tmp_path / name) for name in (impl, "auto"))
+    assert len(found) > 10
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def test_ppo_runs_with_the_kernels(tmp_path):
+    changes = {
+        "ppo__batch_size": 2,
+        "ppo__mini_batch_size": 1,
+        "train__num_iterations": 1,
+        "eval__every_steps": 1,
+    }
+    ppo.run(ppo_config(model__attention_impl="tpu_interpret", **changes), tmp_path)
+    line = next(line for line in read_metrics(tmp_path) if "ppo/score" in line)
+    assert (
+        line["ppo/kl_largest"] == 0
+    )  # of the first iteration; the doctor compares sampler and trainer as well
+
+
 # only what reaches the model can be refused
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward_model", "ppo"])
 def test_what_this_machine_cannot_run_is_refused_and_nothing_is_trained(stage, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import dispatch, flash_tpu, library, ranges
 from llama2_jax.kernels.tiles import Tiles
 from tests.kernels import exact
@@ -60,6 +61,16 @@ def test_chunked_equals_the_loops(length):
     assert_about_as_exact(exact.results(attend("chunked"), given), plain, wanted)
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_chunked_with_large_tiles(groups):
+    # from 1,024 tokens on; the loops would take minutes
+    given = exact.inputs(1100, groups=groups, kv_heads=1, batch=2)
+    for name, a, b in zip(
+        NAMES, *(exact.results(attend(impl), given) for impl in ("chunked", "reference")), strict=True
+    ):
+        assert exact.error(a, b) < 2e-6, name
+
+
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("length", LENGTHS_TPU)
 def test_tpu_kernels_equal_the_loops(length, groups):
@@ -108,13 +119,13 @@ def test_packed_documents_equal_documents_alone(impl):
     lengths = (40, 100, 20)
     given = exact.inputs(160, batch=1, poison=False)
     segments = np.repeat([1, 2, 3], lengths)[None].astype(np.int32)
-    packed = attend(impl)(*given[:3], segments)
+    packed = exact.results(attend(impl), given._replace(segments=segments))
     first = 0
     for length in lengths:
         part = slice(first, first + length)
-        alone = attend(impl)(*(array[:, part] for array in given[:3]), None)
-        for a, b in zip(packed, alone, strict=True):
-            np.testing.assert_allclose(a[:, part], b, rtol=2e-6, atol=5e-6)
+        alone = exact.results(attend(impl), exact.Inputs(*(array[:, part] for array in given[:5]), None))
+        for name, a, b in zip(NAMES, packed, alone, strict=True):
+            np.testing.assert_allclose(a[:, part], b, rtol=5e-6, atol=2e-5, err_msg=name)
         first += length
 
 
@@ -201,5 +212,18 @@ def test_float64_stays_float64_in_the_reference_and_its_gradients_are_difference
         found = exact.results(attend("reference"), given._replace(q=q, k=k, v=v, d_out=d_out, d_lse=d_lse))
         assert_exact(found, exact.attention(given), 1e-12)
         check_grads(total, (q, k, v), order=1, modes=["rev"], eps=1e-6, rtol=1e-6, atol=1e-8)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])
+def test_float32_is_served_where_64_bits_are_enabled_and_float64_refused(impl):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        given = exact.inputs(300, batch=2, poison=False)
+        found = exact.results(attend(impl), given)
+        assert all(array.dtype == jnp.float32 for array in found)
+        with pytest.raises(ConfigError, match="not float64. These can: reference"):
+            dispatch.attention(*(jnp.asarray(array, jnp.float64) for array in given[:3]), impl=impl)
     finally:
         jax.config.update("jax_enable_x64", False)

@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from llama2_jax.config import ConfigError
 from llama2_jax.kernels import cached, decode_tpu
 from llama2_jax.kernels.decode_tpu import Split, decode_attention
+from llama2_jax.kernels.softmax import combine
 
 INTERPRET = {
     "plain": True,
@@ -70,9 +71,9 @@ def test_parts_are_combined_by_their_log_sum_exps():
     values = np.arange(6.0).reshape(2, 3)
     weights = np.exp(scores)
     outputs = (weights * values).sum(1) / weights.sum(1)
-    found = decode_tpu.combine(outputs[None, :, None, None], np.log(weights.sum(1))[None, :, None, None])
+    found = combine(outputs[None, :, None, None], np.log(weights.sum(1))[None, :, None, None])
     np.testing.assert_allclose(found, (weights * values).sum() / weights.sum(), rtol=1e-6)
-    nothing = decode_tpu.combine(np.zeros((1, 2, 1, 4)), np.full((1, 2, 1, 1), -np.inf))
+    nothing = combine(np.zeros((1, 2, 1, 4)), np.full((1, 2, 1, 1), -np.inf))
     np.testing.assert_array_equal(nothing, np.zeros((1, 1, 4)))
 
 

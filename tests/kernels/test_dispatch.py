@@ -20,12 +20,13 @@ def arrays(heads=4, kv_heads=2, head_dim=64, length=8, keys=8, dtype=jnp.float32
     ("impl", "platform", "kwargs", "shapes", "message"),
     [
         ("tpu", "cpu", {}, {}, r"'tpu' cannot serve this: it runs on tpu, this is cpu.*chunked"),
+        ("hopper", "cpu", {}, {}, r"'hopper' cannot serve this: it runs on gpu or cuda, this is cpu"),
         (
             "hopper",
-            "cuda",
+            "gpu",
             {},
-            {},
-            r"'hopper' cannot serve this: it is not built yet. These can: reference, chunked",
+            {"dtype": jnp.bfloat16},
+            r"it runs on GPUs of compute capability 9.0, this one has 8.0.* These can: reference, chunked",
         ),
         (
             "tpu",
@@ -45,13 +46,55 @@ def arrays(heads=4, kv_heads=2, head_dim=64, length=8, keys=8, dtype=jnp.float32
 )
 def test_what_is_not_served_is_refused(impl, platform, kwargs, shapes, message):
     with pytest.raises(ConfigError, match=message):
-        dispatch.attention(*arrays(**shapes), impl=impl, placement=dispatch.unsharded(platform), **kwargs)
+        dispatch.attention(
+            *arrays(**shapes), impl=impl, placement=dispatch.unsharded(platform, "8.0"), **kwargs
+        )
+
+
+def hopper_refusals(monkeypatch, version=(0, 11, 2), **changes):
+    request = dispatch.Request("gpu", 128, "bfloat16", capability="9.0")._replace(**changes)
+    monkeypatch.setattr(jax.version, "__version_info__", version)
+    return dispatch.IMPLEMENTATIONS["hopper"].refusals(request)
+
+
+def test_what_the_hopper_kernels_serve(monkeypatch):
+    assert hopper_refusals(monkeypatch) == []
+    assert hopper_refusals(monkeypatch, dtype="float16", head_dim=64, causal=False, needs_lse=True) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head_dim": 96}, "it takes head_dim 64 or 128, not 96"),
+        ({"dtype": "float32"}, "it takes bfloat16 or float16, not float32"),
+        ({"capability": "10.0"}, "it runs on GPUs of compute capability 9.0, this one has 10.0"),
+        ({"platform": "tpu"}, "it runs on gpu or cuda, this is tpu"),
+        ({"version": (0, 10, 2)}, f"it needs jax 0.11 or later, this is {jax.__version__}"),
+    ],
+)
+def test_what_the_hopper_kernels_refuse(changes, reason, monkeypatch):
+    assert hopper_refusals(monkeypatch, **changes) == [reason]
 
 
 def test_decoding_is_refused_in_the_same_way():
     q, k, _ = arrays()
     with pytest.raises(ConfigError, match="it runs on tpu, this is cpu"):
         dispatch.decode(q, k.swapaxes(1, 2), k.swapaxes(1, 2), jnp.ones((1, 8, 8), bool), impl="tpu")
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    q, k, _ = arrays()
+    cache, mask = k.swapaxes(1, 2), jnp.ones((1, 8, 8), bool)
+    with pytest.raises(ConfigError, match="float32, bfloat16, bfloat16; cast them"):
+        dispatch.decode(q, *[cache.astype(jnp.bfloat16)] * 2, mask)
+    with pytest.raises(ConfigError, match="they must be equal"):
+        dispatch.decode(q, cache, cache[:, :, :4], mask)
+    with pytest.raises(ConfigError, match="4 query heads are not a multiple of 3"):
+        dispatch.decode(q, *[jnp.ones((1, 3, 8, 64))] * 2, mask)
+    with pytest.raises(
+        ConfigError, match=r"the mask has shape \(1, 8, 8\), 8 tokens and 9 slots need \(1, 8, 9\)"
+    ):
+        dispatch.decode(q, *[jnp.ones((1, 2, 9, 64))] * 2, mask)
 
 
 def test_dtypes_that_differ():
@@ -78,6 +121,8 @@ def test_segment_ids_that_decrease():
         dispatch.attention(*arrays(), segment_ids_BT=ids)
     with pytest.raises(ConfigError, match="row 1 document 1 begins after document 1; .* in one piece"):
         ranges.check_segment_ids(np.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    with pytest.raises(ConfigError, match="document 1 begins after document 2"):
+        ranges.check_segment_ids(np.array([[2, 2, 1, 1]], np.uint8))
     ranges.check_segment_ids(np.array([[1, 1, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0], [2, 2, 2, 7, 7, 0]]))
 
 

@@ -55,7 +55,7 @@ def test_tiles_of_other_documents_are_neither_loaded_nor_computed():
 def test_the_grid_visits_what_the_counter_counts():
     given = exact.inputs(700, batch=3, poison=False)
     layout = TILES.layout(given.q, given.k)
-    counted = cost.kernel_costs(given.segments, layout)["forward"]
+    counted = cost.kernel_costs(given.segments, layout)
     points = []
 
     def record(token, point, _):
@@ -64,9 +64,17 @@ def test_the_grid_visits_what_the_counter_counts():
 
     found = ranges.document_ranges(given.segments)
     interpret = pltpu.InterpretParams(grid_point_recorder=record)
-    flash_tpu.attention(*given[:3], found, scale=0.1, causal=True, interpret=interpret, tiles=TILES)
-    assert len(points) == layout.kv_heads * counted.steps
-    assert len(set(points)) == len(points)
+
+    def attend(q, k, v):
+        return flash_tpu.attention(q, k, v, found, scale=0.1, causal=True, interpret=interpret, tiles=TILES)[
+            0
+        ]
+
+    out, pull = jax.vjp(attend, *given[:3])
+    steps = {name: layout.kv_heads * one.steps for name, one in counted.items()}
+    assert len(points) == len(set(points)) == steps["forward"]
+    pull(out)
+    assert len(points) == sum(steps.values())
 
 
 def test_the_counter_by_hand():

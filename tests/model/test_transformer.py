@@ -284,3 +284,17 @@ def test_more_tokens_than_the_cache_has_slots_for_are_refused():
         read(read(cache, 5), 4)
     with pytest.raises(ValueError, match="a prompt needs an empty cache, this one holds 5 tokens"):
         read(read(cache, 5), 3, is_prompt=True)
+
+
+def test_inside_jit_tokens_beyond_the_cache_give_nan_and_no_wrong_logits():
+    cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
+
+    @jax.jit
+    def read(params, cache, tokens):
+        return tiny.MODEL.apply({"params": params}, tokens, cache=cache)
+
+    first = read(tiny.params(), cache, tiny.tokens(1, 5))
+    assert np.isfinite(first.logits_BTV).all()
+    for more, is_finite in ((3, True), (4, False)):
+        logits = read(tiny.params(), first.cache, tiny.tokens(1, more)).logits_BTV
+        assert (np.isfinite(logits) == is_finite).all()

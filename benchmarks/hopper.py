@@ -1,0 +1,107 @@
+"""Everything that waits for a Hopper GPU, in one command of less than eight minutes.
+
+python -m benchmarks.hopper
+
+Numbers first, then speeds: attention, attention to a cache, a layer and a step of the 7B, generation.
+Each part is written when it is done, and one that fails is recorded and does not stop the others. The last
+lines are the goals of benchmarks/hopper.md beside what was measured.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from benchmarks import attention, decode, decode_attention, train_step
+from benchmarks.attention import tried
+from benchmarks.record import record
+from llama2_jax.config import ConfigError
+
+IMPL = "hopper"
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "attention": attention.measure,
+    "decode_attention": decode_attention.measure,
+    "layer": functools.partial(train_step.large_layer, IMPL),
+    "generate": functools.partial(decode.large, IMPL),
+    "step": functools.partial(train_step.large_step, IMPL, "attention"),
+    "step_full_remat": functools.partial(train_step.large_step, IMPL, "full"),
+}
+
+
+def main() -> None:
+    """Measure every part."""
+    device = jax.devices()[0]
+    if getattr(device, "compute_capability", "") != "9.0":
+        raise ConfigError(f"benchmarks.hopper needs an H100 or H200, this is {device.device_kind}")
+    found: dict[str, Any] = {"target_config": tried(_target_config)}
+    for name, part in PARTS.items():
+        found[name] = tried(part)
+        record("hopper", {**found, "goals": goals(found)}, line=f"{name}: {_text(name, found[name])}")
+        jax.clear_caches()
+    for goal in goals(found):
+        print(goal)
+
+
+def _target_config() -> dict[str, Any]:
+    """What the compiler knows of this chip, to compile for it elsewhere (``sharding/h200.txtpb``)."""
+    from jaxlib import xla_client
+
+    return {"text": str(xla_client._xla.get_topology_for_devices(jax.devices()).target_config)}
+
+
+def _text(name: str, result: dict[str, Any]) -> str:
+    if "error" in result:
+        return result["error"][:1000]
+    if name in ("attention", "decode_attention"):
+        return "; ".join({"attention": attention, "decode_attention": decode_attention}[name].texts(result))
+    if name == "generate":
+        return "; ".join(decode.large_texts(result))
+    return train_step.large_text(name, result)
+
+
+def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured beside what was wanted; ``measured`` is None where it was not."""
+    table: list[dict[str, Any]] = []
+
+    def add(what: str, measured: float | None, must: float, goal: float, stretch: float) -> None:
+        table.append({"what": what, "measured": measured, "must": must, "goal": goal, "stretch": stretch})
+
+    heads = {name: _ours(found.get("attention"), "shape", name) for name in ("mha", "gqa", "packed")}
+    caches = {name: _ours(found.get("decode_attention"), "cache", name) for name in ("mha", "gqa")}
+
+    def rate(name: str, way: str) -> float | None:
+        measured = heads[name].get(f"{way}_flops_per_sec")
+        return None if measured is None else measured / 1e12
+
+    def median(name: str) -> float | None:
+        return heads[name].get("forward_and_backward_secs", {}).get("median")
+
+    whole, packed = median("mha"), median("packed")
+    step = found.get("step", {}).get("mfu") or found.get("step_full_remat", {}).get("mfu")
+    one, many = found.get("generate", {}).get("rows", ({}, {}))
+    add("forward B4 T4096 H32, TFLOP/s", rate("mha", "forward"), 450, 540, 600)
+    add("backward, same", rate("mha", "backward"), 330, 420, 500)
+    add("GQA 64/8 forward, TFLOP/s", rate("gqa", "forward"), 450, 560, 620)
+    add("GQA 64/8 backward, TFLOP/s", rate("gqa", "backward"), 320, 410, 490)
+    # the ideal is to compute the pairs that are seen and nothing else
+    ideal = 1 / heads["packed"].get("seen_share", 1.0)
+    ratio = whole / packed if whole and packed else None
+    add("packed documents, times faster than plain causal", ratio, 1.0, 1.6, 0.85 * ideal)
+    add("decode MHA, share of copying", caches["mha"].get("copy_rate_share"), 0.65, 0.82, 0.90)
+    add("decode GQA, share of copying", caches["gqa"].get("copy_rate_share"), 0.55, 0.75, 0.85)
+    add("7B layer, MFU", found.get("layer", {}).get("mfu"), 0.45, 0.53, 0.58)
+    add("7B step, MFU", step, 0.36, 0.45, 0.52)
+    add("7B generate, batch 1, tok/s", one.get("tokens_per_sec"), 190, 240, 270)
+    add("7B generate, batch 32, share of roof", many.get("roof_share"), 0.50, 0.65, 0.75)
+    return table
+
+
+def _ours(result: dict[str, Any] | None, kind: str, name: str) -> dict[str, Any]:
+    """Our row of a table, empty where it is missing or failed."""
+    rows = (result or {}).get("rows", [])
+    return next((row for row in rows if row["impl"] == IMPL and row[kind]["name"] == name), {})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The Hopper kernels compiled by the real compilers for an H200 that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+# installed apart: where jax finds a CUDA plugin and no GPU, it complains in every process
+COMPILERS = Path(os.environ.get("LLAMA2_JAX_AOT_HOPPER", Path(sys.prefix) / "aot_hopper"))
+
+pytestmark = pytest.mark.skipif(
+    not (COMPILERS / "jax_cuda13_plugin").exists(),
+    reason="the CUDA compilers are not installed (make $(VENV)/aot_hopper; they need Python 3.12)",
+)
+
+
+def run(code_or_module: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COMPILERS)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a program for another machine cannot be read back
+    return subprocess.run(
+        [sys.executable, *code_or_module],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "groups"), [(64, "bfloat16", 8), (128, "bfloat16", 8), (128, "float16", 1)]
+)
+def test_every_variant_keeps_to_registers_and_shared_memory(head_dim, dtype, groups):
+    ran = run(
+        ["-m", "tools.hopper_gates", f"--head_dims={head_dim}", f"--dtypes={dtype}", f"--groups={groups}"]
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert {line["name"] for line in lines} == {"flash_forward", "flash_dq", "flash_dkv", "flash_decode"}
+    for line in lines:
+        assert line["fails"] == []
+        assert line["spill_bytes"] == line["hmma"] == 0
+        assert line["hgmma"] > 0
+        assert line["registers"] <= 240
+
+
+TOO_LARGE = """
+from tools.hopper_gates import Case, compile_gradients, lines
+from llama2_jax.kernels.flash_hopper_steps import Blocks
+for line in lines(Case(compile_gradients, 128, "bfloat16", 1, Blocks(128, 2, 128, 2, 128, 2))):
+    print(line["name"], *line["fails"])
+"""
+
+
+def test_the_gate_catches_a_tile_that_does_not_fit():
+    ran = run(["-c", TOO_LARGE])
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    fails = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if " " in line)
+    assert "spills" in fails["flash_dkv"]
+
+
+def test_the_same_call_without_the_compilers_says_what_is_missing():
+    code = "from llama2_jax.sharding.unattached_gpu import hopper_device; hopper_device()"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "ConfigError: the CUDA compiler is not installed; pip install --no-deps" in ran.stderr
