@@ -1,14 +1,16 @@
-"""A 7B training step compiled ahead of time for four v5p chips: peak memory with each attention.
+"""A 7B training step compiled ahead of time for four v5p chips or one H200: peak memory with each attention.
 
 pip install -e ".[aot]" && python -m benchmarks.step_aot
+pip install -e ".[aot_hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.step_aot --chip=h200 --lengths 4096
 
-At least four packed rows of 4,096 and 16,384 tokens, ``fsdp``, bfloat16, float32 master weights and AdamW,
-attention kept by the remat policy. What the compiler says; nothing is executed.
+At least four packed rows of 4,096 and 16,384 tokens, bfloat16, float32 master weights and AdamW (on the v5p
+chips sharded by ``fsdp``), attention kept by the remat policy. What the compiler says; nothing is executed.
 """
 
 import argparse
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,6 +22,7 @@ from llama2_jax.sharding.mesh import AXES
 from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import prepare, tpu_devices
+from llama2_jax.sharding.unattached_gpu import hopper_devices
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
@@ -27,15 +30,28 @@ from llama2_jax.train.step import abstract_state, compile_step, make_update, nex
 def main() -> None:
     """Compile every step and record the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--chip", default="v5p", choices=["v5p", "h200"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16_384])
-    lengths = parser.parse_args().lengths
+    given = parser.parse_args()
     prepare()
+    is_gpu = given.chip == "h200"
+    partitioner = _one_h200() if is_gpu else _four_v5p()
     rows = [
-        row_of(training_step, length=length, impl=impl, remat_policy="attention")
-        for length in lengths
-        for impl in IMPLEMENTATIONS
+        row_of(training_step, partitioner=partitioner, length=length, impl=impl, remat_policy="attention")
+        for length in given.lengths
+        for impl in (("hopper", "xla") if is_gpu else IMPLEMENTATIONS)
     ]
-    record("step_aot", {"rows": rows}, line="; ".join(_text(row) for row in rows))
+    for row in rows:
+        del row["partitioner"]
+    record(f"step_aot_{given.chip}", {"rows": rows}, line="; ".join(_text(row) for row in rows))
+
+
+def _four_v5p() -> Partitioner:
+    return Partitioner(Mesh(np.array(tpu_devices("v5p")).reshape(1, 4, 1, 1), AXES), "fsdp")
+
+
+def _one_h200() -> Partitioner:
+    return Partitioner(Mesh(np.array(hopper_devices()).reshape(1, 1, 1, 1), AXES), "single")
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -43,9 +59,8 @@ def _text(row: dict[str, Any]) -> str:
     return f"T {row['length']}, {row['impl']}: {found}"
 
 
-def training_step(*, impl: str, length: int, remat_policy: str) -> dict[str, Any]:
-    """Compile a 7B training step of at least four packed rows on four chips with 95 GiB each."""
-    partitioner = Partitioner(Mesh(np.array(tpu_devices("v5p")).reshape(1, 4, 1, 1), AXES), "fsdp")
+def training_step(*, partitioner: Partitioner, impl: str, length: int, remat_policy: str) -> dict[str, Any]:
+    """Compile a 7B training step of at least four packed rows."""
     config = model_config(
         "7b", max_context=length, compute_dtype="bfloat16", remat_policy=remat_policy, attention_impl=impl
     )
@@ -55,7 +70,8 @@ def training_step(*, impl: str, length: int, remat_policy: str) -> dict[str, Any
     update = make_update(next_token_loss(model, loss_chunk=512), optimizer)
     step = compile_step(update, state, partitioner)
     tokens = abstract_token_batch(partitioner, max(4, 16_384 // length), length)
-    memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
+    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
+        memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
     return {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,

@@ -24,8 +24,8 @@ _TARGET = Path(__file__).with_name("h200.txtpb")
 _ARRIVE_INJECTED = "C7519"  # an instruction before a product that it may use the registers; costs nothing
 
 
-def hopper_device() -> Any:
-    """An H200 to compile for.
+def hopper_devices(count: int = 1) -> list[Any]:
+    """H200s of one machine to compile for.
 
     Raises:
       ConfigError: the CUDA plugin is not installed, or jax was started without JAX_PLATFORMS=cpu.
@@ -39,8 +39,10 @@ def hopper_device() -> Any:
         raise ConfigError("to compile for a GPU that is not attached start Python with JAX_PLATFORMS=cpu")
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(platform="cuda", target_config=_TARGET.read_text(), topology="1x1x1")
-    return found.devices[0]
+    found = topologies.get_topology_desc(
+        platform="cuda", target_config=_TARGET.read_text(), topology=f"1x1x{count}"
+    )
+    return list(found.devices)
 
 
 def compile_for_hopper(function: Callable[..., Any], *arrays: tuple[tuple[int, ...], Any]) -> Any:
@@ -48,7 +50,7 @@ def compile_for_hopper(function: Callable[..., Any], *arrays: tuple[tuple[int, .
 
     The compiler does not refuse what does not fit: compare ``memory_analysis()`` with the memory of the chip.
     """
-    mesh = jax.sharding.Mesh(np.array([hopper_device()]), ("one",))
+    mesh = jax.sharding.Mesh(np.array(hopper_devices()), ("one",))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in arrays]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

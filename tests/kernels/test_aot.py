@@ -11,17 +11,11 @@ import pytest
 from jax.sharding import Mesh
 
 from llama2_jax.config import ConfigError
-from llama2_jax.generate import decode
-from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.kernels import decode_tpu, dispatch, flash_tpu
-from llama2_jax.model.config import model_config
-from llama2_jax.model.transformer import Transformer, abstract_params
 from llama2_jax.sharding.mesh import AXES
-from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import CHIPS, compile_for, tpu_devices, vector_memory_bytes
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
+from tests.kernels import aot_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
@@ -118,19 +112,15 @@ def test_the_kernels_are_exported_without_a_tpu():
 
 
 def test_a_training_step_on_a_mesh_does_not_run_the_kernel_again_where_attention_is_kept():
-    devices = np.array(tpu_devices("v5p")[:4]).reshape(1, 2, 2, 1)
-    partitioner = Partitioner(Mesh(devices, AXES), "fsdp_tensor")
-    config = model_config(
-        "mini", head_dim=64, attention_impl="tpu", remat_policy="attention", compute_dtype="bfloat16"
-    )
-    model = Transformer(config, partitioner)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
-    state = abstract_state(model, optimizer, partitioner)
-    step = compile_step(make_update(next_token_loss(model), optimizer), state, partitioner)
-    tokens = abstract_token_batch(partitioner, 4, 512)
-    text = step.lower(state, tokens).compile().as_text()
+    text = aot_model.training_step(tpu_devices("v5p"), "tpu")
     kernels = re.findall(r"= .*custom-call\(.*tpu_custom_call.*?flash_(\w+?)/", text)
     assert sorted(kernels) == ["dkv", "dq", "forward"]
+
+
+def test_generation_on_a_mesh_runs_the_kernels():
+    prefill, advance = aot_model.generation(tpu_devices("v5p"), "tpu")
+    assert "flash_forward" in prefill
+    assert "flash_decode" in advance
 
 
 def test_the_room_for_lists_is_that_of_a_device_and_not_of_the_mesh():
@@ -148,31 +138,3 @@ def test_the_room_for_lists_is_that_of_a_device_and_not_of_the_mesh():
         jax.eval_shape(
             functools.partial(dispatch.attention, impl="tpu", placement=dispatch.unsharded("tpu")), q, k, v
         )
-
-
-def test_generation_on_a_mesh_runs_the_kernels():
-    devices = np.array(tpu_devices("v5p")[:4]).reshape(1, 2, 2, 1)
-    partitioner = Partitioner(Mesh(devices, AXES), "fsdp_tensor")
-    config = model_config("mini", head_dim=64, attention_impl="tpu", compute_dtype="bfloat16")
-    model = Transformer(config, partitioner)
-    abstract = abstract_params(config)
-    params = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        partitioner.tree(abstract),
-    )
-
-    def placed(dims, *shape, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.activation(dims, shape))
-
-    prompts = placed("BT", 8, 128), placed("B", 8), placed("B", 8, dtype=jnp.uint32)
-    prefill = decode._prefill.lower(model, params, *prompts, num_slots=256)
-    assert "flash_forward" in prefill.compile().as_text()
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=partitioner.replicated),
-        prefill.out_info,
-    )
-    advance = decode.advance.lower(
-        model, params, state, SamplingConfig(temperature=0).numbers, stop_ids=(2,), num_tokens=4
-    )
-    assert "flash_decode" in advance.compile().as_text()

@@ -59,8 +59,27 @@ def test_the_gate_catches_a_tile_that_does_not_fit():
     assert "spills" in fails["flash_dkv"]
 
 
+MODEL = """
+from llama2_jax.sharding.unattached_gpu import hopper_devices
+from tests.kernels import aot_model
+devices = hopper_devices(4)
+programs = aot_model.training_step(devices, "hopper"), *aot_model.generation(devices, "hopper")
+for program in programs:
+    calls = [line for line in program.splitlines() if "custom-call(" in line and "mosaic_gpu" in line]
+    print(len(calls), *(name for name in ("forward", "dq", "dkv", "decode") if "flash_" + name in program))
+"""
+
+
+def test_a_training_step_and_generation_on_a_mesh_run_the_kernels():
+    ran = run(["-c", MODEL])
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    # attention is kept, so the forward kernel stands once in the loop over layers; prompts and new tokens
+    # go through six layers without a loop
+    assert ran.stdout.splitlines() == ["3 forward dq dkv", "6 forward", "6 decode"]
+
+
 def test_the_same_call_without_the_compilers_says_what_is_missing():
-    code = "from llama2_jax.sharding.unattached_gpu import hopper_device; hopper_device()"
+    code = "from llama2_jax.sharding.unattached_gpu import hopper_devices; hopper_devices()"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
     ran = subprocess.run(
         [sys.executable, "-c", code],

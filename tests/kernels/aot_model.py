@@ -1,0 +1,55 @@
+"""Programs of a small model compiled for a mesh of devices that are not there; what is in them as text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from llama2_jax.generate import decode
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.model.config import model_config
+from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.sharding.mesh import AXES
+from llama2_jax.sharding.placement import abstract_token_batch
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
+
+
+def model_on(devices, impl, **changes):
+    """A model over four devices, half of them along heads."""
+    partitioner = Partitioner(Mesh(np.array(devices[:4]).reshape(1, 2, 2, 1), AXES), "fsdp_tensor")
+    config = model_config("mini", head_dim=64, attention_impl=impl, compute_dtype="bfloat16", **changes)
+    return Transformer(config, partitioner)
+
+
+def training_step(devices, impl):
+    """An update whose remat policy keeps attention."""
+    model = model_on(devices, impl, remat_policy="attention")
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
+    state = abstract_state(model, optimizer, model.partitioner)
+    step = compile_step(make_update(next_token_loss(model), optimizer), state, model.partitioner)
+    with jax.sharding.use_abstract_mesh(model.partitioner.mesh.abstract_mesh):
+        return step.lower(state, abstract_token_batch(model.partitioner, 4, 512)).compile().as_text()
+
+
+def generation(devices, impl):
+    """Reading prompts, and four new tokens."""
+    model = model_on(devices, impl)
+    partitioner = model.partitioner
+    abstract = abstract_params(model.config)
+
+    def placed(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    def rows(dims, *shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.activation(dims, shape))
+
+    params = jax.tree.map(placed, abstract, partitioner.tree(abstract))
+    prompts = rows("BT", 8, 128), rows("B", 8), rows("B", 8, dtype=jnp.uint32)
+    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
+        prefill = decode._prefill.lower(model, params, *prompts, num_slots=256)
+        state = jax.tree.map(lambda leaf: placed(leaf, partitioner.replicated), prefill.out_info)
+        sampling = SamplingConfig(temperature=0).numbers
+        advance = decode.advance.lower(model, params, state, sampling, stop_ids=(2,), num_tokens=4)
+        return prefill.compile().as_text(), advance.compile().as_text()
