@@ -3,7 +3,8 @@
 pip install -e ".[aot]" && python -m benchmarks.attention_aot
 
 For every chip and shape the gradients (bfloat16): seconds to compile, vector memory of the largest of our
-kernels, temporary bytes. All of it is what the compiler says; nothing is executed.
+kernels, temporary bytes. All of it is what the compiler says; nothing is executed. Prints the table of
+docs/kernels.md.
 """
 
 import argparse
@@ -47,12 +48,33 @@ def main() -> None:
         for shape in SHAPES
         for impl in IMPLEMENTATIONS
     ]
+    print(markdown(rows))
     failed = sum("error" in row for row in rows)
     record(
         "attention_aot",
         {"attention": rows, "skipping": skipping()},
         line=f"{len(rows)} gradients compiled, {failed} of them do not fit",
     )
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table: a line for every chip and shape, numbers of ours / splash / XLA."""
+    lines = [
+        "| chip | shape | compile, s: ours / splash / XLA | vector memory of ours, MiB "
+        "| temporary memory, MiB: ours / splash / XLA |",
+        "|---|---|---|---|---|",
+    ]
+    for start in range(0, len(rows), len(IMPLEMENTATIONS)):
+        ours, *others = rows[start : start + len(IMPLEMENTATIONS)]
+        secs = " / ".join(f"{row['secs']:.0f}" for row in (ours, *others))
+        memory = " / ".join(_mebibytes(row, "temporary_bytes") for row in (ours, *others))
+        used = _mebibytes(ours, "vector_memory_bytes", digits=1)
+        lines.append(f"| {ours['chip']} | {ours['shape']} | {secs} | {used} | {memory} |")
+    return "\n".join(lines)
+
+
+def _mebibytes(row: dict[str, Any], name: str, *, digits: int = 0) -> str:
+    return f"{row[name] / 2**20:,.{digits}f}" if name in row else "does not fit"
 
 
 def row_of(compile_one: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
