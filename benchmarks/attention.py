@@ -135,7 +135,7 @@ def numerics(impl: str) -> dict[str, Any]:
 
 def speed(impl: str, shape: Shape, *, repeats: int, calls: int) -> dict[str, Any]:
     """Seconds and FLOP/s of the forward pass and of the backward pass (both together, less the forward)."""
-    inputs = _random_inputs(shape)
+    inputs = random_inputs(shape)
     attend = _attend(impl, has_documents=shape.mean_document > 0)
 
     def both(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
@@ -217,7 +217,8 @@ def _inputs(length: int, groups: int, head_dim: int, dtype: str, *, poison: bool
     return q, k, v, jnp.asarray(ids), d_out
 
 
-def _random_inputs(shape: Shape) -> list[tuple[Any, ...]]:
+def random_inputs(shape: Shape) -> list[tuple[Any, ...]]:
+    """q, k, v, segment ids and the gradient of the output, often enough to be larger than the cache."""
     rng = np.random.default_rng(0)
     bytes_each = (
         jnp.dtype(shape.dtype).itemsize

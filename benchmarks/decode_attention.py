@@ -92,7 +92,7 @@ def texts(result: dict[str, Any]) -> list[str]:
 
 
 def _row(impl: str, cache: Cache, copy_rate: float, calls: int) -> dict[str, Any]:
-    inputs = [_inputs(cache, seed) for seed in range(2)]
+    inputs = [random_cache(cache, seed) for seed in range(2)]
     attend = jax.jit(functools.partial(dispatch.decode, impl=impl))
     error, allowed = _error(attend, inputs[0])
     assert error <= 2 * allowed + 1e-6, f"relative error {error}, of the plain form {allowed}"
@@ -123,7 +123,8 @@ def _error(attend: Any, given: tuple[Any, ...]) -> tuple[float, float]:
     return error(attend(*few)), error(plain(*few))
 
 
-def _inputs(cache: Cache, seed: int) -> tuple[Any, ...]:
+def random_cache(cache: Cache, seed: int) -> tuple[Any, ...]:
+    """q, k, v and the mask of slots that hold a token."""
     keys = jax.random.split(jax.random.key(seed), 3)
     shape = (cache.batch, cache.kv_heads, cache.slots, cache.head_dim)
     q = jax.random.normal(keys[0], (cache.batch, 1, cache.heads, cache.head_dim), jnp.bfloat16)

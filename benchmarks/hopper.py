@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import attention, decode, decode_attention, train_step
+from benchmarks import attention, decode, decode_attention, hopper_tiles, train_step
 from benchmarks.attention import tried
 from benchmarks.record import record
 from llama2_jax.config import ConfigError
@@ -26,6 +26,14 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "generate": functools.partial(decode.large, IMPL),
     "step": functools.partial(train_step.large_step, IMPL, "attention"),
     "step_full_remat": functools.partial(train_step.large_step, IMPL, "full"),
+    "tiles": hopper_tiles.measure,
+}
+
+TEXTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "attention": attention.texts,
+    "decode_attention": decode_attention.texts,
+    "generate": decode.large_texts,
+    "tiles": hopper_tiles.texts,
 }
 
 
@@ -53,11 +61,8 @@ def _target_config() -> dict[str, Any]:
 def _text(name: str, result: dict[str, Any]) -> str:
     if "error" in result:
         return result["error"][:1000]
-    if name in ("attention", "decode_attention"):
-        return "; ".join({"attention": attention, "decode_attention": decode_attention}[name].texts(result))
-    if name == "generate":
-        return "; ".join(decode.large_texts(result))
-    return train_step.large_text(name, result)
+    texts = TEXTS.get(name)
+    return "; ".join(texts(result)) if texts else train_step.large_text(name, result)
 
 
 def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
