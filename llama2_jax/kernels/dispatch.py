@@ -302,7 +302,7 @@ def decode(
     """Attention of new tokens to a cache that keeps heads before slots, output (B, T, N, H).
 
     One token per row goes through a kernel where the implementation has one (``Implementation.decode``). All
-    else is plain jnp over the whole cache, whatever the name.
+    else is plain jnp over the whole cache, whatever the name; said once where the name is a kernel's.
 
     Args:
       mask_BTS: which slots a token sees; what the others hold must be finite.
@@ -318,8 +318,12 @@ def decode(
         jnp.dtype(q_BTNH.dtype).name,
         capability=placement.capability,
     )
-    kernel = choose(impl, request).decode
+    chosen = choose(impl, request)
+    kernel = chosen.decode
     if q_BTNH.shape[1] > 1 or kernel is None:
+        if chosen.platforms:
+            tokens = "one token" if q_BTNH.shape[1] == 1 else "several tokens"
+            _say_once(f"attention of {tokens} to a cache", f"plain jnp, {impl!r} has no kernel for it")
         return cached.attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
 
     def local(q: Any, k: Any, v: Any, mask: Any) -> tuple[jax.Array]:
@@ -350,7 +354,7 @@ def choose(impl: str, request: Request) -> Implementation:
     if impl == "auto":
         preferred = PREFERRED.get(request.platform, ("chunked",))
         impl = next(name for name in preferred if name in serving)
-        _say_once(impl, request.platform)
+        _say_once(f"attention on {request.platform}", impl)
     elif impl not in serving:
         reasons = "; ".join(IMPLEMENTATIONS[impl].refusals(request))
         raise ConfigError(
@@ -360,8 +364,8 @@ def choose(impl: str, request: Request) -> Implementation:
 
 
 @functools.cache
-def _say_once(impl: str, platform: str) -> None:
-    print(f"attention on {platform}: {impl}", file=sys.stderr)
+def _say_once(what: str, how: str) -> None:
+    print(f"{what}: {how}", file=sys.stderr)
 
 
 def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:

@@ -133,6 +133,17 @@ def test_auto_says_once_what_it_chose(capsys):
     assert capsys.readouterr().err == "attention on cpu: chunked\n"
 
 
+def test_a_kernel_that_does_not_decode_says_so_once(capsys):
+    dispatch._say_once.cache_clear()
+    q, k, _ = arrays(length=1)
+    cache, mask = k.swapaxes(1, 2), jnp.ones((1, 1, 8), bool)
+    for impl in ("splash", "splash", "reference"):
+        dispatch.decode(q, cache, cache, mask, impl=impl, placement=dispatch.unsharded("tpu"))
+    assert capsys.readouterr().err == (
+        "attention of one token to a cache: plain jnp, 'splash' has no kernel for it\n"
+    )
+
+
 def test_auto_takes_the_kernel_on_a_tpu_and_what_serves_elsewhere():
     def chosen(platform, head_dim=64, dtype="bfloat16"):
         return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype))
