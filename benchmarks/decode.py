@@ -98,7 +98,8 @@ def large(
             sampling = SamplingConfig(max_new_tokens=new, temperature=0)
             return generate(model, params, prompts, sampling).tokens_BC
 
-        times = seconds(functools.partial(run, new), repeats=2, warmup=1)
+        # a run is as many steps as new tokens, a median over a thousand of them
+        times = seconds(functools.partial(run, new), repeats=20 if batch == 1 else 5, warmup=1)
         cached = kv_cache_bytes_per_token(config) * batch * (prompt + new / 2)
         roof_secs = new * (2 * parameter_count(config) + cached) / copy_rate
         rows.append(
@@ -107,8 +108,8 @@ def large(
                 "prompt": prompt,
                 "new": new,
                 "secs": spread(times),
-                "tokens_per_sec": batch * new / min(times),
-                "roof_share": roof_secs / min(times),
+                "tokens_per_sec": batch * new / spread(times)["median"],
+                "roof_share": roof_secs / spread(times)["median"],
             }
         )
     return {"copy_rate_bytes": copy_rate, "rows": rows}

@@ -15,7 +15,11 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).with_name("results")
-SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS")  # environment variables that change how fast a program is
+SETTINGS = (
+    "GLIBC_TUNABLES",
+    "XLA_FLAGS",
+    "XLA_CLIENT_MEM_FRACTION",
+)  # environment variables that change how fast a program is
 
 
 def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> list[float]:
@@ -64,8 +68,7 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
         "benchmark": name,
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _commit(),
         "device": f"{jax.device_count()} x {device.device_kind}",
         "clocks": _clocks(),
         "cpu": _cpu(),
@@ -80,15 +83,23 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+def _commit() -> str:
+    """Of the working tree; where there is none, what the environment variable COMMIT says."""
+    commit = _output("git", "rev-parse", "--short", "HEAD")
+    if not commit:
+        return os.environ.get("COMMIT", "")
+    return commit + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
 
 
 def _clocks() -> str:
     """What an NVIDIA GPU says of its clocks and power; empty elsewhere."""
     fields = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,driver_version"
+    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv")
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing where there is no such program."""
     try:
-        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         return ""

@@ -83,7 +83,7 @@ def large_step(
     size: str = "7b",
     batch: int = LARGE_BATCH,
     length: int = LARGE_LENGTH,
-    steps: int = 8,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     """Seconds and MFU of whole updates of a model."""
     config = model_config(

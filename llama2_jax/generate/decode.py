@@ -39,6 +39,7 @@ from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
 LENGTH_MULTIPLE = 64  # of padded prompts
+SLOTS_MULTIPLE = 8  # of a cache: kernels copy it in whole tiles
 SEED_LIMIT = 2**32
 
 
@@ -142,7 +143,8 @@ def start(
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
     seeds_B = np.asarray(seeds, np.uint32)
-    return _prefill(model, params, tokens_BT, lengths, seeds_B, num_slots=padded + max_new_tokens)
+    num_slots = -(-(padded + max_new_tokens) // SLOTS_MULTIPLE) * SLOTS_MULTIPLE
+    return _prefill(model, params, tokens_BT, lengths, seeds_B, num_slots=num_slots)
 
 
 def _padded(model: Transformer, longest: int, prompt_length: int) -> int:

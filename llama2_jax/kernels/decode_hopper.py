@@ -26,8 +26,8 @@ from llama2_jax.kernels.hopper import BY_COLUMN, BY_ROW, COMPUTE, PART, Ref, Rin
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import combine, finish
 
-PROCESSORS = 132  # of an H100 or H200; on a chip with fewer some shares wait for their turn
-ROWS = 8  # what is copied of the rows of a product comes in eights
+PROCESSORS = 132  # of an H100 SXM or H200; a chip with fewer does the same in two rounds
+ROWS = 8  # rows of a swizzled tile: what is copied comes in eights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ VARIANTS = {
     64: (Split(128, 4), Split(256, 2), Split(128, 4, shares=4)),
     128: (Split(128, 2), Split(128, 2, shares=4), Split(128, 2, shares=16)),
 }
-"""By head dim what may be chosen from; the first is the default."""
+"""By head dim what may be chosen from; the first is the default. None is measured yet."""
 
 
 def decode_attention(
@@ -65,7 +65,7 @@ def decode_attention(
       visible_BS: which slots each row sees. In a block with one of them the others must be finite.
 
     Raises:
-      ConfigError: more than 64 query heads share a key/value head.
+      ConfigError: more than 64 query heads share a key/value head, or slots are no multiple of 8.
     """
     batch, kv_heads, slots, head_dim = k_BKSH.shape
     groups = q_BNH.shape[1] // kv_heads
@@ -73,6 +73,11 @@ def decode_attention(
         groups <= PART,
         f"attention_impl 'hopper': {groups} query heads share a key/value head, the kernel that decodes "
         f"takes {PART}; use 'chunked'",
+    )
+    require(
+        slots % ROWS == 0,
+        f"attention_impl 'hopper': the cache has {slots} slots, the kernel that decodes copies {ROWS} at a "
+        f"time; make it with {-(-slots // ROWS) * ROWS}, or use 'chunked'",
     )
     split = split or VARIANTS[head_dim][0]
     blocks = -(-slots // split.keys)
@@ -178,13 +183,13 @@ def _launch(
                 sums, peak, total = lax.fori_loop(0, count, block, (hopper.zeros((PART, dim)), *start))
                 q_ring.release(number)
                 inverse, lse = finish(1.0, total, peak * scale)
-                mine, place = warpgroup, part * COMPUTE + warpgroup
+                place = part * COMPUTE + warpgroup
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the share before
-                out_shared.at[mine][...] = sums * along(inverse, sums.shape, 0)
-                lse_shared.at[mine][...] = lse
+                out_shared.at[warpgroup][...] = sums * along(inverse, sums.shape, 0)
+                lse_shared.at[warpgroup][...] = lse
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(out_shared.at[mine, used_rows], out_ref.at[row, place, head])
-                plgpu.copy_smem_to_gmem(lse_shared.at[mine, used_rows], lse_ref.at[row, place, head])
+                plgpu.copy_smem_to_gmem(out_shared.at[warpgroup, used_rows], out_ref.at[row, place, head])
+                plgpu.copy_smem_to_gmem(lse_shared.at[warpgroup, used_rows], lse_ref.at[row, place, head])
                 return before + count
 
             each_share(visit)

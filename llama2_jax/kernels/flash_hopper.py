@@ -34,7 +34,8 @@ VARIANTS = {
 }
 """By head dim what may be chosen from, kernel by kernel; the first is the default.
 
-All pass ``tools/hopper_gates.py``: no register is spilled and no product waits for want of registers.
+All pass ``tools/hopper_gates.py``: no register is spilled and no product waits for want of registers. None is
+measured yet (``benchmarks/hopper_tiles.py``).
 """
 
 
@@ -55,7 +56,9 @@ def attention(
     Raises:
       ConfigError: the scale is not positive (the largest score would not be the largest scaled one).
     """
-    require(scale > 0, f"attention_impl 'hopper': the scale must be positive, it is {scale}")
+    require(
+        scale > 0, f"attention_impl 'hopper': the scale must be positive, it is {scale}; 'chunked' takes any"
+    )
     return _attention(scale, blocks or VARIANTS[q_BTNH.shape[-1]][0], q_BTNH, k_BSKH, v_BSKH, ranges)
 
 

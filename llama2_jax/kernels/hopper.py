@@ -151,7 +151,7 @@ def write(*arrays: tuple[jax.Array, Ref, Ref]) -> None:
 def launch(
     body: Callable[..., None], arrays: tuple[jax.Array, ...], *, out: Any, scratch: Any, grid: dict[str, int]
 ) -> Any:
-    """Run a kernel over a grid, whose first axis runs at the same time."""
+    """Run a kernel over a grid; blocks of threads start along its last axis first."""
     return plgpu.kernel(
         body,
         out_type=out,

@@ -35,8 +35,8 @@ def plain(q, k, v, visible):
 @pytest.mark.parametrize(
     ("groups", "slots", "head_dim", "split"),
     [
-        (1, 300, 64, Split(128, 2)),
-        (8, 700, 64, Split(256, 2, shares=1)),
+        (1, 304, 64, Split(128, 2)),
+        (8, 704, 64, Split(256, 2, shares=1)),
         (3, 520, 128, Split(128, 2, shares=4)),
     ],
 )
@@ -69,6 +69,12 @@ def test_the_split_makes_shares_for_every_processor():
     assert split.parts(programs=32 * 8, blocks=32) == 5
     assert split.parts(programs=32, blocks=32) == 32  # one row: no more parts than blocks
     assert split.parts(programs=10_000, blocks=32) == 1
+
+
+def test_a_cache_that_cannot_be_copied_in_whole_tiles_is_refused():
+    q, k = jnp.zeros((1, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 300, 64), jnp.bfloat16)
+    with pytest.raises(ConfigError, match="the cache has 300 slots, .* 8 at a time; make it with 304"):
+        decode_attention(q, k, k, np.ones((1, 300), bool), scale=1.0)
 
 
 def test_more_heads_than_rows_of_a_product_are_refused():
