@@ -54,6 +54,14 @@ def test_blocks_without_a_visible_slot_are_not_read():
     np.testing.assert_array_equal(found, clean)
 
 
+def test_two_runs_are_bitwise_equal():
+    given = inputs(2, 700)
+    runs = [
+        decode_attention(*given, scale=0.125, split=Split(128, parts=3), interpret=True) for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*runs)
+
+
 def test_bfloat16_is_about_as_exact_as_the_plain_form():
     q, k, v, visible = inputs(4, 500, head_dim=128, dtype=jnp.bfloat16)
     wanted = plain(*(array.astype(np.float32) for array in (q, k, v)), visible)[:2]
