@@ -9,6 +9,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.kernels import cached, decode_tpu
 from llama2_jax.kernels.decode_tpu import Split, decode_attention
 from llama2_jax.kernels.softmax import combine
+from tests.kernels import exact
 
 INTERPRET = {
     "plain": True,
@@ -41,6 +42,7 @@ def test_it_equals_the_plain_form(groups, slots, split, interpret):
     q, k, v, visible = inputs(groups, slots)
     found = decode_attention(q, k, v, visible, scale=0.125, split=split, interpret=INTERPRET[interpret])
     np.testing.assert_allclose(found, plain(q, k, v, visible), rtol=2e-5, atol=2e-6)
+    exact.assert_no_race()
     assert (np.asarray(found)[2] == 0).all()
 
 

@@ -28,6 +28,7 @@ def attend(given, interpret=True, tiles=flash_tpu.TILES):
 def test_no_race_no_uninitialised_memory_and_no_read_out_of_bounds():
     given = exact.inputs(300, groups=2, poison=False)
     strict = attend(given, pltpu.InterpretParams(**STRICT), TILES)
+    exact.assert_no_race()
     for a, b in zip(strict, exact.attention(given), strict=True):
         assert exact.error(a, b) < 2e-6
 
