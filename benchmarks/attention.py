@@ -141,15 +141,7 @@ def speed(impl: str, shape: Shape, *, repeats: int, calls: int) -> dict[str, Any
     """Seconds and FLOP/s of the forward pass and of the backward pass (both together, less the forward)."""
     inputs = random_inputs(shape)
     attend = _attend(impl, has_documents=shape.mean_document > 0)
-
-    both = _gradients(impl, shape.mean_document > 0)
-
-    def alone(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
-        return attend(q, k, v, ids)
-
-    forward_secs, both_secs = (
-        rotated_seconds(function, inputs, repeats=repeats, calls=calls) for function in (jax.jit(alone), both)
-    )
+    forward_secs, both_secs = forward_and_both(attend, inputs, repeats=repeats, calls=calls)
     forward, total = spread(forward_secs)["median"], spread(both_secs)["median"]
     return {
         "seen_share": _seen_share(np.asarray(inputs[0][3])),
@@ -158,6 +150,21 @@ def speed(impl: str, shape: Shape, *, repeats: int, calls: int) -> dict[str, Any
         "forward_flops_per_sec": shape.forward_flops / forward,
         "backward_flops_per_sec": 2.5 * shape.forward_flops / (total - forward),
     }
+
+
+def forward_and_both(
+    attend: Callable[..., jax.Array], inputs: list[tuple[Any, ...]], *, repeats: int = 20, calls: int = 10
+) -> tuple[list[float], list[float]]:
+    """Seconds per call of the output alone, and of output and gradients."""
+
+    def alone(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
+        return attend(q, k, v, ids)
+
+    first, second = (
+        rotated_seconds(function, inputs, repeats=repeats, calls=calls)
+        for function in (jax.jit(alone), _with_gradients(attend))
+    )
+    return first, second
 
 
 def texts(result: dict[str, Any]) -> list[str]:
@@ -205,8 +212,11 @@ def _plain_gradients(
 
 
 def _gradients(impl: str, has_documents: bool) -> Callable[..., tuple[jax.Array, ...]]:
+    return _with_gradients(_attend(impl, has_documents=has_documents))
+
+
+def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
     """Output and gradients of q, k, v, segment ids and the gradient of the output."""
-    attend = _attend(impl, has_documents=has_documents)
 
     def run(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> tuple[jax.Array, ...]:
         out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, ids), q, k, v)

@@ -69,19 +69,12 @@ def texts(result: dict[str, Any]) -> list[str]:
 def _rows(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
     from llama2_jax.kernels import flash_hopper
 
-    def forward(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, ids: Any) -> Any:
         ranges, scale = document_ranges(ids), shape.head_dim**-0.5
         return flash_hopper.attention(q, k, v, ranges, scale=scale, blocks=blocks)[0]
 
-    def both(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
-        out, pull = jax.vjp(lambda q, k, v: forward(q, k, v, ids, d_out), q, k, v)
-        return out, *pull(d_out)
-
-    inputs = attention.random_inputs(shape)
-    return {
-        name: spread(rotated_seconds(jax.jit(function), inputs))
-        for name, function in (("forward", forward), ("both", both))
-    }
+    forward, both = attention.forward_and_both(attend, attention.random_inputs(shape))
+    return {"forward": spread(forward), "both": spread(both)}
 
 
 def _cache(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:

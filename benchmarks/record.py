@@ -24,26 +24,24 @@ SETTINGS = (
 
 def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> list[float]:
     """Wall seconds of each of ``repeats`` calls, waiting for their results, after ``warmup`` calls."""
-    for _ in range(warmup):
-        jax.block_until_ready(function())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return times
+    return rotated_seconds(function, [()], repeats=repeats, calls=1, warmup=warmup)
 
 
 def rotated_seconds(
-    function: Callable[..., Any], inputs: list[tuple[Any, ...]], *, repeats: int = 20, calls: int = 10
+    function: Callable[..., Any],
+    inputs: list[tuple[Any, ...]],
+    *,
+    repeats: int = 20,
+    calls: int = 10,
+    warmup: int = 2,
 ) -> list[float]:
     """Wall seconds per call, one for each of ``repeats`` runs of several calls that wait at the end only.
 
     A run takes the inputs in turn: enough of them, and none is still in a cache from the call before. On a
     fast device several calls hide what it costs to start one.
     """
-    for given in inputs[:2]:
-        jax.block_until_ready(function(*given))
+    for turn in range(warmup):
+        jax.block_until_ready(function(*inputs[turn % len(inputs)]))
     times, turn = [], 0
     for _ in range(repeats):
         start = time.perf_counter()

@@ -17,7 +17,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llama2_jax.kernels.flash_tpu import (
     LANES,
-    LOG2_E,
     VMEM_BYTES,
     Interpret,
     Ref,
@@ -25,7 +24,7 @@ from llama2_jax.kernels.flash_tpu import (
     product_precision,
 )
 from llama2_jax.kernels.reference import NEGATIVE
-from llama2_jax.kernels.softmax import combine, finish
+from llama2_jax.kernels.softmax import LOG2_E, combine, finish
 
 BLOCK_BYTES = 2**20  # of keys, and of values, per step
 

@@ -24,9 +24,9 @@ from jax.ad_checkpoint import checkpoint_name
 from llama2_jax.config import require
 from llama2_jax.kernels import flash_hopper_kernels as kernels
 from llama2_jax.kernels.flash_hopper_kernels import TILE
-from llama2_jax.kernels.flash_hopper_steps import LOG2_E, Blocks, loops
+from llama2_jax.kernels.flash_hopper_steps import Blocks, loops
 from llama2_jax.kernels.ranges import KeyRanges, pad_ranges, tile_work
-from llama2_jax.kernels.softmax import start_backward
+from llama2_jax.kernels.softmax import LOG2_E, start_backward
 
 VARIANTS = {
     64: (Blocks(128, 2, 128, 2, 64, 2), Blocks(128, 4, 128, 4, 64, 4), Blocks(64, 4, 64, 4, 64, 2)),

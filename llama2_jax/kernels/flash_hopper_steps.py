@@ -5,7 +5,6 @@ tiles: what is left to the kernels is the moving of data.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,7 @@ from jax import lax
 
 from llama2_jax.kernels.ranges import NOTHING, WHOLE
 from llama2_jax.kernels.reference import NEGATIVE
-
-LOG2_E = math.log2(math.e)
+from llama2_jax.kernels.softmax import LOG2_E
 
 
 @dataclasses.dataclass(frozen=True)

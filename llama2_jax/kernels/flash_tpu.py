@@ -16,7 +16,6 @@ dtype of the values for the second product.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from llama2_jax.kernels.ranges import (
     visits_by_query,
 )
 from llama2_jax.kernels.reference import NEGATIVE
-from llama2_jax.kernels.softmax import finish, start_backward
+from llama2_jax.kernels.softmax import LOG2_E, finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
 
 LANES = 128
@@ -47,7 +46,6 @@ LANES = 128
 TILES = Tiles(rows=1024, keys=512, multiple=LANES)
 VMEM_BYTES = 16 * 2**20
 LIST_BYTES = 512 * 1024  # of the lists of visits, half of the scalar memory
-LOG2_E = math.log2(math.e)
 
 Ref = Any
 """A reference to a tile in vector memory, or to a list in scalar memory."""

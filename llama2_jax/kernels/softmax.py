@@ -1,11 +1,14 @@
 """How every tile-by-tile form ends the softmax, joins parts, and begins the way back."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llama2_jax.kernels.reference import NEGATIVE
+
+LOG2_E = math.log2(math.e)  # kernels take the softmax in base 2
 
 
 def finish(sums: jax.Array, total: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -48,7 +48,12 @@ def tpu_devices(chip: str, topology: str | None = None) -> list[Any]:
 
 def compile_for(chip: str, function: Callable[..., Any], *arrays: tuple[tuple[int, ...], Any]) -> Any:
     """Compile a function of arrays of these (shape, dtype) for one device of the chip."""
-    mesh = jax.sharding.Mesh(np.array(tpu_devices(chip)[:1]), ("one",))
+    return compile_on(tpu_devices(chip)[0], function, *arrays)
+
+
+def compile_on(device: Any, function: Callable[..., Any], *arrays: tuple[tuple[int, ...], Any]) -> Any:
+    """The same for any device, attached or not."""
+    mesh = jax.sharding.Mesh(np.array([device]), ("one",))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in arrays]
     # Pallas asks the mesh for what chip it compiles

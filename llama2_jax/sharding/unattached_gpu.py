@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from llama2_jax.config import ConfigError
+from llama2_jax.sharding.unattached import compile_on
 
 _TARGET = Path(__file__).with_name("h200.txtpb")
 _ARRIVE_INJECTED = "C7519"  # an instruction before a product that it may use the registers; costs nothing
@@ -50,11 +50,7 @@ def compile_for_hopper(function: Callable[..., Any], *arrays: tuple[tuple[int, .
 
     The compiler does not refuse what does not fit: compare ``memory_analysis()`` with the memory of the chip.
     """
-    mesh = jax.sharding.Mesh(np.array(hopper_devices()), ("one",))
-    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in arrays]
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(function).lower(*arguments).compile()
+    return compile_on(hopper_devices()[0], function, *arrays)
 
 
 class KernelFacts(NamedTuple):
