@@ -10,6 +10,7 @@ the cache of the chip. FLOPs as published figures count them: 4 B N T^2 H forwar
 """
 
 import argparse
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -89,15 +90,27 @@ def measure(plan: Plan | None = None, *, repeats: int = 20) -> dict[str, Any]:
     """Everything, as it goes into the result file."""
     plan = plan or (CPU if jax.default_backend() == "cpu" else GPU)
     rate = measured_matrix_rate(plan.matrix_size, dtype=plan.shapes[0].dtype)
-    checks = {impl: tried(functools.partial(numerics, impl)) for impl in plan.implementations}
+    checked = in_parallel(
+        [functools.partial(tried, functools.partial(numerics, i)) for i in plan.implementations]
+    )
+    checks = dict(zip(plan.implementations, checked, strict=True))
+    cases = [
+        (shape, impl)
+        for shape in plan.shapes
+        for impl in plan.implementations
+        if "error" not in checks[impl] and not (impl == "xla" and shape.length > LONG)
+    ]
+
+    def programs(shape: Shape, impl: str) -> dict[str, Any]:
+        return {"programs": compiled(_attend(impl, has_documents=shape.mean_document > 0), shape)}
+
+    ready = in_parallel([functools.partial(tried, functools.partial(programs, *case)) for case in cases])
     rows = []
-    for shape in plan.shapes:
-        for impl in plan.implementations:
-            if "error" in checks[impl] or (impl == "xla" and shape.length > LONG):
-                continue
+    for (shape, impl), found in zip(cases, ready, strict=True):
+        if "error" not in found:
             calls = 1 if impl == "xla" else plan.calls  # so slow that starting it does not count
-            row = tried(functools.partial(speed, impl, shape, repeats=repeats, calls=calls))
-            rows.append({"shape": shape._asdict(), "impl": impl, **row})
+            found = tried(functools.partial(speed, found["programs"], shape, repeats=repeats, calls=calls))
+        rows.append({"shape": shape._asdict(), "impl": impl, **found})
     return {"matrix_rate_flops": rate, "numerics": checks, "rows": rows}
 
 
@@ -137,34 +150,37 @@ def numerics(impl: str) -> dict[str, Any]:
     return {"relative_error_and_plain_forms": errors}
 
 
-def speed(impl: str, shape: Shape, *, repeats: int, calls: int) -> dict[str, Any]:
+def speed(programs: list[Any], shape: Shape, *, repeats: int, calls: int) -> dict[str, Any]:
     """Seconds and FLOP/s of the forward pass and of the backward pass (both together, less the forward)."""
     inputs = random_inputs(shape)
-    attend = _attend(impl, has_documents=shape.mean_document > 0)
-    forward_secs, both_secs = forward_and_both(attend, inputs, repeats=repeats, calls=calls)
-    forward, total = spread(forward_secs)["median"], spread(both_secs)["median"]
+    forward, both = (
+        spread(rotated_seconds(program, inputs, repeats=repeats, calls=calls)) for program in programs
+    )
+    backward_secs = both["median"] - forward["median"]
     return {
         "seen_share": _seen_share(np.asarray(inputs[0][3])),
-        "forward_secs": spread(forward_secs),
-        "forward_and_backward_secs": spread(both_secs),
-        "forward_flops_per_sec": shape.forward_flops / forward,
-        "backward_flops_per_sec": 2.5 * shape.forward_flops / (total - forward),
+        "forward_secs": forward,
+        "forward_and_backward_secs": both,
+        "forward_flops_per_sec": shape.forward_flops / forward["median"],
+        "backward_flops_per_sec": 2.5 * shape.forward_flops / backward_secs,
     }
 
 
-def forward_and_both(
-    attend: Callable[..., jax.Array], inputs: list[tuple[Any, ...]], *, repeats: int = 20, calls: int = 10
-) -> tuple[list[float], list[float]]:
-    """Seconds per call of the output alone, and of output and gradients."""
+def compiled(
+    attend: Callable[..., jax.Array],
+    shape: Shape,
+    wanted: tuple[tuple[int, ...], ...] = ((), (0, 1, 2)),
+) -> list[Any]:
+    """Programs of ``random_inputs``: the output, and gradients with respect to these of q, k, v."""
 
-    def alone(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> Any:
-        return attend(q, k, v, ids)
+    sizes = jax.eval_shape(lambda: random_inputs(shape)[0])
+    return [_with_gradients(attend, of).lower(*sizes).compile() for of in wanted]
 
-    first, second = (
-        rotated_seconds(function, inputs, repeats=repeats, calls=calls)
-        for function in (jax.jit(alone), _with_gradients(attend))
-    )
-    return first, second
+
+def in_parallel(functions: list[Callable[[], Any]]) -> list[Any]:
+    """What the functions give, run in threads: compilers take most of a minute one after another."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
 def texts(result: dict[str, Any]) -> list[str]:
@@ -215,12 +231,15 @@ def _gradients(impl: str, has_documents: bool) -> Callable[..., tuple[jax.Array,
     return _with_gradients(_attend(impl, has_documents=has_documents))
 
 
-def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
-    """Output and gradients of q, k, v, segment ids and the gradient of the output."""
+def _with_gradients(attend: Callable[..., jax.Array], of: tuple[int, ...] = (0, 1, 2)) -> Any:
+    """Output and gradients (of some of q, k, v) of q, k, v, segment ids and the gradient of the output."""
 
     def run(q: Any, k: Any, v: Any, ids: Any, d_out: Any) -> tuple[jax.Array, ...]:
+        if not of:
+            return (attend(q, k, v, ids),)
         out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, ids), q, k, v)
-        return out, *pull(d_out)
+        gradients = pull(d_out)
+        return out, *(gradients[i] for i in of)
 
     return jax.jit(run)
 

@@ -98,8 +98,8 @@ def large(
             sampling = SamplingConfig(max_new_tokens=new, temperature=0)
             return generate(model, params, prompts, sampling).tokens_BC
 
-        # a run is as many steps as new tokens, a median over a thousand of them
-        times = seconds(functools.partial(run, new), repeats=20 if batch == 1 else 5, warmup=1)
+        # few runs: each is as many steps as new tokens
+        times = seconds(functools.partial(run, new), repeats=5 if batch == 1 else 3, warmup=1)
         cached = kv_cache_bytes_per_token(config) * batch * (prompt + new / 2)
         roof_secs = new * (2 * parameter_count(config) + cached) / copy_rate
         rows.append(

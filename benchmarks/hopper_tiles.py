@@ -8,12 +8,13 @@ default. The result file is what a change of their order comes from.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from benchmarks import attention, decode_attention
-from benchmarks.attention import tried
+from benchmarks.attention import in_parallel, tried
 from benchmarks.record import record, rotated_seconds, spread
 from llama2_jax.kernels.ranges import document_ranges
 
@@ -31,53 +32,72 @@ def measure() -> dict[str, Any]:
     """Seconds of every variant and shape, as they go into the result file."""
     from llama2_jax.kernels import decode_hopper, flash_hopper
 
-    rows = [
-        {
-            "shape": shape.name,
-            "variant": dataclasses.asdict(blocks),
-            **tried(functools.partial(_rows, shape, blocks)),
-        }
+    shapes = [
+        (shape, blocks)
         for shape in attention.GPU.shapes
         if shape.name in SHAPES
         for blocks in flash_hopper.VARIANTS[shape.head_dim]
     ]
     caches = [
-        {
-            "cache": cache.name,
-            "variant": dataclasses.asdict(split),
-            **tried(functools.partial(_cache, cache, split)),
-        }
+        (cache, split)
         for cache in decode_attention.CACHES
         if cache.name in CACHES
         for split in decode_hopper.VARIANTS[cache.head_dim]
     ]
-    return {"rows": rows, "caches": caches}
+
+    def rows(
+        cases: list[Any], compile_it: Callable[..., dict[str, Any]], time_it: Callable[..., dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        ready = in_parallel(
+            [functools.partial(tried, functools.partial(compile_it, *case)) for case in cases]
+        )
+        return [
+            {
+                "name": case[0].name,
+                "variant": dataclasses.asdict(case[1]),
+                **(found if "error" in found else tried(functools.partial(time_it, case[0], **found))),
+            }
+            for case, found in zip(cases, ready, strict=True)
+        ]
+
+    return {"rows": rows(shapes, _programs, _rows), "caches": rows(caches, _program, _cache)}
 
 
 def texts(result: dict[str, Any]) -> list[str]:
     """A line's worth of every variant."""
     lines = []
     for row in [*result["rows"], *result["caches"]]:
-        name, variant = row.get("shape") or row.get("cache"), tuple(row["variant"].values())
+        variant = tuple(row["variant"].values())
         times = [
-            f"{key} {1e3 * row[key]['median']:.3f} ms" for key in ("forward", "both", "secs") if key in row
+            f"{key} {1e3 * row[key]['median']:.3f} ms"
+            for key in ("forward", "dq", "dkv", "secs")
+            if key in row
         ]
-        lines.append(f"{name} {variant}: {', '.join(times) or row['error'][:200]}")
+        lines.append(f"{row['name']} {variant}: {', '.join(times) or row['error'][:200]}")
     return lines
 
 
-def _rows(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
+def _programs(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
     from llama2_jax.kernels import flash_hopper
 
     def attend(q: Any, k: Any, v: Any, ids: Any) -> Any:
         ranges, scale = document_ranges(ids), shape.head_dim**-0.5
         return flash_hopper.attention(q, k, v, ranges, scale=scale, blocks=blocks)[0]
 
-    forward, both = attention.forward_and_both(attend, attention.random_inputs(shape))
-    return {"forward": spread(forward), "both": spread(both)}
+    # a kernel whose results nobody wants is left out
+    return {"programs": attention.compiled(attend, shape, ((), (0,), (1, 2)))}
 
 
-def _cache(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
+def _rows(shape: attention.Shape, programs: list[Any]) -> dict[str, Any]:
+    """Seconds of the forward pass, and of it with one of the two kernels of the backward pass."""
+    inputs = attention.random_inputs(shape)
+    return {
+        name: spread(rotated_seconds(program, inputs))
+        for name, program in zip(("forward", "dq", "dkv"), programs, strict=True)
+    }
+
+
+def _program(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
     from llama2_jax.kernels import decode_hopper
 
     def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
@@ -85,8 +105,13 @@ def _cache(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
             q[:, 0], k, v, mask[:, 0], scale=cache.head_dim**-0.5, split=split
         )
 
+    sizes = jax.eval_shape(functools.partial(decode_attention.random_cache, cache, 0))
+    return {"program": jax.jit(attend).lower(*sizes).compile()}
+
+
+def _cache(cache: decode_attention.Cache, program: Any) -> dict[str, Any]:
     inputs = [decode_attention.random_cache(cache, seed) for seed in range(2)]
-    return {"secs": spread(rotated_seconds(jax.jit(attend), inputs))}
+    return {"secs": spread(rotated_seconds(program, inputs))}
 
 
 if __name__ == "__main__":
