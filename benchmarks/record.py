@@ -82,10 +82,10 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
 
 
 def _commit() -> str:
-    """Of the working tree; where there is none, what the environment variable COMMIT says."""
+    """What the environment variable COMMIT says (of a copy without git), or the commit of the working tree."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     commit = _output("git", "rev-parse", "--short", "HEAD")
-    if not commit:
-        return os.environ.get("COMMIT", "")
     return commit + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
 
 
