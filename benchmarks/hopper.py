@@ -3,8 +3,9 @@
 python -m benchmarks.hopper [--parts attention layer ...] [--seconds=450]
 
 Numbers first, then speeds: attention, attention to a cache, a layer and a step of the 7B, generation, tiles.
-Each part is written when it is done; one that fails is recorded and does not stop the others, and none is
-begun after so many seconds. The last lines are the goals of benchmarks/hopper.md beside what was measured.
+Each part is a result file, written when it is done; one that fails is recorded and does not stop the others,
+and none is begun after so many seconds. The last lines are the goals of benchmarks/hopper.md beside what was
+measured.
 """
 
 import argparse
@@ -53,27 +54,21 @@ def main() -> None:
     device, start = jax.devices()[0], time.monotonic()
     if getattr(device, "compute_capability", "") != "9.0":
         raise ConfigError(f"benchmarks.hopper needs an H100 or H200, this is {device.device_kind}")
-    found: dict[str, Any] = {"target_config": tried(_target_config)}
+    found: dict[str, Any] = {}
     for name in given.parts:
         if time.monotonic() - start > given.seconds:
-            found[name] = {"error": f"not begun: {given.seconds:.0f} s had passed"}
-        else:
-            found[name] = tried(PARTS[name])
+            print(f"{name} not begun: {given.seconds:.0f} s had passed")
+            continue
+        found[name] = tried(PARTS[name])
         line = tried(functools.partial(_line, name, found[name]))
         text = line.get("line") or line["error"]
+        reached = [goal for goal in goals({name: found[name]}) if goal["measured"] is not None]
         spent = f"{time.monotonic() - start:.0f} s"
-        record("hopper", {**found, "goals": goals(found)}, line=f"{spent} {name}: {text}")
+        record(f"hopper_{name}", {**found[name], "goals": reached}, line=f"{spent} {name}: {text}")
         jax.clear_caches()
         gc.collect()  # what an error still holds
     for goal in goals(found):
         print(goal)
-
-
-def _target_config() -> dict[str, Any]:
-    """What the compiler knows of this chip, to compile for it elsewhere (``sharding/h200.txtpb``)."""
-    from jaxlib import xla_client
-
-    return {"text": str(xla_client._xla.get_topology_for_devices(jax.devices()).target_config)}
 
 
 def _line(name: str, result: dict[str, Any]) -> dict[str, str]:

@@ -82,7 +82,7 @@ def record(name: str, result: dict[str, Any], *, line: str) -> None:
 
 
 def _commit() -> str:
-    """What the environment variable COMMIT says (of a copy without git), or the commit of the working tree."""
+    """What the environment variable COMMIT says (of a copy without git), or that of the working tree."""
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
     commit = _output("git", "rev-parse", "--short", "HEAD")
