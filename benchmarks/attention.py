@@ -53,6 +53,14 @@ class Plan(NamedTuple):
     calls: int  # per run, see ``rotated_seconds``
     matrix_size: int
 
+    def only(self, *implementations: str) -> "Plan":
+        """Without all others."""
+        every, first = (
+            tuple(name for name in names if name in implementations)
+            for names in (self.implementations, self.of_first_shape)
+        )
+        return self._replace(implementations=every, of_first_shape=first)
+
 
 GPU = Plan(
     (

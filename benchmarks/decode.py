@@ -99,7 +99,7 @@ def large(
             return generate(model, params, prompts, sampling).tokens_BC
 
         # few runs: each is as many steps as new tokens
-        times = seconds(functools.partial(run, new), repeats=5 if batch == 1 else 2, warmup=1)
+        times = seconds(functools.partial(run, new), repeats=5 if batch == 1 else 1, warmup=1)
         cached = kv_cache_bytes_per_token(config) * batch * (prompt + new / 2)
         roof_secs = new * (2 * parameter_count(config) + cached) / copy_rate
         rows.append(

@@ -1,6 +1,6 @@
 """Everything that waits for a Hopper GPU, in one command.
 
-python -m benchmarks.hopper [--parts attention layer ...] [--seconds=450]
+python -m benchmarks.hopper [--parts attention layer ...] [--beside cudnn ...] [--seconds=450]
 
 Numbers first, then speeds: attention, attention to a cache, a layer and a step of the 7B, generation, tiles.
 Each part is a result file, written when it is done; one that fails is recorded and does not stop the others,
@@ -24,6 +24,7 @@ from benchmarks.record import record
 from llama2_jax.config import ConfigError
 
 IMPL = "hopper"
+BESIDE = ["cudnn", "xla", "triton"]
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attention": attention.measure,
     "decode_attention": decode_attention.measure,
@@ -46,6 +47,7 @@ def main() -> None:
     """Measure every part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--beside", nargs="*", default=BESIDE, choices=BESIDE, help="attention")
     parser.add_argument("--seconds", type=float, default=450)
     given = parser.parse_args()
     # a 7B step takes 110 GiB; jax would keep to three quarters of the memory
@@ -54,12 +56,17 @@ def main() -> None:
     device, start = jax.devices()[0], time.monotonic()
     if getattr(device, "compute_capability", "") != "9.0":
         raise ConfigError(f"benchmarks.hopper needs an H100 or H200, this is {device.device_kind}")
+    plan = attention.GPU.only(IMPL, *given.beside)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        **PARTS,
+        "attention": functools.partial(attention.measure, plan),
+    }
     found: dict[str, Any] = {}
     for name in given.parts:
         if time.monotonic() - start > given.seconds:
             print(f"{name} not begun: {given.seconds:.0f} s had passed")
             continue
-        found[name] = tried(PARTS[name])
+        found[name] = tried(parts[name])
         line = tried(functools.partial(_line, name, found[name]))
         text = line.get("line") or line["error"]
         reached = [goal for goal in goals({name: found[name]}) if goal["measured"] is not None]

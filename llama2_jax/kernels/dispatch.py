@@ -81,6 +81,7 @@ class Implementation:
     non_causal: bool = True
     lse: bool = True
     some_queries: bool = True
+    leaves_padding_zero: bool = False  # output and gradients are 0 there by themselves, if inputs are finite
     decode: Callable[..., jax.Array] | None = None  # one token against a cache; None: plain jnp
 
     def refusals(self, request: Request) -> list[str]:
@@ -196,11 +197,13 @@ IMPLEMENTATIONS = {
     "xla": Implementation(_xla, dtypes=("bfloat16", "float16", "float32"), lse=False),
     # our kernels
     "tpu": Implementation(
-        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"), decode=_decode_tpu
+        _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"),
+        leaves_padding_zero=True, decode=_decode_tpu,
     ),
     # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
     "tpu_interpret": Implementation(
-        _tpu_interpret, dtypes=("bfloat16", "float32"), decode=_decode_tpu_interpret
+        _tpu_interpret, dtypes=("bfloat16", "float32"), leaves_padding_zero=True,
+        decode=_decode_tpu_interpret,
     ),
     # jax's own TPU kernel: documents are masked, not skipped
     "splash": Implementation(
@@ -210,7 +213,7 @@ IMPLEMENTATIONS = {
     # our kernels for H100 and H200
     "hopper": Implementation(
         _hopper, platforms=("gpu", "cuda"), capability="9.0", least_jax=(0, 11), head_dims=(64, 128),
-        dtypes=HALF, decode=_decode_hopper,
+        dtypes=HALF, leaves_padding_zero=True, decode=_decode_hopper,
     ),
     "cudnn": Implementation(
         _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False,
@@ -265,14 +268,16 @@ def attention(
         has_all_queries=length == keys and placement.query_shards == 1,
         capability=placement.capability,
     )
-    run = choose(impl, request).run
+    chosen = choose(impl, request)
+    run = chosen.run
     scale = head_dim**-0.5 if scale is None else scale
     if segment_ids_BT is None:
         ranges, ids = row_ranges(batch, length, keys, causal=causal), jnp.ones((batch, length), jnp.int32)
     else:
         ranges, ids = document_ranges(segment_ids_BT, causal=causal), segment_ids_BT
         # also the gradients of padding are zero, and what it held cannot turn into NaN times 0
-        q_BTNH, k_BSKH, v_BSKH = (_tokens_only(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
+        clear = _cleared if chosen.leaves_padding_zero else _tokens_only
+        q_BTNH, k_BSKH, v_BSKH = (clear(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
 
     def local(q: Any, k: Any, v: Any, first: Any, end: Any, ids: Any) -> tuple[jax.Array, ...]:
         out, lse = run(_Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
@@ -285,9 +290,8 @@ def attention(
     if segment_ids_BT is None:
         return Attended(out_BTNH, *lse or [None])
     is_token_BT1 = ids[:, :, None] != 0
-    return Attended(
-        _tokens_only(out_BTNH, ids), jnp.where(is_token_BT1, lse[0], -jnp.inf) if needs_lse else None
-    )
+    clear = _gradient_cleared if chosen.leaves_padding_zero else _tokens_only
+    return Attended(clear(out_BTNH, ids), jnp.where(is_token_BT1, lse[0], -jnp.inf) if needs_lse else None)
 
 
 def decode(
@@ -370,6 +374,27 @@ def _say_once(what: str, how: str) -> None:
 
 def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
     return jnp.where(segment_ids_BT[:, :, None, None] != 0, array, jnp.zeros((), array.dtype))
+
+
+# each of the two does in one direction what ``_tokens_only`` does in both: a pass over memory each
+
+
+@jax.custom_vjp
+def _cleared(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    return _tokens_only(array, segment_ids_BT)
+
+
+_cleared.defvjp(lambda array, ids: (_tokens_only(array, ids), None), lambda _, gradient: (gradient, None))
+
+
+@jax.custom_vjp
+def _gradient_cleared(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    return array
+
+
+_gradient_cleared.defvjp(
+    lambda array, ids: (array, ids), lambda ids, gradient: (_tokens_only(gradient, ids), None)
+)
 
 
 def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array | None) -> None:

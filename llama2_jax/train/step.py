@@ -122,23 +122,31 @@ def init_state(
     *,
     seed: int,
 ) -> TrainState:
-    """A fresh TrainState, every leaf allocated where it will live."""
+    """A fresh TrainState, every leaf allocated once, where it will live."""
     params_key, rng = jax.random.split(jax.random.key(seed))
-    params = init_params(model, params_key)
-    return state_from_params(params, optimizer, partitioner, rng=rng)
+
+    def build(key: jax.Array) -> TrainState:
+        return _start(init_params(model, key), optimizer, rng)
+
+    # in one program: parameters made before it would be copied, and leave a hole where they were
+    shardings = partitioner.tree(jax.eval_shape(build, params_key))
+    return jax.jit(build, out_shardings=shardings)(params_key)
 
 
 def state_from_params(
     params: Params, optimizer: optax.GradientTransformation, partitioner: Partitioner, *, rng: jax.Array
 ) -> TrainState:
-    """A TrainState at step 0 around given parameters (already placed)."""
+    """A TrainState at step 0 around a copy of given parameters (already placed)."""
 
     def build(params: Params) -> TrainState:
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), jax.random.key_data(rng))
+        return _start(params, optimizer, rng)
 
     shardings = partitioner.tree(jax.eval_shape(build, params))
     return jax.jit(build, out_shardings=shardings)(params)
+
+
+def _start(params: Params, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng))
 
 
 def abstract_state(
