@@ -26,6 +26,7 @@ from llama2_jax.kernels.hopper import BY_COLUMN, BY_ROW, COMPUTE, PART, Ref, Rin
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import combine, finish
 
+PROCESSORS = 132  # of an H100 SXM or H200; a chip with fewer does the same in two rounds
 ROWS = 8  # rows of a swizzled tile: what is copied comes in eights
 
 
@@ -39,7 +40,7 @@ class Split:
 
     def parts(self, programs: int, blocks: int) -> int:
         """Parts of a row of so many blocks, where each makes ``programs`` shares."""
-        return max(1, min(blocks, -(-self.shares * hopper.PROCESSORS // programs)))
+        return max(1, min(blocks, -(-self.shares * PROCESSORS // programs)))
 
 
 VARIANTS = {
@@ -108,6 +109,7 @@ def _launch(
     batch, kv_heads, rows, dim = q_BKRH.shape
     parts, keys, dtype = block_BPI.shape[1], split.keys, q_BKRH.dtype
     half, shares = keys // COMPUTE, batch * parts * kv_heads
+    programs = min(PROCESSORS, shares)
 
     def flash_decode(
         block_ref: Ref, count_ref: Ref, mask_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref,
@@ -117,14 +119,17 @@ def _launch(
         used_rows = pl.ds(0, rows)
 
         def each_share(visit: Callable[..., Any]) -> tuple[Any, Any]:
-            """``hopper.each_share`` with row, part and head instead of a number."""
+            """How many shares and steps there were; ``visit(number, step, ...)`` gives the next step."""
+            program = lax.axis_index("program")
 
-            def share(number: Any, index: Any, step: Any) -> Any:
+            def share(number: Any, step: Any) -> Any:
+                index = program + number * programs
                 of_rows, head = lax.div(index, jnp.int32(kv_heads)), lax.rem(index, jnp.int32(kv_heads))
                 row, part = lax.div(of_rows, jnp.int32(parts)), lax.rem(of_rows, jnp.int32(parts))
                 return visit(number, step, row, part, head)
 
-            return hopper.each_share(shares, share)
+            mine = lax.div(shares - program + programs - 1, jnp.int32(programs))
+            return mine, lax.fori_loop(0, mine, share, jnp.int32(0))
 
         def copy() -> None:
             def visit(number: Any, step: Any, row: Any, part: Any, head: Any) -> Any:
@@ -179,16 +184,16 @@ def _launch(
                 q_ring.release(number)
                 inverse, lse = finish(1.0, total, peak * scale)
                 place = part * COMPUTE + warpgroup
-                out = sums * along(inverse, sums.shape, 0)
-                hopper.write(
-                    (out, out_shared.at[warpgroup], out_ref.at[row, place, head]),
-                    (lse, lse_shared.at[warpgroup], lse_ref.at[row, place, head]),
-                    rows=used_rows,
-                )
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the share before
+                out_shared.at[warpgroup][...] = sums * along(inverse, sums.shape, 0)
+                lse_shared.at[warpgroup][...] = lse
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(out_shared.at[warpgroup, used_rows], out_ref.at[row, place, head])
+                plgpu.copy_smem_to_gmem(lse_shared.at[warpgroup, used_rows], lse_ref.at[row, place, head])
                 return before + count
 
             each_share(visit)
-            hopper.await_written()
+            plgpu.wait_smem_to_gmem(0)
 
         hopper.roles(copy, compute)
 
@@ -207,5 +212,5 @@ def _launch(
             Ring.of(split.blocks, ((keys, dim), dtype), ((keys,), jnp.int32)),
             Ring.of(split.blocks, ((keys, dim), dtype)),
         ),
-        shares=shares,
+        grid={"program": programs},
     )

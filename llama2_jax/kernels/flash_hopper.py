@@ -30,7 +30,7 @@ from llama2_jax.kernels.softmax import LOG2_E, start_backward
 
 VARIANTS = {
     64: (Blocks(128, 2, 128, 2, 64, 2), Blocks(128, 4, 128, 4, 64, 4), Blocks(64, 4, 64, 4, 64, 2)),
-    128: (Blocks(128, 2, 128, 2, 64, 2), Blocks(64, 4, 64, 4, 64, 2)),
+    128: (Blocks(128, 2, 128, 2, 64, 2), Blocks(128, 3, 64, 4, 64, 2), Blocks(64, 4, 64, 2, 64, 2)),
 }
 """By head dim what may be chosen from, kernel by kernel; the first is the default.
 

@@ -71,31 +71,6 @@ def loops(work: jax.Array) -> jax.Array:
     return jnp.stack([begin, whole_begin, whole_end, end], axis=-1)
 
 
-def schedule(loops_BX4: jax.Array) -> jax.Array:
-    """The loops of all tiles of all rows, the longest first, int32 (B X, 6): ``Loop``, row, tile."""
-    batch, tiles = loops_BX4.shape[:2]
-    row, tile = jnp.divmod(jnp.arange(batch * tiles, dtype=jnp.int32), tiles)
-    entries = jnp.concatenate([loops_BX4.reshape(-1, 4), row[:, None], tile[:, None]], axis=1)
-    return entries[jnp.argsort(entries[:, 0] - entries[:, 3], stable=True)]
-
-
-def place(share: Any, heads: int, entries: int, processors: int) -> tuple[Any, Any]:
-    """Head and entry of the ``schedule`` of a share, where every block of threads takes each 132nd share.
-
-    The shares go through the list with a few heads at a time, so that neighbours read the same keys, once
-    down and once up, in the end down: whatever the documents are, all blocks have about as much to do.
-    """
-    wanted = max(
-        1, 2 * processors // entries
-    )  # down and up cancel out where a way is about one or two rounds
-    together = max(number for number in range(1, heads + 1) if heads % number == 0 and number <= wanted)
-    size, ways = together * entries, heads // together
-    way, rest = lax.div(share, jnp.int32(size)), lax.rem(share, jnp.int32(size))
-    down = lax.div(rest, jnp.int32(together))
-    entry = jnp.where(lax.rem(ways - 1 - way, jnp.int32(2)) == 0, down, entries - 1 - down)
-    return way * together + lax.rem(rest, jnp.int32(together)), entry
-
-
 def along(row: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
     """A vector that belongs to an axis of a matrix, over the other one."""
     return lax.broadcast_in_dim(row, shape, (axis,))

@@ -16,7 +16,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-PROCESSORS = 132  # of an H100 SXM or H200; a chip with fewer does the same in two rounds
 COMPUTE = 2  # warpgroups that compute
 PART = 64  # rows of each: what one matrix instruction of a warpgroup covers
 # Registers of a thread: 128 * (2 * 240 + 24) fill the register file.
@@ -30,38 +29,22 @@ BY_ROW, BY_COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
 class Kept(NamedTuple):
-    """What stays for the whole loop of a share, a part for each warpgroup that computes."""
+    """What stays for the whole loop, a part for each warpgroup that computes."""
 
     full: Ref
-    empty: Ref
     arrays: tuple[Ref, ...]
 
     @classmethod
     def of(cls, *arrays: tuple[tuple[int, ...], Any]) -> "Kept":
         """Scratch for arrays of these (shape of a part, dtype)."""
-        full = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=COMPUTE)
-        empty = plgpu.Barrier(num_arrivals=1, num_barriers=COMPUTE)
-        return cls(full, empty, tuple(shared((COMPUTE, *shape), dtype) for shape, dtype in arrays))
+        barrier = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=COMPUTE)
+        return cls(barrier, tuple(shared((COMPUTE, *shape), dtype) for shape, dtype in arrays))
 
-    def fill(self, number: Any, sources: Callable[[int], list[Ref]]) -> None:
-        """Copy the sources of every part, once it has done with those of the share before."""
+    def fill(self, sources: Callable[[int], list[Ref]]) -> None:
+        """Copy the sources of every part."""
         for part in range(COMPUTE):
-            pl.when(number > 0)(functools.partial(plgpu.barrier_wait, self.empty.at[part]))
             for source, array in zip(sources(part), self.arrays, strict=True):
                 plgpu.copy_gmem_to_smem(source, array.at[part], self.full.at[part])
-
-    def await_full(self, part: Any) -> None:
-        """Wait until a part holds what was put there."""
-        plgpu.barrier_wait(self.full.at[part])
-
-    def release(self, part: Any) -> None:
-        """This warpgroup has read its part for the last time in this share."""
-        plgpu.barrier_arrive(self.empty.at[part])
-
-    def drain(self) -> None:
-        """Wait until the parts of the last share are read."""
-        for part in range(COMPUTE):
-            plgpu.barrier_wait(self.empty.at[part])
 
 
 class Ring(NamedTuple):
@@ -155,58 +138,26 @@ def zeros(shape: tuple[int, ...]) -> jax.Array:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
 
 
-def write(*arrays: tuple[jax.Array, Ref, Ref], rows: Any = None) -> None:
-    """Write values, or these rows of them, to global memory by way of shared memory.
-
-    Does not wait for the end: the next call, or ``await_written``, does.
-    """
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the share before
+def write(*arrays: tuple[jax.Array, Ref, Ref]) -> None:
+    """Write values to global memory by way of shared memory."""
     for value, staged, _ in arrays:
         staged[...] = value.astype(staged.dtype)
     plgpu.commit_smem()
     for _, staged, to in arrays:
-        plgpu.copy_smem_to_gmem(staged if rows is None else staged.at[rows], to)
-
-
-def await_written() -> None:
-    """Wait until all that was written is in global memory."""
+        plgpu.copy_smem_to_gmem(staged, to)
     plgpu.wait_smem_to_gmem(0)
 
 
-def each_share(shares: int, visit: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
-    """Run the shares of this block of threads: every so many-th, see ``launch``.
-
-    ``visit(number, share, steps)`` takes how many this block has had, which share it is, and how many steps
-    of its loop there were before; it gives how many there are after. Returns the last number and steps.
-    """
-    programs = min(PROCESSORS, shares)
-
-    def is_mine(carry: tuple[Any, Any, Any]) -> Any:
-        return carry[1] < shares
-
-    def one(carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        number, share, steps = carry
-        return number + 1, share + programs, visit(number, share, steps)
-
-    start = jnp.int32(0), lax.axis_index("program"), jnp.int32(0)
-    number, _, steps = lax.while_loop(is_mine, one, start)
-    return number, steps
-
-
 def launch(
-    body: Callable[..., None], arrays: tuple[jax.Array, ...], *, out: Any, scratch: Any, shares: int
+    body: Callable[..., None], arrays: tuple[jax.Array, ...], *, out: Any, scratch: Any, grid: dict[str, int]
 ) -> Any:
-    """Run a kernel that takes its shares from ``each_share``, one block of threads for every processor.
-
-    Its copying warpgroup runs ahead from share to share: a block that ended and another that began would wait
-    for the memory in between.
-    """
+    """Run a kernel over a grid; blocks of threads start along its last axis first."""
     return plgpu.kernel(
         body,
         out_type=out,
         scratch_types=scratch,
-        grid=(min(PROCESSORS, shares),),
-        grid_names=("program",),
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
         num_threads=COMPUTE + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(

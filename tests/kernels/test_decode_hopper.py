@@ -11,7 +11,7 @@ from tests.kernels import exact
 
 if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11", allow_module_level=True)
-from llama2_jax.kernels import hopper
+from llama2_jax.kernels import decode_hopper
 from llama2_jax.kernels.decode_hopper import Split, decode_attention
 from tests.kernels import emulate_hopper
 
@@ -41,7 +41,7 @@ def plain(q, k, v, visible):
     ],
 )
 def test_it_equals_the_plain_form_without_a_race(monkeypatch, processors, groups, slots, head_dim, split):
-    monkeypatch.setattr(hopper, "PROCESSORS", processors)
+    monkeypatch.setattr(decode_hopper, "PROCESSORS", processors)
     given = inputs(groups, slots, head_dim=head_dim)
     with emulate_hopper.interpreted(monkeypatch, detect_races=True):
         found = decode_attention(*given, scale=head_dim**-0.5, split=split)
