@@ -220,7 +220,8 @@ IMPLEMENTATIONS = {
         some_queries=False,
     ),
 }  # fmt: skip
-PREFERRED = {"cpu": ("chunked",), "tpu": ("tpu", "chunked"), "gpu": ("chunked",), "cuda": ("chunked",)}
+_GPU = ("hopper", "chunked")
+PREFERRED = {"cpu": ("chunked",), "tpu": ("tpu", "chunked"), "gpu": _GPU, "cuda": _GPU}
 NAMES = ("auto", *IMPLEMENTATIONS)
 
 

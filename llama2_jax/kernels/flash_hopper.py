@@ -34,8 +34,8 @@ VARIANTS = {
 }
 """By head dim what may be chosen from, kernel by kernel; the first is the default.
 
-All pass ``tools/hopper_gates.py``: no register is spilled and no product waits for want of registers. None is
-measured yet (``benchmarks/hopper_tiles.py``).
+All pass ``tools/hopper_gates.py``: no register is spilled and no product waits for want of registers. The
+defaults are measured (``benchmarks/hopper.md``), the others not yet (``benchmarks/hopper_tiles.py``).
 """
 
 

@@ -144,14 +144,20 @@ def test_a_kernel_that_does_not_decode_says_so_once(capsys):
     )
 
 
-def test_auto_takes_the_kernel_on_a_tpu_and_what_serves_elsewhere():
-    def chosen(platform, head_dim=64, dtype="bfloat16"):
-        return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype))
+def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(monkeypatch):
+    def chosen(platform, head_dim=64, dtype="bfloat16", capability=""):
+        return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype, capability=capability))
 
     implementations = dispatch.IMPLEMENTATIONS
     assert chosen("tpu") is implementations["tpu"]
-    assert chosen("tpu", head_dim=96) is implementations["chunked"]
-    assert chosen("cuda") is chosen("cpu") is implementations["chunked"]
+    assert chosen("tpu", head_dim=96) is chosen("cpu") is implementations["chunked"]
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 2))
+    for name in ("gpu", "cuda"):
+        assert chosen(name, capability="9.0") is implementations["hopper"]
+        assert chosen(name, capability="8.0") is implementations["chunked"]
+        assert chosen(name, capability="9.0", dtype="float32") is implementations["chunked"]
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
+    assert chosen("gpu", capability="9.0") is implementations["chunked"]
 
 
 def test_padding_may_hold_anything_and_gets_no_gradient():
@@ -159,7 +165,7 @@ def test_padding_may_hold_anything_and_gets_no_gradient():
     ids = np.array([[1, 1, 1, 2, 2, 0, 0, 0]])
     for array in (q, k, v):
         array[:, 5:] = np.nan
-    for impl in ("reference", "chunked", "xla"):
+    for impl in ("reference", "chunked", "xla", "tpu_interpret"):
 
         def total(q, k, v, impl=impl):
             return dispatch.attention(q, k, v, segment_ids_BT=ids, impl=impl).out_BTNH.sum()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.kernels import reference
+from llama2_jax.kernels import dispatch, reference
 from llama2_jax.kernels.flash_hopper_steps import Loop, loops
 from llama2_jax.kernels.ranges import KeyRanges, document_ranges, range_mask, row_ranges, tile_work
 from tests.kernels import exact
@@ -74,6 +74,18 @@ def test_fewer_queries_than_keys():
     wanted, wanted_lse = plain(given.q[:, -40:], *given[1:3], ranges, scale=0.125)
     assert exact.error(found, wanted) < 2e-6
     assert exact.error(lse, wanted_lse) < 2e-6
+
+
+@pytest.mark.usefixtures("emulated")
+def test_padding_is_zero_by_itself():
+    given = exact.inputs(300, groups=2, kv_heads=1, poison=False)
+    assert dispatch.IMPLEMENTATIONS["hopper"].leaves_padding_zero
+    is_padding = given.segments == 0
+    out, lse, *gradients = (np.asarray(x) for x in attend(given))
+    assert np.isneginf(lse[is_padding]).all()
+    for found in (out, *gradients):
+        assert (found[is_padding] == 0).all()
+        assert (found[~is_padding] != 0).any()
 
 
 def test_loops_hold_what_is_seen_and_no_mask_where_all_is():
