@@ -12,6 +12,7 @@ the cache of the chip. FLOPs as published figures count them: 4 B N T^2 H forwar
 import argparse
 import concurrent.futures
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,26 +140,30 @@ def numerics(impl: str) -> dict[str, Any]:
     Raises:
       AssertionError: more than twice (gradients three times) the plain form's error, or runs that differ.
     """
+    cases = ((513, 8, 64), (1000, 1, 128), (2048, 2, 128))
+    found = in_parallel([functools.partial(_errors, impl, *case) for case in cases])
+    return {"relative_error_and_plain_forms": dict(itertools.chain(*(errors.items() for errors in found)))}
+
+
+def _errors(impl: str, length: int, groups: int, head_dim: int) -> dict[str, list[float]]:
+    has_documents = impl not in ("cudnn", "triton")
+    if not has_documents:
+        length = -(-length // 128) * 128  # they do not take every length
+    exact, plain = (
+        _plain_gradients(length, groups, head_dim, dtype, has_documents) for dtype in ("float32", "bfloat16")
+    )
+    given = _inputs(length, groups, head_dim, "bfloat16", poison=has_documents)
+    gradients = _gradients(impl, has_documents)
+    ours, again = (gradients(*given) for _ in range(2))
     errors = {}
-    for length, groups, head_dim in ((513, 8, 64), (1000, 1, 128), (2048, 2, 128)):
-        has_documents = impl not in ("cudnn", "triton")
-        if not has_documents:
-            length = -(-length // 128) * 128  # they do not take every length
-        exact, plain = (
-            _plain_gradients(length, groups, head_dim, dtype, has_documents)
-            for dtype in ("float32", "bfloat16")
-        )
-        given = _inputs(length, groups, head_dim, "bfloat16", poison=has_documents)
-        gradients = _gradients(impl, has_documents)
-        ours, again = (gradients(*given) for _ in range(2))
-        for name, a, b, c, twin in zip(("out", "dq", "dk", "dv"), ours, plain, exact, again, strict=True):
-            a32, b32 = (np.asarray(x).astype(np.float32) for x in (a, b))
-            error, allowed = (float(np.linalg.norm(x - c) / np.linalg.norm(c)) for x in (a32, b32))
-            errors[f"T {length} G {groups} H {head_dim} {name}"] = [error, allowed]
-            assert error <= (2 if name == "out" else 3) * allowed + 1e-6, (name, length, error, allowed)
-            if impl == "hopper":
-                assert bool((a == twin).all()), f"{name} differs between two runs"
-    return {"relative_error_and_plain_forms": errors}
+    for name, a, b, c, twin in zip(("out", "dq", "dk", "dv"), ours, plain, exact, again, strict=True):
+        a32, b32 = (np.asarray(x).astype(np.float32) for x in (a, b))
+        error, allowed = (float(np.linalg.norm(x - c) / np.linalg.norm(c)) for x in (a32, b32))
+        errors[f"T {length} G {groups} H {head_dim} {name}"] = [error, allowed]
+        assert error <= (2 if name == "out" else 3) * allowed + 1e-6, (name, length, error, allowed)
+        if impl == "hopper":
+            assert bool((a == twin).all()), f"{name} differs between two runs"
+    return errors
 
 
 def speed(programs: list[Any], shape: Shape, *, repeats: int, calls: int) -> dict[str, Any]:

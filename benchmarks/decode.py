@@ -15,12 +15,14 @@ reading every parameter once at the measured memory rate and the step's matrix p
 
 import argparse
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.attention import in_parallel
 from benchmarks.decode_attention import measured_copy_rate
 from benchmarks.record import record, seconds, spread
 from llama2_jax.generate.decode import generate
@@ -90,16 +92,18 @@ def large(
     stacked = Transformer(config, single_device())
     half = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(stacked, key)))
     model, params = unstack(stacked, half(jax.random.key(0)))
-    rows = []
-    for batch, prompt, new in settings:
+
+    def run(batch: int, prompt: int, new: int) -> np.ndarray:
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt)).tolist()
+        sampling = SamplingConfig(max_new_tokens=new, temperature=0)
+        return generate(model, params, prompts, sampling).tokens_BC
 
-        def run(new: int, prompts: list[list[int]] = prompts) -> np.ndarray:
-            sampling = SamplingConfig(max_new_tokens=new, temperature=0)
-            return generate(model, params, prompts, sampling).tokens_BC
-
+    runs: list[Callable[[], np.ndarray]] = [functools.partial(run, *setting) for setting in settings]
+    in_parallel(runs)  # compiles
+    rows = []
+    for (batch, prompt, new), run_it in zip(settings, runs, strict=True):
         # few runs: each is as many steps as new tokens
-        times = seconds(functools.partial(run, new), repeats=5 if batch == 1 else 1, warmup=1)
+        times = seconds(run_it, repeats=5 if batch == 1 else 1, warmup=0)
         cached = kv_cache_bytes_per_token(config) * batch * (prompt + new / 2)
         roof_secs = new * (2 * parameter_count(config) + cached) / copy_rate
         rows.append(
