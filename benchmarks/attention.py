@@ -188,7 +188,6 @@ def compiled(
     wanted: tuple[tuple[int, ...], ...] = ((), (0, 1, 2)),
 ) -> list[Any]:
     """Programs of ``random_inputs``: the output, and gradients with respect to these of q, k, v."""
-
     sizes = jax.eval_shape(lambda: random_inputs(shape)[0])
     return [_with_gradients(attend, of).lower(*sizes).compile() for of in wanted]
 

@@ -1,4 +1,4 @@
-"""Everything that waits for a Hopper GPU, in one command.
+"""Everything that is measured on a Hopper GPU, in one command.
 
 python -m benchmarks.hopper [--parts attention layer ...] [--beside cudnn ...] [--seconds=450]
 
@@ -25,15 +25,20 @@ from llama2_jax.config import ConfigError
 
 IMPL = "hopper"
 BESIDE = ["cudnn", "xla", "triton"]
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "attention": attention.measure,
-    "decode_attention": decode_attention.measure,
-    "layer": functools.partial(train_step.large_layer, IMPL),
-    "generate": functools.partial(decode.large, IMPL),
-    "step": functools.partial(train_step.large_step, IMPL, "attention"),
-    "tiles": hopper_tiles.measure,
-    "step_full_remat": functools.partial(train_step.large_step, IMPL, "full"),
-}
+
+
+def parts(beside: list[str]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name; attention beside these implementations."""
+    return {
+        "attention": functools.partial(attention.measure, attention.GPU.only(IMPL, *beside)),
+        "decode_attention": decode_attention.measure,
+        "layer": functools.partial(train_step.large_layer, IMPL),
+        "generate": functools.partial(decode.large, IMPL),
+        "step": functools.partial(train_step.large_step, IMPL, "attention"),
+        "tiles": hopper_tiles.measure,
+        "step_full_remat": functools.partial(train_step.large_step, IMPL, "full"),
+    }
+
 
 TEXTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "attention": attention.texts,
@@ -46,7 +51,8 @@ TEXTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 def main() -> None:
     """Measure every part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    names = list(parts(BESIDE))
+    parser.add_argument("--parts", nargs="+", default=names, choices=names)
     parser.add_argument("--beside", nargs="*", default=BESIDE, choices=BESIDE, help="attention")
     parser.add_argument("--seconds", type=float, default=450)
     given = parser.parse_args()
@@ -56,17 +62,12 @@ def main() -> None:
     device, start = jax.devices()[0], time.monotonic()
     if getattr(device, "compute_capability", "") != "9.0":
         raise ConfigError(f"benchmarks.hopper needs an H100 or H200, this is {device.device_kind}")
-    plan = attention.GPU.only(IMPL, *given.beside)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        **PARTS,
-        "attention": functools.partial(attention.measure, plan),
-    }
     found: dict[str, Any] = {}
     for name in given.parts:
         if time.monotonic() - start > given.seconds:
             print(f"{name} not begun: {given.seconds:.0f} s had passed")
             continue
-        found[name] = tried(parts[name])
+        found[name] = tried(parts(given.beside)[name])
         line = tried(functools.partial(_line, name, found[name]))
         text = line.get("line") or line["error"]
         reached = [goal for goal in goals({name: found[name]}) if goal["measured"] is not None]

@@ -60,7 +60,10 @@ def measure() -> dict[str, Any]:
             for case, found in zip(cases, ready, strict=True)
         ]
 
-    return {"rows": rows(shapes, _programs, _rows), "caches": rows(caches, _program, _cache)}
+    return {
+        "rows": rows(shapes, _compile_shape, _time_shape),
+        "caches": rows(caches, _compile_cache, _time_cache),
+    }
 
 
 def texts(result: dict[str, Any]) -> list[str]:
@@ -77,7 +80,7 @@ def texts(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _programs(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
+def _compile_shape(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
     from llama2_jax.kernels import flash_hopper
 
     def attend(q: Any, k: Any, v: Any, ids: Any) -> Any:
@@ -88,7 +91,7 @@ def _programs(shape: attention.Shape, blocks: Any) -> dict[str, Any]:
     return {"programs": attention.compiled(attend, shape, ((), (0,), (1, 2)))}
 
 
-def _rows(shape: attention.Shape, programs: list[Any]) -> dict[str, Any]:
+def _time_shape(shape: attention.Shape, programs: list[Any]) -> dict[str, Any]:
     """Seconds of the forward pass, and of it with one of the two kernels of the backward pass."""
     inputs = attention.random_inputs(shape)
     return {
@@ -97,7 +100,7 @@ def _rows(shape: attention.Shape, programs: list[Any]) -> dict[str, Any]:
     }
 
 
-def _program(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
+def _compile_cache(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
     from llama2_jax.kernels import decode_hopper
 
     def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
@@ -109,7 +112,7 @@ def _program(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
     return {"program": jax.jit(attend).lower(*sizes).compile()}
 
 
-def _cache(cache: decode_attention.Cache, program: Any) -> dict[str, Any]:
+def _time_cache(cache: decode_attention.Cache, program: Any) -> dict[str, Any]:
     inputs = [decode_attention.random_cache(cache, seed) for seed in range(2)]
     return {"secs": spread(rotated_seconds(program, inputs))}
 

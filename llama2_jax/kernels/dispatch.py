@@ -270,7 +270,6 @@ def attention(
         capability=placement.capability,
     )
     chosen = choose(impl, request)
-    run = chosen.run
     scale = head_dim**-0.5 if scale is None else scale
     if segment_ids_BT is None:
         ranges, ids = row_ranges(batch, length, keys, causal=causal), jnp.ones((batch, length), jnp.int32)
@@ -281,7 +280,7 @@ def attention(
         q_BTNH, k_BSKH, v_BSKH = (clear(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
 
     def local(q: Any, k: Any, v: Any, first: Any, end: Any, ids: Any) -> tuple[jax.Array, ...]:
-        out, lse = run(_Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
+        out, lse = chosen.run(_Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
         return (out, lse) if needs_lse else (out,)
 
     k_BSKH, v_BSKH = (_head_per_shard(array, 2, placement) for array in (k_BSKH, v_BSKH))
@@ -377,7 +376,7 @@ def _tokens_only(array: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
     return jnp.where(segment_ids_BT[:, :, None, None] != 0, array, jnp.zeros((), array.dtype))
 
 
-# each of the two does in one direction what ``_tokens_only`` does in both: a pass over memory each
+# ``_tokens_only`` in one direction only, where the kernel does the other: saves a pass over memory
 
 
 @jax.custom_vjp

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels.ranges import KeyRanges, range_mask
 
 SPLASH_MULTIPLE = 128  # of the length of a row
@@ -26,10 +27,19 @@ def xla(
 def cudnn(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, scale: float, causal: bool
 ) -> jax.Array:
-    """cuDNN's fused attention over rows that are one document each."""
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=causal, implementation="cudnn"
-    )
+    """cuDNN's fused attention over rows that are one document each.
+
+    Raises:
+      ConfigError: cuDNN does not take these lengths; which it takes depends on its version and the GPU.
+    """
+    try:
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=causal, implementation="cudnn"
+        )
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"attention_impl 'cudnn' cannot serve this: {error} Use 'hopper' or 'xla'"
+        ) from error
 
 
 def splash(

@@ -144,6 +144,17 @@ def test_a_kernel_that_does_not_decode_says_so_once(capsys):
     )
 
 
+def test_lengths_that_cudnn_does_not_take_are_refused(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("Unsupported sequence length Q 513, KV 513.")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refuse)
+    q, k, v = (jnp.zeros((1, 513, 2, 64), jnp.bfloat16) for _ in range(3))
+    placement = dispatch.unsharded("gpu", "9.0")
+    with pytest.raises(ConfigError, match="'cudnn' cannot serve this: Unsupported .* 513. Use 'hopper' or"):
+        dispatch.attention(q, k, v, impl="cudnn", placement=placement)
+
+
 def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(monkeypatch):
     def chosen(platform, head_dim=64, dtype="bfloat16", capability=""):
         return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype, capability=capability))

@@ -76,16 +76,43 @@ def test_fewer_queries_than_keys():
     assert exact.error(lse, wanted_lse) < 2e-6
 
 
-@pytest.mark.usefixtures("emulated")
-def test_padding_is_zero_by_itself():
-    given = exact.inputs(300, groups=2, kv_heads=1, poison=False)
-    assert dispatch.IMPLEMENTATIONS["hopper"].leaves_padding_zero
+def is_zero_in_padding(found, given):
+    """Output and gradients; the log-sum-exp is -inf there."""
     is_padding = given.segments == 0
-    out, lse, *gradients = (np.asarray(x) for x in attend(given))
+    out, lse, *gradients = (np.asarray(array).astype(np.float32) for array in found)
     assert np.isneginf(lse[is_padding]).all()
-    for found in (out, *gradients):
-        assert (found[is_padding] == 0).all()
-        assert (found[~is_padding] != 0).any()
+    return all((array[is_padding] == 0).all() for array in (out, *gradients))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_nan_in_padding_reaches_nothing_and_padding_is_zero(monkeypatch, dtype):
+    monkeypatch.setattr(dispatch, "_gradient_cleared", spy := Spy(dispatch._gradient_cleared))
+    given = exact.inputs(300, groups=2, kv_heads=1, dtype=dtype)
+    assert all(np.isnan(array).any() for array in given[:5])
+    hopper = dispatch.unsharded("gpu", "9.0")
+
+    def attend(q, k, v, segments):
+        return dispatch.attention(
+            q, k, v, segment_ids_BT=segments, impl="hopper", needs_lse=True, placement=hopper
+        )
+
+    found = exact.results(attend, given)
+    assert spy.calls == 1  # output and gradients are not masked after the kernels
+    assert is_zero_in_padding(found, given)
+    for one, best in zip(found, exact.attention(given), strict=True):
+        assert exact.error(one, best) < 0.02
+
+
+class Spy:
+    """A function that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
 
 
 def test_loops_hold_what_is_seen_and_no_mask_where_all_is():
@@ -150,6 +177,7 @@ def test_the_kernels_themselves_without_a_race(monkeypatch, length, groups, head
     )
     with emulate_hopper.interpreted(monkeypatch, detect_races=True):
         interpreted = attend(given)
+    assert is_zero_in_padding(interpreted, given)
     in_bfloat16 = attend(given, attention=plain)
     for found, naive, best in zip(interpreted, in_bfloat16, exact.attention(given), strict=True):
         assert exact.error(found, best) <= 2 * exact.error(naive, best) + 1e-3
