@@ -134,7 +134,7 @@ def _tiny(config: ConfigDict) -> None:
     config.last_bag_until_round = 0
     config.rejection_sampling.sampling.samples_per_prompt = 4
     config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
-    config.gatt.data.num_dialogues = 600
+    config.gatt.data.num_dialogues = 800  # with 600 one seed of four keeps 82 % at turn 6, with 750 93 %
     config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
     config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     config.gatt.data.check = True  # not in the paper: half of so small a model's answers are wrong
