@@ -13,7 +13,7 @@ import argparse
 import concurrent.futures
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,9 +102,7 @@ def measure(plan: Plan | None = None, *, repeats: int = 20) -> dict[str, Any]:
     plan = plan or (CPU if jax.default_backend() == "cpu" else GPU)
     rate = measured_matrix_rate(plan.matrix_size, dtype=plan.shapes[0].dtype)
     everything = plan.implementations + plan.of_first_shape
-    checked = in_parallel(
-        [functools.partial(tried, functools.partial(numerics, impl)) for impl in everything]
-    )
+    checked = try_in_parallel(numerics, [(impl,) for impl in everything])
     checks = dict(zip(everything, checked, strict=True))
     cases = [
         (shape, impl)
@@ -116,7 +114,7 @@ def measure(plan: Plan | None = None, *, repeats: int = 20) -> dict[str, Any]:
     def programs(shape: Shape, impl: str) -> dict[str, Any]:
         return {"programs": compiled(_attend(impl, has_documents=shape.mean_document > 0), shape)}
 
-    ready = in_parallel([functools.partial(tried, functools.partial(programs, *case)) for case in cases])
+    ready = try_in_parallel(programs, cases)
     rows = []
     for (shape, impl), found in zip(cases, ready, strict=True):
         if "error" not in found:
@@ -132,6 +130,11 @@ def tried(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return function()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def try_in_parallel(function: Callable[..., dict[str, Any]], cases: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What the function gives for every case, or what went wrong with that one."""
+    return in_parallel([functools.partial(tried, functools.partial(function, *case)) for case in cases])
 
 
 def numerics(impl: str) -> dict[str, Any]:

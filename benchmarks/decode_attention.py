@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.attention import in_parallel, tried
+from benchmarks.attention import tried, try_in_parallel
 from benchmarks.record import record, rotated_seconds, spread
 from llama2_jax.kernels import dispatch
 
@@ -59,7 +59,7 @@ def measure(
     """Everything, as it goes into the result file."""
     copy_rate = measured_copy_rate(copy_bytes)
     cases = [(cache, impl) for cache in caches for impl in implementations]
-    checks = in_parallel([functools.partial(tried, functools.partial(_checked, *case)) for case in cases])
+    checks = try_in_parallel(_checked, cases)
     rows = []
     for (cache, impl), found in zip(cases, checks, strict=True):
         if "error" not in found:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from benchmarks import attention, decode_attention
-from benchmarks.attention import in_parallel, tried
+from benchmarks.attention import tried, try_in_parallel
 from benchmarks.record import record, rotated_seconds, spread
 from llama2_jax.kernels.ranges import document_ranges
 
@@ -48,9 +48,7 @@ def measure() -> dict[str, Any]:
     def rows(
         cases: list[Any], compile_it: Callable[..., dict[str, Any]], time_it: Callable[..., dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        ready = in_parallel(
-            [functools.partial(tried, functools.partial(compile_it, *case)) for case in cases]
-        )
+        ready = try_in_parallel(compile_it, cases)
         return [
             {
                 "name": case[0].name,
@@ -73,7 +71,7 @@ def texts(result: dict[str, Any]) -> list[str]:
         variant = tuple(row["variant"].values())
         times = [
             f"{key} {1e3 * row[key]['median']:.3f} ms"
-            for key in ("forward", "dq", "dkv", "secs")
+            for key in ("forward", "forward_and_dq", "forward_and_dkv", "secs")
             if key in row
         ]
         lines.append(f"{row['name']} {variant}: {', '.join(times) or row['error'][:200]}")
@@ -96,7 +94,7 @@ def _time_shape(shape: attention.Shape, programs: list[Any]) -> dict[str, Any]:
     inputs = attention.random_inputs(shape)
     return {
         name: spread(rotated_seconds(program, inputs))
-        for name, program in zip(("forward", "dq", "dkv"), programs, strict=True)
+        for name, program in zip(("forward", "forward_and_dq", "forward_and_dkv"), programs, strict=True)
     }
 
 
