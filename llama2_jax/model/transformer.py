@@ -183,8 +183,7 @@ def init_params(model: Transformer, key: jax.Array) -> Params:
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    partitioner = model.partitioner or single_device()
-    return jax.jit(init, out_shardings=partitioner.tree(jax.eval_shape(init, key)))(key)
+    return (model.partitioner or single_device()).make(init, key)
 
 
 def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:

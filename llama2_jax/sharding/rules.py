@@ -157,6 +157,10 @@ class Partitioner:
         """Shardings of a whole tree (parameters, optimiser state, TrainState)."""
         return jax.tree_util.tree_map_with_path(self.parameter, abstract)
 
+    def make(self, build: Callable[[Any], Any], given: Any) -> Any:
+        """The tree that ``build`` gives, in one program: every leaf is made where it will live."""
+        return jax.jit(build, out_shardings=self.tree(jax.eval_shape(build, given)))(given)
+
     @property
     def replicated(self) -> NamedSharding:
         """The same value on every device."""

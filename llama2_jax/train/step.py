@@ -129,8 +129,7 @@ def init_state(
         return _start(init_params(model, key), optimizer, rng)
 
     # in one program: parameters made before it would be copied, and leave a hole where they were
-    shardings = partitioner.tree(jax.eval_shape(build, params_key))
-    return jax.jit(build, out_shardings=shardings)(params_key)
+    return partitioner.make(build, params_key)
 
 
 def state_from_params(
@@ -141,8 +140,7 @@ def state_from_params(
     def build(params: Params) -> TrainState:
         return _start(params, optimizer, rng)
 
-    shardings = partitioner.tree(jax.eval_shape(build, params))
-    return jax.jit(build, out_shardings=shardings)(params)
+    return partitioner.make(build, params)
 
 
 def _start(params: Params, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
