@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.collection.first_batch = 1  # batches are numbered through all rounds; 14 in the paper
     config.collection.num_batches = 1
     config.collection.prompts_per_batch = 100_000  # 1.4 M in 14 batches (Table 6)
+    config.collection.prompts_in_first = 0  # of batch 1; 0 = as many as in every other
     config.collection.temperatures = (0.7, 1.0)  # the paper: varied, without numbers
     config.collection.max_resamples = 2
     config.collection.seed = 0

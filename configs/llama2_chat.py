@@ -47,7 +47,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init_from = ""  # a base model; "" = pretrain one
     config.chat_from = ""  # a chat model to align; "" = fine-tune the base model
     config.rounds = 5
-    config.first_prompts = 0  # compared in round 1; 0 = as many as in every later round
     config.new_prompts = False  # each round samples for prompts of its own, of which earlier rounds saw none
     config.last_bag_until_round = 3  # RS-5: until V3 the picks came from that round's samples alone
     config.tune_from = "base"  # RS-8, D42: where each version starts; or "first", "previous" chat model
@@ -117,8 +116,7 @@ def _tiny(config: ConfigDict) -> None:
 
     config.annotate.prompts = f"{WORLD}/prompts_train.jsonl"
     # of small reward models the first must be good at once: there is no earlier one to improve on
-    config.first_prompts = 1700
-    config.annotate.collection.prompts_per_batch = 230
+    config.annotate.collection.update(prompts_in_first=1700, prompts_per_batch=230)
     config.annotate.heldout.fraction = 0.25  # enough pairs of every rating
     for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
         stage.data.sequence_length = 48  # of the few longer dialogues nothing is learned
@@ -208,8 +206,7 @@ def _smoke(config: ConfigDict) -> None:
     config.pretrain.train.num_steps = 20
     config.sft.train.num_steps = 20
     config.rejection_sampling_sft.train.num_steps = 10
-    config.first_prompts = 160
-    config.annotate.collection.prompts_per_batch = 120
+    config.annotate.collection.update(prompts_in_first=160, prompts_per_batch=120)
     for stage in (config.helpfulness_rm, config.safety_rm):
         stage.data.sequence_length = 160  # its answers do not end
 
@@ -238,7 +235,6 @@ def _smollm2(config: ConfigDict) -> None:
     config.annotate.heldout.fraction = 0.2
     config.annotate.batch_size = 48
     for stage in (config.helpfulness_rm, config.safety_rm):
-        stage.template = "smollm2"
         stage.data.answers = f"{SMOLLM2_DATA}/pyrit/answers_heldout.jsonl"
         stage.data.sequence_length = 128
         stage.data.batch_size = 4
@@ -254,7 +250,6 @@ def _smollm2(config: ConfigDict) -> None:
     config.rejection_sampling.sampling.update(samples_per_prompt=4, temperature=0.7, batch_size=48)
     config.rejection_sampling.reward.batch_size = 48
     tuning = config.rejection_sampling_sft
-    tuning.template = "smollm2"
     tuning.data.update(heldout="", sequence_length=256)
     tuning.optimizer.learning_rate = 1e-5
     tuning.train.update(num_steps=4, loss_chunk=64, keep_last=1)

@@ -8,6 +8,7 @@ people are those that ``config.annotate`` names, simulated in the variants that 
 """
 
 import json
+import operator
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def run(config: Any, workdir: Path) -> None:
         "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
         "takes all in every round; set how many a round takes",
     )
+    _check_inputs(config)
     if not open_workdir(config, workdir):
         versions = Recipe(config, workdir).run()
         write_report(workdir, versions, config.reference)
@@ -55,6 +57,25 @@ def run(config: Any, workdir: Path) -> None:
         f"The chat model is in {newest}, the report in {workdir / 'report.md'}. Talk to it:\n"
         f"  .venv/bin/python -m experiments.chat --checkpoint={newest}"
     )
+
+
+def _check_inputs(config: Any) -> None:
+    """Files that a stage will want hours from now, while nothing has been done yet."""
+    has_gatt = 0 < config.gatt_after_round < config.rounds
+    needed = {
+        "annotate.prompts": True,
+        "rejection_sampling.prompts": True,
+        "gatt.data.prompts": has_gatt,
+        "evaluate_gatt.data.prompts": has_gatt,
+        "context_distillation.data.prompts": 0 < config.distillation_round <= config.rounds,
+        "ppo.prompts": config.ppo_from_round <= config.rounds,
+        "ppo.heldout_prompts": config.ppo_from_round <= config.rounds,
+        "evaluate_chat.prompts": True,
+    }
+    for name, is_needed in needed.items():
+        path = operator.attrgetter(name)(config)
+        require(not is_needed or bool(path), f"config.{name} is empty; name a file of prompts")
+        require(not is_needed or Path(path).is_file(), f"config.{name} = {path} is no file")
 
 
 class Recipe:
@@ -127,8 +148,6 @@ class Recipe:
             "previous.path": versions.get(previous, ""),
             "collection.first_batch": number,
         }
-        if number == 1 and self.config.first_prompts:
-            changes["collection.prompts_per_batch"] = self.config.first_prompts
         batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
         self.preferences.append(f"{batch}/preferences_train.jsonl")
         self.heldout.append(f"{batch}/preferences_heldout.jsonl")

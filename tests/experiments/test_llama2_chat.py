@@ -59,11 +59,25 @@ def test_every_stage_runs_once_in_the_order_of_figure_4(workdir: Path) -> None:
     assert all((workdir / stage / "DONE").exists() for stage in STAGES)
 
 
+def test_files_that_a_late_stage_wants_are_missed_before_the_first(
+    tmp_path: Path, config: ConfigDict
+) -> None:
+    for name in ("gatt.data.prompts", "ppo.heldout_prompts"):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({name: ""})
+        with pytest.raises(ConfigError, match=f"config.{name} is empty"):
+            llama2_chat.run(changed, tmp_path / "run")
+    changed.ppo.heldout_prompts = str(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ConfigError, match="nowhere.jsonl is no file"):
+        llama2_chat.run(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_first_round_compares_more(config: ConfigDict, workdir: Path) -> None:
     asked = [
         len((workdir / f"v{number}/preferences/pairs.jsonl").read_text().splitlines()) for number in (1, 2)
     ]
-    assert 120 < asked[0] <= config.first_prompts
+    assert 120 < asked[0] <= config.annotate.collection.prompts_in_first
     assert asked[1] <= config.annotate.collection.prompts_per_batch
 
 

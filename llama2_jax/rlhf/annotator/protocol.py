@@ -28,6 +28,7 @@ class CollectionConfig:
     first_batch: int = 1
     num_batches: int = 1
     prompts_per_batch: int = 1000
+    prompts_in_first: int = 0  # of batch 1; 0 = as many as in every other
     temperatures: tuple[float, ...] = (0.7, 1.0)  # one is drawn for each answer (PREF-1)
     max_resamples: int = 2  # of a pair whose answers are equal or cannot be used
     seed: int = 0
@@ -35,6 +36,9 @@ class CollectionConfig:
     def __post_init__(self) -> None:
         for name in ("first_batch", "num_batches", "prompts_per_batch"):
             require(getattr(self, name) > 0, f"{name} = {getattr(self, name)} must be positive")
+        require(
+            self.prompts_in_first >= 0, f"prompts_in_first = {self.prompts_in_first} must not be negative"
+        )
         require(self.max_resamples >= 0, f"max_resamples = {self.max_resamples} must not be negative")
         require(
             len(set(self.temperatures)) > 1 and min(self.temperatures) > 0,
@@ -75,13 +79,16 @@ def batch_prompts(prompts: Sequence[Prompt], config: CollectionConfig, batch: in
     Raises:
       ConfigError: a batch is larger than the file, so a prompt would stand in it twice.
     """
-    size = config.prompts_per_batch
+    later = config.prompts_per_batch
+    first_size = config.prompts_in_first or later
+    size = first_size if batch == 1 else later
+    field = "prompts_in_first" if batch == 1 and config.prompts_in_first else "prompts_per_batch"
     require(
         size <= len(prompts),
-        f"prompts_per_batch = {size} is more than the {len(prompts)} prompts of the file; "
-        "lower config.collection.prompts_per_batch",
+        f"{field} = {size} is more than the {len(prompts)} prompts of the file; "
+        f"lower config.collection.{field}",
     )
-    first = (batch - 1) * size
+    first = 0 if batch == 1 else first_size + (batch - 2) * later
     return [prompts[index % len(prompts)] for index in range(first, first + size)]
 
 

@@ -76,6 +76,14 @@ def test_batches_take_the_next_prompts_and_begin_again():
     assert numbers == [list(range(25)), [*range(25, 40), *range(10)], list(range(10, 35))]
 
 
+def test_after_a_larger_first_batch_the_next_ones_go_on_behind_it():
+    config = CollectionConfig(prompts_per_batch=5, prompts_in_first=20)
+    numbers = [[PROMPTS.index(one) for one in batch_prompts(PROMPTS, config, batch)] for batch in (1, 2, 3)]
+    assert numbers == [list(range(20)), list(range(20, 25)), list(range(25, 30))]
+    with pytest.raises(ConfigError, match="prompts_in_first = 41 is more than the 40 prompts of the file"):
+        run(prompts_in_first=41)
+
+
 def test_a_batch_beyond_the_file():
     with pytest.raises(ConfigError, match="prompts_per_batch = 41 is more than the 40 prompts of the file"):
         run(prompts_per_batch=41)
