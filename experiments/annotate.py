@@ -132,9 +132,10 @@ def sampled_pairs(
     if note.exists():
         known = read_rows(note)[0]
         if known["made_from"] != made_from:
+            made = [file for file in (path, note, workdir / "sheet.csv") if file.exists()]
             raise ConfigError(
                 f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
-                "change, or delete the file to sample again"
+                f"change, or delete {' and '.join(map(str, made))} to sample again"
             )
         return [pair_from_row(row) for row in read_rows(path)], Counter(known["dropped"])
     pairs: list[Pair] = []

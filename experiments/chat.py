@@ -13,12 +13,13 @@ from collections.abc import Iterator
 
 from absl import flags
 
+from experiments import checkpoint_flags
 from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
 from llama2_jax.data.tokenizer import StreamDecoder
 from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.train.loop import StopRequest
 
 
@@ -94,7 +95,7 @@ class Conversation:
 
 def main() -> None:
     """Read lines, print answers."""
-    loaded = for_decoding(load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl))
+    loaded = for_decoding(checkpoint_flags.load_checkpoint())
     sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     conversation = Conversation(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
     print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")
@@ -127,12 +128,10 @@ def _print_answer(conversation: Conversation, text: str) -> None:
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
-    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    checkpoint_flags.define()
     flags.DEFINE_string("system", "", "System prompt.")
     flags.DEFINE_integer("max_new_tokens", 256, "Longest answer.")
     flags.DEFINE_float("temperature", 0.6, "0 is greedy.")
     flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
     flags.DEFINE_integer("seed", 0, "Of the first answer; each answer adds one.")
-    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
-    flags.mark_flags_as_required(["checkpoint"])
     launch(main)

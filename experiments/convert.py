@@ -7,6 +7,7 @@ Weights keep the dtype of the source, bit for bit, unless --dtype is given.
 
 from absl import flags
 
+from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.launch import launch
 from llama2_jax.model.config import parameter_count
 from llama2_jax.pretrained import FORMATS, convert
@@ -15,7 +16,8 @@ from llama2_jax.pretrained import FORMATS, convert
 def main() -> None:
     """Load and write."""
     given = flags.FLAGS
-    loaded = convert(getattr(given, "from"), given.to, output_format=given.format, dtype=given.dtype)
+    source = getattr(given, "from")
+    loaded = convert(source, given.to, output_format=given.format, dtype=given.dtype, template=given.template)
     size = f"{parameter_count(loaded.config):,} parameters"
     print(f"{loaded.source} -> {given.to} ({given.format}), {size}")
 
@@ -25,5 +27,7 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_string("to", None, "Folder to write; must not exist or be empty.")
     flags.DEFINE_enum("format", "huggingface", FORMATS, "What to write.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Cast the weights first.")
+    chat = "Chat template, where the checkpoint's own is unknown or not wanted."
+    flags.DEFINE_enum("template", None, list(TEMPLATES), chat)
     flags.mark_flags_as_required(["from", "to"])
     launch(main)

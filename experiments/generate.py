@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import checkpoint_flags
 from experiments.jsonl import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
@@ -24,13 +25,13 @@ from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_prompts, check_seeds, generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.pretrained import LoadedModel, for_decoding
 
 
 def main() -> None:
     """Read, complete, write."""
     rows = read_rows(flags.FLAGS.input)
-    loaded = for_decoding(load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl))
+    loaded = for_decoding(checkpoint_flags.load_checkpoint())
     sampling = SamplingConfig(
         flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.top_k
     )
@@ -97,7 +98,7 @@ def _stop_ids(loaded: LoadedModel) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
-    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    checkpoint_flags.define()
     flags.DEFINE_string("input", None, "JSONL of prompts.")
     flags.DEFINE_string("output", None, "JSONL to write.")
     flags.DEFINE_integer("batch_size", 8, "Rows decoded together.", lower_bound=1)
@@ -106,6 +107,5 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_float("top_p", 0.9, "Nucleus; 1 is off.")
     flags.DEFINE_integer("top_k", 0, "0 is off.")
     flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
-    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
-    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    flags.mark_flags_as_required(["input", "output"])
     launch(main)

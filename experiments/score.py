@@ -2,32 +2,36 @@
 
 python -m experiments.score --checkpoint=PATH --input=in.jsonl --output=out.jsonl
 
-Rows of the input: {"prompt": text, "completion": text}, which are joined, encoded once after BOS, and
-split where the encoding of the prompt ends (spaces at the prompt's end belong to the completion), or
-{"tokens": [ids]}. A row with all three is scored by its texts. Each output row is the input row with
+Rows of the input: {"prompt": text, "completion": text} or {"tokens": [ids]}. Texts are joined and
+encoded once, after BOS. The completion begins where these ids stop being those of the prompt alone: a
+token that spans both counts as completion, because the model has to produce it, and so do spaces at the
+prompt's end. An empty completion has 0 tokens and the sum 0; a text without a token that can be scored
+is refused. A row with all three keys is scored by its texts. Each output row is the input row with
 these keys set: "tokens", the ids that were scored; "logprobs", natural log of each token given all
 before it, null for the first; "sum" over all tokens; with texts also "completion_sum" and
 "completion_tokens", the sum over the completion and its number of tokens. So output rows can be scored
 again, with the same result.
 """
 
+from itertools import takewhile
 from typing import Any
 
 from absl import flags
 
+from experiments import checkpoint_flags
 from experiments.jsonl import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.pretrained import LoadedModel
 
 
 def main() -> None:
     """Read, score, write."""
     rows = read_rows(flags.FLAGS.input)
-    loaded = load(flags.FLAGS.checkpoint, attention_impl=flags.FLAGS.attention_impl)
+    loaded = checkpoint_flags.load_checkpoint()
     write_rows(flags.FLAGS.output, score_rows(loaded, rows, batch_size=flags.FLAGS.batch_size))
 
 
@@ -45,7 +49,14 @@ def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[li
     """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
     if _has_texts(row):
         prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
-        return encode_pair(prompt, completion, loaded.require_tokenizer())
+        ids, prompt_length = encode_pair(prompt, completion, loaded.require_tokenizer())
+        if completion and len(ids) <= max(prompt_length, 1):  # the first token of all has no probability
+            raise ConfigError(
+                f"{where}: its completion has no token to score (tokens after the prompt: "
+                f"{len(ids) - prompt_length}, and the first of a row has no probability); give it text, or "
+                "leave the row out"
+            )
+        return ids, prompt_length
     if "tokens" in row:
         return row_tokens(row, where=where), 0
     raise ConfigError(
@@ -58,12 +69,13 @@ def _has_texts(row: dict[str, Any]) -> bool:
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Ids of the joined text after BOS, and the number of them before the completion."""
+    """Ids of the joined text after BOS, and the number of them that are the prompt's own, from the first."""
     stripped = prompt.rstrip(" ")
     completion = prompt[len(stripped) :] + completion
     bos = tokenizer.bos_id >= 0
     ids = tokenizer.encode(stripped + completion, bos=bos)
-    return ids, len(tokenizer.encode(stripped, bos=bos))
+    both = zip(ids, tokenizer.encode(stripped, bos=bos), strict=False)
+    return ids, len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
 
 
 def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:
@@ -75,10 +87,9 @@ def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: l
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
-    flags.DEFINE_string("checkpoint", None, "Workdir, Hugging Face folder, Meta folder or GGUF file.")
+    checkpoint_flags.define()
     flags.DEFINE_string("input", None, "JSONL to score.")
     flags.DEFINE_string("output", None, "JSONL to write.")
     flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
-    flags.DEFINE_string("attention_impl", "auto", "A name of llama2_jax/kernels/dispatch.py.")
-    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    flags.mark_flags_as_required(["input", "output"])
     launch(main)

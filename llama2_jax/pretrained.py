@@ -135,11 +135,16 @@ def _require_stacked(loaded: LoadedModel) -> None:
 
 
 def convert(
-    source: str | Path, folder: str | Path, *, output_format: str, dtype: str | None = None
+    source: str | Path,
+    folder: str | Path,
+    *,
+    output_format: str,
+    dtype: str | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
-    """Load any checkpoint, with its own dtype, and write it in one of ``FORMATS``."""
+    """Load any checkpoint, with its own dtype and template, and write it in one of ``FORMATS``."""
     require_choice("format", output_format, FORMATS)
-    loaded = load(source, dtype=dtype)
+    loaded = load(source, dtype=dtype, template=template)
     if output_format == "huggingface":
         save_huggingface(folder, loaded)
     else:
@@ -167,13 +172,7 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
         )
     config = build(ModelConfig, meta["model"], name="model")
     tokenizer = native_tokenizer(path, step, meta)
-    shapes = abstract_params(config)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        partitioner.tree(shapes),
-    )
-    params = read_params(path, abstract, step)
+    params = read_params(path, partitioner.abstract(abstract_params(config)), step)
     return Imported(config, params, tokenizer, meta["template"], f"workdir {path}, step {step}")
 
 

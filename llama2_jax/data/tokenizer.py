@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,7 +71,11 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; control ids (BOS, EOS, chat markers) leave no trace in it."""
+        """Text of ``ids``; control ids (BOS, EOS, chat markers) leave no trace in it.
+
+        Ids from ``vocab_size`` on, of spare rows of an embedding, are U+FFFD, as bytes that are no
+        UTF-8 are. Raises ``TokenizerError`` if one is negative.
+        """
         ...
 
     def special_id(self, piece: str) -> int:
@@ -133,7 +138,13 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer.decode``; the leading word boundary is not printed."""
-        return self._processor.decode(_require_ids(ids, self.vocab_size))
+        plain = _require_ids(ids)
+        if max(plain, default=0) < self.vocab_size:
+            return self._processor.decode(plain)
+        # by pieces, which need not be of the vocabulary
+        return self._processor.decode(
+            [self._processor.id_to_piece(i) if i < self.vocab_size else "\ufffd" for i in plain]
+        )
 
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
@@ -211,7 +222,11 @@ class ByteLevelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer.decode``."""
-        return self._backend.decode(_require_ids(ids, self.vocab_size), skip_special_tokens=True)
+        runs = groupby(_require_ids(ids), lambda i: i < self.vocab_size)
+        return "".join(
+            self._backend.decode(list(run), skip_special_tokens=True) if known else "\ufffd" * len(list(run))
+            for known, run in runs
+        )
 
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
@@ -460,13 +475,10 @@ def _require_str(text: object) -> str:
     return text
 
 
-def _require_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
+def _require_ids(ids: Sequence[int]) -> list[int]:
     plain = [int(i) for i in ids]
-    wrong = next((i for i in plain if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise TokenizerError(
-            f"token id {wrong} is outside the vocabulary of {vocab_size}; drop padding first"
-        )
+    if min(plain, default=0) < 0:
+        raise TokenizerError(f"token id {min(plain)} is negative; an id is at least 0: drop padding first")
     return plain
 
 

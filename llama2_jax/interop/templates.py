@@ -47,9 +47,11 @@ def guess_template(jinja: str | None) -> str:
         return "llama2"
     if "<|im_start|>" in jinja:
         return "smollm2" if _SMOLLM2_SYSTEM in jinja else "chatml"
-    if "[INST]" in jinja:
+    if (
+        "[INST]" in jinja and "<<SYS>>" in jinja
+    ):  # others, as Mistral's, have [INST] with other spaces and BOS
         return "llama2"
     raise FormatError(
         f"unknown chat template {jinja[:60]!r}...; known: {', '.join(JINJA)}. Load with template=NAME to say "
-        "which of these to use instead"
+        "which of these to use instead (on a command line --template=NAME, or --config.template=NAME)"
     )

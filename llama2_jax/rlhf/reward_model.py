@@ -170,12 +170,7 @@ def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, f
 def abstract_score_params(model: ScoreModel) -> Params:
     """Shapes, dtypes and shardings of the parameters, without memory."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    partitioner = model.partitioner or single_device()
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        partitioner.tree(shapes),
-    )
+    return (model.partitioner or single_device()).abstract(shapes)
 
 
 def _version(step: int, meta: dict[str, Any]) -> str:

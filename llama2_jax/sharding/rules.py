@@ -87,7 +87,7 @@ class Partitioner:
                 if letter not in REPLICATED_IF_INDIVISIBLE:
                     raise ConfigError(
                         f"dimension {letter} = {size} of a tensor {dims}{shape} is not divisible by "
-                        f"{self.axis_size(axes)} devices of mesh axis {axes}; change config.mesh or the size"
+                        f"{self.axis_size(axes)} devices of mesh axis {axes}; change the mesh or the size"
                     )
                 axes = None
             for axis in (axes,) if isinstance(axes, str) else axes or ():
@@ -156,6 +156,14 @@ class Partitioner:
     def tree(self, abstract: Any) -> Any:
         """Shardings of a whole tree (parameters, optimiser state, TrainState)."""
         return jax.tree_util.tree_map_with_path(self.parameter, abstract)
+
+    def abstract(self, shapes: Any) -> Any:
+        """The shapes and dtypes of a tree with the sharding of every leaf: the target of a restore."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.tree(shapes),
+        )
 
     def make(self, build: Callable[[Any], Any], given: Any) -> Any:
         """The tree that ``build`` gives, in one program: every leaf is made where it will live."""

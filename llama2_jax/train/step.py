@@ -1,4 +1,4 @@
-"""One optimiser update from any loss that returns sums: the only ``value_and_grad`` of the code base."""
+"""One optimiser update from any loss that returns sums: the only place where a gradient is taken."""
 
 import functools
 from collections.abc import Callable
@@ -152,11 +152,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState, without memory: the target of a restore."""
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, partitioner, seed=0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        partitioner.tree(shapes),
-    )
+    return partitioner.abstract(shapes)
 
 
 def compile_step(

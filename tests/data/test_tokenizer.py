@@ -148,11 +148,21 @@ def test_encode_needs_str(tokenizer, chatml_tokenizer):
             each.encode(b"bytes")
 
 
-def test_decode_refuses_ids_outside_the_vocabulary(tokenizer, chatml_tokenizer):
+def test_decode_refuses_negative_ids(tokenizer, chatml_tokenizer):
     for each in (tokenizer, chatml_tokenizer):
-        for wrong in (-1, each.vocab_size):
-            with pytest.raises(TokenizerError, match=str(wrong)):
-                each.decode([5, wrong])
+        with pytest.raises(TokenizerError, match="token id -1 is negative"):
+            each.decode([5, -1])
+
+
+def test_ids_of_spare_rows_of_an_embedding_are_replacement_characters(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        spare, (before, after) = each.vocab_size, (each.encode(text) for text in ("the river", "the é"))
+        ids = [each.bos_id, *before, spare, spare + 100, *after[:-1], spare, after[-1], each.eos_id]
+        space = " " if each is tokenizer else ""  # the word boundary that encode added
+        expected = f"the river\ufffd\ufffd{space}the \ufffd\ufffd\ufffd"  # the é was cut in two
+        assert each.decode(ids) == expected
+        decoder = StreamDecoder(each)
+        assert "".join(decoder.push(i) for i in ids) + decoder.flush() == expected
 
 
 def test_special_ids(tokenizer, chatml_tokenizer):

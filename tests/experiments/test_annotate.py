@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from random import Random
 
 import numpy as np
@@ -114,7 +115,10 @@ def test_pairs_of_another_config_are_not_taken(finished, prompts):
     config, workdir = finished
     (workdir / "DONE").unlink()
     other = make_config(prompts, previous__path=str(pretrained_workdir()), collection__seed=1)
-    with pytest.raises(ConfigError, match="was sampled with another config or other prompts"):
+    files = f"{workdir / 'pairs.jsonl'} and {workdir / 'pairs.json'} to"
+    with pytest.raises(
+        ConfigError, match=f"was sampled with another config or other prompts.* delete {re.escape(files)}"
+    ):
         annotate.run(other, workdir)
     annotate.run(config, workdir)  # as it was
     assert (workdir / "DONE").exists()
@@ -125,6 +129,9 @@ def test_people_fill_in_a_sheet(prompts, tmp_path, capsys):
     annotate.run(config, tmp_path)
     assert f"comparisons are in {tmp_path / 'sheet.csv'}; fill it in" in capsys.readouterr().out
     assert not (tmp_path / "DONE").exists()
+    other = make_config(prompts, annotator="file", collection__num_batches=1, collection__seed=1)
+    with pytest.raises(ConfigError, match=r"pairs.json and .*sheet.csv to sample again"):
+        annotate.run(other, tmp_path)
     with (tmp_path / "sheet.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -1,8 +1,12 @@
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
 
+from experiments import checkpoint_flags
 from experiments.generate import complete_rows, prompt_ids
 from experiments.score import score_rows
 from llama2_jax.config import ConfigError
@@ -11,6 +15,7 @@ from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.sources import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.pretrained import for_decoding
 from tests.experiments import runs
 
 GREEDY = SamplingConfig(max_new_tokens=12, temperature=0.0)
@@ -145,6 +150,60 @@ def test_completion_leaves_the_stop_token_out() -> None:
 def test_bad_row_is_named(row: dict, message: str) -> None:
     with pytest.raises((ConfigError, PromptError), match=message):
         complete([ROWS[0], row])
+
+
+def flag_values(*arguments: str) -> flags.FlagValues:
+    """Flags of a programme of its own, as given after its name."""
+    values = flags.FlagValues()
+    checkpoint_flags.define(values)
+    values(["programme", f"--checkpoint={runs.fine_tuned_workdir()}", *arguments])
+    return values
+
+
+def test_model_split_over_two_devices_gives_the_same_tokens() -> None:
+    loaded = checkpoint_flags.load_checkpoint(flag_values("--tensor=2"))
+    head = loaded.params["unembedding_DV"]
+    assert head.sharding.shard_shape(head.shape)[1] == runs.VOCABULARY // 2
+    results = complete_rows(for_decoding(loaded), ROWS[:2], GREEDY, batch_size=2, seed=0)
+    for row, expected in zip(results, complete(ROWS[:2]), strict=True):
+        assert row["completion_tokens"] == expected["completion_tokens"]
+        assert row["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4)
+
+
+def test_dtype_is_that_of_parameters_and_computation() -> None:
+    for given, dtype in (((), "float32"), (("--dtype=bfloat16",), "bfloat16")):
+        loaded = checkpoint_flags.load_checkpoint(flag_values(*given))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {dtype}
+        assert loaded.config.compute_dtype == dtype
+        assert loaded.params["unembedding_DV"].sharding.num_devices == 1
+
+
+def test_flags_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(checkpoint_flags, "load", lambda path, **named: given.update(named))
+    checkpoint_flags.load_checkpoint(
+        flag_values("--dtype=bfloat16", "--attention_impl=xla", "--template=chatml")
+    )
+    partitioner = given.pop("partitioner")
+    assert partitioner.mesh.size == 1
+    assert given == {
+        "dtype": "bfloat16",
+        "compute_dtype": "bfloat16",
+        "attention_impl": "xla",
+        "template": "chatml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (9, "--tensor=9 needs as many devices, but 8 are present; lower it"),
+        (3, r"dimension \w = \d+ of a tensor .* is not divisible by 3 devices of mesh axis tensor"),
+    ],
+)
+def test_devices_that_cannot_share_the_model_are_refused(tensor: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        checkpoint_flags.load_checkpoint(flag_values(f"--tensor={tensor}"))
 
 
 def test_programme_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None:

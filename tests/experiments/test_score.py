@@ -80,12 +80,36 @@ def test_space_at_the_end_of_a_prompt_belongs_to_the_completion() -> None:
     assert encode_pair("The model ", "reads", tokenizer) == encode_pair("The model", " reads", tokenizer)
 
 
+def test_token_that_spans_prompt_and_completion_is_of_the_completion() -> None:
+    tokenizer = runs.chat_model().require_tokenizer()
+    text = "The garden"
+    whole = tokenizer.encode(text, bos=True)
+    longer_alone = 0
+    for cut in range(len(text)):
+        alone = tokenizer.encode(text[:cut], bos=True)
+        ids, before = encode_pair(text[:cut], text[cut:], tokenizer)
+        assert ids == whole
+        assert 1 <= before < len(ids)
+        assert ids[:before] == alone[:before]
+        assert before == len(alone) or ids[before] != alone[before]
+        longer_alone += len(alone) >= len(whole)
+    assert longer_alone, "no cut makes more tokens of the prompt than of all: take another text"
+
+
+def test_completion_that_is_the_first_token_of_all_is_refused() -> None:
+    pytest.importorskip("tokenizers", reason="pip install 'llama2_jax[import]'")
+    from tests.interop.tokenizers_for_tests import byte_level_tokenizer
+
+    tokenizer = byte_level_tokenizer()
+    tokenizer.bos_id = -1
+    loaded = runs.chat_model()._replace(tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match="row 0: its completion has no token to score"):
+        score_rows(loaded, [{"prompt": "", "completion": "a"}], batch_size=1)
+
+
 def test_empty_completion_and_empty_prompt() -> None:
-    empty, whole = score_rows(
-        runs.chat_model(),
-        [{"prompt": "The model", "completion": ""}, {"prompt": "", "completion": "The model"}],
-        batch_size=2,
-    )
+    rows = [{"prompt": "The model", "completion": ""}, {"prompt": "", "completion": "The model"}]
+    empty, whole = score_rows(runs.chat_model(), rows, batch_size=2)
     assert (empty["completion_sum"], empty["completion_tokens"]) == (0.0, 0)
     assert whole["completion_sum"] == pytest.approx(whole["sum"])
     assert whole["completion_tokens"] == len(whole["tokens"]) - 1

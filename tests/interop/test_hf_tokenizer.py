@@ -99,8 +99,10 @@ def test_template_file_and_named_templates(tmp_path):
 def test_guessing_templates():
     assert guess_template(None) == "llama2"
     assert {name: guess_template(text) for name, text in JINJA.items()} == {name: name for name in JINJA}
-    with pytest.raises(FormatError, match="template=NAME"):
-        guess_template("<|user|>")
+    mistral = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endfor %}"
+    for other in ("<|user|>", mistral):
+        with pytest.raises(FormatError, match="unknown chat template .*template=NAME"):
+            guess_template(other)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

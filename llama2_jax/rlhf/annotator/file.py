@@ -5,6 +5,7 @@ preferred (a or b), rating, on the safety track unsafe_a and unsafe_b (yes or no
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judg
         (file, row, field, and what may stand there).
     """
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, restval=""))
     known = {comparison.comparison_id: comparison for comparison in comparisons}
     _check_rows(path, rows, known)
     by_id = {row["comparison_id"]: row for row in rows}
@@ -64,11 +65,11 @@ def _check_rows(path: str | Path, rows: list[dict[str, str]], known: dict[str, C
     lacking = [column for column in (*SHOWN, *FILLED_IN) if not rows or column not in rows[0]]
     if lacking:
         raise DataError(f"{path} has no column {', '.join(lacking)}, or no rows; write the sheet again")
-    ids = [row["comparison_id"] for row in rows]
+    counts = Counter(row["comparison_id"] for row in rows)
     found = {
-        "unknown": [one for one in ids if one not in known],
-        "twice": sorted({one for one in ids if ids.count(one) > 1}),
-        "missing": [one for one in known if one not in ids],
+        "unknown": [one for one in counts if one not in known],
+        "twice": sorted(one for one, count in counts.items() if count > 1),
+        "missing": [one for one in known if one not in counts],
         "changed": [row["comparison_id"] for row in rows if not _same(row, known.get(row["comparison_id"]))],
     }
     wrong = [

@@ -83,6 +83,17 @@ def test_missing_and_repeated_rows(sheet):
         read_sheet(sheet, COMPARISONS)
 
 
+def test_cells_that_a_spreadsheet_left_out_are_empty(sheet):
+    fill_in(sheet)
+    lines = sheet.read_text().rsplit("Ben", 1)
+    sheet.write_text(lines[0].rstrip(",") + "\n")
+    with pytest.raises(DataError, match="1-b: annotator_id is empty"):
+        read_sheet(sheet, COMPARISONS)
+    sheet.write_text(sheet.read_text() + "1-a\n")
+    with pytest.raises(DataError, match=r"1 twice \(1-a\); 1 changed \(1-a\)"):
+        read_sheet(sheet, COMPARISONS)
+
+
 def test_another_file(tmp_path):
     (tmp_path / "sheet.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column comparison_id, track, dialogue, preferred"):

@@ -1,0 +1,59 @@
+"""Flags of the programmes that use one checkpoint: which it is, how it is read, on how many devices."""
+
+import jax
+from absl import flags
+
+from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import TEMPLATES
+from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+
+flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
+
+
+def define(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Add the flags that ``load_checkpoint`` reads."""
+    source = "Workdir, Hugging Face folder, Meta folder or GGUF file."
+    flags.DEFINE_string("checkpoint", None, source, flag_values=values, required=True)
+    dtypes = ["float32", "bfloat16"]
+    flags.DEFINE_enum("dtype", "float32", dtypes, "Of parameters and computation.", flag_values=values)
+    devices = "Devices that the model is split over."
+    flags.DEFINE_integer("tensor", 1, devices, lower_bound=1, flag_values=values)
+    kernels = "A name of llama2_jax/kernels/dispatch.py."
+    flags.DEFINE_string("attention_impl", "auto", kernels, flag_values=values)
+    chat = "Chat template; the checkpoint's own if not given."
+    flags.DEFINE_enum("template", None, list(TEMPLATES), chat, flag_values=values)
+
+
+def load_checkpoint(values: flags.FlagValues = flags.FLAGS) -> LoadedModel:
+    """The model that the flags name.
+
+    Raises:
+      ConfigError: fewer devices than ``--tensor``, or a size of the model that they do not divide;
+        else as ``llama2_jax.pretrained.load``.
+    """
+    return load(
+        values.checkpoint,
+        dtype=values.dtype,
+        compute_dtype=values.dtype,
+        attention_impl=values.attention_impl,
+        template=values.template,
+        partitioner=tensor_parallel(values.tensor),
+    )
+
+
+def tensor_parallel(num_devices: int) -> Partitioner:
+    """Heads, feed-forward and vocabulary split over the first ``num_devices`` devices.
+
+    Raises:
+      ConfigError: there are not so many.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise ConfigError(
+            f"--tensor={num_devices} needs as many devices, but {len(devices)} are present; "
+            "lower it or run on more devices"
+        )
+    config = MeshConfig(preset="fsdp_tensor", fsdp=1, tensor=num_devices)
+    return Partitioner(make_mesh(config, devices[:num_devices]), config.preset)
