@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.kind = kind
     config.init_from = ""
-    config.template = "llama2"
+    config.template = ""  # of chats; "" = the checkpoint's own
     config.head = "normal"  # D32: N(0, 1/(D+1)), or "zero"
 
     config.model = ConfigDict()  # the rest comes from the checkpoint

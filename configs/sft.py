@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
     config = ConfigDict()
     config.init_from = ""
-    config.template = "llama2"
+    config.template = ""  # of chats; "" = the checkpoint's own
 
     config.model = ConfigDict()  # the rest comes from the checkpoint
     config.model.compute_dtype = "bfloat16"  # D7

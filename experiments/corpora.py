@@ -34,7 +34,7 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
     )
     if data.tokenizer:
         tokenizer = load_tokenizer(data.tokenizer)
-    elif kept.is_dir():
+    elif kept.is_dir() and has_checkpoints(workdir):  # before that, its text may have been another
         tokenizer = load_tokenizer(kept)
     else:
         for name, source in data.sources.items():

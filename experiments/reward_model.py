@@ -38,7 +38,7 @@ from llama2_jax.evals.reward_accuracy import (
     evaluate_pairs,
     spearman,
 )
-from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS, displayed
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
@@ -54,6 +54,7 @@ from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.structs import Params
+from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -90,7 +91,7 @@ def run(config: Any, workdir: Path) -> None:
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
-    chat = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
+    chat = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     require(
         config.data.sequence_length <= chat.config.max_context,
         f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
@@ -111,7 +112,7 @@ def run(config: Any, workdir: Path) -> None:
     keep_tokenizer(tokenizer, workdir)
     model = ScoreModel(chat.config, partitioner)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
-    start_params = [] if has_checkpoints(workdir) else [initial_params(config, chat.params)]
+    start_params = [] if stored_steps(workdir) else [initial_params(config, chat.params)]
     chat = chat._replace(params=None)
     train_run = TrainRun(
         name=f"{config.kind} reward model",

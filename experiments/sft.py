@@ -27,12 +27,13 @@ from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogu
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import has_checkpoints, launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.structs import Params
+from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -50,7 +51,7 @@ def run(config: Any, workdir: Path) -> None:
     check_length(config)
     require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
-    base = load(config.init_from, partitioner=partitioner, template=config.template, **config.model)
+    base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     require(
         config.data.sequence_length <= base.config.max_context,
         f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
@@ -68,7 +69,7 @@ def run(config: Any, workdir: Path) -> None:
     tokenizer = base.require_tokenizer()
     keep_tokenizer(tokenizer, workdir)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
-    start_params = [] if has_checkpoints(workdir) else [base.params]
+    start_params = [] if stored_steps(workdir) else [base.params]
     base = base._replace(params=None)
     train_run = TrainRun(
         name="sft",

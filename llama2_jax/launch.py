@@ -24,11 +24,12 @@ USER_ERRORS = (
     TokenizerError, DataError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
+SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again
 
 # Changing these does not change what is learned, so a resumed run may.
-FREE_TO_CHANGE = ("mesh.", "model.attention_impl", "train.accept_changed_config", "train.log_every_steps",
-                  "train.profile_steps", "train.peak_flops", "train.keep_last", "train.keep_every_steps",
-                  "train.checkpoint_every_steps")  # fmt: skip
+FREE_TO_CHANGE = ("mesh.", "sampler_mesh.", "model.attention_impl", "train.accept_changed_config",
+                  "train.log_every_steps", "train.profile_steps", "train.peak_flops", "train.keep_last",
+                  "train.keep_every_steps", "train.checkpoint_every_steps")  # fmt: skip
 
 
 def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
@@ -67,8 +68,8 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
     done = is_done(workdir)
-    # before the first checkpoint there is nothing that a correction could contradict
-    if path.exists() and (done or has_checkpoints(workdir)):
+    # before the first result there is nothing that a correction could contradict
+    if path.exists() and (done or has_results(workdir)):
         lines = changes(json.loads(path.read_text(encoding="utf-8")), new)
         lines = [line for line in lines if not _is_free(line)]
         if lines and not new["train"]["accept_changed_config"]:
@@ -90,8 +91,13 @@ def _is_free(line: str) -> bool:
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether anything was trained in ``workdir`` or in a stage below it."""
-    return any(workdir.glob("**/checkpoints/[0-9]*"))
+    """Whether anything was trained in ``workdir`` or in a stage below it; one half written does not count."""
+    return any(path.name.isdigit() for path in workdir.glob("**/checkpoints/[0-9]*"))
+
+
+def has_results(workdir: Path) -> bool:
+    """Whether a run in ``workdir`` or below left what its next start builds on: parameters or samples."""
+    return has_checkpoints(workdir) or any(any(workdir.glob(f"**/{pattern}")) for pattern in SAMPLES)
 
 
 def is_done(workdir: Path) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from configs.evaluate_chat import get_config as evaluation_config
 from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
 from experiments.llama2_chat import stage_config
 from llama2_jax.config import ConfigError
-from llama2_jax.launch import is_done, mark_done, open_workdir
+from llama2_jax.launch import has_checkpoints, is_done, mark_done, open_workdir
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -103,6 +104,24 @@ def test_a_config_may_be_corrected_before_anything_is_trained(tmp_path: Path) ->
     (tmp_path / "checkpoints").mkdir()  # made by a run that was refused later
     assert open_workdir(right, tmp_path) is False
     assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == right.data.batch_size
+
+
+def test_a_checkpoint_that_was_half_written_is_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not has_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "samples", ["archive.jsonl", "answers/V1.jsonl", "v1/rejection_sampling/archive.jsonl"]
+)
+def test_samples_of_one_config_are_not_continued_with_another(tmp_path: Path, samples: str) -> None:
+    open_workdir(evaluation_config("tiny"), tmp_path)
+    (tmp_path / samples).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / samples).touch()
+    config = evaluation_config("tiny")
+    config.sampling.top_p = 0.5
+    with pytest.raises(ConfigError, match=r"sampling\.top_p: .* -> 0\.5"):
+        open_workdir(config, tmp_path)
 
 
 def test_config_of_a_finished_run_is_never_rewritten(tmp_path: Path) -> None:

@@ -167,6 +167,15 @@ class Checkpointer:
         )
 
 
+def stored_steps(workdir: Path) -> list[int]:
+    """Steps in ``workdir`` that have a complete checkpoint, oldest first; one half written does not count."""
+    folder = Path(workdir).absolute() / "checkpoints"
+    if not folder.is_dir():
+        return []
+    with _errors_only(), ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
+        return sorted(manager.all_steps())
+
+
 def read_meta(workdir: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """The step and JSON metadata of the newest (or given) checkpoint.
 

@@ -13,7 +13,7 @@ from llama2_jax.data.chat import Message, encode_dialogue
 from llama2_jax.data.loader import single_pass
 from llama2_jax.data.sources import DataError
 from llama2_jax.evals.samples import read_samples
-from llama2_jax.pretrained import load
+from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.structs import TokenBatch
 from llama2_jax.train.loop import Preempted
 from llama2_jax.train.metrics import read_metrics
@@ -70,6 +70,26 @@ def test_resumed_after_sigterm_equals_uninterrupted(tmp_path: Path, monkeypatch:
     sft.run(config, tmp_path)
     assert without_rates(tmp_path) == without_rates(runs.fine_tuned_workdir())
     assert_bitwise_equal(load(tmp_path).params, load(runs.fine_tuned_workdir()).params)
+
+
+@pytest.mark.parametrize(("named", "wanted"), [("", None), ("chatml", "chatml")])
+def test_the_template_is_the_checkpoints_unless_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, wanted: str | None
+) -> None:
+    def loading(path: str, *, template: str | None, **_: object) -> LoadedModel:
+        raise ConfigError(f"template {template}")
+
+    monkeypatch.setattr(sft, "load", loading)
+    with pytest.raises(ConfigError, match=f"template {wanted}"):
+        sft.run(runs.sft_config(runs.pretrained_workdir(), template=named), tmp_path)
+    assert runs.sft_config(runs.pretrained_workdir()).template == ""
+
+
+def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir(parents=True)
+    config = runs.sft_config(runs.pretrained_workdir(), data__heldout="", train__num_steps=1)
+    sft.run(config, tmp_path)
+    assert read_metrics(tmp_path)[-1]["step"] == 1
 
 
 def first_batch() -> TokenBatch:

@@ -15,7 +15,14 @@ import pytest
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TrainState
-from llama2_jax.train.checkpoint import Checkpointer, CheckpointError, read_meta, read_params, write_params
+from llama2_jax.train.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    read_meta,
+    read_params,
+    stored_steps,
+    write_params,
+)
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, init_state
 from tests.train.tiny_run import MODEL, assert_bitwise_equal, partitioner
@@ -46,6 +53,15 @@ def save_steps(workdir: Path, steps: list[int], *, width: int = 8, **options: in
             checkpointer.save(state_of(step, width=width), {"step": step, "name": "test"})
         checkpointer.wait()
         return checkpointer.steps()
+
+
+def test_stored_steps_are_those_that_are_complete(tmp_path: Path) -> None:
+    assert stored_steps(tmp_path) == []
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir(parents=True)  # of a killed process
+    assert stored_steps(tmp_path) == []
+    assert (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").is_dir()  # reading removes nothing
+    save_steps(tmp_path, [1, 2])
+    assert stored_steps(tmp_path) == [1, 2]
 
 
 def newest(workdir: Path) -> Path:
