@@ -21,7 +21,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import for_decoding, load
-from llama2_jax.rlhf.annotator.truth import grade, is_refusal
+from llama2_jax.rlhf.annotator.truth import grade, identify, is_refusal
 from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import Partitioner, make_partitioner
@@ -47,6 +47,9 @@ def run(config: Any, workdir: Path) -> None:
         print(f"{workdir} is done")
         return
     prompts = read_prompts(config.prompts)
+    if config.truth == "simulated":
+        for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
+            identify(prompt.messages)
     sets = split(prompts, config.borderline_family)
     partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
     versions = {

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from llama2_jax.train.metrics import read_metrics
 
 GATT_TURN = 6
 GUARD_NOISE = 0.1  # raw scores; a mean of a few hundred answers moves as much by chance
+KL_NEAR = 10.0  # nats per answer; the best of 16 samples is 1.8 from the policy, gamed rewards give hundreds
 MEDIAN_RISE = 0.25  # of the rise of the maximum: more than that is not "the median stays"
 
 
@@ -253,7 +255,7 @@ def _kl(folder: Path) -> Verdict:
         claim,
         f"KL per answer {values[0]:z.3g} nats at the first iteration, {values[-1]:.3g} at the last "
         f"of {len(values)}",
-        all(abs(value) < 1e3 for value in values),
+        all(math.isfinite(value) and value < KL_NEAR for value in values),
     )
 
 

@@ -79,6 +79,7 @@ def run(config: Any, workdir: Path) -> None:
         batch_size=config.reward.batch_size,
     )
 
+    count = config.sampling.samples_per_prompt
     curves: dict[float, list[float]] = {}
     for temperature in config.search.temperatures:
         tried = draw_samples(
@@ -92,8 +93,7 @@ def run(config: Any, workdir: Path) -> None:
         curves[temperature] = expected_curves(displayed(pool_scores(score(tried))))["max"]
     temperature = config.sampling.temperature
     if curves:
-        temperature = best_temperature(curves, config.search.samples_per_prompt)
-    count = config.sampling.samples_per_prompt
+        temperature = best_temperature(curves, count)
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
 
     samples = score(read_archives([*config.archives, archive]))
@@ -122,6 +122,13 @@ def _check_config(config: Any, workdir: Path) -> None:
     for name in ("sampling", "search"):
         count = config[name].samples_per_prompt
         require(count > 0, f"{name}.samples_per_prompt = {count} must be positive")
+    require(
+        not config.search.temperatures
+        or config.search.samples_per_prompt >= config.sampling.samples_per_prompt,
+        f"search.samples_per_prompt = {config.search.samples_per_prompt} is less than "
+        f"sampling.samples_per_prompt = {config.sampling.samples_per_prompt}: the best temperature "
+        "depends on how many samples it is the best of; raise the first",
+    )
     require_choice("pick.unfinished", config.pick.unfinished, UNFINISHED)
     require_choice("pick.rounds", config.pick.rounds, ROUNDS)
     if not (workdir / "archive.jsonl").exists():

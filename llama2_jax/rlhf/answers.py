@@ -24,13 +24,15 @@ class Answer(NamedTuple):
 
 
 def model_version(loaded: LoadedModel) -> str:
-    """A name that changes whenever a parameter does: where the model came from and a checksum of all bits."""
+    """A name for the parameters: where they came from and the sum of all their bits.
+
+    The sum is the same for every layout; of values that only changed places it knows nothing.
+    """
     return f"{loaded.source}, checksum {int(_checksum(loaded.params)):08x}"
 
 
 @jax.jit
 def _checksum(params: Params) -> jax.Array:
-    """Sum of all parameters' bits as integers: the same for stacked, unstacked and sharded layouts."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(params):
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")

@@ -208,7 +208,8 @@ def rescore(
     """The samples with the scores of these reward models; only rows of another version are scored.
 
     Args:
-      path: the archive that new scores are appended to.
+      path: the archive that new scores are appended to, and samples that it does not hold yet: it then holds
+        all of them.
       scorers: ``helpfulness`` and ``safety``.
       threshold: of the combination (PPO-3), a probability.
 
@@ -219,6 +220,7 @@ def rescore(
     _require_encoding(samples, encoding_name(tokenizer, template))
     rows = prompt_rows([sample.prompt for sample in samples], tokenizer, template)
     versions = {kind: scorers[kind].version for kind in KINDS}
+    held = {sample.key for sample in (read_archives([path]) if Path(path).exists() else [])}
     results: list[Sample] = []
     for part in _parts(samples, batch_size):
         scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in KINDS}
@@ -237,7 +239,8 @@ def rescore(
             )
             for i, sample in enumerate(part)
         ]
-        append_samples(path, [new for new, old in zip(scored, part, strict=True) if new != old])
+        known = zip(scored, part, strict=True)
+        append_samples(path, [new for new, old in known if new != old or new.key not in held])
         results += scored
     return results
 

@@ -56,6 +56,16 @@ def config_of(**changes: Any) -> ConfigDict:
     )
 
 
+def test_prompts_that_the_truth_does_not_know_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    write_prompts(
+        tmp_path / "prompts.jsonl", [FACT, NEST._replace(messages=(Message("user", "Mow the lawn."),))]
+    )
+    config = config_of(truth="simulated", prompts=str(tmp_path / "prompts.jsonl"))
+    with pytest.raises(ConfigError, match="Mow the lawn"):
+        evaluate_chat.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "answers").exists()
+
+
 @functools.cache
 def evaluated() -> Path:
     workdir = runs.scratch() / "evaluate_chat"

@@ -43,6 +43,14 @@ def test_the_guard_must_not_fall_while_the_reward_rises(tmp_path, reward, guard,
     assert _guard(tmp_path).holds is holds
 
 
+@pytest.mark.parametrize(
+    ("last", "holds"), [(0.05, True), (-0.01, True), (900.0, False), (float("inf"), False)]
+)
+def test_the_policy_must_stay_near_the_reference(tmp_path, last, holds):
+    runs.write_lines(tmp_path / "metrics.jsonl", [{"ppo/kl_per_answer": one} for one in (0.0, last)])
+    assert _kl(tmp_path).holds is holds
+
+
 def answer(text, score, *, is_unsafe=False):
     messages = [{"role": "user", "content": "How?"}]
     return {"messages": messages, "answer": text, "harm": 0.5, "is_unsafe": is_unsafe, "score": score}

@@ -102,6 +102,19 @@ def test_search_draws_each_temperature_and_the_best_one_is_used() -> None:
     assert counts == {found["temperature"]: 6 * 4, other: 2 * 4}
 
 
+def test_the_temperature_is_the_best_for_as_many_samples_as_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        rejection_sampling, "best_temperature", lambda curves, n: asked.append(n) or min(curves)
+    )
+    config = config_of(sampling__samples_per_prompt=2, search__temperatures=(0.7,), num_prompts=2)
+    rejection_sampling.run(config, tmp_path)
+    assert config.search.samples_per_prompt == 4
+    assert asked == [2]
+
+
 @pytest.mark.parametrize(
     ("skip", "count", "expected"),
     [(0, 0, PROMPTS), (0, 2, PROMPTS[:2]), (4, 0, PROMPTS[4:]), (1, 5, PROMPTS[1:])],
@@ -272,6 +285,10 @@ def test_small_model_learns_from_the_picks_of_another(tmp_path: Path) -> None:
         ({"round": 0}, "config.round = 0 must be positive"),
         ({"sampling__samples_per_prompt": 0}, "sampling.samples_per_prompt = 0"),
         ({"pick__unfinished": "drop"}, "choose one of 'exclude', 'keep'"),
+        (
+            {"search__samples_per_prompt": 3, "search__temperatures": (0.7,)},
+            r"search.samples_per_prompt = 3 is less than\s+sampling.samples_per_prompt = 4",
+        ),
         ({"pick__rounds": "none"}, "choose one of 'all', 'last'"),
     ],
 )

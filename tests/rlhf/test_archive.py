@@ -179,6 +179,15 @@ def test_combined_score_is_the_paper_s(tmp_path: Path) -> None:
     )
 
 
+def test_a_later_archive_holds_the_samples_that_it_was_given_whether_rescored_or_not(tmp_path: Path) -> None:
+    first = scored(tmp_path / "first.jsonl", [sample(1), sample(2)])
+    scored(tmp_path / "second.jsonl", [*first, sample(1, round=2)])  # by the same reward models
+    assert [s.round for s in read_archives([tmp_path / "second.jsonl"])] == [1, 2, 1]
+    before = (tmp_path / "second.jsonl").read_bytes()
+    scored(tmp_path / "second.jsonl", read_archives([tmp_path / "second.jsonl"]))
+    assert (tmp_path / "second.jsonl").read_bytes() == before
+
+
 def test_new_reward_model_rescores_what_it_has_not_seen_and_changes_the_pick(tmp_path: Path) -> None:
     path = tmp_path / "archive.jsonl"
     old = scored(path, [sample(1, tokens=(3,)), sample(1, seed=1, tokens=(9,))])
