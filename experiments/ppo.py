@@ -111,8 +111,12 @@ def run(config: Any, workdir: Path) -> None:
     partitioner, sampler_partitioner = (
         make_partitioner(build(MeshConfig, config[name], name=name)) for name in ("mesh", "sampler_mesh")
     )
-    for size in (ppo.mini_batch_size // ppo.accumulation_steps, ppo.batch_size // ppo.forward_parts):
-        check_batch_size(partitioner, size, field="ppo.mini_batch_size / accumulation_steps")
+    sizes = {
+        "ppo.mini_batch_size / accumulation_steps": ppo.mini_batch_size // ppo.accumulation_steps,
+        "ppo.forward_batch_size": ppo.batch_size // ppo.forward_parts,
+    }
+    for field, size in sizes.items():
+        check_batch_size(partitioner, size, field=field)
     policy = load(config.init_from, partitioner=partitioner, **config.model)
     reward_models = _load_reward_models(config, policy)
     shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}

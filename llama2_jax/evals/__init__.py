@@ -1,1 +1,1 @@
-"""Measuring models: held-out loss, samples, tasks."""
+"""Measuring models: held-out loss, samples, judges, intervals."""

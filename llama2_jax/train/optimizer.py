@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 from llama2_jax.config import require, require_choice
 
@@ -38,7 +39,10 @@ class OptimizerConfig:
             0 <= self.final_fraction <= 1,
             f"optimizer.final_fraction = {self.final_fraction} must be in [0, 1]",
         )
-        require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
+        for name in ("warmup_steps", "warmup_fraction", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name} = {value} must not be negative")
+        require(self.epsilon > 0, f"optimizer.epsilon = {self.epsilon} must be positive")
         require(self.grad_clip_norm > 0, f"optimizer.grad_clip_norm = {self.grad_clip_norm} must be positive")
 
 
@@ -92,7 +96,18 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with decoupled decay scaled by the learning rate."""
+    """Global-norm clipping, then AdamW with decoupled decay scaled by the learning rate.
+
+    A warm-up that outlasts the run is allowed, for a first look at a config, but not silently.
+    """
+    warmup_steps, _ = _spans(config, num_steps)
+    if warmup_steps > num_steps:
+        logging.log_first_n(
+            logging.WARNING,
+            "the warm-up of %d updates outlasts the run of %d: the learning rate ends at %.0f %% of its "
+            "peak; lower config.optimizer.warmup_steps",
+            1, warmup_steps, num_steps, 100 * num_steps / warmup_steps,
+        )  # fmt: skip
     return optax.chain(
         optax.clip_by_global_norm(config.grad_clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),

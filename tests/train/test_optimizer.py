@@ -1,3 +1,5 @@
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,12 @@ def test_constant_schedule_warms_up_and_stays():
     assert rate(5, schedule="constant", warmup_steps=10) == pytest.approx(1.5e-4)
     assert rate(10, schedule="constant", warmup_steps=10) == pytest.approx(3e-4)
     assert rate(9_999, schedule="constant", warmup_steps=10) == pytest.approx(3e-4)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_said(caplog):
+    caplog.set_level(logging.WARNING, logger="absl")
+    make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=200), num_steps=50)
+    assert "outlasts the run of 50: the learning rate ends at 25 % of its peak" in caplog.text
 
 
 def test_no_warm_up_starts_at_the_peak():
