@@ -277,11 +277,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         require(0 <= seed < SEED_LIMIT, f"seed {seed} is outside 0 to {SEED_LIMIT - 1} (32 bits)")
 
 
-def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise ``PromptError`` for prompts that the model cannot take."""
+def check_prompts(
+    model: Transformer, prompts: Sequence[Sequence[int]], names: Sequence[Any] | None = None
+) -> None:
+    """Raise ``PromptError`` for prompts that the model cannot take, by name (default: their numbers)."""
     config = model.config
     require(len(prompts) > 0, "no prompt given")
-    for row, prompt in enumerate(prompts):
+    for row, prompt in zip(names or range(len(prompts)), prompts, strict=True):
         if len(prompt) == 0:
             raise PromptError(f"prompt {row} is empty; start it with the tokenizer's BOS")
         if len(prompt) >= config.max_context:

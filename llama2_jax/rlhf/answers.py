@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, encode_prompt, stop_ids
-from llama2_jax.generate.decode import generate
+from llama2_jax.generate.decode import check_prompts, generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.structs import Params
@@ -74,6 +74,8 @@ def sample_token_rows(
     """``sample_answers`` for prompts that are ids already."""
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     require(len(seeds) == len(rows), f"{len(seeds)} seeds for {len(rows)} prompts; give one each")
+    if rows:
+        check_prompts(loaded.model, rows)  # in the order given, before any is answered
     answers: dict[int, Answer] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(rows), batch_size):

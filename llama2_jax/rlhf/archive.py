@@ -22,6 +22,7 @@ from llama2_jax.data.chat import Template, encode_prompt
 from llama2_jax.data.prompts import Prompt, prompt_row
 from llama2_jax.data.sources import DataError, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import model_version, sample_token_rows
@@ -176,6 +177,7 @@ def draw(
     ]
     held = {sample.key: sample for sample in read_archives([path] if path.exists() else [])}
     rows = prompt_rows(prompts, tokenizer, loaded.template)
+    check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
     missing = [sample for sample in wanted if sample.key not in held]
     missing.sort(key=lambda sample: len(rows[sample.prompt.prompt_id]))  # few shapes to compile
     for part in _parts(missing, batch_size):

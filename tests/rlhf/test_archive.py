@@ -9,6 +9,7 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.sources import DataError
+from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.rlhf import archive
 from llama2_jax.rlhf.archive import (
@@ -134,6 +135,13 @@ def test_sample_depends_on_nothing_but_its_key(tmp_path: Path) -> None:
     samples = {s.key: s for s in drawn(tmp_path / "a.jsonl")}
     for s in drawn(tmp_path / "b.jsonl", num_samples=2, prompts=(3, 1), batch_size=1):
         assert samples[s.key] == s
+
+
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    prompts = [prompt(1), prompt(2, "why " * 200), prompt(3)]
+    with pytest.raises(PromptError, match="prompt p2 has .* context is 128"):
+        draw(tmp_path / "a.jsonl", policy(), prompts, SAMPLING, round=1, num_samples=2, batch_size=4)
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_killed_draw_continues_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
