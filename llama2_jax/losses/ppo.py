@@ -38,7 +38,7 @@ def policy_sums(
 
     Returns:
       Means: ``ratio``, ``clip_fraction`` (ratios outside the range), ``approx_kl`` (k3 of behaviour
-      to policy). Totals: ``off_policy_tokens``.
+      to policy). Totals: ``off_policy_tokens``, ``tokens``.
     """
     check_shapes(
         "policy_sums",
@@ -61,7 +61,10 @@ def policy_sums(
             "clip_fraction": masked_mean(off_BC > clip_range, mask_BC),
             "approx_kl": masked_mean(ratio_BC - 1 - log_ratio_BC, mask_BC),
         },
-        totals={"off_policy_tokens": (mask_BC & (off_BC > ratio_tolerance)).sum()},
+        totals={
+            "off_policy_tokens": (mask_BC & (off_BC > ratio_tolerance)).sum(),
+            "tokens": _count(mask_BC),
+        },
     )
 
 
@@ -76,7 +79,7 @@ def value_sums(
     """Squared error of the values, clipped around the values at sampling time (D43).
 
     Returns:
-      Means: ``clip_fraction``, how often the clipped error is the one that counts.
+      Means: ``clip_fraction``, how often the clipped error is the one that counts. Totals: ``tokens``.
     """
     check_shapes(
         "value_sums",
@@ -93,7 +96,7 @@ def value_sums(
         0.5 * jnp.maximum(error_BC, clipped_error_BC).sum(),
         _count(mask_BC),
         means={"clip_fraction": masked_mean(clipped_error_BC > error_BC, mask_BC)},
-        totals={},
+        totals={"tokens": _count(mask_BC)},
     )
 
 

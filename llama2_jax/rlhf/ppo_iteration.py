@@ -35,6 +35,8 @@ from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
 from llama2_jax.train.step import abstract_state, compile_step, state_from_params
 
+NORMS = ("grad_norm", "param_norm")  # metrics of an update; the others are means over tokens
+
 
 class PromptBatch(NamedTuple):
     """Prompts to answer, one row each."""
@@ -260,5 +262,10 @@ def _values(model: ScoreModel, config: PPOConfig, params: Params, rollout: Rollo
 
 
 def _means(metrics: dict[str, np.ndarray]) -> dict[str, float]:
-    """Over the mini-batches, which have equally many answers."""
-    return {name: float(values.mean()) for name, values in metrics.items()}
+    """Over the tokens of all mini-batches, which have different numbers of them; norms over the updates."""
+    tokens = metrics["tokens"].astype(np.float64)
+    return {
+        name: float(values.mean() if name in NORMS else np.average(values, weights=tokens))
+        for name, values in metrics.items()
+        if name != "tokens"
+    }

@@ -63,12 +63,12 @@ def make_experience(
         whitened_B, rollout.stopped_B, handling=config.missing_eos, value=config.missing_eos_value
     )
     penalty_BC = kl_penalty(behaviour_logprobs_BC, reference_logprobs_BC, mask_BC, kl_coef=config.kl_coef)
-    rewards_BC = on_last_token(final_B, rollout.response_lengths_B, num_tokens=mask_BC.shape[1])
-    if config.kl_placement == "reward":
-        rewards_BC = rewards_BC + penalty_BC
+    if config.kl_placement == "loss":
+        penalty_BC = jnp.zeros_like(penalty_BC)
+    final_BC = on_last_token(final_B, rollout.response_lengths_B, num_tokens=mask_BC.shape[1])
     goes_on_B = (config.truncation == "bootstrap") & ~rollout.stopped_B
     estimate = gae(
-        rewards_BC,
+        final_BC + penalty_BC,
         values.values_BC,
         mask_BC,
         discount=config.discount,

@@ -13,10 +13,10 @@ from llama2_jax.data.sources import DataError
 class ListCorpus:
     """Documents of unique ids, so that every token can be followed through packing."""
 
-    def __init__(self, lengths):
+    def __init__(self, lengths, *, first=1):
         self.lengths = np.array(lengths, np.int64)
-        ends = np.cumsum(self.lengths)
-        self.documents = [np.arange(end - length, end) + 1 for end, length in zip(ends, lengths, strict=True)]
+        ends = np.cumsum(self.lengths) + first
+        self.documents = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
     def __getitem__(self, index):
         return self.documents[index]
@@ -53,11 +53,12 @@ def brute_force_row(documents, index, length, document_mask):
     return row
 
 
+@pytest.mark.parametrize("first", [0, 1])  # 0 is the id of padding too
 @pytest.mark.parametrize("document_mask", [False, True])
 @pytest.mark.parametrize("length", [1, 4, 7, 64])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_rows_equal_brute_force(lengths, length, document_mask):
-    corpus = ListCorpus(lengths)
+def test_rows_equal_brute_force(lengths, length, document_mask, first):
+    corpus = ListCorpus(lengths, first=first)
     packed = PackedDocuments(corpus, sequence_length=length, seed=None, document_mask=document_mask)
     assert len(packed) == -(-(sum(lengths) - 1) // length)
     for index, row in enumerate(rows_of(packed)):
@@ -162,6 +163,16 @@ def test_dialogue_segments_and_positions():
     assert whole["segment_ids"].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
     assert whole["positions"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
     assert whole["loss_mask"].tolist() == [0, 1, 1, 0, 1, 1, 0, 0]
+
+
+def test_a_token_with_the_id_of_padding_is_a_token():
+    dialogue = EncodedDialogue([0, 5, 0, 6, 0], [0, 0, 1, 1, 1])
+    row = PackedDialogues([dialogue], sequence_length=7, document_mask=True)[0]
+    assert row["tokens"].tolist() == [0, 5, 0, 6, 0, 0, 0]
+    assert row["targets"].tolist() == [5, 0, 6, 0, 0, 0, 0]
+    assert row["loss_mask"].tolist() == [0, 1, 1, 1, 0, 0, 0]
+    assert row["segment_ids"].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    assert row["positions"].tolist() == [0, 1, 2, 3, 4, 0, 0]
 
 
 def test_long_dialogues_are_split_and_empty_pieces_dropped_and_counted():

@@ -112,6 +112,13 @@ def test_what_a_batch_holds_of_a_pair():
         np.testing.assert_array_equal(batch.safe_BC[row], [1, 0])
 
 
+def test_a_token_with_the_id_of_padding_is_counted():
+    pair = EncodedPair([5, 0, 9, 0], [0], -1, (-1, -1))
+    batch = PairLoader([pair], MARGINS, batch_size=1, seed=0).batch(0)
+    np.testing.assert_array_equal(batch.lengths_BC, [[4, 1]])
+    np.testing.assert_array_equal(batch.tokens_BCT[0, 0, :5], [5, 0, 9, 0, 0])
+
+
 def test_batches_depend_on_the_step_alone():
     stream = loader().iterate(4)
     for step in (4, 5, 6):

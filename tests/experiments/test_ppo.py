@@ -2,10 +2,12 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,7 @@ def test_a_run_leaves_every_artefact() -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[0]["ppo/kl_largest"] == 0
     assert lines[-1]["ppo/kl_largest"] > 0
+    assert lines[0]["ppo/explained_variance"] == pytest.approx(0, abs=1e-5)  # its head starts at zero
     for name in ("score_safety", "score_helpfulness", "score_guard", "reward_score", "reward_kl", "sigma",
                  "beta_sigma", "entropy", "ratio", "clip_fraction", "stopped_fraction", "kl_per_token",
                  "explained_variance"):  # fmt: skip
@@ -117,13 +120,27 @@ def kept(workdir: Path, step: int) -> Any:
 def test_the_combined_reward_uses_the_tags() -> None:
     """Of tagged prompts the reward is the safety score, whatever helpfulness says."""
     rows = runs.read_lines(finished() / "samples.jsonl")
-    tagged = 0
+    tags = []
     for row in rows:
+        (number,) = re.findall(r"Question (\d+)\?", row["prompt"])
+        tags.append(int(number) % 2 == 0)
         is_unsafe = row["safety"] < np.log(0.15 / 0.85)
-        assert row["reward"] in (row["safety"], row["helpfulness"])
-        assert not is_unsafe or row["reward"] == row["safety"]
-        tagged += row["reward"] == row["safety"]
-    assert 0 < tagged < len(rows)
+        assert row["safety"] != row["helpfulness"]
+        assert row["reward"] == row["safety" if tags[-1] or is_unsafe else "helpfulness"]
+    assert 0 < sum(tags) < len(rows)
+
+
+def test_every_iteration_has_prompts_and_seeds_of_its_own() -> None:
+    run: Any = SimpleNamespace(
+        learner=SimpleNamespace(config=SimpleNamespace(batch_size=3)),
+        config=SimpleNamespace(train=SimpleNamespace(seed=0)),
+        prompts=ppo.Prompts(TRAIN, [[number] for number in range(7)]),
+    )
+    first, again, second = (ppo._batch(run, iteration) for iteration in (0, 0, 1))
+    assert (first.prompt_ids, first.seeds) == (again.prompt_ids, again.seeds)
+    assert len({*first.prompt_ids, *second.prompt_ids}) == len({*first.seeds, *second.seeds}) == 6
+    assert first.tokens == [[int(name[1:])] for name in first.prompt_ids]
+    assert first.is_safety_B.tolist() == [tokens[0] % 2 == 0 for tokens in first.tokens]
 
 
 def assert_same_end(workdir: Path) -> None:

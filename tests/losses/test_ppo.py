@@ -47,7 +47,7 @@ def test_policy_metrics_by_hand():
     assert means["ratio"] == pytest.approx(4.1 / 4, rel=1e-6)
     assert means["clip_fraction"] == 0.5
     assert means["approx_kl"] == pytest.approx((ratios - 1 - np.log(ratios)).mean(), rel=1e-6)
-    assert sums.totals["off_policy_tokens"] == 3
+    assert (sums.totals["off_policy_tokens"], sums.totals["tokens"]) == (3, 4)
 
 
 def test_value_loss_with_clip():
@@ -61,7 +61,13 @@ def test_perfect_critic_has_no_loss():
     values = row(0.5, -3.0, 7.0)
     sums = value_sums(values, values, values, jnp.ones((1, 3), bool), clip_range=0.2)
     assert sums.loss_sum == 0
-    assert sums.weight == 3
+    assert sums.weight == sums.totals["tokens"] == 3
+
+
+def test_tokens_are_counted_without_padding():
+    values, mask = row(1, 2, 3, 4), jnp.asarray([[True, True, True, False]])
+    assert policy(values, values, values, mask).totals["tokens"] == 3
+    assert value_sums(values, values, values, mask, clip_range=0.2).totals["tokens"] == 3
 
 
 def test_sums_give_the_mean_over_all_tokens_and_not_that_of_micro_batches():

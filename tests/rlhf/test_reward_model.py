@@ -17,6 +17,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.rlhf.ppo_iteration import reward_model_scores
 from llama2_jax.rlhf.reward_model import (
     RewardModel,
     check_same_text,
@@ -27,6 +28,7 @@ from llama2_jax.rlhf.reward_model import (
     score_dialogues,
     score_rows,
 )
+from llama2_jax.rlhf.rollouts import Rollout
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import make_partitioner, single_device
@@ -192,6 +194,7 @@ def reward_model(tokenizer, *, partitioner=None, **changes):
 
 
 ROWS = [np.random.default_rng(n).integers(0, 400, n).tolist() for n in (40, 3, 64, 1, 17, 33, 32, 8, 5)]
+ROWS += [[5, 9, 0], [0, 5]]  # 0 is the id of padding too
 
 
 def test_scores_are_those_of_each_row_alone_in_the_order_given(tokenizer):
@@ -202,6 +205,25 @@ def test_scores_are_those_of_each_row_alone_in_the_order_given(tokenizer):
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
     assert score_rows(found, [], batch_size=4).shape == (0,)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_answer_of_the_policy_is_scored_as_its_row_alone(parts):
+    model = ScoreModel(SMALL, single_device())
+    found = RewardModel(SMALL, params(SMALL), None, LLAMA2, model, "guard", "")
+    prompt_lengths, lengths = np.array([1, 5, 2, 4]), np.array([6, 1, 3, 4])
+    ends = prompt_lengths + lengths
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(0, 32, end).tolist() for end in ends]
+    wanted = score_rows(found, rows, batch_size=4)
+    assert np.ptp(wanted) > 0.1
+    for after in (0, 31, END):  # whatever stands after the last token
+        tokens_BT = np.full((4, 11), after, np.int32)
+        for own, row in zip(tokens_BT, rows, strict=True):
+            own[: len(row)] = row
+        rollout = Rollout(tokens_BT, prompt_lengths, lengths, np.ones(4, bool), np.zeros((4, 6), np.float32))
+        scores = reward_model_scores(model, found.params, rollout, parts=parts)
+        np.testing.assert_allclose(scores, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_eight_devices_score_as_one_does(tokenizer):

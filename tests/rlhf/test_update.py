@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.rlhf.ppo_config import PPOConfig
-from llama2_jax.rlhf.ppo_iteration import PromptBatch, Scores, Stopwatch
-from llama2_jax.rlhf.rollouts import ResponseValues, Rollout, draw_seeds
+from llama2_jax.rlhf.ppo_iteration import PromptBatch, Scores, Stopwatch, _means
+from llama2_jax.rlhf.rollouts import ResponseValues, Rollout, draw_seeds, response_mask, response_values
 from llama2_jax.rlhf.update import make_experience, policy_loss, value_loss
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.train.optimizer import ScheduleState, with_num_steps
 from tests.model.tiny import assert_trees_close
 from tests.rlhf import tiny_ppo
 from tests.train.tiny_run import assert_bitwise_equal
@@ -135,6 +137,37 @@ def test_iterations_learn_and_count(first_iterations):
     assert tokens[0] != tokens[1]
 
 
+def schedule(state):
+    """Updates so far, and those of the whole run, as its schedule knows them."""
+
+    def is_schedule(leaf):
+        return isinstance(leaf, ScheduleState)
+
+    (found,) = filter(is_schedule, jax.tree.leaves(state.opt_state, is_leaf=is_schedule))
+    return int(found.count), int(found.num_steps)
+
+
+def test_schedules_count_updates_and_not_iterations(first_iterations):
+    learner, results = first_iterations
+    state = results[-1].state
+    assert schedule(state.policy) == schedule(state.value) == (3 * 4, 100 * 4)
+    shorter = [  # the states of a run of 7 updates
+        each._replace(opt_state=with_num_steps(each.opt_state, tiny_ppo.optimizer(1e-2), num_steps=7))
+        for each in (state.policy, state.value)
+    ]
+    assert schedule(shorter[0]) == (3 * 4, 7)
+    restored = learner.restored_state(3, *shorter)
+    assert schedule(restored.policy) == schedule(restored.value) == (3 * 4, 100 * 4)
+    assert int(restored.policy.step) == int(restored.value.step) == 3 * 4
+
+
+def test_metrics_are_means_over_tokens_and_not_over_mini_batches():
+    learned = {
+        "entropy": np.array([2.0, 0.0]), "grad_norm": np.array([1.0, 3.0]), "tokens": np.array([1.0, 8.0])
+    }  # fmt: skip
+    assert _means(learned) == {"entropy": pytest.approx(2 / 9), "grad_norm": 2.0}
+
+
 def test_the_reference_survives_and_does_not_move(first_iterations):
     learner, _ = first_iterations
     fresh = init_params(Transformer(tiny_ppo.MODEL, learner.partitioner), jax.random.key(0))
@@ -222,7 +255,19 @@ def rollout_of(lengths, *, length=5, stopped=None):
     )
 
 
-def experience_of(rollout, scores, *, config=SMALL, values=None, poison=False):
+def widened(rollout):
+    """With 20 instead of 5 slots for the answer."""
+    return rollout._replace(
+        tokens_BT=np.pad(rollout.tokens_BT, [(0, 0), (0, 27)], constant_values=2),
+        sampler_logprobs_BC=widened_array(rollout.sampler_logprobs_BC),
+    )
+
+
+def widened_array(array_BC):
+    return np.pad(array_BC, [(0, 0), (0, 15)], constant_values=99)
+
+
+def experience_of(rollout, scores, *, config=SMALL, values=None, poison=False, wide=False):
     shape = rollout.sampler_logprobs_BC.shape
     draw = np.random.default_rng(1)
     arrays = [draw.normal(size=shape).astype(np.float32) for _ in range(3)]
@@ -232,6 +277,8 @@ def experience_of(rollout, scores, *, config=SMALL, values=None, poison=False):
         mask = np.arange(shape[1]) < rollout.response_lengths_B[:, None]
         arrays = [np.where(mask, array, np.nan) for array in arrays]
         rollout = rollout._replace(sampler_logprobs_BC=np.where(mask, rollout.sampler_logprobs_BC, np.nan))
+    if wide:
+        rollout, arrays = widened(rollout), [widened_array(array) for array in arrays]
     final = ResponseValues(arrays[2], np.full(shape[0], 0.5, np.float32))
     return make_experience(rollout, np.array(scores), arrays[0], arrays[1], final, config=config)
 
@@ -239,22 +286,27 @@ def experience_of(rollout, scores, *, config=SMALL, values=None, poison=False):
 SCORES = [0.7, -1.0, 2.5, 0.2]
 
 
+IN_LOSS = dataclasses.replace(SMALL, kl_placement="loss", kl_estimator="k2")
+
+
 @pytest.fixture(scope="module")
-def losses():
-    model, value_model = Transformer(tiny_ppo.MODEL), ScoreModel(tiny_ppo.MODEL)
-    params = init_params(model, jax.random.key(0))
-    value_params = score_params_from_chat(params, key=jax.random.key(1))
-    config = dataclasses.replace(SMALL, kl_placement="loss", kl_estimator="k2")
+def params():
+    """Of a policy and of a value model."""
+    policy = init_params(Transformer(tiny_ppo.MODEL), jax.random.key(0))
+    return policy, score_params_from_chat(policy, key=jax.random.key(1))
 
-    def both(experience):
-        def total(params, value_params):
-            one = policy_loss(model, config)(params, experience)
-            two = value_loss(value_model, config)(value_params, experience)
-            return one.loss_sum + two.loss_sum, (one, two)
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, value_params)
+@pytest.fixture(scope="module")
+def losses(params):
+    """Both losses of an experience, ``((total, (policy, value)), gradients)``."""
+    loss = policy_loss(Transformer(tiny_ppo.MODEL), IN_LOSS)
+    loss_of_values = value_loss(ScoreModel(tiny_ppo.MODEL), IN_LOSS)
 
-    return both
+    def total(params, experience):
+        one, two = loss(params[0], experience), loss_of_values(params[1], experience)
+        return one.loss_sum + two.loss_sum, (one, two)
+
+    return functools.partial(jax.jit(jax.value_and_grad(total, has_aux=True)), params)
 
 
 def test_nan_in_masked_slots_changes_nothing(losses):
@@ -277,19 +329,38 @@ def test_what_follows_the_answer_changes_nothing(losses):
 def test_four_times_the_padding_changes_nothing(losses):
     rollout = rollout_of([5, 2, 1, 3])
     experience, _ = experience_of(rollout, SCORES)
-    wide_rollout = rollout._replace(
-        tokens_BT=np.pad(rollout.tokens_BT, [(0, 0), (0, 27)], constant_values=2),
-        sampler_logprobs_BC=np.pad(rollout.sampler_logprobs_BC, [(0, 0), (0, 15)]),
-    )
+    arrays = {name: getattr(experience, name) for name in experience._fields if name.endswith("_BC")}
     wide = experience._replace(
-        rollout=wide_rollout,
-        **{
-            name: np.pad(getattr(experience, name), [(0, 0), (0, 15)], constant_values=99)
-            for name in experience._fields
-            if name.endswith("_BC")
-        },
+        rollout=widened(rollout), **{name: widened_array(array) for name, array in arrays.items()}
     )
     assert_trees_close(losses(wide), losses(experience), rtol=1e-4, atol=1e-5)
+
+
+def test_advantages_are_whitened_over_the_answers_alone():
+    rollout = rollout_of([5, 2, 1, 3])
+    experience, metrics = experience_of(rollout, SCORES)
+    advantages = np.asarray(experience.advantages_BC)[np.asarray(response_mask(rollout))]
+    assert advantages.mean() == pytest.approx(0, abs=1e-6)
+    assert advantages.var() == pytest.approx(1, abs=1e-5)
+    wide, wide_metrics = experience_of(rollout, SCORES, wide=True)
+    for name in ("advantages_BC", "returns_BC"):
+        found = getattr(wide, name)[:, :5]
+        np.testing.assert_allclose(found, getattr(experience, name), rtol=1e-5, atol=1e-6)
+    assert_trees_close(wide_metrics, metrics, rtol=1e-5, atol=1e-6)
+
+
+def test_values_are_clipped_around_the_old_ones_and_move_to_the_returns(params, losses):
+    rollout = rollout_of([5, 2, 1, 3])  # 11 tokens
+    experience, _ = experience_of(rollout, SCORES)
+    values = jax.jit(functools.partial(response_values, ScoreModel(tiny_ppo.MODEL)))
+    now = np.asarray(values(params[1], rollout).values_BC)
+
+    def loss(old, returns):
+        return float(losses(experience._replace(values_BC=old, returns_BC=returns))[0][1][1].loss_sum)
+
+    assert loss(now, now) == pytest.approx(0, abs=1e-9)
+    # each token: 1/2 max(2^2, 1.2^2), as clipping lifts the value to old - 0.2 = now + 0.8
+    assert loss(now + 1, now + 2) == pytest.approx(0.1 * 2.0 * 11, rel=1e-5)
 
 
 def test_a_score_is_not_truncated_and_lands_on_the_last_token():
@@ -305,6 +376,15 @@ def test_penalised_divergence_is_the_reported_one():
     sigma = np.std(SCORES)
     assert metrics["sigma"] == pytest.approx(sigma, rel=1e-6)
     assert metrics["beta_sigma"] == pytest.approx(SMALL.kl_coef * sigma, rel=1e-6)
+
+
+def test_a_divergence_in_the_loss_is_not_in_the_reward():
+    (low, metrics), (high, _) = (
+        experience_of(rollout_of([5, 2, 1, 3]), SCORES, config=dataclasses.replace(IN_LOSS, kl_coef=beta))
+        for beta in (0.01, 5.0)
+    )
+    assert metrics["reward_kl"] == 0 != metrics["kl_per_answer"]
+    np.testing.assert_array_equal(low.returns_BC, high.returns_BC)
 
 
 def test_long_prompts_add_nothing_to_the_divergence():
@@ -343,6 +423,18 @@ def trained(result):
     return jax.device_get((result.state.policy.params, result.state.value.params))
 
 
+def test_an_iteration_in_bfloat16_with_remat_and_in_parts_passes_every_check(monkeypatch):
+    model = dataclasses.replace(
+        tiny_ppo.MODEL, num_layers=1, init_stddev=0.5, compute_dtype="bfloat16", remat_policy="full"
+    )
+    learner, state = tiny_ppo.make_learner(dataclasses.replace(SMALL, forward_batch_size=4), model=model)
+    # no check looks at the update of the value model, and it takes as long to compile as the policy's
+    monkeypatch.setattr(learner, "_value_epoch", lambda state, _: (state, {"tokens": np.ones(1)}))
+    metrics = next(iterate(learner, state, 1)).metrics
+    assert metrics["ppo/kl_largest"] == 0
+    assert metrics["ppo/sampler_probability_error"] < 0.005
+
+
 def test_accumulation_changes_nothing(small_result):
     config = dataclasses.replace(SMALL, accumulation_steps=2)
     learner, state = tiny_ppo.make_learner(config, epsilon=1.0, stop_ids=tuple(range(6)))
@@ -353,10 +445,15 @@ def test_accumulation_changes_nothing(small_result):
 def test_an_iteration_on_four_devices_equals_one_device(small_result):
     config = MeshConfig("fsdp", data=2, fsdp=2)
     partitioner = Partitioner(make_mesh(config, jax.devices()[:4]), config.preset)
+    sampler_partitioner = Partitioner(make_mesh(MeshConfig("fsdp", data=4, fsdp=1), jax.devices()[:4]))
     params = place_tree(partitioner, init_params(Transformer(tiny_ppo.MODEL), jax.random.key(0)))
     learner, state = tiny_ppo.make_learner(
-        SMALL, params=params, partitioner=partitioner, epsilon=1.0, stop_ids=tuple(range(6))
-    )
+        SMALL, params=params, partitioner=partitioner, sampler_partitioner=sampler_partitioner, epsilon=1.0,
+        stop_ids=tuple(range(6)),
+    )  # fmt: skip
+    weights = learner._sampler.weights(state.policy.params)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(weights))
+    assert not state.policy.params["embedding_VD"].sharding.is_fully_replicated
     four = next(iterate(learner, state, 1))
     np.testing.assert_array_equal(small_result.sampled.rollout.tokens_BT, four.sampled.rollout.tokens_BT)
     assert_trees_close(trained(four), trained(small_result), rtol=1e-5, atol=1e-6)

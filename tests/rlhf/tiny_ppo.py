@@ -40,6 +40,7 @@ def make_learner(
     learning_rate: float = 1e-3,
     value_learning_rate: float | None = None,
     partitioner: Partitioner | None = None,
+    sampler_partitioner: Partitioner | None = None,
     stop_ids: tuple[int, ...] = (),
     num_iterations: int = 100,
     **changes: Any,
@@ -56,7 +57,7 @@ def make_learner(
         policy_optimizer=optimizer(learning_rate, **changes),
         value_optimizer=optimizer(value_learning_rate or learning_rate, **changes),
         partitioner=partitioner,
-        sampler_partitioner=partitioner,
+        sampler_partitioner=sampler_partitioner or partitioner,
         stop_ids=stop_ids,
         num_iterations=num_iterations,
     )
