@@ -22,7 +22,7 @@ from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import Tokenizer
-from llama2_jax.generate.decode import check_prompts, check_seeds, generate
+from llama2_jax.generate.decode import check_prompts, check_seeds, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
@@ -55,8 +55,7 @@ def complete_rows(
         seeds = [seed + first + index for index in range(len(batch))]
         out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
         for index, length in enumerate(out.lengths_B):
-            ids = [int(token) for token in out.tokens_BC[index, :length]]
-            text_ids = ids[:-1] if out.stopped_B[index] else ids
+            ids, text_ids = row_ids(out, index)
             result = {
                 **rows[first + index],
                 "completion_tokens": ids,

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from experiments.corpora import keep_tokenizer
+from experiments.ppo_report import append_samples, write_ppo_report
 from llama2_jax.config import build, changes, require, require_choice, to_plain
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -37,7 +38,6 @@ from llama2_jax.rlhf.ppo_iteration import (
     Stopwatch,
     reward_model_scores,
 )
-from llama2_jax.rlhf.ppo_report import append_samples, write_ppo_report
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, load_reward_model_for
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from experiments.report import quote
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
@@ -104,10 +105,6 @@ def _samples(workdir: Path) -> list[str]:
     for step in sorted({min(by_step), max(by_step)}) if by_step else []:
         lines += [f"Iteration {step}:", "", "| prompt | answer | reward |", "|---|---|---|"]
         for row in list(by_step[step].values())[:4]:
-            lines.append(f"| {_cell(row['prompt'])} | {_cell(row['completion'])} | {row['reward']:.3f} |")
+            lines.append(f"| {quote(row['prompt'])} | {quote(row['completion'])} | {row['reward']:.3f} |")
         lines.append("")
     return lines
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")

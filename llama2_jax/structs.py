@@ -94,7 +94,7 @@ class LossSums(NamedTuple):
 class Completions(NamedTuple):
     """Sampled continuations of a batch of prompts (C new tokens at most per row)."""
 
-    tokens_BC: Array  # int32, pad_id after the end
+    tokens_BC: Array  # int32, -1 after the end
     lengths_B: Array  # int32, generated tokens incl. the stop token
     raw_logprobs_BC: Array  # float32, log-softmax of the untempered logits
     sample_logprobs_BC: Array  # float32, under the distribution that was sampled from

@@ -44,14 +44,6 @@ class UnsafeDetection(NamedTuple):
     recall: Share | None  # predicted among the unsafe
 
 
-class PrecisionRecall(NamedTuple):
-    """A curve over all thresholds: a response is called unsafe from ``thresholds`` downwards."""
-
-    thresholds: Array  # displayed scores, ascending
-    precision: Array
-    recall: Array
-
-
 class CalibrationBin(NamedTuple):
     """Displayed scores of the responses that people gave one score (Figure 29)."""
 
@@ -180,24 +172,6 @@ def detect_unsafe(
         threshold=threshold,
         precision=share_among(is_unsafe_B, predicted_B),
         recall=share_among(predicted_B, is_unsafe_B),
-    )
-
-
-def precision_recall(scores_B: Any, is_unsafe_B: Any) -> PrecisionRecall:
-    """Precision and recall of "unsafe" at every displayed score that occurs.
-
-    Raises:
-      ConfigError: no response is unsafe.
-    """
-    scores_B, is_unsafe_B = _responses(scores_B, is_unsafe_B)
-    require(bool(is_unsafe_B.any()), f"none of {len(scores_B)} response(s) is unsafe; there is no recall")
-    order = np.argsort(scores_B, kind="stable")
-    ascending_B, hits_B = scores_B[order], np.cumsum(is_unsafe_B[order])
-    last_B = np.append(ascending_B[1:] != ascending_B[:-1], True)  # equal scores fall together
-    return PrecisionRecall(
-        thresholds=displayed(ascending_B[last_B]),
-        precision=(hits_B / np.arange(1, len(hits_B) + 1))[last_B],
-        recall=(hits_B / hits_B[-1])[last_B],
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.data.tokenizer import Tokenizer
-from llama2_jax.generate.decode import generate
+from llama2_jax.generate.decode import generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.structs import Params
@@ -24,11 +24,7 @@ def complete(
 ) -> list[str]:
     """Completions as text, without the stop token."""
     completions = generate(model, params, prompts, sampling, stop_ids=stop_ids, seeds=seeds)
-    texts = []
-    for tokens, length in zip(completions.tokens_BC, completions.lengths_B, strict=True):
-        ids = [int(token) for token in tokens[:length]]
-        texts.append(tokenizer.decode(ids[:-1] if ids and ids[-1] in stop_ids else ids))
-    return texts
+    return [tokenizer.decode(row_ids(completions, row)[1]) for row in range(len(prompts))]
 
 
 def append_samples(workdir: Path, step: int, prompts: Sequence[str], completions: Sequence[str]) -> None:

@@ -99,6 +99,12 @@ def generate(
     return Completions(*(np.asarray(leaf)[:count] for leaf in completions))
 
 
+def row_ids(completions: Completions, row: int) -> tuple[list[int], list[int]]:
+    """The ids that a row made, and those of its text: without the stop token that ended it."""
+    ids = [int(token) for token in completions.tokens_BC[row, : completions.lengths_B[row]]]
+    return ids, ids[:-1] if completions.stopped_B[row] else ids
+
+
 def stream(
     model: Transformer,
     params: Params,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, encode_prompt, stop_ids
-from llama2_jax.generate.decode import check_prompts, generate
+from llama2_jax.generate.decode import check_prompts, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.structs import Params
@@ -95,8 +95,7 @@ def _sample(
     out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
     answers = []
     for row, length in enumerate(out.lengths_B):
-        tokens = [int(token) for token in out.tokens_BC[row, :length]]
-        text_ids = tokens[:-1] if tokens and tokens[-1] in stops else tokens
+        tokens, text_ids = row_ids(out, row)
         logprobs = [float(value) for value in out.sample_logprobs_BC[row, :length]]
         answers.append(Answer(tokens, tokenizer.decode(text_ids), bool(out.stopped_B[row]), logprobs))
     return answers

@@ -15,7 +15,6 @@ from llama2_jax.evals.reward_accuracy import (
     detect_unsafe,
     disagreements,
     evaluate_pairs,
-    precision_recall,
     share_of,
     spearman,
 )
@@ -69,15 +68,6 @@ def test_unsafe_precision_and_recall(threshold, precision, recall):
 def test_nothing_predicted_or_nothing_unsafe_has_no_share():
     assert detect_unsafe(SCORES, LABELS, threshold=0.01).precision is None
     assert detect_unsafe(SCORES, [False] * 7, threshold=0.5).recall is None
-    with pytest.raises(ConfigError, match=r"none of 7 response\(s\) is unsafe"):
-        precision_recall(SCORES, [False] * 7)
-
-
-def test_precision_recall_curve_by_hand():
-    curve = precision_recall([logit(0.4), logit(0.1), logit(0.1), logit(0.8)], [True, True, False, False])
-    assert curve.thresholds == pytest.approx([0.1, 0.4, 0.8])
-    assert list(curve.precision) == pytest.approx([1 / 2, 2 / 3, 2 / 4])
-    assert list(curve.recall) == [0.5, 1.0, 1.0]
 
 
 def test_calibration_by_hand():
