@@ -49,7 +49,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     package_data={"llama2_jax.sharding": ["h200.txtpb"]},
-    packages=find_packages(include=["llama2_jax*", "experiments*", "tools*"]),
+    # experiments/ and tools/ run from the repository root; installed, they would hide others of those names
+    packages=find_packages(include=["llama2_jax*"]),
     install_requires=RUNTIME,
     extras_require=EXTRAS,
 )

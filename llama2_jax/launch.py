@@ -13,15 +13,15 @@ from llama2_jax.config import ConfigError, changes, to_plain, write_json
 from llama2_jax.data.chat import DialogueError
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import TokenizerError
-from llama2_jax.generate.decode import PromptError
+from llama2_jax.generate.decode import LogitsError, PromptError
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.train.checkpoint import CheckpointError
 from llama2_jax.train.metrics import NonFiniteError
 
 USER_ERRORS = (
-    ConfigError, CheckpointError, DialogueError, DoctorError, FormatError, NonFiniteError, PromptError,
-    TokenizerError, DataError, OSError,
+    ConfigError, CheckpointError, DataError, DialogueError, DoctorError, FormatError, LogitsError,
+    NonFiniteError, PromptError, TokenizerError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again

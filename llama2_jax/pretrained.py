@@ -18,7 +18,6 @@ from llama2_jax.interop.imported import Imported
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, abstract_params, unstack
-from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import read_meta, read_params, write_params
@@ -74,6 +73,8 @@ def load(
       FormatError, CheckpointError, ConfigError: what is wrong with the path or its content.
     """
     path, partitioner = Path(path), partitioner or single_device()
+    if template is not None:
+        get_template(template)  # refuses an unknown name before minutes of reading
     kind = checkpoint_kind(path)
     if kind == "native":
         imported = _load_native(path, step, partitioner)
@@ -84,7 +85,7 @@ def load(
     config = dataclasses.replace(
         imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy, attention_impl=attention_impl
     )
-    params = place_tree(partitioner, _cast(imported.params, dtype))
+    params = _place(partitioner, imported.params, dtype)
     return LoadedModel(
         config,
         params,
@@ -204,7 +205,12 @@ def _check_vocabulary(imported: Imported) -> None:
         )
 
 
-def _cast(params: Params, dtype: str | None) -> Params:
-    if dtype is None:
-        return params
-    return jax.tree.map(lambda leaf: leaf if leaf.dtype == dtype else leaf.astype(jnp.dtype(dtype)), params)
+def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
+    """Cast and place leaf by leaf: cast as a whole, a model would sit twice in the host's memory."""
+
+    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if dtype is not None and leaf.dtype != dtype:
+            leaf = leaf.astype(jnp.dtype(dtype))
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(place, params, partitioner.tree(params))

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama2_jax import pretrained
 from llama2_jax.config import ConfigError
-from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.imported import FormatError, Imported
 from llama2_jax.pretrained import LoadedModel, load, save_huggingface, save_native
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.train.checkpoint import CheckpointError
 from tests.compilations import share
 from tests.experiments import runs
+from tests.interop.models import SHAPES, random_params
 from tests.train.tiny_run import assert_bitwise_equal
 
 share()
@@ -60,6 +62,35 @@ def test_dtype_and_numerics_can_be_chosen() -> None:
     assert loaded.template.name == "chatml"
     with pytest.raises(ConfigError, match="chat template is 'alpaca'; choose one of"):
         load(runs.pretrained_workdir(), template="alpaca")
+
+
+def test_each_parameter_is_cast_and_placed_before_the_next_is_cast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    class Leaf(np.ndarray):
+        def astype(self, *args, **kwargs):
+            steps.append("cast")
+            return np.asarray(self).astype(*args, **kwargs)
+
+    def put(leaf, sharding):
+        steps.append("place")
+        return leaf
+
+    config = SHAPES["plain"]
+    params = jax.tree.map(lambda leaf: leaf.view(Leaf), random_params(config, dtype="bfloat16"))
+    imported = Imported(config, params, None, "llama2", "test")
+    monkeypatch.setattr(pretrained, "checkpoint_kind", lambda path: "gguf")
+    monkeypatch.setattr(pretrained, "load_gguf", lambda path, template: imported)
+    monkeypatch.setattr(jax, "device_put", put)
+    load(tmp_path)
+    assert steps == ["cast", "place"] * len(jax.tree.leaves(params))
+
+
+def test_an_unknown_template_name_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="chat template is 'alpaca'; choose one of"):
+        load(tmp_path / "absent", template="alpaca")
 
 
 def test_parameters_go_where_the_partitioner_says() -> None:

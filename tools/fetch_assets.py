@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llama2_jax.config import require_choice
+from tools import command_line
 
 
-class AssetError(RuntimeError):
+class AssetError(OSError):
     """An asset that could not be fetched or is not the pinned one."""
 
 
@@ -250,4 +251,4 @@ def _verify(name: str, found: str, pinned: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -23,10 +23,12 @@ from random import Random
 from typing import Any
 
 from llama2_jax.config import write_json
+from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import write_preferences
 from llama2_jax.data.prompts import write_prompts
 from llama2_jax.rlhf.annotator import public, world
 from llama2_jax.rlhf.annotator.families import persona
+from tools import command_line
 from tools.fetch_assets import asset_path
 
 HELDOUT_ONE_IN = 50
@@ -83,8 +85,11 @@ def conversation_dialogues(turns: list[str | None]) -> Iterator[list[dict[str, s
             yield dialogue
 
 
-def is_heldout(name: str) -> bool:
-    """The same answer for a name on every machine and in every run."""
+def name_is_heldout(name: str) -> bool:
+    """The same answer for a name on every machine and in every run.
+
+    Not the rule of ``data.preferences.is_heldout``, which goes by the text of a prompt.
+    """
     return zlib.crc32(name.encode()) % HELDOUT_ONE_IN == 0
 
 
@@ -174,19 +179,16 @@ def _stretches(turns: list[str | None]) -> list[list[str]]:
 
 def _write_split(folder: Path, stem: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, int]:
     """Write ``stem_train.jsonl`` and ``stem_heldout.jsonl``, each whole or not at all."""
-    parts: dict[str, list[str]] = {"train": [], "heldout": []}
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     for name, row in rows:
-        parts["heldout" if is_heldout(name) else "train"].append(json.dumps(row, ensure_ascii=False))
-    folder.mkdir(parents=True, exist_ok=True)
+        parts["heldout" if name_is_heldout(name) else "train"].append(row)
     counts = {}
-    for part, lines in parts.items():
+    for part, chosen in parts.items():
         path = folder / f"{stem}_{part}.jsonl"
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
-        counts[str(path)] = len(lines)
+        write_rows(path, chosen)
+        counts[str(path)] = len(chosen)
     return counts
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -11,6 +11,7 @@ from llama2_jax.data.chat import TEMPLATES, get_template
 from llama2_jax.data.preference_sources import PUBLIC_SETS, read_public_set
 from llama2_jax.data.preferences import split_by_prompt, write_preferences
 from llama2_jax.data.sources import BadLines
+from tools import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,4 +43,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

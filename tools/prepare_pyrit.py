@@ -26,6 +26,7 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import RATINGS, Preference, is_heldout, preference_row
 from llama2_jax.data.prompts import Prompt, prompt_row
 from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row
+from tools import command_line
 from tools.fetch_assets import asset_path
 
 MIN_GAP = Fraction(1, 4)
@@ -153,4 +154,4 @@ def _prompt(text: str, category: str, number: int) -> Prompt:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

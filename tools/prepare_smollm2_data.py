@@ -18,7 +18,7 @@ from random import Random
 from llama2_jax.data.preferences import Preference, group_by, read_preferences, write_preferences
 from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
 from llama2_jax.rlhf.annotator import world
-from tools import prepare_pyrit
+from tools import command_line, prepare_pyrit
 
 # with the template's some 30 tokens, pairs take at most about 128 tokens and prompts 96
 MAX_CHARACTERS = 400  # of a prompt with the longer answer
@@ -91,4 +91,4 @@ def _short_prompts(path: Path) -> list[Prompt]:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

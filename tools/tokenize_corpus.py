@@ -7,6 +7,7 @@ import argparse
 import logging
 
 from llama2_jax.data.shards import write_shards
+from tools import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,4 +39,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -7,6 +7,7 @@ import argparse
 
 from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import train_sentencepiece
+from tools import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,4 +25,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -73,6 +73,7 @@ class Template:
     stop: Marker
     forbidden: tuple[str, ...]  # texts no message may contain
     default_system: str | None = None
+    opening: Parts = ()  # what every dialogue begins with, before the first turn
 
 
 LLAMA2 = Template(
@@ -96,12 +97,13 @@ CHATML = Template(
     stop=IM_END,
     forbidden=(IM_START.piece, IM_END.piece),
 )
+CHATML_BOS = replace(CHATML, name="chatml_bos", opening=(BOS,))
 SMOLLM2 = replace(
     CHATML,
     name="smollm2",
     default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
-TEMPLATES = {template.name: template for template in (LLAMA2, CHATML, SMOLLM2)}
+TEMPLATES = {template.name: template for template in (LLAMA2, CHATML, CHATML_BOS, SMOLLM2)}
 
 
 class EncodedDialogue(NamedTuple):
@@ -222,7 +224,7 @@ def _with_system(dialogue: Sequence[Message], template: Template) -> list[Messag
 def _render(dialogue: Sequence[Message], template: Template, *, learned_turns: set[int]) -> list[_Piece]:
     """Text and markers in order, each with whether it is to be learned."""
     turns = {"system": template.system, "user": template.user, "assistant": template.assistant}
-    pieces: list[_Piece] = []
+    pieces = [_Piece(part, False) for part in template.opening]
     for number, message in enumerate(dialogue):
         turn = turns[message.role]
         assert turn is not None  # _with_system has folded it

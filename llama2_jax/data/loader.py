@@ -29,7 +29,7 @@ class Loader:
 
     def batch(self, step: int) -> TokenBatch:
         """This host's ``batch_size / host_count`` rows of global batch ``step``, as numpy."""
-        mine = _host_rows(step, self.batch_size, self.host_index, self.host_count)
+        mine = host_rows(step, self.batch_size, self.host_index, self.host_count)
         return _stack([self.rows[index] for index in mine])
 
     def iterate(
@@ -60,7 +60,7 @@ def make_loader(
     Raises:
       ConfigError: ``batch_size`` not divisible by ``host_count``, or bad sources (see ``mix``).
     """
-    _check_hosts(batch_size, host_index, host_count)
+    check_hosts(batch_size, host_index, host_count)
     return Loader(tuple(sources), mix(sources, seed=seed), batch_size, host_index, host_count)
 
 
@@ -74,21 +74,12 @@ def single_pass(
     Raises:
       ConfigError: ``batch_size`` not divisible by ``host_count``.
     """
-    _check_hosts(batch_size, host_index, host_count)
+    check_hosts(batch_size, host_index, host_count)
     return _single_pass(rows, batch_size, source_id, host_index, host_count)
 
 
-def _single_pass(
-    rows: Rows, batch_size: int, source_id: int, host_index: int, host_count: int
-) -> Iterator[TokenBatch]:
-    empty = {name: np.zeros_like(values) for name, values in rows[0].items()} if len(rows) else {}
-    for step in range(-(-len(rows) // batch_size)):
-        mine = _host_rows(step, batch_size, host_index, host_count)
-        chosen = [rows[index] if index < len(rows) else empty for index in mine]
-        yield _stack([{**row, "source_id": np.array(source_id, np.int32)} for row in chosen])
-
-
-def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
+def check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
+    """Raise ``ConfigError`` unless the batch falls into equal blocks of which this host has one."""
     require(
         batch_size > 0 and batch_size % host_count == 0,
         f"batch_size {batch_size} is not a positive multiple of the {host_count} host(s); "
@@ -97,11 +88,21 @@ def _check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
     require(0 <= host_index < host_count, f"host_index {host_index} is outside 0..{host_count - 1}")
 
 
-def _host_rows(step: int, batch_size: int, host_index: int, host_count: int) -> range:
+def host_rows(step: int, batch_size: int, host_index: int, host_count: int) -> range:
     """Row numbers of this host's block of global batch ``step``."""
     per_host = batch_size // host_count
     start = step * batch_size + host_index * per_host
     return range(start, start + per_host)
+
+
+def _single_pass(
+    rows: Rows, batch_size: int, source_id: int, host_index: int, host_count: int
+) -> Iterator[TokenBatch]:
+    empty = {name: np.zeros_like(values) for name, values in rows[0].items()} if len(rows) else {}
+    for step in range(-(-len(rows) // batch_size)):
+        mine = host_rows(step, batch_size, host_index, host_count)
+        chosen = [rows[index] if index < len(rows) else empty for index in mine]
+        yield _stack([{**row, "source_id": np.array(source_id, np.int32)} for row in chosen])
 
 
 def _stack(rows: Sequence[Row]) -> TokenBatch:

@@ -61,7 +61,7 @@ class PackedDocuments:
         self._corpus = corpus
         self._length = sequence_length
         self._document_mask = document_mask
-        self._order = _shuffled(len(corpus.lengths), seed)
+        self._order = shuffled_order(len(corpus.lengths), seed)
         self._ends = np.cumsum(corpus.lengths[self._order])
         self.num_tokens = int(self._ends[-1]) if len(self._ends) else 0
         if self.num_tokens < 2:
@@ -196,10 +196,13 @@ def _fit(values: np.ndarray, length: int, name: str) -> np.ndarray:
     return row
 
 
-def _shuffled(count: int, seed: int | None) -> np.ndarray:
-    """A permutation that depends on ``count`` and ``seed`` only.
+def shuffled_order(count: int, seed: int | tuple[int, ...] | None) -> np.ndarray:
+    """The numbers 0 to ``count`` - 1 in an order that depends on ``count`` and ``seed`` only.
 
     From raw generator output, which numpy guarantees never to change, unlike ``permutation``.
+
+    Args:
+      seed: None for 0, 1, 2, ...; of a tuple zeros at the end do not count: (3, 0) is 3.
     """
     if seed is None:
         return np.arange(count)

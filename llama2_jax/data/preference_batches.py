@@ -8,14 +8,15 @@ of an epoch is filled with empty pairs.
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from llama2_jax.config import require
 from llama2_jax.data.chat import Message, Template, encode_dialogue
+from llama2_jax.data.loader import check_hosts, host_rows
+from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.preferences import RATINGS, UNSAFE, Preference
 from llama2_jax.data.sources import DataError, OnBadLine
 from llama2_jax.data.tokenizer import Tokenizer
@@ -126,11 +127,7 @@ class PairLoader:
     host_count: int = 1
 
     def __post_init__(self) -> None:
-        require(
-            self.batch_size > 0 and self.batch_size % self.host_count == 0,
-            f"batch_size {self.batch_size} is not a positive multiple of the {self.host_count} host(s); "
-            f"set config.data.batch_size to a multiple of {self.host_count}",
-        )
+        check_hosts(self.batch_size, self.host_index, self.host_count)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -146,15 +143,20 @@ class PairLoader:
     def batch(self, step: int) -> PreferenceBatch:
         """This host's ``batch_size / host_count`` pairs of global batch ``step``, as numpy."""
         epoch, number = divmod(step, self.batches_per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs))
-        per_host = self.batch_size // self.host_count
-        first = number * self.batch_size + self.host_index * per_host
-        mine = [self.pairs[index] for index in order[first : first + per_host]]
-        return self._stack(mine, per_host)
+        rows = host_rows(number, self.batch_size, self.host_index, self.host_count)
+        mine = [self.pairs[index] for index in self._order(epoch)[rows.start : rows.stop]]
+        return self._stack(mine, len(rows))
 
     def iterate(self, start_step: int = 0) -> Iterator[PreferenceBatch]:
         """``batch(start_step), batch(start_step + 1), ...`` without end."""
         return map(self.batch, itertools.count(start_step))
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], np.ndarray]:
+        """Of an epoch's number: which pair comes when. The last one is kept, for every batch asks for it."""
+        return functools.lru_cache(maxsize=1)(
+            lambda epoch: shuffled_order(len(self.pairs), (self.seed, epoch))
+        )
 
     def _stack(self, pairs: Sequence[EncodedPair], size: int) -> PreferenceBatch:
         tokens_BCT = np.zeros((size, 2, self.row_length), np.int32)

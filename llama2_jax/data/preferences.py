@@ -29,6 +29,7 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
@@ -254,10 +255,10 @@ def mix(
     drawn = min(wanted, len(rest))
     if drawn < wanted:
         log.warning("the mixture wants %d other pair(s), there are %d; all are used", wanted, drawn)
-    rng = np.random.default_rng(seed)
-    chosen = sorted(rng.choice(len(rest), size=drawn, replace=False)) if drawn else []
+    # three numbers, so that no order is one of those of epochs, which have (seed, epoch)
+    chosen = sorted(shuffled_order(len(rest), (seed, 0, 1))[:drawn])
     mixed = [*main, *(rest[index] for index in chosen)]
-    return [mixed[index] for index in rng.permutation(len(mixed))]
+    return [mixed[index] for index in shuffled_order(len(mixed), (seed, 0, 2))]
 
 
 def statistics(preferences: Sequence[Preference], tokenizer: Tokenizer) -> Statistics:

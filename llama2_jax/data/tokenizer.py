@@ -177,7 +177,9 @@ class SentencePieceTokenizer:
 
 
 class ByteLevelTokenizer:
-    """A byte-level BPE from a ``tokenizer.json``, as imported models carry it.
+    """The tokenizer of a ``tokenizer.json``, as imported models carry it: most are byte-level BPE.
+
+    Also serves a SentencePiece BPE with added tokens, which ``tokenizer.model`` does not hold.
 
     ``encode`` reads chat markers in the text as ordinary characters, unlike the usual Hugging
     Face behaviour: a user must not be able to type a control token.
@@ -278,19 +280,37 @@ class StreamDecoder:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Open a tokenizer file, or the one in a folder (``tokenizer.model`` before ``.json``).
+    """Open a tokenizer file, or the one in a folder.
+
+    Of a folder with both, ``tokenizer.model`` is taken unless ``tokenizer.json`` has added tokens
+    that it lacks.
 
     Raises:
       TokenizerError: nothing there, or an unknown kind of file.
     """
     path = Path(path)
-    candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
+    model, fast = path / "tokenizer.model", path / "tokenizer.json"
+    candidates = [model, fast] if path.is_dir() else [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found == model and fast.is_file():
+        plain = SentencePieceTokenizer.load(model)
+        # fine-tuned models add chat markers, often the EOS among them, to this file alone
+        return ByteLevelTokenizer.load(fast) if _largest_added_id(fast) >= plain.vocab_size else plain
     if found is None:
         raise TokenizerError(
             f"no tokenizer at {path}; give a .model file, a tokenizer.json, or a folder that holds one"
         )
     return ByteLevelTokenizer.load(found) if found.suffix == ".json" else SentencePieceTokenizer.load(found)
+
+
+def _largest_added_id(path: Path) -> int:
+    """The largest id among the added tokens of a ``tokenizer.json``, -1 without any."""
+    with _naming(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return max((int(token["id"]) for token in content.get("added_tokens") or []), default=-1)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise TokenizerError("its added_tokens are no list of ids and texts; copy it again") from error
 
 
 def train_sentencepiece(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from llama2_jax.evals.intervals import Interval, wilson
 
-PROBE_TURNS = (2, 4, 6, 20)  # Table 30
 MAX_WORDS = 5
 
 

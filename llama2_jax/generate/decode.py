@@ -58,6 +58,10 @@ class PromptError(ValueError):
     """A prompt that the model cannot take."""
 
 
+class LogitsError(FloatingPointError):
+    """Logits that are not numbers: what was sampled from them means nothing."""
+
+
 def generate(
     model: Transformer,
     params: Params,
@@ -84,6 +88,7 @@ def generate(
     Raises:
       PromptError: a prompt is empty, fills the context, or has ids outside the vocabulary.
       ConfigError: no prompt, not a seed per row, or a seed outside 0 to 2**32 - 1.
+      LogitsError: a log-probability is not finite.
     """
     new_tokens = _room(model, prompts, sampling)
     count = len(prompts)
@@ -96,7 +101,9 @@ def generate(
     _, completions = advance(
         model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
-    return Completions(*(np.asarray(leaf)[:count] for leaf in completions))
+    on_host = Completions(*(np.asarray(leaf)[:count] for leaf in completions))
+    check_logprobs(on_host.raw_logprobs_BC)  # argmax takes NaN for the best: the row would be of 0s
+    return on_host
 
 
 def row_ids(completions: Completions, row: int) -> tuple[list[int], list[int]]:
@@ -125,6 +132,7 @@ def stream(
         state, part = advance(
             model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=chunk
         )
+        check_logprobs(np.asarray(part.raw_logprobs_BC))
         made = int(part.lengths_B[0])
         yield from (int(token) for token in np.asarray(part.tokens_BC)[0, : min(made, left)])
         left = 0 if bool(part.stopped_B[0]) else left - made
@@ -298,6 +306,16 @@ def check_prompts(
                 "and at least one token must be left to generate; shorten the prompt"
             )
         check_ids(prompt, config.vocab_size, where=f"prompt {row}")
+
+
+def check_logprobs(rows: Sequence[np.ndarray] | np.ndarray, names: Sequence[int] | None = None) -> None:
+    """Raise ``LogitsError`` for a row with a value that is not finite, by name (default: its number)."""
+    for name, row in zip(names or range(len(rows)), rows, strict=True):
+        if not np.isfinite(row).all():
+            raise LogitsError(
+                f"the logits of row {name} are not finite, so what is made from them means nothing; the "
+                "weights hold NaN or overflow: compute in float32, or go back to a sound checkpoint"
+            )
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, *, where: str) -> None:

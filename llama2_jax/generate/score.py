@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
-from llama2_jax.generate.decode import PromptError, check_ids
+from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
@@ -28,6 +28,7 @@ def score(
 
     Raises:
       PromptError: a row is empty, longer than the context, or has ids outside the vocabulary.
+      LogitsError: a log-probability is not finite.
     """
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     for index, row in enumerate(rows):
@@ -39,13 +40,15 @@ def score(
                 "split it"
             )
         check_ids(row, model.config.vocab_size, where=f"row {index}")
+    shards = model.partitioner.batch_shards if model.partitioner else 1
+    batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh
     results: dict[int, np.ndarray] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(rows), batch_size):
         chosen = by_length[first : first + batch_size]
-        results |= dict(
-            zip(chosen, _score_batch(model, params, [rows[i] for i in chosen], batch_size), strict=True)
-        )
+        found = _score_batch(model, params, [rows[i] for i in chosen], batch_size)
+        check_logprobs(found, chosen)
+        results |= dict(zip(chosen, found, strict=True))
     return [results[index] for index in range(len(rows))]
 
 
@@ -59,8 +62,8 @@ def _score_batch(
     for index, row in enumerate(rows):
         tokens_BT[index, : len(row)] = row
         segment_ids_BT[index, : len(row)] = 1
-    logprobs = np.asarray(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
-    return [logprobs[index, : len(row) - 1] for index, row in enumerate(rows)]
+    logprobs_BT = np.asarray(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
+    return [logprobs_BT[index, : len(row) - 1] for index, row in enumerate(rows)]
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -23,7 +23,7 @@ def checkpoint_kind(path: Path | str) -> str:
     raise FormatError(
         f"{path} is no checkpoint: found {found or 'an empty folder'}. Looked for a file that begins with "
         f"{MAGIC.decode()}; config.json beside checkpoints/ (one of our workdirs); params.json beside "
-        "consolidated.NN.pth (Meta); config.json beside *.safetensors (Hugging Face)"
+        "consolidated.NN.pth (Meta); config.json beside *.safetensors or pytorch_model*.bin (Hugging Face)"
     )
 
 
@@ -43,7 +43,8 @@ def _is_meta(path: Path) -> bool:
 
 
 def _is_huggingface(path: Path) -> bool:
-    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    kinds = ("*.safetensors", "pytorch_model*.bin")
+    has_weights = any(any(path.glob(kind + ending)) for kind in kinds for ending in ("", ".index.json"))
     return (path / "config.json").is_file() and has_weights
 
 

@@ -22,7 +22,7 @@ _SPLIT_DIGITS = {"gpt-2": False, "smollm": True}
 
 
 def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
-    """Model and tokenizer of one ``.gguf`` file (F32, F16, BF16, Q8_0, Q4_0, Q4_1).
+    """Model and tokenizer of one ``.gguf`` file (tensor types: ``SUPPORTED_TYPES`` of ``gguf_file.py``).
 
     ``template`` names the chat template; None takes it from the header.
 
@@ -34,11 +34,12 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     path = Path(path)
     file = open_gguf(path)
     config = _model_config(file, path)
-    params = read_params(config, file.tensors, style="gguf", where=str(path))
+    # before the weights, which take minutes to read
     template = template or guess_template(file.metadata.get("tokenizer.chat_template"))
     tokenizer = _tokenizer(file.metadata, path)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, where=path)
+    params = read_params(config, file.tensors, style="gguf", where=str(path))
     name = file.metadata.get("general.name", path.stem)
     return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")
 

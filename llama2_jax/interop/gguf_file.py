@@ -17,12 +17,13 @@ import numpy as np
 from llama2_jax.interop.imported import FormatError, LazyTensor
 
 MAGIC = b"GGUF"
-SUPPORTED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 _PLAIN_DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+SUPPORTED_TYPES = (*_PLAIN_DTYPES, *_BLOCK_TYPES)
 # value type number -> struct code (GGUF specification)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -140,7 +141,7 @@ def _tensors(path: Path, entries: list[_Entry], start: int) -> list[tuple[_Entry
         raise FormatError(
             f"{path}: {len(refused)} tensor(s) of an unsupported type: {', '.join(refused[:4])}"
             f"{', ...' if len(refused) > 4 else ''}; supported: {', '.join(SUPPORTED_TYPES)}. "
-            "Take another quantisation of the model, F16 or Q8_0 for instance"
+            "Take another quantisation of the model, Q8_0 or Q4_K_M for instance"
         )
     sizes = {entry.name: _byte_count(gguf, entry) for entry in entries}
     needed = max((start + entry.offset + sizes[entry.name] for entry in entries), default=start)

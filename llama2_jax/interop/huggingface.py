@@ -1,11 +1,13 @@
-"""Read and write Hugging Face Llama folders: config.json, safetensors, tokenizer files.
+"""Read and write Hugging Face Llama folders: config.json, weights, tokenizer files.
 
-Weights make the round trip bitwise; q and k rows are reordered because Hugging Face rotates
+Weights are read from safetensors or, in older folders, from pytorch_model.bin, and written as safetensors.
+
+They make the round trip bitwise; q and k rows are reordered because Hugging Face rotates
 halves where we rotate neighbours (HFW-2).
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -19,12 +21,14 @@ from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
 from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from llama2_jax.interop.templates import JINJA, guess_template
+from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import file_tensors, read_params
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_READERS = {_WEIGHTS: open_safetensors, "pytorch_model.bin": open_torch}  # the first that is there is read
 _TIED = ("lm_head.weight", "model.embed_tokens.weight")
 _DTYPES = {
     "float32": np.dtype(np.float32),
@@ -34,8 +38,9 @@ _DTYPES = {
 
 
 def load_huggingface(folder: Path | str, *, template: str | None = None) -> Imported:
-    """Model and tokenizer of a folder with ``config.json`` and safetensors (one file or shards).
+    """Model and tokenizer of a folder with ``config.json`` and weights, in one file or in shards.
 
+    The weights are safetensors or, where there are none, ``pytorch_model.bin``.
     ``template`` names the chat template; None takes it from the tokenizer's files.
 
     Raises:
@@ -45,38 +50,48 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise FormatError(f"{path} does not exist; a Hugging Face folder holds config.json and safetensors")
+        raise FormatError(f"{path} does not exist; a Hugging Face folder holds config.json and weights")
     settings = read_json(path)
     config = read_model_config(settings, where=path)
+    # before the weights, which take minutes to read
+    template = template or guess_template(read_template_text(folder))
+    tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
     tensors = _open_weights(folder)
     if config.tie_embeddings:
         tensors = _drop_tied_head(tensors, folder)
     params = read_params(config, tensors, style="huggingface", where=str(folder))
-    tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
-    template = template or guess_template(read_template_text(folder))
     return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
 
 
 def _open_weights(folder: Path) -> dict[str, LazyTensor]:
-    index = folder / _INDEX
-    if not index.is_file():
-        if not (folder / _WEIGHTS).is_file():
-            raise FormatError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; download the safetensors files")
-        return open_safetensors(folder / _WEIGHTS)
-    weight_map = read_json(index).get("weight_map")
+    for name, open_file in _READERS.items():
+        if (folder / f"{name}.index.json").is_file():
+            return _open_shards(folder, f"{name}.index.json", open_file)
+        if (folder / name).is_file():
+            return open_file(folder / name)
+    raise FormatError(
+        f"{folder} has neither {' nor '.join(_READERS)}, nor an index of either (*.index.json); "
+        "download the weights"
+    )
+
+
+def _open_shards(
+    folder: Path, index: str, open_file: Callable[[Path], dict[str, LazyTensor]]
+) -> dict[str, LazyTensor]:
+    weight_map = read_json(folder / index).get("weight_map")
     named = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
     if not weight_map or not named:
-        raise FormatError(f"{index} has no weight_map (tensor name -> file); download it again")
+        raise FormatError(f"{folder / index} has no weight_map (tensor name -> file); download it again")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise FormatError(
-            f"{folder}: {_INDEX} names {', '.join(missing)}, which the folder lacks; download them"
+            f"{folder}: {index} names {', '.join(missing)}, which the folder lacks; download them"
         )
-    shards = {name: open_safetensors(folder / name) for name in names}
+    shards = {name: open_file(folder / name) for name in names}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
-        raise FormatError(f"{folder}: {_INDEX} promises {', '.join(absent)}; the shards are of another model")
+        raise FormatError(f"{folder}: {index} promises {', '.join(absent)}; the shards are of another model")
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 

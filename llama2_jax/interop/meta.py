@@ -41,8 +41,8 @@ def load_meta(folder: Path | str, *, template: str | None = None) -> Imported:
     shards = _open_shards(folder)
     tensors = _join_shards(shards, where=str(folder))
     config = _model_config(settings, tensors, folder)
+    tokenizer = _load_tokenizer(folder, config)  # before the weights, which take minutes to read
     params = read_params(config, tensors, style="meta", where=str(folder))
-    tokenizer = _load_tokenizer(folder, config)
     source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
     return Imported(config, params, tokenizer, template or "llama2", source)
 

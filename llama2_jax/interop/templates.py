@@ -4,6 +4,8 @@ The token-exact formats live in ``data/chat.py``; here are only their names and 
 text that ``tokenizer_config.json`` and GGUF headers carry.
 """
 
+import re
+
 from llama2_jax.data.chat import SMOLLM2
 from llama2_jax.interop.imported import FormatError
 
@@ -30,11 +32,17 @@ _LLAMA2 = (
 JINJA = {
     "llama2": _LLAMA2,
     "chatml": _CHATML_LOOP,
+    "chatml_bos": "{{ bos_token }}" + _CHATML_LOOP,
     "smollm2": (
         "{% if messages[0]['role'] != 'system' %}"
         "{{ '<|im_start|>system\n" + _SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}" + _CHATML_LOOP
     ),
 }
+
+# A default system prompt: text after the system marker, or words in quotes (the value of a variable, say).
+# Line ends are spelled backslash and n in some files. Error messages are no prompt.
+_OWN_TEXT = re.compile(r"""<\|im_start\|>system(?:\\n|\s)*[^\s\\'"{<]|(?<!raise_exception\()['"]\w+,? \w""")
+_LOOP = re.compile(r"\{%-?\s*for\b")
 
 
 def guess_template(jinja: str | None) -> str:
@@ -46,12 +54,24 @@ def guess_template(jinja: str | None) -> str:
     if not jinja:
         return "llama2"
     if "<|im_start|>" in jinja:
-        return "smollm2" if _SMOLLM2_SYSTEM in jinja else "chatml"
-    if (
-        "[INST]" in jinja and "<<SYS>>" in jinja
-    ):  # others, as Mistral's, have [INST] with other spaces and BOS
-        return "llama2"
+        found = _guess_chatml(jinja)
+    else:  # others with [INST], as Mistral's, have other spaces and BOS
+        found = "llama2" if "[INST]" in jinja and "<<SYS>>" in jinja else None
+    if found is not None:
+        return found
     raise FormatError(
         f"unknown chat template {jinja[:60]!r}...; known: {', '.join(JINJA)}. Load with template=NAME to say "
         "which of these to use instead (on a command line --template=NAME, or --config.template=NAME)"
     )
+
+
+def _guess_chatml(jinja: str) -> str | None:
+    """Which ChatML template the text is; None where it would add what none of them has."""
+    if _SMOLLM2_SYSTEM in jinja:
+        return "smollm2"
+    if _OWN_TEXT.search(jinja):
+        return None
+    if "bos_token" not in jinja:
+        return "chatml"
+    first_only = jinja.count("bos_token") == 1 and "bos_token" in _LOOP.split(jinja)[0]
+    return "chatml_bos" if first_only else None

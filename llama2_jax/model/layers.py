@@ -13,6 +13,50 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.sharding.rules import Partitioner
 
 
+@jax.custom_vjp
+def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """Rows of the table, (B, T, D). Its gradient sums over tokens in float32.
+
+    By itself JAX would add up in the dtype of the table: in bfloat16 a sum of equal terms stands still after
+    256 of them, and the gradient of a frequent token is too small. Other sums over tokens are those
+    of matrix products, which are float32 inside.
+    """
+    return table_VD[ids_BT]
+
+
+def _look_up_forward(table_VD: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
+    return look_up(table_VD, ids_BT), (ids_BT, jnp.zeros((len(table_VD), 0), table_VD.dtype))
+
+
+def _look_up_backward(kept: Any, d_rows_BTD: jax.Array) -> tuple[jax.Array, None]:
+    ids_BT, like_V0 = kept
+    sums_VD = jnp.zeros((len(like_V0), d_rows_BTD.shape[-1]), jnp.float32)
+    return sums_VD.at[ids_BT].add(d_rows_BTD.astype(jnp.float32)).astype(like_V0.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+@jax.custom_vjp
+def scaled(x: jax.Array, scale_D: jax.Array) -> jax.Array:
+    """x times the scale, in the dtype of x; like ``look_up`` its gradient sums over tokens in float32."""
+    return x * scale_D.astype(x.dtype)
+
+
+def _scaled_forward(x: jax.Array, scale_D: jax.Array) -> tuple[jax.Array, Any]:
+    return scaled(x, scale_D), (x, scale_D)
+
+
+def _scaled_backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, scale_D = kept
+    over_tokens = tuple(range(x.ndim - 1))
+    d_scale_D = (d_out.astype(jnp.float32) * x.astype(jnp.float32)).sum(over_tokens)
+    return d_out * scale_D.astype(d_out.dtype), d_scale_D.astype(scale_D.dtype)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) in float32, cast back, then times the scale (ARCH-3)."""
 
@@ -24,7 +68,7 @@ class RMSNorm(nn.Module):
         scale_D = self.param("scale_D", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return normed.astype(x.dtype) * scale_D.astype(x.dtype)
+        return scaled(normed.astype(x.dtype), scale_D)
 
 
 def rotary_angles(positions_BT: jax.Array, *, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:

@@ -23,6 +23,7 @@ from llama2_jax.model.layers import (
     FeedForward,
     RMSNorm,
     input_dims,
+    look_up,
     outputs_first_name,
     project,
     rotary_angles,
@@ -136,7 +137,7 @@ class Transformer(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         # gathered over fsdp like any other weight, else the look-up would be split along D
         embedding_VD = self.part.constrain(self.embedding_VD.astype(cfg.compute_dtype), "VD")
-        x_BTD = embedding_VD[jnp.maximum(tokens_BT, 0)]
+        x_BTD = look_up(embedding_VD, jnp.maximum(tokens_BT, 0))
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT, is_prompt=is_prompt)

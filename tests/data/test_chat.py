@@ -16,6 +16,7 @@ from llama2_jax.data.chat import (
 from llama2_jax.data.tokenizer import TokenizerError
 
 LLAMA2, CHATML, SMOLLM2 = TEMPLATES["llama2"], TEMPLATES["chatml"], TEMPLATES["smollm2"]
+CHATML_BOS = TEMPLATES["chatml_bos"]
 HAIKU, EMOJIS = "Always answer with Haiku", "Always answer with emojis"
 
 
@@ -173,6 +174,19 @@ def test_chatml_ids(chatml_tokenizer):
     assert encode_prompt(dialogue("hi", system="S"), chatml_tokenizer, CHATML) == prompt
 
 
+def test_chatml_bos_puts_bos_before_the_first_turn_only(chatml_tokenizer):
+    bos = chatml_tokenizer.bos_id
+    for system in (None, "S"):
+        messages = dialogue("hi", "the 9", "more", "no", system=system)
+        plain, opened = (
+            encode_dialogue(messages, chatml_tokenizer, template) for template in (CHATML, CHATML_BOS)
+        )
+        assert opened.tokens == [bos, *plain.tokens]
+        assert opened.loss_mask == [0, *plain.loss_mask]
+        prompts = [encode_prompt(messages[:-1], chatml_tokenizer, each) for each in (CHATML, CHATML_BOS)]
+        assert prompts[1] == [bos, *prompts[0]]
+
+
 def test_smollm2_adds_its_system_prompt_unless_there_is_one(chatml_tokenizer):
     named = dialogue("hi", system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
     bare = dialogue("hi")
@@ -231,5 +245,5 @@ def test_last_message_decides_between_prompt_and_dialogue(tokenizer):
 
 def test_template_look_up():
     assert get_template("chatml") is CHATML
-    with pytest.raises(ConfigError, match="'llama2', 'chatml', 'smollm2'"):
+    with pytest.raises(ConfigError, match="'llama2', 'chatml', 'chatml_bos', 'smollm2'"):
         get_template("alpaca")

@@ -6,7 +6,7 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import EncodedDialogue
-from llama2_jax.data.packing import PackedDialogues, PackedDocuments, _best_fit_decreasing
+from llama2_jax.data.packing import PackedDialogues, PackedDocuments, _best_fit_decreasing, shuffled_order
 from llama2_jax.data.sources import DataError
 
 
@@ -95,6 +95,14 @@ def test_order_depends_on_the_seed_only_and_never_changes():
     assert firsts(None) == [1, 3, 5, 7, 9, 11]
     assert firsts(0) == firsts(0) == [7, 5, 3, 1, 9, 11]
     assert firsts(1) != firsts(0)
+
+
+def test_shuffled_order_has_every_number_once_and_never_changes():
+    assert shuffled_order(5, None).tolist() == [0, 1, 2, 3, 4]
+    assert shuffled_order(10, 3).tolist() == [0, 4, 9, 7, 1, 5, 6, 3, 8, 2]
+    assert shuffled_order(10, (0, 1)).tolist() == [7, 4, 5, 1, 9, 8, 6, 2, 0, 3]
+    assert sorted(shuffled_order(1000, (3, 8))) == list(range(1000))
+    assert shuffled_order(0, 3).tolist() == []
 
 
 def test_dtypes_and_shapes():

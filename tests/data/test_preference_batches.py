@@ -1,8 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data import preference_batches
 from llama2_jax.data.chat import CHATML, LLAMA2, Message
+from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.preference_batches import EncodedPair, PairLoader, encode_pairs, encode_response
 from llama2_jax.data.preferences import Preference
 from llama2_jax.data.sources import DataError
@@ -88,7 +92,20 @@ def test_an_epoch_has_every_pair_once_and_the_next_another_order():
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[:2] == [[3, 2, 1, 8, 6, 0, 7, 4, 5, 9], [7, 4, 5, 1, 9, 8, 6, 2, 0, 3]]  # never changes
     assert epochs[0] != [i for step in range(3) for i in ids(loader(seed=1).batch(step))]
+
+
+def test_the_order_of_an_epoch_is_made_once(monkeypatch):
+    made = []
+
+    def counted(count, seed):
+        made.append(seed)
+        return shuffled_order(count, seed)
+
+    monkeypatch.setattr(preference_batches, "shuffled_order", counted)
+    list(itertools.islice(loader(seed=7).iterate(), 6))
+    assert made == [(7, 0), (7, 1)]
 
 
 def test_the_last_batch_is_filled_with_empty_pairs():
@@ -133,6 +150,8 @@ def test_two_hosts_hold_the_batch_of_one():
         np.testing.assert_array_equal(np.concatenate([getattr(half, name) for half in halves]), wanted)
     with pytest.raises(ConfigError, match="batch_size 4 is not a positive multiple of the 3"):
         loader(host_count=3)
+    with pytest.raises(ConfigError, match=r"host_index 2 is outside 0\.\.1"):
+        loader(host_index=2, host_count=2)
 
 
 def test_rows_are_as_long_as_the_longest_response_rounded_up():

@@ -214,6 +214,11 @@ def test_mix_of_half_is_all_of_the_main_and_as_many_others():
     assert drawn / (50 * 40) == pytest.approx(1 / 3, abs=0.03)  # uniform over the pooled rest
 
 
+def test_the_order_of_a_mix_never_changes():
+    mixed = mix([pair(i) for i in range(5)], [pair(i) for i in range(10, 20)], main_fraction=0.5, seed=0)
+    assert mixed == [pair(i) for i in (13, 1, 16, 15, 0, 14, 4, 17, 2, 3)]
+
+
 @pytest.mark.parametrize(("main", "others"), [(90, 10), (9, 1), (100, 11), (4, 0), (5, 1)])
 def test_mix_of_nine_tenths_is_90_to_10(main, others):
     safety = [pair(i, track="safety") for i in range(main)]

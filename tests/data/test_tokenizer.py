@@ -211,6 +211,19 @@ def test_sentencepiece_is_preferred_in_a_folder_with_both(tokenizer, chatml_toke
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
 
 
+def test_tokenizer_json_is_taken_where_it_adds_tokens_to_the_model(tokenizer, chatml_tokenizer, tmp_path):
+    path = chatml_tokenizer.save(tmp_path)
+    tokenizer.save(tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 10**6, "content": "<|new|>"})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert isinstance(load_tokenizer(tmp_path), ByteLevelTokenizer)
+    for broken in ("[]", '{"added_tokens": [{}]}', '{"added_tokens": 3}', '{"added_tokens": [{"id": null}]}'):
+        path.write_text(broken)
+        with pytest.raises(TokenizerError, match=r"tokenizer.json: its added_tokens are no list"):
+            load_tokenizer(tmp_path)
+
+
 def test_missing_or_broken_files(tmp_path):
     with pytest.raises(TokenizerError, match="no tokenizer at"):
         load_tokenizer(tmp_path)

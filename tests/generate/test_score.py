@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.generate.decode import PromptError
+from llama2_jax.generate.decode import LogitsError, PromptError, generate, stream
+from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import CHUNK, _next_logprobs, score
 from llama2_jax.model.transformer import abstract_params
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.placement import place_tree
+from llama2_jax.sharding.rules import make_partitioner
 from tests.model import numpy_llama, tiny
 
 ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 64, 2, 30)]
@@ -27,6 +31,26 @@ def test_the_batch_size_does_not_matter():
     alone = score(tiny.MODEL, tiny.params(), ROWS, batch_size=2)
     for found, wanted in zip(score(tiny.MODEL, tiny.params(), ROWS, batch_size=8), alone, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_logits_that_are_no_numbers_are_an_error():
+    broken = {**tiny.params(), "embedding_VD": np.full_like(tiny.params()["embedding_VD"], np.nan)}
+    with pytest.raises(LogitsError, match="the logits of row 4 are not finite"):
+        score(tiny.MODEL, broken, [[1], [2], [3], [4], [5, 6]], batch_size=2)
+    sampling = SamplingConfig(max_new_tokens=3, temperature=0)
+    with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
+        generate(tiny.MODEL, broken, [[5, 6]], sampling)
+    with pytest.raises(LogitsError):
+        next(stream(tiny.MODEL, broken, [5, 6], sampling))
+
+
+def test_rows_are_made_whole_for_every_device_of_a_mesh():
+    partitioner = make_partitioner(MeshConfig(preset="fsdp", fsdp=8))
+    model = tiny.MODEL.clone(partitioner=partitioner)
+    params = place_tree(partitioner, tiny.params())
+    wanted = score(tiny.MODEL, tiny.params(), ROWS, batch_size=2)
+    for found, row in zip(score(model, params, ROWS, batch_size=2), wanted, strict=True):
+        np.testing.assert_allclose(found, row, atol=1e-5)
 
 
 def test_no_rows_give_no_scores():

@@ -19,6 +19,8 @@ def _touch(folder, *names):
         ("meta", ["params.json", "consolidated.00.pth"]),
         ("huggingface", ["config.json", "model.safetensors"]),
         ("huggingface", ["config.json", "model.safetensors.index.json"]),
+        ("huggingface", ["config.json", "pytorch_model.bin"]),
+        ("huggingface", ["config.json", "pytorch_model.bin.index.json"]),
     ],
 )
 def test_folders(tmp_path, kind, names):

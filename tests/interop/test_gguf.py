@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.interop.gguf import load_gguf
-from llama2_jax.interop.gguf_file import open_gguf
+from llama2_jax.interop.gguf_file import SUPPORTED_TYPES, open_gguf
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.tree import file_tensors
 from llama2_jax.model.config import ModelConfig
@@ -77,8 +77,11 @@ def test_float_types_keep_their_values_and_dtype(tmp_path, kind):
     np.testing.assert_array_equal(norm, leaf(params, "layers/attention_norm/scale_D"))
 
 
-# half a quantisation step of a block of 32 normal values times 0.2: range about 5 SD, 255 or 15 steps
-@pytest.mark.parametrize(("kind", "tolerance"), [("Q8_0", 0.004), ("Q4_1", 0.07), ("Q4_0", 0.12)])
+# half a quantisation step of a block of 32 normal values times 0.2: range about 5 SD, 255, 31 or 15 steps
+QUANTISED = [("Q8_0", 0.004), ("Q5_1", 0.035), ("Q5_0", 0.06), ("Q4_1", 0.07), ("Q4_0", 0.12)]
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), QUANTISED)
 def test_quantised_types_come_back_as_float32(tmp_path, kind, tolerance):
     params = random_params(CONFIG)
     loaded = load_gguf(_write(tmp_path / "x.gguf", CONFIG, params, kind=kind))
@@ -105,10 +108,11 @@ def test_shape_facts_come_from_the_header(tmp_path):
 
 
 def _one_block(path, kind, block) -> np.ndarray:
-    """A GGUF file of a single 1 x 32 tensor, assembled byte by byte."""
+    """A GGUF file of a single tensor of one row and one block, assembled byte by byte."""
+    width, _ = gguf.GGML_QUANT_SIZES[Type[kind]]
     name = b"t"
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", len(name)) + name
-    header += struct.pack("<IQQIQ", 2, 32, 1, Type[kind].value, 0)
+    header += struct.pack("<IQQIQ", 2, width, 1, Type[kind].value, 0)
     path.write_bytes(header + b"\0" * (-len(header) % 32) + block)
     return open_gguf(path).tensors["t"].read().reshape(-1)
 
@@ -126,6 +130,35 @@ def test_blocks_by_hand(tmp_path):
     signed = np.arange(-16, 16, dtype=np.int8)
     found = _one_block(tmp_path / "c", "Q8_0", half(2.0) + signed.tobytes())
     np.testing.assert_array_equal(found, 2.0 * signed)
+
+
+@pytest.mark.parametrize("kind", SUPPORTED_TYPES)
+def test_every_supported_type_can_be_read(tmp_path, kind):
+    width, byte_count = gguf.GGML_QUANT_SIZES[Type[kind]]
+    found = _one_block(tmp_path / "x", kind, bytes(byte_count))
+    np.testing.assert_array_equal(found, np.zeros(width))
+
+
+def _q6_k_by_hand(low, high, scales, factor) -> np.ndarray:
+    """Value by value: six bits, four in ``low`` and two in ``high``; a scale for every 16 values."""
+    values = np.empty(256, np.float32)
+    for index in range(256):
+        half, within = divmod(index, 128)
+        quarter, column = divmod(within, 32)
+        four_bits = int(low[64 * half + 32 * (quarter % 2) + column]) >> (4 if quarter >= 2 else 0) & 15
+        two_bits = int(high[32 * half + column]) >> 2 * quarter & 3
+        values[index] = factor * float(scales[index // 16]) * (16 * two_bits + four_bits - 32)
+    return values
+
+
+def test_a_six_bit_block_by_hand(tmp_path):
+    """The type of the output matrix in most quantised files, whatever they are called."""
+    generator = np.random.default_rng(6)
+    low, high = (generator.integers(0, 256, size, dtype=np.uint8) for size in (128, 64))
+    scales, factor = generator.integers(-128, 128, 16).astype(np.int8), 2.0**-9
+    block = low.tobytes() + high.tobytes() + scales.tobytes() + struct.pack("<e", factor)
+    found = _one_block(tmp_path / "x", "Q6_K", block)
+    np.testing.assert_array_equal(found, _q6_k_by_hand(low, high, scales, factor))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +187,18 @@ def test_other_architectures_tensors_and_types_are_refused(tmp_path):
         load_gguf(_write(tmp_path / "b", CONFIG, params, extra=extra))
     with pytest.raises(FormatError, match=r"rope_freqs.weight scales"):
         load_gguf(_write(tmp_path / "c", CONFIG, params, extra={"rope_freqs.weight": np.ones(8)}))
-    with pytest.raises(FormatError, match=r"token_embd.weight is Q5_1, .*supported: F32"):
-        load_gguf(_write(tmp_path / "d", CONFIG, params, kind="Q5_1"))
+    with pytest.raises(FormatError, match=r"t is IQ4_NL; supported: F32, .*Q6_K"):
+        _one_block(tmp_path / "d", "IQ4_NL", bytes(18))
+
+
+def test_an_unknown_template_is_reported_before_the_weights_are_read(tmp_path):
+    header = lambda writer: writer.add_chat_template("<|user|>{{x}}")  # noqa: E731
+    extra = {"blk.0.attn_q.bias": np.zeros(64)}  # refused as soon as weights are read
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header, extra=extra)
+    with pytest.raises(FormatError, match="unknown chat template"):
+        load_gguf(path)
+    with pytest.raises(FormatError, match="extra: blk.0.attn_q.bias"):
+        load_gguf(path, template="llama2")
 
 
 def test_truncated_files_are_reported_with_both_sizes(tmp_path):

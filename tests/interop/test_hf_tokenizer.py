@@ -105,6 +105,64 @@ def test_guessing_templates():
             guess_template(other)
 
 
+# as found in the wild: the loop alone, in other spellings, with an optional system message or an error
+PLAIN_CHATML = [
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}",
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    + JINJA["chatml"],
+    "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\\n' + messages[0]['content'] }}"
+    "{% endif %}{% for m in messages %}{{ raise_exception('Only text is supported') }}{% endfor %}",
+    "<|im_start|>system\n{{ system }}<|im_end|>",
+]
+DEFAULT_SYSTEMS = [
+    "{% if not system %}<|im_start|>system\nYou are Bob.<|im_end|>{% endif %}",
+    "{{ '<|im_start|>system\\nYou are Bob.<|im_end|>\\n' }}",
+    "{% set system = 'You are a helpful assistant.' %}{{ '<|im_start|>system\\n' + system }}",
+    "{{ bos_token }}{{ '<|im_start|>system\\n' + \"Hello, I am Bob\" }}",
+]
+
+
+@pytest.mark.parametrize("text", PLAIN_CHATML)
+def test_chatml_without_text_of_its_own_is_chatml(text):
+    assert guess_template(text) == "chatml"
+    assert guess_template("{{- bos_token -}}" + text) == "chatml_bos"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*DEFAULT_SYSTEMS, "{% for m in messages %}{{ bos_token + '<|im_start|>' + m['role'] }}{% endfor %}"],
+)
+def test_chatml_with_a_system_prompt_or_bos_before_every_turn_is_refused(text):
+    with pytest.raises(FormatError, match="unknown chat template .*known: .*chatml_bos.*template=NAME"):
+        guess_template(text)
+
+
+def _with_added_marker(folder):
+    """As fine-tuned models ship it: the marker is in tokenizer.json, not in tokenizer.model."""
+    plain = sentencepiece_tokenizer()
+    plain.save(folder)
+    fast = fast_tokenizer(plain)
+    marker = {**fast["added_tokens"][-1], "id": plain.vocab_size, "content": "<|im_end|>", "special": True}
+    fast["added_tokens"].append(marker)
+    (folder / "tokenizer.json").write_text(json.dumps(fast))
+    named = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return plain
+
+
+def test_tokens_added_to_a_sentencepiece_model_are_not_lost(tmp_path):
+    config = dataclasses.replace(SHAPES["plain"], vocab_size=361)
+    save_huggingface(tmp_path / "m", config, random_params(config), tokenizer=None)
+    plain = _with_added_marker(tmp_path / "m")
+    tokenizer = load_huggingface(tmp_path / "m").tokenizer
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (361, 1, 360)
+    assert tokenizer.special_id("<|im_end|>") == 360
+    for text in SAMPLES:
+        assert tokenizer.encode(text) == plain.encode(text), text
+        assert tokenizer.decode([1, *plain.encode(text), 360]) == plain.decode(plain.encode(text))
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_auto_tokenizer_gives_the_same_ids(tmp_path, kind):
     transformers = pytest.importorskip("transformers")

@@ -7,11 +7,13 @@ import safetensors.numpy
 
 from llama2_jax.config import ConfigError
 from llama2_jax.interop import huggingface
+from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.mapping import expected_shapes
 from llama2_jax.interop.safetensors_file import open_safetensors
 from tests.interop.models import DTYPES, SHAPES, assert_same_params, random_params
+from tests.interop.torch_writer import write_torch
 
 ONE_FILE, MANY_FILES = 5_000_000_000, 8_000
 
@@ -293,3 +295,42 @@ def test_missing_files_are_named(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match=r"names model-00001-of-00002.safetensors, which the folder lacks"):
         load_huggingface(folder)
+
+
+def test_an_unknown_template_is_reported_before_the_weights_are_read(folder):
+    (folder / "chat_template.jinja").write_text("<|user|>")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match="unknown chat template"):
+        load_huggingface(folder)
+    with pytest.raises(FormatError, match="model.safetensors is truncated"):
+        load_huggingface(folder, template="llama2")
+
+
+def _to_torch(folder, *, shards) -> None:
+    """Replace the safetensors of the folder by pytorch_model.bin, or by shards of it with an index."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        write_torch(folder / "pytorch_model.bin", tensors)
+        return
+    weight_map = {}
+    for number in range(shards):
+        names, file_name = list(tensors)[number::shards], f"pytorch_model-{number + 1:05d}.bin"
+        write_torch(folder / file_name, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file_name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_weights_equal_the_safetensors_bitwise(tmp_path, dtype, shards):
+    config, params = SHAPES["gqa"], random_params(SHAPES["gqa"], dtype=dtype)
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None)
+    _to_torch(tmp_path / "a", shards=shards)
+    assert checkpoint_kind(tmp_path / "a") == "huggingface"
+    assert_same_params(load_huggingface(tmp_path / "a").params, params, config)
+
+
+def test_safetensors_come_before_torch_weights(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"not read")
+    assert_same_params(load_huggingface(folder).params, random_params(SHAPES["plain"]), SHAPES["plain"])

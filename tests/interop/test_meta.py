@@ -10,6 +10,7 @@ from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import file_tensors
 from llama2_jax.model.config import ModelConfig, feed_forward_width
 from tests.interop.models import assert_same_params, random_params
+from tests.interop.tokenizers_for_tests import sentencepiece_tokenizer
 from tests.interop.torch_writer import write_torch
 
 CONFIG = ModelConfig(
@@ -164,3 +165,12 @@ def test_reads_what_torch_saves(tmp_path, count):
     params = random_params(CONFIG)
     loaded = load_meta(_write_folder(tmp_path / "m", params, count=count, write=torch_save))
     assert_same_params(loaded.params, params, CONFIG)
+
+
+def test_a_tokenizer_that_does_not_fit_is_reported_before_the_weights_are_read(tmp_path):
+    folder = _write_folder(tmp_path / "m", random_params(CONFIG), settings=SETTINGS | {"n_layers": 3})
+    with pytest.raises(FormatError, match=r"missing: layers\.2\."):
+        load_meta(folder)
+    sentencepiece_tokenizer().save(folder)
+    with pytest.raises(FormatError, match="tokenizer has 360 tokens, the embedding 96 rows"):
+        load_meta(folder)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama2_jax.model.layers import FeedForward, RMSNorm, apply_rotary, rotary_angles
+from llama2_jax.model.layers import FeedForward, RMSNorm, apply_rotary, look_up, rotary_angles, scaled
 from llama2_jax.model.transformer import init_params
 from llama2_jax.sharding.rules import single_device
 from tests.model import numpy_llama, tiny
@@ -28,6 +28,23 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32_and_cast_before_the_scale()
     normed = (x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-5)).astype(jnp.bfloat16)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(found), normed * scale.astype(jnp.bfloat16))
+
+
+def test_gradients_of_bfloat16_are_summed_over_tokens_in_float32():
+    """In bfloat16 a running sum of equal terms stands still at 256 of them."""
+    num_tokens = 32_768
+    d_rows = jnp.ones((1, num_tokens, 2), jnp.bfloat16)
+    ids = jnp.zeros((1, num_tokens), jnp.int32).at[0, :1000].set(1)
+    _, pull = jax.vjp(lambda table: look_up(table, ids), jnp.zeros((3, 2), jnp.bfloat16))
+    (d_table,) = pull(d_rows)
+    assert d_table.dtype == jnp.bfloat16
+    np.testing.assert_allclose(d_table[:, 0].astype(float), [num_tokens - 1000, 1000, 0], rtol=2**-8)
+    x = jnp.full((1, num_tokens, 2), 0.75, jnp.bfloat16)
+    _, pull = jax.vjp(scaled, x, jnp.array([2.0, 1.0]))
+    d_x, d_scale = pull(d_rows)
+    np.testing.assert_array_equal(d_scale, [0.75 * num_tokens] * 2)
+    assert d_x.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(d_x[0, 0], np.float32), [2.0, 1.0])
 
 
 @pytest.mark.parametrize(("head_dim", "base"), [(128, 10_000.0), (8, 10_000.0), (16, 500_000.0)])

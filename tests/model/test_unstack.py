@@ -55,7 +55,7 @@ def test_attention_probabilities_are_the_same():
         attention_probabilities(*layout, tiny.tokens(2, 9)) for layout in both_layouts("full")
     )
     assert unstacked.shape == (2, 2, 4, 9, 9)
-    np.testing.assert_allclose(unstacked, stacked, atol=1e-6)
+    np.testing.assert_allclose(unstacked, stacked, atol=5e-6)
 
 
 def test_unstacking_twice_changes_nothing_and_remat_is_gone():

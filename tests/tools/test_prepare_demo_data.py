@@ -12,9 +12,9 @@ from tools.prepare_demo_data import (
     conversation_dialogues,
     conversation_documents,
     conversation_turns,
-    is_heldout,
     join_utterances,
     kjv_documents,
+    name_is_heldout,
     prepare,
     prepare_world,
 )
@@ -90,7 +90,7 @@ def test_files_are_readable_and_parts_are_disjoint(tmp_path):
         )
         assert len(train) + len(heldout) == 200
         assert 1 <= len(heldout) <= 10
-        assert len(heldout) == sum(is_heldout(name) for name in talks)
+        assert len(heldout) == sum(name_is_heldout(name) for name in talks)
     chapters = [
         len(list(read_documents(tmp_path / "out" / "kjv" / f"documents_{part}.jsonl")))
         for part in ("train", "heldout")
@@ -99,7 +99,7 @@ def test_files_are_readable_and_parts_are_disjoint(tmp_path):
 
 
 def test_the_split_never_changes():
-    assert [i for i in range(200) if is_heldout(f"Genesis {i}")] == [53, 73, 100, 174]
+    assert [i for i in range(200) if name_is_heldout(f"Genesis {i}")] == [53, 73, 100, 174]
 
 
 @pytest.fixture
