@@ -17,7 +17,10 @@ CONVENTIONS = ("full_no_embed", "causal_no_embed", "full")
 
 # Dense bf16 matrix peak, FLOP/s per device (vendor data sheets), by jax device_kind.
 PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
     "TPU v4": 275e12,
@@ -59,15 +62,18 @@ def mfu(tokens_per_sec: float, flops: float, *, num_devices: int, peak_flops: fl
 def peak_flops(given: float = 0.0) -> tuple[float, str]:
     """FLOP/s of one device and where the number comes from.
 
-    ``given`` wins; then the data-sheet table; on other devices (a CPU) the float32 matrix
-    rate is measured, so that MFU means "share of what this machine can do".
+    ``given`` wins; then the data-sheet table; on other devices the rate of a matrix product is measured
+    (float32 on a CPU, else bfloat16), so that MFU means "share of what this machine can do".
     """
     if given > 0:
         return given, "config"
-    kind = jax.devices()[0].device_kind
-    if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind], f"data sheet, bf16, {kind}"
-    return measured_matrix_rate(), "measured float32 matrix product"
+    device = jax.devices()[0]
+    if device.device_kind in PEAK_FLOPS:
+        return PEAK_FLOPS[device.device_kind], f"data sheet, bf16, {device.device_kind}"
+    if device.platform == "cpu":
+        return measured_matrix_rate(), "measured float32 matrix product"
+    rate = measured_matrix_rate(size=8192, dtype="bfloat16")
+    return rate, f"measured bfloat16 matrix product, {device.device_kind}"
 
 
 @functools.cache

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.model.config import model_config
+from llama2_jax.train import flops
 from llama2_jax.train.flops import flops_per_token, mfu, peak_flops
 
 # GFLOP per token at 4096 tokens of context, from published logs and papers, to two decimals
@@ -72,6 +75,14 @@ def test_mfu_is_the_share_of_the_peak():
     assert mfu(10_922.973, full, num_devices=1, peak_flops=989e12) == pytest.approx(0.509, abs=5e-4)
     assert mfu(10_922.973, causal, num_devices=1, peak_flops=989e12) == pytest.approx(0.4735, abs=5e-4)
     assert mfu(8 * 10_922.973, full, num_devices=8, peak_flops=989e12) == pytest.approx(0.509, abs=5e-4)
+
+
+def test_an_accelerator_without_a_data_sheet_is_measured_in_bfloat16(monkeypatch):
+    asked = []
+    monkeypatch.setattr(flops.jax, "devices", lambda: [SimpleNamespace(device_kind="New", platform="gpu")])
+    monkeypatch.setattr(flops, "measured_matrix_rate", lambda **given: asked.append(given) or 1.0)
+    assert peak_flops() == (1.0, "measured bfloat16 matrix product, New")
+    assert asked == [{"size": 8192, "dtype": "bfloat16"}]
 
 
 def test_a_given_peak_wins_and_a_cpu_is_measured():
