@@ -1,6 +1,7 @@
 """AdamW and its schedules exactly as the paper prints them (OPT-1..4, PPO-5)."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -100,20 +101,23 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
 
     A warm-up that outlasts the run is allowed, for a first look at a config, but not silently.
     """
-    warmup_steps, _ = _spans(config, num_steps)
-    if warmup_steps > num_steps:
-        logging.log_first_n(
-            logging.WARNING,
-            "the warm-up of %d updates outlasts the run of %d: the learning rate ends at %.0f %% of its "
-            "peak; lower config.optimizer.warmup_steps",
-            1, warmup_steps, num_steps, 100 * num_steps / warmup_steps,
-        )  # fmt: skip
+    _check_warm_up(*_spans(config, num_steps))
     return optax.chain(
         optax.clip_by_global_norm(config.grad_clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         _scale_by_schedule(config, num_steps),
     )
+
+
+@functools.cache  # said once, though a run makes its optimizer more than once
+def _check_warm_up(warmup_steps: int, num_steps: int) -> None:
+    if warmup_steps > num_steps:
+        logging.warning(
+            "the warm-up of %d updates outlasts the run of %d: the learning rate ends at %.0f %% of its "
+            "peak; lower config.optimizer.warmup_steps",
+            warmup_steps, num_steps, 100 * num_steps / warmup_steps,
+        )  # fmt: skip
 
 
 def _scale_by_schedule(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

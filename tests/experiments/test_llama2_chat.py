@@ -172,7 +172,7 @@ def test_the_variant_of_a_real_chat_model_trains_nothing_before_it_and_aligns_it
     ]  # fmt: skip
     for folder in ("v1/helpfulness_rm", "v1/safety_rm", "v1/sft"):
         assert recipe.configs[folder].init_from == SMOLLM2
-        assert recipe.configs[folder].template == "smollm2"
+        assert recipe.configs[folder].template == ""  # of the checkpoint: smollm2
     assert recipe.configs["v1/rejection_sampling"].policy == SMOLLM2
     assert recipe.configs["v1/ppo"].init_from == "run/v1/sft"
 
