@@ -47,7 +47,8 @@ def run(config: Any, workdir: Path) -> None:
         "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
         "takes all in every round; set how many a round takes",
     )
-    _check_inputs(config)
+    if not is_done(workdir):  # a finished run needs them no more
+        _check_inputs(config)
     if not open_workdir(config, workdir):
         versions = Recipe(config, workdir).run()
         write_report(workdir, versions, config.reference)

@@ -241,8 +241,8 @@ def rescore(
             )
             for i, sample in enumerate(part)
         ]
-        known = zip(scored, part, strict=True)
-        append_samples(path, [new for new, old in known if new != old or new.key not in held])
+        pairs = zip(scored, part, strict=True)
+        append_samples(path, [new for new, old in pairs if new != old or new.key not in held])
         results += scored
     return results
 
