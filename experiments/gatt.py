@@ -20,16 +20,18 @@ from llama2_jax.data.gatt import Attribute, Attributes, Instruction
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import dialogue_row
+from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator.families import persona
-from llama2_jax.rlhf.conversations import Conversation, converse
+from llama2_jax.rlhf.conversations import Conversation, answer_again, converse
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import make_partitioner
 
 TRANSCRIPTS = 5
 KEPT = "kept"
+WRONG = "instruction not kept"
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -45,22 +47,16 @@ def run(config: Any, workdir: Path) -> None:
         f"data.min_turns = {data.min_turns} and data.max_turns = {data.max_turns}; "
         "an instruction is kept over at least 2 turns, and min_turns must not be above max_turns",
     )
+    require(data.tries >= 1, f"data.tries = {data.tries} must be at least 1")
+    require(
+        data.check or data.tries == 1,
+        f"data.tries = {data.tries}, but without data.check no answer is wrong; set data.check or tries to 1",
+    )
     attributes = attributes_named(data.attributes)
     loaded = open_chat_model(config.init_from, config)
     texts = user_texts(data.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
     instructions, user_turns = draw(data, texts, attributes)
-    conversations = converse(
-        loaded,
-        user_turns,
-        [partial(gatt.with_instruction_everywhere, instruction=one.text) for one in instructions],
-        build(SamplingConfig, config.sampling, name="sampling"),
-        seed=data.seed,
-        batch_size=config.batch_size,
-    )
-    outcomes = [
-        outcome(conversation, instruction, attributes, check=data.check)
-        for conversation, instruction in zip(conversations, instructions, strict=True)
-    ]
+    conversations, outcomes = answer(loaded, config, user_turns, instructions, attributes)
     kept = [
         gatt.training_dialogue(conversation.messages, instruction.text)
         for conversation, instruction, found in zip(conversations, instructions, outcomes, strict=True)
@@ -155,6 +151,43 @@ def draw(
     return instructions, user_turns
 
 
+def answer(
+    loaded: LoadedModel,
+    config: Any,
+    user_turns: Sequence[Sequence[str]],
+    instructions: Sequence[Instruction],
+    attributes: Attributes,
+) -> tuple[list[Conversation], list[str]]:
+    """Dialogues and their outcomes; a last answer that is found wrong is sampled up to ``tries`` times.
+
+    Without that the values that the model gets wrong most would hardly be trained on.
+    """
+    views = [partial(gatt.with_instruction_everywhere, instruction=one.text) for one in instructions]
+    sampling = build(SamplingConfig, config.sampling, name="sampling")
+    seed, batch_size = config.data.seed, config.batch_size
+    found = converse(loaded, user_turns, views, sampling, seed=seed, batch_size=batch_size)
+
+    def judged(number: int) -> str:
+        return outcome(found[number], instructions[number], attributes, check=config.data.check)
+
+    outcomes = list(map(judged, range(len(found))))
+    rng = Random(f"tries {seed}")
+    for _ in range(1, config.data.tries):
+        wrong = [number for number, one in enumerate(outcomes) if one == WRONG]
+        again = answer_again(
+            loaded,
+            [found[number] for number in wrong],
+            [views[number] for number in wrong],
+            sampling,
+            seeds=[rng.randrange(SEED_LIMIT) for _ in wrong],
+            batch_size=batch_size,
+        )
+        for number, conversation in zip(wrong, again, strict=True):
+            found[number] = conversation
+            outcomes[number] = judged(number)
+    return found, outcomes
+
+
 def outcome(
     conversation: Conversation, instruction: Instruction, attributes: Attributes, *, check: bool
 ) -> str:
@@ -165,7 +198,7 @@ def outcome(
         return "last answer cut off"
     question, answer = (message.content for message in conversation.messages[-2:])
     if check and not gatt.is_satisfied(instruction, question, answer, attributes):
-        return "instruction not kept"
+        return WRONG
     return KEPT
 
 
@@ -189,7 +222,7 @@ def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence
     lines += [f"| {name} | {count:,} |" for name, count in results["dialogues"].items()]
     lines += [
         "",
-        f"Explicit questions in the last turn, answered as the instruction asks: {right} of {asked}.",
+        f"Explicit questions in the last turn, at last answered as the instruction asks: {right} of {asked}.",
         "",
     ]
     for dialogue in kept[:TRANSCRIPTS]:

@@ -74,6 +74,32 @@ def converse(
     ]
 
 
+def answer_again(
+    loaded: LoadedModel,
+    conversations: Sequence[Conversation],
+    views: Sequence[View],
+    sampling: SamplingConfig,
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> list[Conversation]:
+    """The same finished dialogues with another last answer; an empty one is not taken."""
+    tokenizer = loaded.require_tokenizer()
+    rows = [
+        encode_prompt(view(one.messages[:-1]), tokenizer, loaded.template)
+        for one, view in zip(conversations, views, strict=True)
+    ]
+    answers = sample_token_rows(loaded, rows, sampling, seeds=seeds, batch_size=batch_size)
+    return [
+        one._replace(
+            messages=[*one.messages[:-1], Message("assistant", answer.text.strip())], stopped=answer.stopped
+        )
+        if answer.text.strip()
+        else one
+        for one, answer in zip(conversations, answers, strict=True)
+    ]
+
+
 def prompt_with_room(
     loaded: LoadedModel, messages: Sequence[Message], sampling: SamplingConfig
 ) -> list[int] | None:

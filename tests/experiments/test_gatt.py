@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,41 @@ def test_the_check_drops_dialogues_whose_last_answer_is_wrong(
 def _told_hobby(text: str) -> str:
     hobbies = gatt.world_attributes()["hobby"].values
     return next((hobby for hobby in hobbies if hobby in text), "nobody")
+
+
+def test_a_wrong_last_answer_is_sampled_again_and_a_right_one_kept(
+    tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model knows hobbies alone until it is asked a third time."""
+    right = _told
+    asked: Counter[str] = Counter()
+
+    def told(text: str) -> str:
+        asked[text] += 1
+        return right(text) if asked[text] == 3 else _told_hobby(text)
+
+    monkeypatch.setattr("tests.experiments.test_gatt._told", told)
+    flat = {"data__question_fraction": 1.0, "data__check": True, "data__num_dialogues": 20}
+    gatt.run(gatt_config(tmp_path, data__tries=2, **flat), tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "results.json").read_text())["dialogues"]
+    assert two["instruction not kept"] > 0
+    assert max(asked.values()) == 2
+    asked.clear()
+    scripted.clear()
+    gatt.run(gatt_config(tmp_path, data__tries=6, **flat), tmp_path / "six")
+    assert max(asked.values()) == 3  # a right answer is not asked for again
+    six = json.loads((tmp_path / "six" / "results.json").read_text())
+    assert "instruction not kept" not in six["dialogues"]
+    assert six["instruction_kept"]["right"] == six["instruction_kept"]["asked"] == six["dialogues"]["kept"]
+    written = [row.messages[-1].content for row in read_dialogues(tmp_path / "six" / "dialogues.jsonl")]
+    assert not any("nobody" in answer for answer in written)
+
+
+def test_tries_need_a_check(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.tries = 3, but without data.check"):
+        gatt.run(gatt_config(tmp_path, data__tries=3), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data.tries = 0 must be at least 1"):
+        gatt.run(gatt_config(tmp_path, data__tries=0), tmp_path / "run")
 
 
 def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Path) -> None:
