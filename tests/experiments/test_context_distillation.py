@@ -117,6 +117,28 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
         assert (folder / name).exists(), name
 
 
+def test_the_ids_that_are_scored_are_those_that_were_sampled(
+    tmp_path: Path, scored: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letter by letter, as no text is encoded: encoding the answer's text anew would give other ids."""
+    ids = [one for letter in SAFE for one in model.tokenizer.encode(letter)]
+    assert ids != model.tokenizer.encode(SAFE)
+    rows_seen: list[list[int]] = []
+
+    def sample(_: Model, views: Sequence[Any], *__: object, **___: object) -> list[Answer]:
+        return [Answer(ids, SAFE, True, [])] * len(views)
+
+    def score(_: Model, rows: Sequence[Sequence[int]], **__: object) -> np.ndarray:
+        rows_seen.extend(map(list, rows))
+        return np.zeros(len(rows), np.float32)
+
+    monkeypatch.setattr(context_distillation, "sample_answers", sample)
+    monkeypatch.setattr(context_distillation, "score_rows", score)
+    context_distillation.run(config_for(tmp_path), tmp_path / "run")
+    assert len(rows_seen) == 15
+    assert all(row[-len(ids) :] == ids for row in rows_seen)
+
+
 def test_nothing_better_leaves_an_empty_file_and_says_so(
     tmp_path: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -349,6 +349,18 @@ def test_advantages_are_whitened_over_the_answers_alone():
     assert_trees_close(wide_metrics, metrics, rtol=1e-5, atol=1e-6)
 
 
+def test_an_answer_without_tokens_changes_no_other():
+    rollout = rollout_of([5, 2, 1, 3, 0])
+    (low, metrics), (high, other) = (experience_of(rollout, [*SCORES, score]) for score in (0.0, 100.0))
+    assert metrics["sigma"] == other["sigma"] == pytest.approx(np.std(SCORES), rel=1e-6)
+    np.testing.assert_array_equal(low.advantages_BC, high.advantages_BC)
+    np.testing.assert_array_equal(low.returns_BC, high.returns_BC)
+    assert not np.asarray(low.advantages_BC)[4].any()
+    assert np.asarray(low.advantages_BC)[np.asarray(response_mask(rollout))].mean() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
 def test_values_are_clipped_around_the_old_ones_and_move_to_the_returns(params, losses):
     rollout = rollout_of([5, 2, 1, 3])  # 11 tokens
     experience, _ = experience_of(rollout, SCORES)
