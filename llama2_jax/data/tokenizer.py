@@ -166,6 +166,13 @@ class SentencePieceTokenizer:
         """Whether every text begins with a word boundary (the "dummy prefix")."""
         return bool(self._proto().normalizer_spec.add_dummy_prefix)
 
+    def with_control_pieces(self, pieces: Sequence[str]) -> "SentencePieceTokenizer":
+        """The same vocabulary and ``pieces`` behind it, as control ids."""
+        model = self._proto()
+        for piece in pieces:
+            model.pieces.add(piece=piece, score=0.0, type=proto.ModelProto.SentencePiece.CONTROL)
+        return SentencePieceTokenizer(model.SerializeToString(deterministic=True)) if pieces else self
+
     def _proto(self) -> Any:
         return proto.ModelProto.FromString(self._model)
 
@@ -283,10 +290,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a tokenizer file, or the one in a folder.
 
     Of a folder with both, ``tokenizer.model`` is taken unless ``tokenizer.json`` has added tokens
-    that it lacks.
+    that it lacks. Those of an ``added_tokens.json`` alone become control pieces.
 
     Raises:
-      TokenizerError: nothing there, or an unknown kind of file.
+      TokenizerError: nothing there, an unknown kind of file, or added tokens whose ids leave a gap.
     """
     path = Path(path)
     model, fast = path / "tokenizer.model", path / "tokenizer.json"
@@ -296,6 +303,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         plain = SentencePieceTokenizer.load(model)
         # fine-tuned models add chat markers, often the EOS among them, to this file alone
         return ByteLevelTokenizer.load(fast) if _largest_added_id(fast) >= plain.vocab_size else plain
+    if found == model:
+        return _with_added_tokens(SentencePieceTokenizer.load(model), path / "added_tokens.json")
     if found is None:
         raise TokenizerError(
             f"no tokenizer at {path}; give a .model file, a tokenizer.json, or a folder that holds one"
@@ -311,6 +320,23 @@ def _largest_added_id(path: Path) -> int:
             return max((int(token["id"]) for token in content.get("added_tokens") or []), default=-1)
         except (AttributeError, KeyError, TypeError) as error:
             raise TokenizerError("its added_tokens are no list of ids and texts; copy it again") from error
+
+
+def _with_added_tokens(plain: SentencePieceTokenizer, path: Path) -> SentencePieceTokenizer:
+    """The tokenizer with what an ``added_tokens.json``, text to id, adds to it; itself if there is none."""
+    if not path.is_file():
+        return plain
+    with _naming(path):
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(ids, dict) or not all(isinstance(token_id, int) for token_id in ids.values()):
+            raise TokenizerError("it is no object of texts and their ids; copy it again")
+        added = sorted((token_id, text) for text, token_id in ids.items() if token_id >= plain.vocab_size)
+        if [token_id for token_id, _ in added] != [plain.vocab_size + n for n in range(len(added))]:
+            raise TokenizerError(
+                f"it adds ids {added[0][0]} to {added[-1][0]}, but tokenizer.model has {plain.vocab_size} "
+                "pieces, and ids go on from there without a gap; take the two files from one model"
+            )
+        return plain.with_control_pieces([text for _, text in added])
 
 
 def train_sentencepiece(

@@ -224,6 +224,33 @@ def test_tokenizer_json_is_taken_where_it_adds_tokens_to_the_model(tokenizer, ch
             load_tokenizer(tmp_path)
 
 
+def test_added_tokens_json_alone_gives_control_pieces(tokenizer, tmp_path):
+    plain = tokenizer
+    plain.save(tmp_path)
+    size = plain.vocab_size
+    path = tmp_path / "added_tokens.json"
+    path.write_text(json.dumps({"<|im_end|>": size + 1, "<|im_start|>": size, "<s>": 1}))
+    found = load_tokenizer(tmp_path)
+    assert found.vocab_size == size + 2
+    assert [found.special_id(piece) for piece in ("<|im_start|>", "<|im_end|>")] == [size, size + 1]
+    text = "the river <|im_end|> said 12"
+    assert found.encode(text) == plain.encode(text)  # never a control id
+    assert found.decode([size, *plain.encode("the river"), size + 1]) == "the river"
+    assert (found.bos_id, found.eos_id) == (plain.bos_id, plain.eos_id)
+    found.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").content_hash == found.content_hash != plain.content_hash
+    path.write_text(json.dumps({"<s>": 1}))
+    assert load_tokenizer(tmp_path).content_hash == plain.content_hash
+    path.write_text(json.dumps({"[PAD]": size + 1}))
+    with pytest.raises(
+        TokenizerError, match=rf"added_tokens.json: it adds ids {size + 1} to {size + 1}, .*gap"
+    ):
+        load_tokenizer(tmp_path)
+    path.write_text(json.dumps(["[PAD]"]))
+    with pytest.raises(TokenizerError, match=r"added_tokens.json: it is no object"):
+        load_tokenizer(tmp_path)
+
+
 def test_missing_or_broken_files(tmp_path):
     with pytest.raises(TokenizerError, match="no tokenizer at"):
         load_tokenizer(tmp_path)
