@@ -11,6 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llama2_jax.files import written_whole
+
 T = TypeVar("T")
 
 
@@ -108,11 +110,9 @@ def to_plain(config: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically (a reader sees the old file or the new one)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(to_plain(value), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write ``value`` as JSON; the file appears when it is complete."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(to_plain(value), indent=2) + "\n", encoding="utf-8")
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[str]:

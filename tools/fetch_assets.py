@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llama2_jax.config import require_choice
+from llama2_jax.files import written_whole
 from tools import command_line
 
 
@@ -187,10 +188,8 @@ def fetch(asset: Asset, *, download: Callable[[Asset, Path], Path] | None = None
     for path, member in asset.files.items():
         _verify(member.name, _sha256(contents[path]), member.sha256)
     for path, content in contents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
     return asset.path
 
 

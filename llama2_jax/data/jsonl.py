@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.data.sources import DataError
+from llama2_jax.files import written_whole
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -32,9 +33,5 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file; it appears when it is complete."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(target)

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from llama2_jax.config import require, write_json
 from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.files import written_whole
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -284,17 +285,16 @@ def _until(documents: Iterator[_Document], max_tokens: int) -> Iterator[_Documen
 
 def _write_shard(folder: Path, name: str, documents: Iterator[_Document], recipe: str) -> ShardInfo:
     path = _shard_path(folder, name)
-    partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")  # a group is read whole: one document each
-    lengths, text_bytes = [], 0
-    for document in documents:
-        writer.write(document.record)
-        lengths.append(document.tokens)
-        text_bytes += document.text_bytes
-    writer.close()
-    np.save(folder / f"{name}.lengths.npy", np.array(lengths, np.uint32))
-    digest, size = file_sha256(partial), partial.stat().st_size
-    partial.replace(path)
+    with written_whole(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")  # a group is read whole: one document each
+        lengths, text_bytes = [], 0
+        for document in documents:
+            writer.write(document.record)
+            lengths.append(document.tokens)
+            text_bytes += document.text_bytes
+        writer.close()
+        np.save(folder / f"{name}.lengths.npy", np.array(lengths, np.uint32))
+        digest, size = file_sha256(partial), partial.stat().st_size
     shard = ShardInfo(name, recipe, len(lengths), sum(lengths), text_bytes, size, digest)
     write_json(folder / f"{name}.json", asdict(shard))
     return shard

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from llama2_jax.files import written_whole
+
 proto: Any = sentencepiece_model_pb2  # generated code, its types are not visible
 
 
@@ -543,8 +545,5 @@ def _no_special(piece: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write atomically: a killed run must not leave half a tokenizer for the next one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_bytes(content)

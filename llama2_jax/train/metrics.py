@@ -9,6 +9,8 @@ from typing import Any
 import tensorboardX
 from absl import logging
 
+from llama2_jax.files import written_whole
+
 
 class NonFiniteError(FloatingPointError):
     """A metric became NaN or infinite; the message names it, the step and the last good checkpoint."""
@@ -70,9 +72,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)  # a kill in between loses nothing
+    with written_whole(path) as partial:  # a kill in between loses nothing
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def require_finite(step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llama2_jax.data.preferences import RATINGS
 from llama2_jax.data.sources import DataError
+from llama2_jax.files import written_whole
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement
 
 SHOWN = ("comparison_id", "track", "dialogue", "a", "b")
@@ -31,13 +32,10 @@ def write_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> None:
     target = Path(path)
     if target.exists():
         raise DataError(f"{target} exists and may have been filled in; move it away first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(target) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         sheet = csv.DictWriter(file, (*SHOWN, *FILLED_IN), restval="")
         sheet.writeheader()
         sheet.writerows(_row(comparison) for comparison in comparisons)
-    partial.replace(target)
 
 
 def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judgement]:
