@@ -12,7 +12,7 @@ from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tensio
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import RATINGS
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Interval, trend_z
 from llama2_jax.evals.reward_accuracy import Share
 from llama2_jax.losses.preference import displayed
 from llama2_jax.train.metrics import read_metrics
@@ -20,6 +20,7 @@ from llama2_jax.train.metrics import read_metrics
 GATT_TURN = 6
 GUARD_NOISE = 0.1  # raw scores; a mean of a few hundred answers moves as much by chance
 KL_NEAR = 10.0  # nats per answer; the best of 16 samples is 1.8 from the policy, gamed rewards give hundreds
+SIGNIFICANT = 1.96  # z at the 5 % level
 MEDIAN_RISE = 0.25  # of the rise of the maximum: more than that is not "the median stays"
 
 
@@ -222,15 +223,16 @@ def _by_own_models(judged: Mapping[str, Any], names: Sequence[str]) -> Verdict:
 
 
 def _ratings(found: Mapping[str, Any]) -> Verdict:
-    """Table 8: the clearest preferences clearly above the least clear, and no step clearly down."""
+    """Table 8: a significant trend over the ratings, and no step clearly down."""
     shares = [found["by_rating"][rating] for rating in reversed(RATINGS) if rating in found["by_rating"]]
     levels = [_interval(share) for share in shares]
-    rising = levels[-1].is_above(levels[0]) and not any(
-        worse.is_above(better) for worse, better in itertools.pairwise(levels)
-    )
+    sizes = [share["size"] for share in shares]
+    trend = trend_z([share["value"] * size for share, size in zip(shares, sizes, strict=True)], sizes)
+    rising = trend > SIGNIFICANT and not any(old.is_above(new) for old, new in itertools.pairwise(levels))
     return Verdict(
         "reward models are more accurate on clearer preferences (Table 8)",
-        "helpfulness, from unsure to significantly better: " + ", ".join(map(percent, shares)),
+        f"helpfulness, from unsure to significantly better: {', '.join(map(percent, shares))}; "
+        f"trend z = {trend:.1f}",
         rising,
     )
 

@@ -46,6 +46,23 @@ def wilson(successes: float, total: int, *, level: float = 0.95) -> Interval:
     return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
+def trend_z(successes: Sequence[float], totals: Sequence[int]) -> float:
+    """Whether shares rise along ordered groups: the z of Cochran's and Armitage's test for trend.
+
+    Above 1.96 they rise, below -1.96 they fall, at the 5 % level of both sides. It asks all groups, and
+    so sees what the intervals of the first and the last alone do not. Groups are equally spaced::
+
+      z = sum_i i (r_i - n_i p) / sqrt(p (1 - p) (sum_i i^2 n_i - (sum_i i n_i)^2 / N)),  p = sum r / N
+
+    Returns:
+      0 where nothing can be said: a single group with cases, or all cases alike.
+    """
+    r, n = np.asarray(successes, float), np.asarray(totals, float)
+    i, share = np.arange(len(n)), r.sum() / n.sum()
+    variance = share * (1 - share) * ((i * i * n).sum() - (i * n).sum() ** 2 / n.sum())
+    return float((i * (r - n * share)).sum() / math.sqrt(variance)) if variance > 0 else 0.0
+
+
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray,
     *,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
+from llama2_jax.evals.intervals import Interval, bootstrap_mean, trend_z, wilson
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,25 @@ def test_wilson_covers_the_truth_19_times_of_20() -> None:
     drawn = np.random.default_rng(0).binomial(60, 0.2, size=2000)
     covered = [wilson(int(k), 60).low <= 0.2 <= wilson(int(k), 60).high for k in drawn]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_trend_as_published() -> None:
+    """Agresti, Categorical Data Analysis: malformations by alcohol, z^2 = 1.83 if equally spaced."""
+    malformed, births = [48, 38, 5, 1, 1], [17114, 14502, 793, 127, 38]
+    assert trend_z(malformed, births) ** 2 == pytest.approx(1.83, abs=0.005)
+    assert trend_z(malformed[::-1], births[::-1]) == pytest.approx(-trend_z(malformed, births))
+
+
+def test_trend_is_a_normal_deviate_where_there_is_none() -> None:
+    totals = [100, 150, 100, 60]
+    drawn = np.random.default_rng(0).binomial(totals, 0.7, size=(4000, 4))
+    found = np.array([trend_z(row, totals) for row in drawn])
+    assert found.mean() == pytest.approx(0, abs=0.05)
+    assert np.mean(np.abs(found) > 1.96) == pytest.approx(0.05, abs=0.012)
+
+
+def test_nothing_is_said_of_cases_that_are_all_alike() -> None:
+    assert trend_z([10, 20], [10, 20]) == trend_z([5], [9]) == trend_z([0, 5, 0], [0, 9, 0]) == 0
 
 
 def test_bootstrap_is_as_wide_as_the_error_of_the_mean() -> None:
