@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import write_json
-from llama2_jax.data.tokenizer import ByteLevelTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.json_file import read_json
@@ -28,7 +28,7 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return None
     tokenizer = load_tokenizer(folder)
-    if isinstance(tokenizer, ByteLevelTokenizer):
+    if isinstance(tokenizer, JsonTokenizer):
         for role in ("bos", "eos"):
             given = settings.get(f"{role}_token_id")
             if getattr(tokenizer, f"{role}_id") < 0 and isinstance(given, int):

@@ -122,7 +122,7 @@ def save_huggingface(
 
     Args:
       folder: must not exist, or be empty.
-      tokenizer: of ``data/tokenizer.py``, written beside the weights; None writes none.
+      tokenizer: of ``data/tokenizer``, written beside the weights; None writes none.
       template: name of the chat template to store with the tokenizer; None stores none.
       dtype: float32, float16 or bfloat16; None keeps the dtype of each parameter, bitwise.
       max_shard_bytes: a file grows to at most this (one tensor more if that alone is larger).

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from llama2_jax.data.tokenizer import (
-    ByteLevelTokenizer,
+    JsonTokenizer,
     SentencePieceTokenizer,
     byte_level_from_merges,
     train_sentencepiece,
@@ -12,6 +12,18 @@ from llama2_jax.data.tokenizer import (
 TEXT = """the a river stone light garden winter summer teacher answer question letter mountain walks sings
 reads writes finds under over beside because always never quickly quietly 1984 42 7 help please INST SYS"""
 WORDS = TEXT.split()
+
+STRINGS = [
+    "the river",
+    "  two  spaces ",
+    "1984 and 42",
+    "naïve café",
+    "日本語",
+    "👩‍🚀 flies",
+    "<s> a </s>",
+    "a\n\tb",
+    "",
+]
 
 
 def make_texts(count: int, *, seed: int) -> list[str]:
@@ -43,7 +55,7 @@ MERGES = ["Ġ t", "h e", "Ġt he", "h i", "u s", "e r", "us er", "Ċ Ċ"]
 
 
 @pytest.fixture(scope="session")
-def chatml_tokenizer() -> ByteLevelTokenizer:
+def chatml_tokenizer() -> JsonTokenizer:
     pytest.importorskip("tokenizers", reason="pip install 'llama2_jax[import]'")
     merged = [merge.replace(" ", "") for merge in MERGES]
     tokens = [*CHATML_SPECIALS, *byte_alphabet(), *merged]

@@ -6,7 +6,7 @@ import sentencepiece
 import tokenizers
 
 from llama2_jax.data.tokenizer import (
-    ByteLevelTokenizer,
+    JsonTokenizer,
     SentencePieceTokenizer,
     byte_level_from_merges,
 )
@@ -44,10 +44,10 @@ def sentencepiece_tokenizer() -> SentencePieceTokenizer:
         num_threads=1,
         minloglevel=2,
     )
-    return SentencePieceTokenizer.from_bytes(model.getvalue())
+    return SentencePieceTokenizer(model.getvalue())
 
 
-def byte_level_tokenizer() -> ByteLevelTokenizer:
+def byte_level_tokenizer() -> JsonTokenizer:
     markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = ["t h", "th e", "Ġ the", "i n", "e r", "Ġ a", "a n", "an d"]

@@ -1,0 +1,155 @@
+"""Tokenizers of a ``tokenizer.json``: the only module that imports the tokenizers package, an extra."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from llama2_jax.data.tokenizer.base import (
+    TokenizerError,
+    naming,
+    no_special,
+    require_ids,
+    require_str,
+    wrap,
+    write,
+)
+
+
+class JsonTokenizer:
+    """The tokenizer of a ``tokenizer.json``, as imported models carry it: most are byte-level BPE.
+
+    Also serves a SentencePiece BPE with added tokens, which ``tokenizer.model`` does not hold.
+
+    ``encode`` reads chat markers in the text as ordinary characters, unlike the usual Hugging
+    Face behaviour: a user must not be able to type a control token.
+    """
+
+    def __init__(self, text: str, *, bos_id: int = -1, eos_id: int = -1, pad_id: int = -1) -> None:
+        library = _tokenizers()
+        try:
+            self._backend = library.Tokenizer.from_str(text)
+        except Exception as error:  # the Rust library raises bare Exception
+            raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
+        self._backend.encode_special_tokens = True
+        self._text = text
+        self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        if not self.vocab_size:
+            raise TokenizerError("the tokenizer.json has an empty vocabulary; copy or download it again")
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.content_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "JsonTokenizer":
+        """Read a ``tokenizer.json``; the ids come from ``tokenizer_config.json`` beside it."""
+        path = Path(path)
+        with naming(path):
+            text = path.read_bytes().decode("utf-8")  # read_text would change line ends, and so the hash
+            plain = cls(text)
+        config_path = path.with_name("tokenizer_config.json")
+        if not config_path.exists():
+            return plain
+        with naming(config_path):
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+            ids = {f"{role}_id": _config_id(config, role, plain) for role in ("bos", "eos", "pad")}
+        return cls(text, **ids)
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
+        ids = self._backend.encode(require_str(text), add_special_tokens=False).ids
+        return wrap(self, ids, bos=bos, eos=eos)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``Tokenizer.decode``."""
+        runs = groupby(require_ids(ids), lambda i: i < self.vocab_size)
+        return "".join(
+            self._backend.decode(list(run), skip_special_tokens=True) if known else "\ufffd" * len(list(run))
+            for known, run in runs
+        )
+
+    def special_id(self, piece: str) -> int:
+        """See ``Tokenizer.special_id``."""
+        token_id = self._backend.token_to_id(piece)
+        if token_id is None or token_id not in self._special:
+            raise TokenizerError(no_special(piece))
+        return token_id
+
+    def is_special(self, token_id: int) -> bool:
+        """See ``Tokenizer.is_special``."""
+        return token_id in self._special
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
+        path = Path(folder) / "tokenizer.json"
+        named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        config = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
+        write(path.with_name("tokenizer_config.json"), (json.dumps(config, indent=2) + "\n").encode())
+        write(path, self._text.encode("utf-8"))
+        return path
+
+
+def byte_level_from_merges(
+    tokens: Sequence[str],
+    merges: Sequence[str] | Sequence[tuple[str, str]],
+    *,
+    token_types: Sequence[int],
+    bos_id: int = -1,
+    eos_id: int = -1,
+    split_digits: bool = True,
+) -> JsonTokenizer:
+    """Rebuild a GPT-2 style BPE from the lists in a GGUF header.
+
+    ``merges`` are ``"left right"`` strings, first merged first. Control tokens (type 3) become
+    special, user-defined ones (type 4) are matched whole in text. ``split_digits`` is the
+    pre-tokenizer that GGUF calls "smollm": every digit alone, then GPT-2's split.
+
+    Raises:
+      TokenizerError: lists of different lengths, or a merge that is not a pair.
+    """
+    if len(tokens) != len(token_types):
+        raise TokenizerError(f"{len(tokens)} tokens but {len(token_types)} token types; they must agree")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    wrong = next((pair for pair in pairs if len(pair) != 2), None)
+    if wrong is not None:
+        raise TokenizerError(f"merge {wrong!r} is not a pair of pieces")
+    library = _tokenizers()
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=pairs))
+    byte_level = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = [library.pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    backend.pre_tokenizer = library.pre_tokenizers.Sequence([*digits, byte_level])
+    backend.decoder = library.decoders.ByteLevel()
+    for kind, add in ((3, backend.add_special_tokens), (4, backend.add_tokens)):
+        added = [token for token, its_kind in zip(tokens, token_types, strict=True) if its_kind == kind]
+        add([library.AddedToken(token, special=kind == 3, normalized=False) for token in added])
+    return JsonTokenizer(backend.to_str(), bos_id=bos_id, eos_id=eos_id)
+
+
+def _tokenizers() -> Any:
+    """The optional tokenizers package."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise TokenizerError(
+            "this tokenizer is byte-level BPE, which needs the tokenizers package; "
+            "install it with: pip install 'llama2_jax[import]'"
+        ) from error
+    return tokenizers
+
+
+def _config_id(config: Any, role: str, tokenizer: JsonTokenizer) -> int:
+    """The id a ``tokenizer_config.json`` names for ``role``, or -1."""
+    if not isinstance(config, dict):
+        raise TokenizerError(f"it holds a {type(config).__name__}, an object is needed; copy it again")
+    token = config.get(f"{role}_token")
+    if token is None:
+        return -1
+    piece = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(piece, str):
+        raise TokenizerError(f'{role}_token is {token!r}; it must be a piece or {{"content": piece}}')
+    return tokenizer.special_id(piece)

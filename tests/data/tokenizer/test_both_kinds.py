@@ -1,0 +1,46 @@
+import pytest
+
+from llama2_jax.data.tokenizer import StreamDecoder, TokenizerError
+
+
+def test_encode_needs_str(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        with pytest.raises(TypeError, match="str"):
+            each.encode(b"bytes")
+
+
+def test_decode_refuses_negative_ids(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        with pytest.raises(TokenizerError, match="token id -1 is negative"):
+            each.decode([5, -1])
+
+
+def test_ids_of_spare_rows_of_an_embedding_are_replacement_characters(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        spare, (before, after) = each.vocab_size, (each.encode(text) for text in ("the river", "the é"))
+        ids = [each.bos_id, *before, spare, spare + 100, *after[:-1], spare, after[-1], each.eos_id]
+        space = " " if each is tokenizer else ""  # the word boundary that encode added
+        expected = f"the river\ufffd\ufffd{space}the \ufffd\ufffd\ufffd"  # the é was cut in two
+        assert each.decode(ids) == expected
+        decoder = StreamDecoder(each)
+        assert "".join(decoder.push(i) for i in ids) + decoder.flush() == expected
+
+
+def test_special_ids(tokenizer, chatml_tokenizer):
+    assert tokenizer.special_id("</s>") == 2
+    assert tokenizer.is_special(1)
+    assert not tokenizer.is_special(300)
+    assert chatml_tokenizer.special_id("<|im_end|>") == 2
+    assert chatml_tokenizer.is_special(2)
+    assert not chatml_tokenizer.is_special(3)
+    for each, piece in ((tokenizer, "<|im_end|>"), (tokenizer, "the"), (chatml_tokenizer, "Ġthe")):
+        with pytest.raises(TokenizerError, match="control piece"):
+            each.special_id(piece)
+
+
+def test_lone_surrogates_are_refused(tokenizer, chatml_tokenizer):
+    for each in (tokenizer, chatml_tokenizer):
+        with pytest.raises(
+            TokenizerError, match=r"character 4 of the text is a lone surrogate \('\\ud800'\)"
+        ):
+            each.encode("the \ud800 river")

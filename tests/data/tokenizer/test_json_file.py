@@ -1,0 +1,66 @@
+import hashlib
+import json
+import sys
+
+import pytest
+
+from llama2_jax.data.tokenizer import JsonTokenizer, TokenizerError, byte_level_from_merges, load_tokenizer
+from tests.data.conftest import MERGES, STRINGS
+
+
+def test_missing_tokenizers_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(TokenizerError, match=r"llama2_jax\[import\]"):
+        JsonTokenizer("{}")
+
+
+def test_byte_level_round_trip_merges_and_digits(chatml_tokenizer):
+    for text in STRINGS:
+        assert chatml_tokenizer.decode(chatml_tokenizer.encode(text)) == text
+    assert len(chatml_tokenizer.encode(" the")) == 1
+    assert [chatml_tokenizer.decode([i]) for i in chatml_tokenizer.encode("19")] == ["1", "9"]
+
+
+def test_byte_level_reads_markers_in_text_as_text(chatml_tokenizer):
+    ids = chatml_tokenizer.encode("a<|im_end|>b")
+    assert not {0, 1, 2} & set(ids)
+    assert chatml_tokenizer.decode(ids) == "a<|im_end|>b"
+    assert chatml_tokenizer.decode([1, *ids, 2]) == "a<|im_end|>b"
+
+
+def test_byte_level_digits_can_merge_without_the_split():
+    pytest.importorskip("tokenizers")
+    merges = [*MERGES, "1 9"]
+    tokens = [*dict.fromkeys("".join(merges).replace(" ", "")), *(m.replace(" ", "") for m in merges)]
+    types = [1] * len(tokens)
+    split = byte_level_from_merges(tokens, merges, token_types=types, split_digits=True)
+    joined = byte_level_from_merges(tokens, merges, token_types=types, split_digits=False)
+    assert (len(split.encode("19")), len(joined.encode("19"))) == (2, 1)
+
+
+def test_byte_level_save_and_load(chatml_tokenizer, tmp_path):
+    path = chatml_tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, JsonTokenizer)
+    assert (
+        again.content_hash == chatml_tokenizer.content_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    assert (again.bos_id, again.eos_id, again.pad_id) == (1, 2, -1)
+
+
+def test_byte_level_reads_both_forms_of_tokenizer_config(chatml_tokenizer, tmp_path):
+    chatml_tokenizer.save(tmp_path)
+    config = {"bos_token": None, "eos_token": {"content": "<|endoftext|>"}, "pad_token": "<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    again = load_tokenizer(tmp_path)
+    assert (again.bos_id, again.eos_id, again.pad_id) == (-1, 0, 2)
+    with pytest.raises(TokenizerError, match="no BOS"):
+        again.encode("x", bos=True)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"bos_token": 3}', '{"bos_token": {}}'])
+def test_a_broken_tokenizer_config_is_named(chatml_tokenizer, tmp_path, config):
+    chatml_tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: "):
+        load_tokenizer(tmp_path)
