@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.models import open_mesh
 from experiments.report import quote
 from llama2_jax.config import ConfigError, build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import read_rows, write_rows
@@ -47,8 +48,6 @@ from llama2_jax.rlhf.annotator.protocol import (
 from llama2_jax.rlhf.annotator.truth import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
 from llama2_jax.rlhf.reward_model import load_reward_model_for, score_dialogues
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import make_partitioner
 
 ANNOTATORS = ("simulated", "model", "file")
 
@@ -57,13 +56,12 @@ def run(config: Any, workdir: Path) -> None:
     """Write ``preferences_train.jsonl``, ``preferences_heldout.jsonl``, ``results.json``, ``report.md``."""
     _check_config(config)
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     collection = build(CollectionConfig, config.collection, name="collection")
     prompts = read_prompts(config.prompts)
     if config.annotator == "simulated":
         _check_prompts(prompts, collection)
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
+    partitioner = open_mesh(config)
     models = {
         one.name: load(one.path, partitioner=partitioner, **config.model)
         for one in (config.new, config.previous)

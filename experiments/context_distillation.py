@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gatt import open_chat_model
+from experiments.models import open_chat_model
 from experiments.report import quote
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
@@ -56,7 +56,6 @@ def run(config: Any, workdir: Path) -> None:
     Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
     """
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
     for name in ("init_from", "safety_reward_model"):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.rejection_sampling import load_scorers
+from experiments.models import load_scorers, open_mesh
 from experiments.report import percent, quote
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
-from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.config import require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
@@ -23,8 +23,7 @@ from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.truth import grade, identify, is_refusal
 from llama2_jax.rlhf.archive import Sample, draw, rescore
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import Partitioner, make_partitioner
+from llama2_jax.sharding.rules import Partitioner
 
 TRUTHS = ("none", "simulated")
 Versions = dict[str, list[Sample]]
@@ -44,14 +43,13 @@ def run(config: Any, workdir: Path) -> None:
     paths = parse_versions(config.versions)
     _check_config(config, paths)
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     prompts = read_prompts(config.prompts)
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
             identify(prompt.messages)
     sets = split(prompts, config.borderline_family)
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
+    partitioner = open_mesh(config)
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
         for name, path in paths.items()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gatt import attributes_named, open_chat_model, user_texts
+from experiments.gatt_inputs import attributes_named, user_texts
+from experiments.models import open_chat_model
 from experiments.report import percent
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
 from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
@@ -52,7 +53,6 @@ class Attention(NamedTuple):
 def run(config: Any, workdir: Path) -> None:
     """Write ``results.json``, the pictures and ``report.md``."""
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     models = dict(config.models)
     empty = [name for name, path in models.items() if not path]

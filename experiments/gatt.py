@@ -12,22 +12,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from experiments.gatt_inputs import attributes_named, user_texts
+from experiments.models import open_chat_model
 from experiments.report import quote
-from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.config import build, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message
-from llama2_jax.data.gatt import Attribute, Attributes, Instruction
+from llama2_jax.data.gatt import Attributes, Instruction
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
-from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.annotator.families import persona
+from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import Conversation, answer_again, converse
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import make_partitioner
 
 TRANSCRIPTS = 5
 KEPT = "kept"
@@ -37,7 +35,6 @@ WRONG = "instruction not kept"
 def run(config: Any, workdir: Path) -> None:
     """Write ``dialogues.jsonl``, ``results.json`` and ``report.md``."""
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     data = config.data
     require(bool(config.init_from), "config.init_from is empty; name the latest chat model")
@@ -75,60 +72,6 @@ def run(config: Any, workdir: Path) -> None:
     write_json(workdir / "results.json", results)
     write_report(workdir, results, kept)
     mark_done(workdir)
-
-
-def open_chat_model(path: str, config: Any) -> LoadedModel:
-    """The model at ``path``, laid out for sampling on the mesh of the config."""
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
-    return for_decoding(load(path, partitioner=partitioner, **config.model))
-
-
-def attributes_named(name: str) -> Attributes:
-    """The lists to draw instructions from: "general", or "world" for the simulated world."""
-    require_choice("data.attributes", name, ("general", "world"))
-    return gatt.ATTRIBUTES if name == "general" else world_attributes()
-
-
-def world_attributes() -> Attributes:
-    """The personas of the simulated world, which its demonstrations taught."""
-    train, heldout = persona.lists()["train"], persona.lists()["heldout"]
-    return {
-        name: Attribute(
-            getattr(persona.INSTRUCTIONS, name),
-            getattr(persona.SHORT_INSTRUCTIONS, name),
-            tuple(train[name]),
-            tuple(heldout[name]),
-            tuple(persona.QUESTIONS[name]),
-        )
-        for name in train
-    }
-
-
-def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
-    """Messages of users that seek nothing unsafe, and neither set an attribute nor ask for one.
-
-    Args:
-      max_tokens: longer ones are left out; 0 keeps all.
-
-    Raises:
-      ConfigError: none is left.
-    """
-    require(bool(path), "config.data.prompts is empty; name a file of prompts whose messages users send")
-    prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
-    said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
-    texts = [
-        text
-        for text in dict.fromkeys(said)
-        if not gatt.asked_attribute(text, attributes) and not gatt.sets_attribute(text, attributes)
-    ]
-    tokenizer = loaded.require_tokenizer()
-    short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
-    require(
-        bool(short),
-        f"{path}: none of {len(texts)} usable user messages has at most data.max_turn_tokens = {max_tokens} "
-        "tokens; raise it or give other prompts",
-    )
-    return short
 
 
 def draw(

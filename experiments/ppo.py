@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from experiments.corpora import keep_tokenizer
+from experiments.models import open_mesh
 from experiments.ppo_report import append_samples, write_ppo_report
 from llama2_jax.config import build, changes, require, require_choice, to_plain
 from llama2_jax.data.chat import encode_prompt, stop_ids
@@ -41,9 +42,8 @@ from llama2_jax.rlhf.ppo_iteration import (
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, load_reward_model_for
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
-from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size
-from llama2_jax.sharding.rules import Partitioner, make_partitioner
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.loop import Preempted, StopRequest
@@ -105,12 +105,9 @@ def run(config: Any, workdir: Path) -> None:
     """Train the policy in ``workdir``; continues or returns at once if it is done."""
     _check_config(config)
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     ppo = build(PPOConfig, config.ppo, name="ppo")
-    partitioner, sampler_partitioner = (
-        make_partitioner(build(MeshConfig, config[name], name=name)) for name in ("mesh", "sampler_mesh")
-    )
+    partitioner, sampler_partitioner = (open_mesh(config, name) for name in ("mesh", "sampler_mesh"))
     sizes = {
         "ppo.mini_batch_size / accumulation_steps": ppo.mini_batch_size // ppo.accumulation_steps,
         "ppo.forward_batch_size": ppo.batch_size // ppo.forward_parts,

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.corpora import open_corpora, open_tokenizer
+from experiments.models import check_sequence_length, open_training_mesh
 from experiments.report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
-from llama2_jax.config import build, require, to_plain
+from llama2_jax.config import build, to_plain
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.shards import TokenisedCorpus
@@ -22,9 +23,7 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import checkpoint_meta
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import make_partitioner
+from llama2_jax.sharding.placement import process_slice
 from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
@@ -35,18 +34,11 @@ from llama2_jax.train.step import next_token_loss
 def run(config: Any, workdir: Path) -> None:
     """Train a base model in ``workdir``; continues or returns at once if it is done."""
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
+    partitioner = open_training_mesh(config)
     model_config = build(ModelConfig, config.model, name="model")
     train_config = build(TrainConfig, config.train, name="train")
-    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=train_config.accumulation_steps)
-    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
-    require(
-        config.data.sequence_length <= model_config.max_context,
-        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
-        f"{model_config.max_context}; lower it or raise config.model.max_context",
-    )
+    check_sequence_length(config, model_config.max_context)
 
     tokenizer = open_tokenizer(config.data, workdir, vocab_size=model_config.vocab_size)
     corpora, heldout = open_corpora(config.data, workdir, tokenizer)

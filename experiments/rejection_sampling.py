@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.models import load_scorers, open_mesh
 from experiments.report import quote
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
-from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.config import require, require_choice, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -25,7 +26,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.archive import Sample, Scorer, draw, read_archives, rescore
+from llama2_jax.rlhf.archive import Sample, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
     ROUNDS,
     best_temperature,
@@ -36,9 +37,6 @@ from llama2_jax.rlhf.best_of_n import (
     pick_best,
     pool_scores,
 )
-from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.rules import make_partitioner
 
 UNFINISHED = ("exclude", "keep")
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
@@ -59,12 +57,11 @@ def run(config: Any, workdir: Path) -> None:
     """Write ``archive.jsonl``, ``dialogues.jsonl`` and a report; continues or returns at once if done."""
     _check_config(config, workdir)
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     prompts = choose_prompts(config)
     archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
+    partitioner = open_mesh(config)
     policy = load(config.policy, partitioner=partitioner, **config.model)
     tokenizer, template = policy.require_tokenizer(), policy.template
     scorers = load_scorers(config, policy)
@@ -165,16 +162,6 @@ def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
                 f"prompt_id {prompt.prompt_id!r} of config.prompts is another prompt in the archives of "
                 "earlier rounds, which are keyed by it; give new prompts new ids"
             )
-
-
-def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
-    """The two reward models of the config, refused unless they read what the policy writes."""
-    scorers = {}
-    for kind in ("helpfulness", "safety"):
-        reward_model = load_reward_model_for(policy, config[f"{kind}_rm"], kind, field=f"config.{kind}_rm")
-        score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
-        scorers[kind] = Scorer(reward_model.version, score)
-    return scorers
 
 
 def draw_samples(

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.corpora import keep_tokenizer
+from experiments.models import check_sequence_length, open_training_mesh
 from experiments.report import quote
 from experiments.sft import split
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
@@ -50,9 +51,7 @@ from llama2_jax.rlhf.reward_model import (
     reward_model_meta,
     score_rows,
 )
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import make_partitioner
+from llama2_jax.sharding.placement import process_slice
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.loop import TrainConfig, TrainRun, train
@@ -85,18 +84,11 @@ class EncodedAnswers(NamedTuple):
 def run(config: Any, workdir: Path) -> None:
     """Train a reward model in ``workdir``; continues or returns at once if it is done."""
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
     check(config)
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
-    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
-    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
+    partitioner = open_training_mesh(config)
     chat = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
-    require(
-        config.data.sequence_length <= chat.config.max_context,
-        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
-        f"{chat.config.max_context}; lower config.data.sequence_length",
-    )
+    check_sequence_length(config, chat.config.max_context)
     data = read(config, chat)
     pairs, heldout = (encode(preferences, config, chat) for preferences in (data.train, data.heldout))
     labels = [data.heldout[number] for number in heldout.numbers]

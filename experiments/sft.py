@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.corpora import keep_tokenizer
+from experiments.models import check_sequence_length, open_training_mesh
 from experiments.report import write_stage_report
 from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
@@ -29,9 +30,7 @@ from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
-from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.sharding.placement import check_batch_size, process_slice
-from llama2_jax.sharding.rules import make_partitioner
+from llama2_jax.sharding.placement import process_slice
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.flops import peak_flops
@@ -43,20 +42,13 @@ from llama2_jax.train.step import next_token_loss
 def run(config: Any, workdir: Path) -> None:
     """Fine-tune ``config.init_from`` in ``workdir``; continues or returns at once if it is done."""
     if open_workdir(config, workdir):
-        print(f"{workdir} is done")
         return
-    partitioner = make_partitioner(build(MeshConfig, config.mesh, name="mesh"))
-    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
-    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
+    partitioner = open_training_mesh(config)
     check_length(config)
     require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
-    require(
-        config.data.sequence_length <= base.config.max_context,
-        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context "
-        f"{base.config.max_context}; lower config.data.sequence_length",
-    )
+    check_sequence_length(config, base.config.max_context)
 
     rows = packed_dialogues(config.data.dialogues, config, base)
     num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)

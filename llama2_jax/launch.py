@@ -59,7 +59,7 @@ def launch(main: Callable[[], Any]) -> None:
 
 
 def open_workdir(config: Any, workdir: Path) -> bool:
-    """Create the workdir, store the resolved config, and say whether the run is already done.
+    """Create the workdir and store the resolved config. True, and a line printed, if the run is done.
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
@@ -80,7 +80,9 @@ def open_workdir(config: Any, workdir: Path) -> bool:
             )
         for line in lines:
             logging.warning("continuing with changed config: %s", line)
-    if not done:
+    if done:
+        print(f"{workdir} is done")
+    else:
         write_json(path, new)
     return done
 

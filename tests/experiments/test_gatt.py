@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import evaluate_gatt as evaluation_configs
 from configs import gatt as gatt_configs
-from experiments import evaluate_gatt, gatt
+from experiments import evaluate_gatt, gatt, gatt_inputs
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, SpecialTagError, encode_prompt
 from llama2_jax.data.sources import read_dialogues
@@ -67,21 +67,23 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def _told(text: str) -> str:
     last = text.rsplit("[INST]", maxsplit=1)[-1]  # an instruction of an earlier turn is forgotten
-    values = [v for a in gatt.world_attributes().values() for v in (*a.values, *a.heldout) if v in last]
+    values = [
+        v for a in gatt_inputs.world_attributes().values() for v in (*a.values, *a.heldout) if v in last
+    ]
     return " ".join(values) or "nobody"
 
 
 def test_user_messages_that_are_unsafe_or_about_the_attributes_are_left_out(tmp_path: Path) -> None:
-    attributes = gatt.world_attributes()
+    attributes = gatt_inputs.world_attributes()
     path = str(prompts(tmp_path))
-    found = gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=0)
+    found = gatt_inputs.user_texts(path, attributes, runs.chat_model(), max_tokens=0)
     assert found == ["Hi.", "Hello.", "A token?"]
-    short = gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=5)
+    short = gatt_inputs.user_texts(path, attributes, runs.chat_model(), max_tokens=5)
     assert 0 < len(short) < 3
     with pytest.raises(
         ConfigError, match=r"none of 3 usable user messages has at most .*max_turn_tokens = 1 "
     ):
-        gatt.user_texts(path, attributes, runs.chat_model(), max_tokens=1)
+        gatt_inputs.user_texts(path, attributes, runs.chat_model(), max_tokens=1)
 
 
 def test_what_is_sampled_and_what_is_written(tmp_path: Path, scripted: list[str]) -> None:
@@ -115,7 +117,7 @@ def test_the_check_drops_dialogues_whose_last_answer_is_wrong(
 
 
 def _told_hobby(text: str) -> str:
-    hobbies = gatt.world_attributes()["hobby"].values
+    hobbies = gatt_inputs.world_attributes()["hobby"].values
     return next((hobby for hobby in hobbies if hobby in text), "nobody")
 
 
@@ -213,7 +215,9 @@ def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
 
 def _remembered(text: str) -> str:
     first = text.split("<</SYS>>", maxsplit=1)[0]
-    values = [v for a in gatt.world_attributes().values() for v in (*a.values, *a.heldout) if v in first]
+    values = [
+        v for a in gatt_inputs.world_attributes().values() for v in (*a.values, *a.heldout) if v in first
+    ]
     return " ".join(values) or "nobody"
 
 

@@ -1,0 +1,56 @@
+"""What Ghost Attention and its evaluation are made of: lists of attributes, and messages of users."""
+
+from llama2_jax.config import require, require_choice
+from llama2_jax.data import gatt
+from llama2_jax.data.gatt import Attribute, Attributes
+from llama2_jax.data.prompts import read_prompts
+from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.annotator.families import persona
+
+
+def attributes_named(name: str) -> Attributes:
+    """The lists to draw instructions from: "general", or "world" for the simulated world."""
+    require_choice("data.attributes", name, ("general", "world"))
+    return gatt.ATTRIBUTES if name == "general" else world_attributes()
+
+
+def world_attributes() -> Attributes:
+    """The personas of the simulated world, which its demonstrations taught."""
+    train, heldout = persona.lists()["train"], persona.lists()["heldout"]
+    return {
+        name: Attribute(
+            getattr(persona.INSTRUCTIONS, name),
+            getattr(persona.SHORT_INSTRUCTIONS, name),
+            tuple(train[name]),
+            tuple(heldout[name]),
+            tuple(persona.QUESTIONS[name]),
+        )
+        for name in train
+    }
+
+
+def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
+    """Messages of users that seek nothing unsafe, and neither set an attribute nor ask for one.
+
+    Args:
+      max_tokens: longer ones are left out; 0 keeps all.
+
+    Raises:
+      ConfigError: none is left.
+    """
+    require(bool(path), "config.data.prompts is empty; name a file of prompts whose messages users send")
+    prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
+    said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
+    texts = [
+        text
+        for text in dict.fromkeys(said)
+        if not gatt.asked_attribute(text, attributes) and not gatt.sets_attribute(text, attributes)
+    ]
+    tokenizer = loaded.require_tokenizer()
+    short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
+    require(
+        bool(short),
+        f"{path}: none of {len(texts)} usable user messages has at most data.max_turn_tokens = {max_tokens} "
+        "tokens; raise it or give other prompts",
+    )
+    return short

@@ -1,0 +1,53 @@
+"""Meshes and models as the configs of the programmes name them."""
+
+import functools
+from typing import Any
+
+from llama2_jax.config import build, require
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.archive import Scorer
+from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.placement import check_batch_size
+from llama2_jax.sharding.rules import Partitioner, make_partitioner
+
+
+def open_mesh(config: Any, name: str = "mesh") -> Partitioner:
+    """The mesh under that name."""
+    return make_partitioner(build(MeshConfig, config[name], name=name))
+
+
+def open_training_mesh(config: Any) -> Partitioner:
+    """The mesh of a stage that trains.
+
+    Raises:
+      ConfigError: a batch, of training or of the evaluation, that does not divide over it.
+    """
+    partitioner = open_mesh(config)
+    check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
+    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
+    return partitioner
+
+
+def check_sequence_length(config: Any, max_context: int) -> None:
+    """Raise ``ConfigError`` for sequences that are longer than the model's context."""
+    require(
+        config.data.sequence_length <= max_context,
+        f"data.sequence_length = {config.data.sequence_length} is beyond the model's context {max_context}; "
+        "lower config.data.sequence_length, or raise config.model.max_context of a model not trained yet",
+    )
+
+
+def open_chat_model(path: str, config: Any) -> LoadedModel:
+    """The model at ``path``, laid out for sampling on the mesh of the config."""
+    return for_decoding(load(path, partitioner=open_mesh(config), **config.model))
+
+
+def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
+    """The two reward models of the config, refused unless they read what the policy writes."""
+    scorers = {}
+    for kind in ("helpfulness", "safety"):
+        reward_model = load_reward_model_for(policy, config[f"{kind}_rm"], kind, field=f"config.{kind}_rm")
+        score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
+        scorers[kind] = Scorer(reward_model.version, score)
+    return scorers
