@@ -20,7 +20,7 @@ from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, str
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
-from llama2_jax.train.loop import StopRequest
+from llama2_jax.train.stopping import StopRequest
 
 
 class Conversation:

@@ -32,7 +32,7 @@ from experiments import (
 from experiments.recipe_report import write_report
 from llama2_jax.config import require, require_choice
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
-from llama2_jax.train.loop import EXIT_PREEMPTED
+from llama2_jax.train.stopping import EXIT_PREEMPTED
 
 RM_KINDS = ("helpfulness", "safety")
 TUNE_FROM = ("base", "first", "previous")

@@ -20,7 +20,7 @@ from absl import logging
 from experiments.corpora import keep_tokenizer
 from experiments.models import open_mesh
 from experiments.ppo_report import append_samples, write_ppo_report
-from llama2_jax.config import build, changes, require, require_choice, to_plain
+from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.shards import file_sha256
@@ -45,11 +45,11 @@ from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_length
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
-from llama2_jax.train.checkpoint import Checkpointer, read_params
-from llama2_jax.train.loop import Preempted, StopRequest
+from llama2_jax.train.checkpoint import Checkpointer, require_same_origin
 from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
+from llama2_jax.train.stopping import Preempted, StopRequest
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training
@@ -236,7 +236,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             evaluate(run, state, progress, writer, best)
         while state.iteration < last and not _is_stuck(run, progress):
             state, sampled, metrics = run.learner.iterate(state, _batch(run, state.iteration), run.score)
-            require_finite(state.iteration, metrics, last_checkpoint=f"{checkpointer.steps()[-1:]}")
+            require_finite(state.iteration, metrics, last_checkpoint=checkpointer.newest())
             writer.write(state.iteration, metrics)
             _keep_samples(run, state.iteration, sampled)
             shown.step(state.iteration, _line(metrics))
@@ -328,13 +328,8 @@ def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] 
     restored = checkpointer.restore_latest(policy._replace(opt_state=opt_state))
     if restored is None:
         return None
-    lines = changes({key: restored.meta[key] for key in run.meta}, to_plain(run.meta))
-    require(
-        not lines or run.config.train.accept_changed_config,
-        f"the checkpoints in {checkpointer.folder} were made with something else:"
-        + "".join(f"\n  {line}" for line in lines)
-        + "\nuse another --workdir, undo the change, or continue with it by "
-        "--config.train.accept_changed_config=True",
+    require_same_origin(
+        restored, run.meta, checkpointer.folder, accept_changed=run.config.train.accept_changed_config
     )
     found = restored.state
     opt_state = found.opt_state

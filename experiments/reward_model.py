@@ -54,9 +54,10 @@ from llama2_jax.rlhf.reward_model import (
 from llama2_jax.sharding.placement import process_slice
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
-from llama2_jax.train.loop import TrainConfig, TrainRun, train
+from llama2_jax.train.loop import train
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.run import TrainConfig, TrainRun
 
 
 class Data(NamedTuple):

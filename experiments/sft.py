@@ -34,8 +34,9 @@ from llama2_jax.sharding.placement import process_slice
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.flops import peak_flops
-from llama2_jax.train.loop import TrainConfig, TrainRun, train
+from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import next_token_loss
 
 

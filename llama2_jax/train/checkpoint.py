@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from llama2_jax.config import changes
+from llama2_jax.config import changes, require, to_plain
 from llama2_jax.structs import Params, TrainState
 
 
@@ -87,6 +87,11 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def newest(self) -> str:
+        """Which checkpoint a run can go back to, for messages."""
+        steps = self.steps()
+        return f"step {steps[-1]} in {self.folder}" if steps else "none"
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
         """The newest readable checkpoint, or None if there is none at all.
@@ -165,6 +170,30 @@ class Checkpointer:
             f"writing the checkpoint{at} to {self.folder} failed ({_first_line(error)}); {kept}; "
             "free disk space or choose another workdir, then start again in the same workdir"
         )
+
+
+def require_same_origin(
+    restored: Restored, meta: dict[str, Any], folder: Path, *, accept_changed: bool
+) -> None:
+    """Refuse to continue with something else than the checkpoint was made with.
+
+    Args:
+      meta: what the run is made from now, tokenizer and data among it; of what is stored only its keys count.
+      accept_changed: log what changed instead.
+
+    Raises:
+      ConfigError: lists what changed.
+    """
+    lines = changes({key: restored.meta.get(key) for key in meta}, to_plain(meta))
+    require(
+        not lines or accept_changed,
+        f"the checkpoint of step {int(restored.state.step)} in {folder} was made with something else:"
+        + "".join(f"\n  {line}" for line in lines)
+        + "\nuse another --workdir, undo the change, or continue with it by "
+        "--config.train.accept_changed_config=True",
+    )
+    for line in lines:
+        logging.warning("continuing with changed %s", line)
 
 
 def stored_steps(workdir: Path) -> list[int]:
@@ -254,7 +283,7 @@ def _errors_only() -> Iterator[None]:
 def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -> int:
     known = sorted(manager.all_steps())
     if not known:
-        raise CheckpointError(f"{folder} holds no complete checkpoint")
+        raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another folder")
     if step is not None and step not in known:
         raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {known}")
     return known[-1] if step is None else step

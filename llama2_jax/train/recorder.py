@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +13,7 @@ from llama2_jax.train.flops import flops_per_token, mfu, peak_flops
 from llama2_jax.train.metrics import LossMonitor, MetricsWriter, require_finite
 from llama2_jax.train.optimizer import learning_rate
 from llama2_jax.train.progress import ProgressReport, rate_text
-
-if TYPE_CHECKING:  # the loop owns these types and imports this module
-    from llama2_jax.train.loop import TrainConfig, TrainRun
+from llama2_jax.train.run import TrainConfig, TrainRun
 
 MFU_CONVENTIONS = ("full_no_embed", "causal_no_embed")
 
@@ -24,7 +22,7 @@ class Recorder:
     """Takes device metrics step by step, one step behind, so that the device never waits."""
 
     def __init__(
-        self, run: "TrainRun", config: "TrainConfig", workdir: Path, *, start_step: int, meta: dict[str, Any]
+        self, run: TrainRun, config: TrainConfig, workdir: Path, *, start_step: int, meta: dict[str, Any]
     ) -> None:
         self._run, self._config = run, config
         self._primary = jax.process_index() == 0

@@ -9,8 +9,8 @@ import pytest
 from llama2_jax.config import ConfigError, build
 from llama2_jax.model.config import SIZES, ModelConfig, parameter_count
 from llama2_jax.sharding.mesh import MeshConfig
-from llama2_jax.train.loop import TrainConfig
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.run import TrainConfig
 from tests.experiments.runs import REPOSITORY
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__")

@@ -26,9 +26,9 @@ from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import Learner, Scores
 from llama2_jax.train.checkpoint import read_meta, read_params
-from llama2_jax.train.loop import EXIT_PREEMPTED, Preempted
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.stopping import EXIT_PREEMPTED, Preempted
 from tests.experiments import runs
 from tests.rlhf.small_policy import prompt, saved_policy, saved_reward_model
 from tests.train.tiny_run import assert_bitwise_equal

@@ -23,9 +23,9 @@ from llama2_jax.losses.preference import MARGINS
 from llama2_jax.pretrained import load
 from llama2_jax.rlhf.reward_model import load_reward_model, score_dialogues
 from llama2_jax.train.checkpoint import read_meta
-from llama2_jax.train.loop import Preempted
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.stopping import Preempted
 from tests.experiments import runs
 from tests.train.tiny_run import assert_bitwise_equal
 

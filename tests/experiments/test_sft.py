@@ -15,10 +15,10 @@ from llama2_jax.data.sources import DataError
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.structs import TokenBatch
-from llama2_jax.train.loop import Preempted
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.step import loss_sums
+from llama2_jax.train.stopping import Preempted
 from tests.experiments import runs
 from tests.train.tiny_run import assert_bitwise_equal, without_rates
 

@@ -14,9 +14,11 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.structs import TokenBatch, TrainState
 from llama2_jax.train.checkpoint import CheckpointError, read_meta
-from llama2_jax.train.loop import EXIT_PREEMPTED, Preempted, TrainConfig, train
+from llama2_jax.train.loop import train
 from llama2_jax.train.metrics import NonFiniteError, read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig, learning_rate
+from llama2_jax.train.run import TrainConfig
+from llama2_jax.train.stopping import EXIT_PREEMPTED, Preempted
 from tests.train.tiny_run import (
     BATCH,
     LENGTH,

@@ -13,8 +13,8 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import Partitioner, make_partitioner
 from llama2_jax.structs import TokenBatch
-from llama2_jax.train.loop import TrainConfig, TrainRun
 from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import next_token_loss
 
 MODEL = ModelConfig(
