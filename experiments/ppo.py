@@ -45,7 +45,7 @@ from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_length
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
-from llama2_jax.train.checkpoint import Checkpointer, require_same_origin
+from llama2_jax.train.checkpoint import Checkpointer, read_params, require_same_origin
 from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
