@@ -30,7 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.collection.prompts_per_batch = 100_000  # 1.4 M in 14 batches (Table 6)
     config.collection.prompts_in_first = 0  # of batch 1; 0 = as many as in every other
     config.collection.temperatures = (0.7, 1.0)  # the paper: varied, without numbers
-    config.collection.max_resamples = 2
+    config.collection.max_resamples = 2  # of a pair whose answers are equal or cannot be used
+    config.collection.unfinished = "exclude"  # answers that the limit cut off; or "keep"
     config.collection.seed = 0
 
     config.sampling = ConfigDict({"max_new_tokens": 512, "top_p": 1.0, "top_k": 0})

@@ -208,7 +208,7 @@ def _smoke(config: ConfigDict) -> None:
     config.pretrain.train.num_steps = 20
     config.sft.train.num_steps = 20
     config.rejection_sampling_sft.train.num_steps = 10
-    config.annotate.collection.update(prompts_in_first=160, prompts_per_batch=120)
+    config.annotate.collection.update(prompts_in_first=160, prompts_per_batch=120, unfinished="keep")
     for stage in (config.helpfulness_rm, config.safety_rm):
         stage.data.sequence_length = 160  # its answers do not end
 
@@ -231,7 +231,9 @@ def _smollm2(config: ConfigDict) -> None:
 
     config.annotate.prompts = f"{SMOLLM2_DATA}/prompts_annotate.jsonl"
     # at 1.0 so small a model rambles, at 0.3 it is at its best: answers that differ
+    # many of its answers are longer than the limit
     config.annotate.collection.update(prompts_per_batch=144, temperatures=(0.3, 1.0), max_resamples=0)
+    config.annotate.collection.unfinished = "keep"
     # the world knows few words: of a real model's answers most are worth little in it, and differ little
     config.annotate.raters.noise = 0.05
     config.annotate.heldout.fraction = 0.2

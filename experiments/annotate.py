@@ -1,8 +1,8 @@
 """Collecting human preferences: pairs of sampled answers, compared (Llama 2, section 3.2.1; PREF-1..6).
 
 See ``configs/annotate.py``. The new and the previous model answer prompts, an annotator compares:
-simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled,
-so that a run that waits for people, or was killed, does not sample twice.
+simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled, so
+that a run that waits for people does not sample twice; a killed one goes on with the batch it was in.
 """
 
 from collections import Counter
@@ -37,7 +37,8 @@ from llama2_jax.rlhf.annotator.model import Score, model_annotator
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
     Pair,
-    Sample,
+    Reply,
+    Sampler,
     Variant,
     batch_prompts,
     collect,
@@ -116,10 +117,10 @@ def sampled_pairs(
     models: dict[str, LoadedModel],
     collection: CollectionConfig,
 ) -> tuple[list[Pair], Counter[str]]:
-    """The pairs of all batches, and how many were dropped: from ``pairs.jsonl`` if it is there.
+    """The pairs of all batches, and how many were dropped; batches in ``pairs.jsonl`` are taken from there.
 
     Raises:
-      ConfigError: it was sampled with another config.
+      ConfigError: it was sampled with another config, or no pair can be compared.
     """
     path, note = workdir / "pairs.jsonl", workdir / "pairs.json"
     made_from = {
@@ -127,6 +128,9 @@ def sampled_pairs(
         "models": {name: model_version(model) for name, model in models.items()},
         "prompts": file_sha256(config.prompts),
     }
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
+    batches = list(range(collection.first_batch, collection.first_batch + collection.num_batches))
     if note.exists():
         known = read_rows(note)[0]
         if known["made_from"] != made_from:
@@ -135,35 +139,30 @@ def sampled_pairs(
                 f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
                 f"change, or delete {' and '.join(map(str, made))} to sample again"
             )
-        return [pair_from_row(row) for row in read_rows(path)], Counter(known["dropped"])
-    pairs: list[Pair] = []
-    dropped: Counter[str] = Counter()
-    sample = make_sample(config, {name: for_decoding(model) for name, model in models.items()})
-    for batch in range(collection.first_batch, collection.first_batch + collection.num_batches):
-        found = collect(
-            prompts,
-            list(models),
-            sample,
-            collection,
-            batch=batch,
-            template=models[config.new.name].template,
-        )
+        # a run killed between the two files left pairs that the note does not know of
+        pairs = [pair for pair in map(pair_from_row, read_rows(path)) if pair.batch <= known["last_batch"]]
+        dropped += Counter(known["dropped"])
+        batches = [batch for batch in batches if batch > known["last_batch"]]
+    sample = make_sampler(config, {name: for_decoding(model) for name, model in models.items()})
+    template = models[config.new.name].template
+    for batch in batches:
+        found = collect(prompts, list(models), sample, collection, batch=batch, template=template)
         pairs += found.pairs
         dropped += found.dropped
-    require(
-        bool(pairs),
-        f"no pair of answers can be compared ({dict(dropped)}); raise config.collection.temperatures or "
-        "train the model longer",
-    )
-    write_rows(path, (pair_row(pair) for pair in pairs))
-    write_rows(note, [{"made_from": made_from, "dropped": dict(dropped)}])
+        require(
+            bool(pairs),
+            f"no pair of answers can be compared ({dict(dropped)}); raise config.sampling.max_new_tokens or "
+            "config.collection.temperatures, or train the model longer",
+        )
+        write_rows(path, (pair_row(pair) for pair in pairs))
+        write_rows(note, [{"made_from": made_from, "dropped": dict(dropped), "last_batch": batch}])
     return pairs, dropped
 
 
-def make_sample(config: Any, models: dict[str, LoadedModel]) -> Sample:
+def make_sampler(config: Any, models: dict[str, LoadedModel]) -> Sampler:
     """How the protocol gets answers."""
 
-    def sample(variant: Variant, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def sample(variant: Variant, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Reply]:
         settings = {**config.sampling, "temperature": variant.temperature}
         answers = sample_answers(
             models[variant.model],
@@ -172,7 +171,7 @@ def make_sample(config: Any, models: dict[str, LoadedModel]) -> Sample:
             seeds=seeds,
             batch_size=config.batch_size,
         )
-        return [answer.text.strip() for answer in answers]
+        return [Reply(answer.text.strip(), answer.stopped) for answer in answers]
 
     return sample
 
@@ -201,9 +200,10 @@ def make_score(config: Any, kind: str, policy: LoadedModel) -> Score:
 
 
 def describe(config: Any, split: Split, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Counts and shares per batch and track, as in Table 26 and PREF-4, -10."""
-    preferences = [*split.train, *split.heldout]
-    heldout = Counter(pair.batch for pair in split.heldout)
+    """Counts and shares per batch and track, as in Table 26 and PREF-4, -10: of the pairs that are used."""
+    collected = [*split.train, *split.heldout]
+    preferences = [pair for pair in collected if pair.safety != REJECTED_SAFE]
+    heldout = Counter(pair.batch for pair in split.heldout if pair.safety != REJECTED_SAFE)
     batches = {
         str(batch): {
             **statistics(pairs, tokenizer)._asdict(),
@@ -220,7 +220,7 @@ def describe(config: Any, split: Split, tokenizer: Tokenizer) -> dict[str, Any]:
         "tracks": dict(Counter(pair.track for pair in preferences)),
         "ratings": rating_shares(preferences),
         "safety_bins": {name: count / safety.total() for name, count in sorted(safety.items())},
-        "excluded": {REJECTED_SAFE: safety[REJECTED_SAFE]},
+        "excluded": {REJECTED_SAFE: len(collected) - len(preferences)},
         "new_model_preferred": wins / len(both) if both else None,
     }
 

@@ -26,6 +26,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.answers import UNFINISHED
 from llama2_jax.rlhf.archive import Sample, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
     ROUNDS,
@@ -38,7 +39,6 @@ from llama2_jax.rlhf.best_of_n import (
     pool_scores,
 )
 
-UNFINISHED = ("exclude", "keep")
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
 
 

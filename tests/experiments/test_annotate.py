@@ -35,6 +35,7 @@ def make_config(path, **changes):
         "prompts": str(path),
         "collection.prompts_per_batch": NUM_PROMPTS // 2,
         "collection.num_batches": 2,
+        "collection.unfinished": "keep",  # of these models no answer ends
         "sampling.max_new_tokens": 6,
         "heldout.fraction": 0.25,
         "batch_size": 12,
@@ -85,8 +86,8 @@ def test_results_add_up(finished):
     results = json.loads((finished[1] / "results.json").read_text())
     rows = rows_of(finished[1])
     counted = sum(batch["comparisons"] for batch in results["batches"].values())
-    assert counted + sum(results["dropped"].values()) == NUM_PROMPTS
-    assert counted == len(rows) + results["excluded"]["rejected_safe"]
+    assert counted + sum(results["dropped"].values()) + results["excluded"]["rejected_safe"] == NUM_PROMPTS
+    assert counted == len(rows)
     heldout = len(read_preferences(finished[1] / "preferences_heldout.jsonl"))
     assert sum(batch["heldout"] for batch in results["batches"].values()) == heldout
     assert results["new_model_preferred"] == pytest.approx(
@@ -109,6 +110,26 @@ def test_a_killed_run_does_not_sample_again(finished, monkeypatch):
     monkeypatch.setattr(annotate, "sample_answers", lambda *a, **k: pytest.fail("sampled again"))
     annotate.run(config, workdir)
     assert (workdir / "preferences_train.jsonl").read_bytes() == before
+
+
+def test_a_killed_run_goes_on_with_the_batch_it_was_in(prompts, monkeypatch, tmp_path):
+    config = make_config(prompts, previous__path=str(pretrained_workdir()), collection__max_resamples=0)
+    sample, asked = annotate.sample_answers, []
+
+    def counted(loaded, dialogues, *args, **kwargs):
+        asked.append(len(dialogues))
+        if len(asked) == 5:  # two models at two temperatures: the first of the second batch
+            raise KeyboardInterrupt
+        return sample(loaded, dialogues, *args, **kwargs)
+
+    monkeypatch.setattr(annotate, "sample_answers", counted)
+    with pytest.raises(KeyboardInterrupt):
+        annotate.run(config, tmp_path / "killed")
+    annotate.run(config, tmp_path / "killed")
+    assert len(asked) == 4 + 1 + 4
+    annotate.run(config, tmp_path / "whole")
+    killed, whole = ((tmp_path / name / "pairs.jsonl").read_bytes() for name in ("killed", "whole"))
+    assert killed == whole
 
 
 def test_pairs_of_another_config_are_not_taken(finished, prompts):

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
-from llama2_jax.config import require
+from llama2_jax.config import require, require_choice
 from llama2_jax.data.chat import Template
 from llama2_jax.data.preferences import Preference
 from llama2_jax.data.prompts import Prompt, prompt_row
 from llama2_jax.data.sources import to_messages
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
+from llama2_jax.rlhf.answers import UNFINISHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class CollectionConfig:
     prompts_in_first: int = 0  # of batch 1; 0 = as many as in every other
     temperatures: tuple[float, ...] = (0.7, 1.0)  # one is drawn for each answer (PREF-1)
     max_resamples: int = 2  # of a pair whose answers are equal or cannot be used
+    unfinished: str = "exclude"  # a reward model reads every answer with the end that these lack; or "keep"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,6 +42,7 @@ class CollectionConfig:
             self.prompts_in_first >= 0, f"prompts_in_first = {self.prompts_in_first} must not be negative"
         )
         require(self.max_resamples >= 0, f"max_resamples = {self.max_resamples} must not be negative")
+        require_choice("unfinished", self.unfinished, UNFINISHED)
         require(
             len(set(self.temperatures)) > 1 and min(self.temperatures) > 0,
             f"temperatures = {self.temperatures} must be at least two different positive numbers: "
@@ -52,6 +55,13 @@ class Variant(NamedTuple):
 
     model: str
     temperature: float | None = None
+
+
+class Reply(NamedTuple):
+    """What a variant answered, without space around it."""
+
+    text: str
+    finished: bool  # it ended by itself
 
 
 class Pair(NamedTuple):
@@ -69,7 +79,7 @@ class Collected(NamedTuple):
     dropped: Counter[str]
 
 
-Sample = Callable[[Variant, Sequence[Prompt], Sequence[int]], list[str]]
+Sampler = Callable[[Variant, Sequence[Prompt], Sequence[int]], list[Reply]]
 """Variant, prompts and their seeds to answers."""
 
 
@@ -110,7 +120,7 @@ def draw_variants(
 def collect(
     prompts: Sequence[Prompt],
     models: Sequence[str],
-    sample: Sample,
+    sample: Sampler,
     config: CollectionConfig,
     *,
     batch: int,
@@ -138,13 +148,12 @@ def collect(
         ]
         answers = _sample_by_variant(asked, sample)
         for name, first, second in zip(list(waiting), answers[::2], answers[1::2], strict=True):
-            pair = Pair(Comparison(name, waiting[name], first, second), batch, variants[name])
-            reason = unusable(pair, template)
+            reason = unusable(first, second, template, config.unfinished)
             if reason:
                 reasons[name] = reason
             else:
-                found[name] = pair
-                del waiting[name]
+                comparison = Comparison(name, waiting.pop(name), first.text, second.text)
+                found[name] = Pair(comparison, batch, variants[name])
     order = [f"{batch}-{prompt.prompt_id}" for prompt in chosen]
     return Collected(
         [found[name] for name in order if name in found], Counter(reasons[name] for name in waiting)
@@ -165,15 +174,16 @@ def pair_from_row(row: dict[str, Any]) -> Pair:
     return Pair(comparison, row["batch"], (first, second))
 
 
-def unusable(pair: Pair, template: Template) -> str:
+def unusable(first: Reply, second: Reply, template: Template, unfinished: str) -> str:
     """Why nobody can compare the answers, "" if somebody can."""
-    first, second = pair.comparison.first.strip(), pair.comparison.second.strip()
-    if not first or not second:
+    if not first.text or not second.text:
         return "empty answer"
-    if first == second:
+    if first.text == second.text:
         return "equal answers"
-    if any(tag in answer for tag in template.forbidden for answer in (first, second)):
+    if any(tag in reply.text for tag in template.forbidden for reply in (first, second)):
         return "special tags"
+    if unfinished == "exclude" and not (first.finished and second.finished):
+        return "unfinished answer"
     return ""
 
 
@@ -202,12 +212,12 @@ def to_preference(pair: Pair, judgement: Judgement, *, source: str) -> Preferenc
     )
 
 
-def _sample_by_variant(asked: Iterable[tuple[Variant, Prompt, int]], sample: Sample) -> list[str]:
+def _sample_by_variant(asked: Iterable[tuple[Variant, Prompt, int]], sample: Sampler) -> list[Reply]:
     """Answers in order, each variant asked once for all its prompts."""
     asked = list(asked)
-    answers: dict[int, str] = {}
+    answers: dict[int, Reply] = {}
     for variant in sorted({one for one, _, _ in asked}):
         places = [place for place, (one, _, _) in enumerate(asked) if one == variant]
-        texts = sample(variant, [asked[i][1] for i in places], [asked[i][2] for i in places])
-        answers |= zip(places, texts, strict=True)
+        replies = sample(variant, [asked[i][1] for i in places], [asked[i][2] for i in places])
+        answers |= zip(places, replies, strict=True)
     return [answers[place] for place in range(len(asked))]

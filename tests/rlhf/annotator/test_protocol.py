@@ -10,6 +10,7 @@ from llama2_jax.rlhf.annotator.comparison import Judgement
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
     Pair,
+    Reply,
     Variant,
     batch_prompts,
     collect,
@@ -25,7 +26,7 @@ PROMPTS = [prompt(f"question {i}", prompt_id=f"p{i}") for i in range(40)]
 def echo(variant, prompts, seeds):
     """Answers that tell who gave them."""
     return [
-        f"{variant.model} {variant.temperature} {one.prompt_id} {seed}"
+        Reply(f"{variant.model} {variant.temperature} {one.prompt_id} {seed}", True)
         for one, seed in zip(prompts, seeds, strict=True)
     ]
 
@@ -92,10 +93,10 @@ def test_a_batch_beyond_the_file():
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        (lambda i: "same", "equal answers"),
-        (lambda i: ("same", " same ")[i % 2], "equal answers"),
-        (lambda i: ("", "text")[i % 2], "empty answer"),
-        (lambda i: ("[INST] a", "b")[i % 2], "special tags"),
+        (lambda i: ("same", True), "equal answers"),
+        (lambda i: (("", "text")[i], True), "empty answer"),
+        (lambda i: (("[INST] a", "b")[i], True), "special tags"),
+        (lambda i: (("a", "b")[i], i == 0), "unfinished answer"),
     ],
 )
 def test_pairs_that_nobody_can_compare_are_sampled_again_then_dropped(answers, reason):
@@ -103,7 +104,7 @@ def test_pairs_that_nobody_can_compare_are_sampled_again_then_dropped(answers, r
 
     def sample(variant, prompts, seeds):
         calls[variant.model] += len(prompts)
-        return [answers(variant.model == "old") for _ in prompts]
+        return [Reply(*answers(variant.model == "old")) for _ in prompts]
 
     found = run(sample, max_resamples=2)
     assert found.pairs == []
@@ -111,17 +112,25 @@ def test_pairs_that_nobody_can_compare_are_sampled_again_then_dropped(answers, r
     assert calls == {"new": 120, "old": 120}
 
 
+def test_unfinished_answers_can_be_kept():
+    def sample(variant, prompts, seeds):
+        return [reply._replace(finished=False) for reply in echo(variant, prompts, seeds)]
+
+    assert len(run(sample, unfinished="keep").pairs) == 40
+    assert run(sample).dropped == {"unfinished answer": 40}
+
+
 def test_sampling_again_keeps_the_order_and_uses_other_seeds():
     seen, used = Counter(), []
 
     def sample(variant, prompts, seeds):
-        texts = echo(variant, prompts, seeds)
+        replies = echo(variant, prompts, seeds)
         used.extend(seeds)
         for number, one in enumerate(prompts):
             seen[one.prompt_id] += 1
             if one.prompt_id == "p3" and seen["p3"] <= 2:
-                texts[number] = "same"
-        return texts
+                replies[number] = Reply("same", True)
+        return replies
 
     found = run(sample)
     assert [pair.comparison.prompt.prompt_id for pair in found.pairs] == [f"p{i}" for i in range(40)]
