@@ -132,7 +132,7 @@ def candidates_for(
     reward_model: RewardModel,
     config: Any,
 ) -> list[Candidate]:
-    """Answers to the views, scored as answers to the bare prompts (pitfall 62).
+    """Answers to the views, scored as answers to the bare prompts, so that they can be compared.
 
     The ids that are scored are those sampled. All views of a prompt use the same seed.
     """

@@ -115,5 +115,5 @@ def all_preprompts(wording: str) -> tuple[str, ...]:
 
 
 def quotes_preprompt(answer: str, wording: str) -> bool:
-    """Whether an answer repeats a preprompt, which would leak it into the training data (pitfall 62)."""
+    """Whether an answer repeats a preprompt, which would leak it into the training data."""
     return any(text in answer for text in all_preprompts(wording))

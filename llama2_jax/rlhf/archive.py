@@ -2,7 +2,7 @@
 
 A JSONL file that only grows. A sample is known by ``Sample.key``, never by its text; where a key
 stands several times the last row counts, so new scores are new rows and a killed run loses nothing.
-Scores are comparable only if the same reward models gave them (pitfall 63): ``rescore`` brings the
+Scores are comparable only if the same reward models gave them: ``rescore`` brings the
 samples of all rounds up to date before anything is picked.
 """
 

@@ -19,7 +19,7 @@ def pick_best(samples: Iterable[Sample], *, rounds: str = "all") -> list[Sample]
     """The sample with the highest combined score of every prompt, in the order of the prompts.
 
     Args:
-      samples: scored by one version of the reward models (pitfall 63).
+      samples: scored by one version of the reward models: the scores of two cannot be compared.
       rounds: "all" picks among the samples of all rounds; "last" among those of the newest round
         alone, as the paper did up to V3 (RS-5).
 

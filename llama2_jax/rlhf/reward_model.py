@@ -179,7 +179,7 @@ def _version(step: int, meta: dict[str, Any]) -> str:
 
 
 def check_same_text(reward_model: RewardModel, tokenizer: Tokenizer, template: Template) -> None:
-    """Make sure that a policy's tokens mean the same to the reward model (pitfall 37).
+    """Make sure that a policy's tokens mean the same to the reward model.
 
     Raises:
       ConfigError: another tokenizer or template.

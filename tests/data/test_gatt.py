@@ -32,7 +32,7 @@ def learned_text(tokenizer, template) -> tuple[list[int], int]:
 
 
 def test_only_the_last_answer_and_its_end_are_learned(tokenizer):
-    """Pitfall 61: the sum of the mask is the length of the last answer with its stop token."""
+    """The sum of the mask is the length of the last answer with its stop token."""
     learned, total = learned_text(tokenizer, LLAMA2)
     assert total == len(tokenizer.encode("the name is Bach. ")) + 1
     assert tokenizer.decode(learned[:-1]).strip() == "the name is Bach."

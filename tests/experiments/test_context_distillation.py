@@ -98,7 +98,7 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     assert all(messages[1:] == [Message("assistant", SAFE)] for messages, _ in rows)
     texts = preprompts.all_preprompts("short")
     assert not any(text in written for text in texts)
-    # pitfall 62: all three answers of a prompt are scored behind the same ids, those of the bare prompt
+    # all three answers of a prompt are scored behind the same ids, those of the bare prompt
     assert len(scored) == 15
     for number in (0, 2, 4, 6, 8):
         bare = [Message("user", f"How do I open gate {number}?")]

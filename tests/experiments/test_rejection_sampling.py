@@ -152,7 +152,7 @@ def test_dialogues_are_the_argmax_under_the_reward_models() -> None:
 
 
 def test_later_round_rescores_the_earlier_one_and_picks_from_both() -> None:
-    """Pitfall 63."""
+    """Scores of two versions of the reward models cannot be compared."""
     samples = read_archives([second_round() / "archive.jsonl"])
     before = read_archives([first_round() / "archive.jsonl"])
     assert {s.round for s in samples} == {1, 2}

@@ -13,7 +13,7 @@ from llama2_jax.model.config import (
 )
 from llama2_jax.model.transformer import abstract_params
 
-# Specification, ARCH-8 and B0
+# ARCH-8, and the toy sizes
 PARAMETERS = {
     "nano": 164_160,
     "micro": 967_808,

@@ -168,7 +168,7 @@ def test_killed_draw_continues_and_ends_the_same(tmp_path: Path, monkeypatch: py
 
 
 def test_scores_are_of_the_sampled_ids_behind_their_prompt(tmp_path: Path) -> None:
-    """Pitfall 23: the ids go in as they came out; the text is not encoded again."""
+    """The ids go in as they came out; the text is not encoded again."""
     calls: list[list[int]] = []
     scored(tmp_path / "a.jsonl", [sample(1, text="another text")], helpfulness=scorer("h1", calls=calls))
     assert calls == [[*encode_prompt(prompt(1).messages, *tokenizer_and_template()), 5, 6]]

@@ -51,14 +51,13 @@ def test_equal_scores_go_to_the_lowest_index_in_any_order() -> None:
 
 
 def test_same_text_under_two_prompts_stays_two() -> None:
-    """Pitfall 64: keyed by the prompt's id, never by its text."""
+    """Keyed by the prompt's id, never by its text."""
     twin = prompt(1)._replace(prompt_id="other")
     picked = pick_best([sample(1, 0.5), sample(1, 0.7, prompt=twin)])
     assert [s.prompt.prompt_id for s in picked] == ["p1", "other"]
 
 
 def test_scores_of_two_versions_are_not_compared() -> None:
-    """Pitfall 63."""
     other = sample(1, 0.7, seed=1, rm_versions={"helpfulness": "h2", "safety": "s1"})
     with pytest.raises(ConfigError, match="scored by 2 versions of the reward models"):
         pick_best([sample(1, 0.5), other])

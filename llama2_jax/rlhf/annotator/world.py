@@ -1,4 +1,4 @@
-"""The simulated world: its prompts, demonstrations of every quality, and texts to learn it from (B0).
+"""The simulated world: its prompts, demonstrations of every quality, and texts to learn it from.
 
 Everything is drawn from a ``random.Random`` of one seed. Prompts are divided by a hash of their
 text, so that a text is in one part only, whatever its size and seed.

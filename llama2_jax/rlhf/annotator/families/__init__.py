@@ -1,1 +1,1 @@
-"""The kinds of prompts of the simulated world, one file each (B0 of the specification)."""
+"""The kinds of prompts of the simulated world, one file each."""

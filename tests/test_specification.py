@@ -1,0 +1,44 @@
+"""docs/specification.md explains every code that the repository uses, and no other."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SPECIFICATION = ROOT / "docs" / "specification.md"
+FOLDERS = ("llama2_jax", "experiments", "configs", "tools", "benchmarks", "docs", "tests")
+CODE = r"\b(?P<family>[A-Z]{2,5}-|D)(?P<first>\d+)\b"
+RANGE = re.compile(CODE + r"(?:(?:\.\.|\s+to\s+)(?P=family)?(?P<last>\d+)\b)?")
+NO_CODES = {"UTF-8", "GPT-2", "AVX-512"}
+
+
+def codes(text: str) -> Iterator[str]:
+    """Every code of a text; a range stands for all of its codes."""
+    for found in RANGE.finditer(text):
+        first, last = int(found["first"]), int(found["last"] or found["first"])
+        yield from (f"{found['family']}{number}" for number in range(first, last + 1))
+
+
+def test_codes_are_found_alone_and_in_ranges():
+    assert list(codes("AB-1, AB-3..5; D7 to D9")) == ["AB-1", "AB-3", "AB-4", "AB-5", "D7", "D8", "D9"]
+
+
+def test_every_code_has_one_row_and_every_row_a_use():
+    paths = [
+        path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")
+    ]
+    others = {*paths, ROOT / "README.md"} - {SPECIFICATION, Path(__file__)}
+    used = {code: path for path in others for code in codes(path.read_text(encoding="utf-8"))}
+    rows = re.findall(rf"^\| ({CODE}) \|", SPECIFICATION.read_text(encoding="utf-8"), re.MULTILINE)
+    explained = [code for code, *_ in rows]
+    unexplained = {code: path for code, path in used.items() if code not in {*explained, *NO_CODES}}
+    assert not unexplained, "give it a row, or add it to NO_CODES if it is none"
+    assert sorted(set(explained) - set(used)) == []
+    assert len(explained) == len(set(explained))
+
+
+def test_files_that_it_names_exist():
+    named = re.findall(r"`([\w/]+\.py)`", SPECIFICATION.read_text(encoding="utf-8"))
+    assert len(named) > 100
+    missing = [name for name in named if not any((ROOT / top / name).is_file() for top in ("", "llama2_jax"))]
+    assert missing == []
