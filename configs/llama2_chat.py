@@ -63,7 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.safety_rm = reward_model.get_config(f"safety,size={size}")
     config.guard_rm = reward_model.get_config(f"guard,size={size}")  # RM-18; without data.public: none
     config.rejection_sampling = rejection_sampling.get_config(size)
-    config.rejection_sampling_sft = sft.get_config(size)  # D42
+    # D42; not RS-8: the constant number of steps is not stated, so two epochs of what a round has
+    config.rejection_sampling_sft = sft.get_config(size)
     config.gatt = gatt.get_config("tiny" if size == "tiny" else "7b")
     config.context_distillation = context_distillation.get_config("tiny" if size == "tiny" else "7b")
     config.ppo = ppo.get_config(size)

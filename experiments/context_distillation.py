@@ -75,7 +75,11 @@ def run(config: Any, workdir: Path) -> None:
         for i in range(len(prompts))
     ]
     rows = [
-        dialogue_row([*prompt.messages, Message("assistant", candidates[choice.how][i].answer.text.strip())])
+        # the last answer alone: earlier ones of an adversarial dialogue have passed no gate
+        dialogue_row(
+            [*prompt.messages, Message("assistant", candidates[choice.how][i].answer.text.strip())],
+            train_on="last",
+        )
         for i, (prompt, choice) in enumerate(zip(prompts, choices, strict=True))
         if choice.decision == SELECTED
     ]
@@ -149,7 +153,6 @@ def candidates_for(
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     scores = score_rows(reward_model, rows, batch_size=config.batch_size)
-    require(bool(np.isfinite(scores).all()), "the safety reward model gives scores that are not finite")
     return [Candidate(answer, float(score)) for answer, score in zip(answers, scores, strict=True)]
 
 

@@ -92,8 +92,9 @@ def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[s
 
 
 def draw_probes(config: Any, texts: Sequence[str], attributes: Attributes, *, heldout: bool) -> list[Probe]:
-    """The same probes for every model."""
+    """The same probes for every model, of attributes that leave answers readable."""
     rng = Random(config.data.seed)
+    attributes = gatt.readable(attributes)
     probes = []
     for _ in range(config.eval.num_dialogues):
         instruction = gatt.draw_instruction(rng, attributes, heldout=heldout)
@@ -113,7 +114,10 @@ def ask(
     sampling: SamplingConfig,
     config: Any,
 ) -> list[Outcome]:
-    """Answers to all questions. Each is asked in a copy of the dialogue, so none sees another's answer."""
+    """Answers to all questions. Each is asked in a copy of the dialogue, so none sees another's answer.
+
+    After an empty answer, which ended the dialogue, the rest counts as wrong.
+    """
     conversations = converse(
         loaded,
         [probe.user_turns for probe in probes],
@@ -131,7 +135,7 @@ def ask(
                 messages = gatt_prompt([*earlier, Message("user", question)], probe.instruction.text)
                 row = prompt_with_room(loaded, messages, sampling)
             if row is None:
-                outcomes.append(Outcome(turn, None))
+                outcomes.append(Outcome(turn, False if conversation.fell_silent else None))
             else:
                 rows.append(row)
                 asked.append((turn, attributes[name], probe.instruction.values[name]))
@@ -161,7 +165,8 @@ def unseen_constraints(
             loaded, user_turns, [view] * len(user_turns), sampling, seed=config.data.seed,
             batch_size=config.batch_size,
         )  # fmt: skip
-        return [message.content for one in conversations for message in one.messages[1::2]]
+        said = [message.content for one in conversations for message in one.messages[1::2]]
+        return [*said, *("" for one in conversations if one.fell_silent)]
 
     untold = answers(list)
     found = {}

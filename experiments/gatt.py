@@ -67,7 +67,7 @@ def run(config: Any, workdir: Path) -> None:
     results = {
         "dialogues": dict(counts),
         "turns": dict(sorted(Counter((len(dialogue) - 1) // 2 for dialogue in kept).items())),
-        "instruction_kept": kept_share(conversations, instructions, attributes),
+        "instruction_kept": count_kept(conversations, instructions, attributes),
     }
     write_json(workdir / "results.json", results)
     write_report(workdir, results, kept)
@@ -135,8 +135,10 @@ def outcome(
     conversation: Conversation, instruction: Instruction, attributes: Attributes, *, check: bool
 ) -> str:
     """``KEPT``, or why a dialogue is not trained on."""
+    if conversation.fell_silent:
+        return "an empty answer"
     if not conversation.finished:
-        return "beyond the context, or an empty answer"
+        return "beyond the context"
     if not conversation.stopped:
         return "last answer cut off"
     question, answer = (message.content for message in conversation.messages[-2:])
@@ -145,14 +147,18 @@ def outcome(
     return KEPT
 
 
-def kept_share(
+def count_kept(
     conversations: Sequence[Conversation], instructions: Sequence[Instruction], attributes: Attributes
 ) -> dict[str, int]:
-    """How many explicit questions at the end got the answer that the instruction asks for."""
+    """How many explicit questions at the end got the answer that the instruction asks for.
+
+    Of dialogues in another language nothing is counted.
+    """
     asked = right = 0
     for conversation, instruction in zip(conversations, instructions, strict=True):
         question, answer = ("", "", *(message.content for message in conversation.messages))[-2:]
-        if conversation.finished and gatt.asked_attribute(question, attributes):
+        told = gatt.is_readable(instruction, attributes)
+        if told and conversation.finished and gatt.asked_attribute(question, attributes):
             asked += 1
             right += gatt.is_satisfied(instruction, question, answer, attributes)
     return {"asked": asked, "right": right}

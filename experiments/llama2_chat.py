@@ -147,7 +147,7 @@ class Recipe:
             "new.path": versions[names[-1]],
             "previous.name": previous or "none",
             "previous.path": versions.get(previous, ""),
-            "collection.first_batch": number,
+            "collection.first_batch": 1 + (number - 1) * self.config.annotate.collection.num_batches,
         }
         batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
         self.preferences.append(f"{batch}/preferences_train.jsonl")

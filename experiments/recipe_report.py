@@ -15,6 +15,7 @@ from llama2_jax.data.preferences import RATINGS
 from llama2_jax.evals.intervals import Interval, trend_z
 from llama2_jax.evals.reward_accuracy import Share
 from llama2_jax.losses.preference import displayed
+from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
 GATT_TURN = 6
@@ -262,13 +263,16 @@ def _kl(folder: Path) -> Verdict:
 
 
 def _guard(folder: Path) -> Verdict:
-    """RM-18: on held-out prompts the guard must not fall while the reward rises."""
+    """RM-18: on held-out prompts the guard must not fall while the reward rises, up to the policy kept."""
     claim = "the reward is not exploited: a model of other data agrees (section 3.4.1)"
     lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
-    found = [(line["eval/reward"], line["eval/guard"]) for line in lines if "eval/guard" in line]
-    if len(found) < 2:
+    judged = {line["step"]: line for line in lines if "eval/guard" in line}
+    if len(judged) < 2:
         return Verdict(claim, "no guard in this run", None)
-    (reward, guard), (last_reward, last_guard) = found[0], found[-1]
+    kept = read_meta(folder)[1]["progress"]["best_step"]
+    (reward, guard), (last_reward, last_guard) = (
+        (judged[step]["eval/reward"], judged[step]["eval/guard"]) for step in (min(judged), kept)
+    )
     return Verdict(
         claim,
         f"PPO on held-out prompts: reward {reward:.3f} to {last_reward:.3f}, "

@@ -37,6 +37,7 @@ from llama2_jax.rlhf.best_of_n import (
     kl_bound,
     pick_best,
     pool_scores,
+    pool_values,
 )
 
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
@@ -87,7 +88,8 @@ def run(config: Any, workdir: Path) -> None:
             temperature,
             count=config.search.samples_per_prompt,
         )
-        curves[temperature] = expected_curves(displayed(pool_scores(score(tried))))["max"]
+        rewards_PM = pool_values(score(tried), lambda sample: _reward_if_usable(sample, template, config))
+        curves[temperature] = expected_curves(rewards_PM)["max"]
     temperature = config.sampling.temperature
     if curves:
         temperature = best_temperature(curves, count)
@@ -200,6 +202,11 @@ def flaw(sample: Sample, template: Template, unfinished: str) -> str:
     return ""
 
 
+def _reward_if_usable(sample: Sample, template: Template, config: Any) -> float:
+    """The displayed reward; 0, below all others, of a sample that may not be picked."""
+    return 0.0 if flaw(sample, template, config.pick.unfinished) else float(displayed(_reward(sample)))
+
+
 def training_row(sample: Sample) -> dict[str, Any]:
     """The dialogue whose last answer sft learns."""
     answer = Message("assistant", sample.text.strip())
@@ -211,6 +218,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     pool_PM = displayed(pool_scores(picked.drawn))
     curves = expected_curves(pool_PM)
     rounds = by_round(picked.samples)
+    sizes = Counter(sample.prompt.prompt_id for sample in picked.samples).values()
     plot_best_of_n(workdir / "best_of_n.png", curves)
     pictures = ["![maximum and median reward of N samples](best_of_n.png)"]
     if picked.temperature_curves:
@@ -232,6 +240,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
         "finished_fraction": float(np.mean([sample.stopped for sample in picked.drawn])),
         "kl_bound": kl_bound(pool_PM.shape[1]),
         "samples": len(picked.samples),
+        "fewest_and_most_of_a_prompt": (min(sizes), max(sizes)),
         "excluded": picked.excluded,
         "dialogues": len(picked.best),
         "picks_by_round": dict(sorted(Counter(sample.round for sample in picked.best).items())),
@@ -264,6 +273,7 @@ def by_round(samples: Sequence[Sample]) -> dict[int, dict[str, float]]:
 
 def _numbers(results: dict[str, Any]) -> list[str]:
     count, best = results["samples_per_prompt"], results["max_by_n"][-1]
+    fewest, most = results["fewest_and_most_of_a_prompt"]
     excluded = ", ".join(f"{number} {reason}" for reason, number in results["excluded"].items())
     rows = {
         "prompts of this round": f"{results['prompts']:,}",
@@ -273,7 +283,8 @@ def _numbers(results: dict[str, Any]) -> list[str]:
         f"expected best of {count}": f"{best:.3f} ({best - results['mean_reward']:+.3f})",
         f"expected median of {count}": f"{results['median_by_n'][-1]:.3f}",
         f"KL(best of {count}, policy), at most": f"{results['kl_bound']:.2f} nats per answer",
-        "samples in the archive, all rounds": f"{results['samples']:,}",
+        "samples in the archive, all rounds and temperatures": f"{results['samples']:,}",
+        "of them for one prompt, the best of which is picked": f"{fewest} to {most}",
         "of these not to be trained on": excluded or "none",
         "dialogues to train on": f"{results['dialogues']:,}",
         "their mean reward": f"{results['picked_reward']:.3f}",

@@ -24,6 +24,7 @@ class Attribute(NamedTuple):
     values: tuple[str, ...]
     heldout: tuple[str, ...]  # values for evaluation only
     questions: tuple[str, ...]  # explicit ones (GATT-6)
+    in_english: bool = True  # answers stay English, where a programme can look for values
 
 
 Attributes = Mapping[str, Attribute]
@@ -51,6 +52,7 @@ ATTRIBUTES: Attributes = {
         ("French", "Spanish", "German", "Italian", "Portuguese", "Dutch", "Swedish", "Polish"),
         ("Danish", "Finnish"),
         ("Which language do you speak?", "In what language do you answer?"),
+        in_english=False,
     ),
 }  # fmt: skip
 """For models that know the world; a small one needs lists from the texts it was trained on."""
@@ -143,10 +145,25 @@ def states(answer: str, value: str, attribute: Attribute) -> bool:
     return named == {value}
 
 
+def readable(attributes: Attributes) -> Attributes:
+    """Those that leave answers in English."""
+    return {name: attribute for name, attribute in attributes.items() if attribute.in_english}
+
+
+def is_readable(instruction: Instruction, attributes: Attributes) -> bool:
+    """Whether a programme can tell by the values in an answer if the instruction is kept."""
+    return instruction.values.keys() <= readable(attributes).keys()
+
+
 def is_satisfied(instruction: Instruction, question: str, answer: str, attributes: Attributes) -> bool:
-    """Whether an answer states what was set, where ``question`` asks for it; true for other questions."""
+    """Whether an answer states what was set, where ``question`` asks for it.
+
+    True for other questions, and where only somebody who speaks the language of the answer could tell.
+    """
     name = asked_attribute(question, attributes)
-    return name not in instruction.values or states(answer, instruction.values[name], attributes[name])
+    if name not in instruction.values or not is_readable(instruction, attributes):
+        return True
+    return states(answer, instruction.values[name], attributes[name])
 
 
 def _holds(text: str, value: str) -> bool:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from llama2_jax.evals.intervals import Interval, wilson
 
 MAX_WORDS = 5
+SENTENCE_END = re.compile(r"[.!?]+[\"')]*(?=\s|$)")
+ABBREVIATIONS = re.compile(r"\b(?:Mrs?|Ms|Dr|St|e\.g|i\.e)\.")
 
 
 class Outcome(NamedTuple):
@@ -41,8 +43,12 @@ def accuracy_by_turn(outcomes: Sequence[Outcome], turns: Sequence[int]) -> list[
 
 
 def is_one_sentence(answer: str) -> bool:
-    """Exactly one sentence: one run of closing marks, at the end."""
-    return re.fullmatch(r"[^.!?]+[.!?]+", answer.strip()) is not None
+    """Exactly one sentence: closing marks before a space or the end stand at the end alone.
+
+    Not those of a few abbreviations, nor the point of a number.
+    """
+    text = ABBREVIATIONS.sub("", answer.strip())
+    return len(text) > 1 and [end.end() for end in SENTENCE_END.finditer(text)] == [len(text)]
 
 
 def is_haiku(answer: str) -> bool:

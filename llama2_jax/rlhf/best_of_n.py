@@ -5,7 +5,7 @@ the mean over all C(M, N) subsets, without drawing any.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -47,7 +47,12 @@ def _rank(sample: Sample) -> tuple[float, int, float, int, str]:
 
 
 def pool_scores(samples: Iterable[Sample]) -> np.ndarray:
-    """Combined scores of every prompt in a row, by seed: (P, M), M the smallest count of any prompt."""
+    """``pool_values`` of the combined scores."""
+    return pool_values(samples, lambda sample: sample.scores["combined"])
+
+
+def pool_values(samples: Iterable[Sample], value: Callable[[Sample], float]) -> np.ndarray:
+    """Values of every prompt's samples in a row, by seed: (P, M), M the smallest count of any prompt."""
     pools: dict[str, list[Sample]] = {}
     for sample in samples:
         pools.setdefault(sample.prompt.prompt_id, []).append(sample)
@@ -55,7 +60,7 @@ def pool_scores(samples: Iterable[Sample]) -> np.ndarray:
     count = min(len(pool) for pool in pools.values())
     return np.array(
         [
-            [sample.scores["combined"] for sample in sorted(pool, key=lambda sample: sample.seed)[:count]]
+            [value(sample) for sample in sorted(pool, key=lambda sample: sample.seed)[:count]]
             for pool in pools.values()
         ]
     )

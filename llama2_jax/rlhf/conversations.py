@@ -19,6 +19,7 @@ class Conversation(NamedTuple):
     messages: list[Message]  # of complete turns: it ends with the assistant, or is empty
     finished: bool  # every turn was answered
     stopped: bool  # the last answer ended by itself
+    fell_silent: bool = False  # it ends before an empty answer
 
 
 def converse(
@@ -33,7 +34,7 @@ def converse(
     """Answer the turns of many users, each answer in the light of those before (D56).
 
     A dialogue ends early where its prompt leaves no room for ``max_new_tokens`` within the model's
-    context, or where an answer is empty: ``finished`` tells.
+    context, or where an answer is empty: ``finished`` and ``fell_silent`` tell.
 
     Args:
       loaded: from ``for_decoding(load(path))``.
@@ -50,6 +51,7 @@ def converse(
     require(not empty, f"dialogue(s) {empty[:5]} have no turn")
     said: list[list[Message]] = [[] for _ in user_turns]
     stopped = [False] * len(user_turns)
+    silent: set[int] = set()
     active = list(range(len(user_turns)))
     for turn in range(max(len(turns) for turns in user_turns)):
         asked = [index for index in active if turn < len(user_turns[index])]
@@ -68,9 +70,11 @@ def converse(
                 said[index] = [*prompts[index], Message("assistant", answer.text.strip())]
                 stopped[index] = answer.stopped
                 active.append(index)
+            else:
+                silent.add(index)
     return [
-        Conversation(messages, len(messages) == 2 * len(turns), stop)
-        for messages, turns, stop in zip(said, user_turns, stopped, strict=True)
+        Conversation(messages, len(messages) == 2 * len(turns), stopped[index], index in silent)
+        for index, (messages, turns) in enumerate(zip(said, user_turns, strict=True))
     ]
 
 

@@ -31,6 +31,7 @@ from llama2_jax.sharding.placement import check_batch_size, place_batch, process
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
 from llama2_jax.train.checkpoint import read_meta, read_params
+from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.step import Loss
 
 KINDS = ("helpfulness", "safety", "guard")
@@ -207,6 +208,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
 
     Raises:
       ConfigError: an empty row, or one beyond the model's context.
+      NonFiniteError: a score that is NaN or infinite.
     """
     model = reward_model.model
     partitioner = model.partitioner or single_device()
@@ -226,7 +228,14 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
         batch = place_batch(partitioner, _pad(chosen + chosen[-1:] * (batch_size - len(chosen)), context))
         found = np.asarray(_batch_scores(model, reward_model.params, batch))
         scores |= zip(chosen, found, strict=False)
-    return np.array([scores[tuple(row)] for row in rows], np.float32)
+    scores_B = np.array([scores[tuple(row)] for row in rows], np.float32)
+    bad = np.flatnonzero(~np.isfinite(scores_B))
+    if bad.size:
+        raise NonFiniteError(
+            f"reward model {reward_model.version} gives {scores_B[bad[0]]} to row {bad[0]} ({bad.size} of "
+            f"{len(rows)} rows have no finite score); take an earlier checkpoint of it, or train it again"
+        )
+    return scores_B
 
 
 def score_dialogues(

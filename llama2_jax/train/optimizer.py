@@ -23,7 +23,7 @@ class OptimizerConfig:
     schedule: str = "cosine"
     warmup_steps: int = 2000
     warmup_fraction: float = 0.0  # of all steps; the longer of the two warm-ups holds
-    final_fraction: float = 0.1  # of the peak, reached at the last step
+    final_fraction: float = 0.1  # of the peak, reached after the last step
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-5  # D1: unusually large, as printed
@@ -50,7 +50,8 @@ class OptimizerConfig:
 def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.Array:
     """Learning rate of update ``step`` (0-based): linear from 0, then cosine to the final fraction.
 
-    Step 0 gives 0, the end of the warm-up the peak, ``num_steps`` ``final_fraction`` of it (D4).
+    Step 0 gives 0, the end of the warm-up the peak, ``num_steps`` ``final_fraction`` of it (D4): as in other
+    implementations an update that would come after the last, whose own rate is a little higher.
     """
     return _learning_rate(step, config, *_spans(config, num_steps))
 

@@ -105,6 +105,18 @@ def test_an_answer_is_right_if_it_names_the_value_and_no_other(answer, right):
     assert gatt.is_satisfied(instruction, "How are you?", answer, ATTRIBUTES)
 
 
+def test_nobody_is_blamed_for_an_answer_in_another_language():
+    general = gatt.ATTRIBUTES
+    values = {"hobby": "gardening", "language": "French"}
+    french = Instruction("You enjoy gardening. Always speak in French.", values)
+    answer = "Mon passe-temps préféré est le jardinage."
+    assert gatt.is_satisfied(french, "What is your favorite hobby?", answer, general)
+    assert not gatt.is_readable(french, general)
+    english = Instruction("You enjoy gardening.", {"hobby": "gardening"})
+    assert gatt.is_readable(english, general)
+    assert not gatt.is_satisfied(english, "What is your favorite hobby?", answer, general)
+
+
 def test_messages_that_set_an_attribute_are_known():
     assert gatt.sets_attribute("Hello. Act as Plato. Who is it?", ATTRIBUTES)
     assert gatt.sets_attribute("Hobby: fishing. Hello.", ATTRIBUTES)

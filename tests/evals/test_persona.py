@@ -29,6 +29,12 @@ def test_accuracy_by_turn_with_its_interval_and_what_is_beyond_the_context():
         ("No. Ask a guard.", False, True),
         ("This is a long answer without an end", False, False),
         ("The five words are here.", True, True),
+        ("It costs 3.50 euros.", True, True),
+        ("Dr. Smith lives here.", True, True),
+        ("Use e.g. salt.", True, True),
+        ('He said "No." Then he left.', False, False),
+        ("...and so on", False, True),
+        (".", False, True),
         ("", False, False),
     ],
 )

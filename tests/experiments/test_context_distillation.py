@@ -117,6 +117,18 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
         assert (folder / name).exists(), name
 
 
+def test_earlier_answers_of_an_adversarial_dialogue_are_not_learned(
+    tmp_path: Path, scored: list[str]
+) -> None:
+    del scored
+    row = prompt_row(0)
+    row["messages"] += [{"role": "assistant", "content": UNSAFE}, {"role": "user", "content": "And then?"}]
+    context_distillation.run(config_for(tmp_path, [row]), tmp_path / "run")
+    ((messages, train_on),) = read_dialogues(tmp_path / "run" / "dialogues.jsonl")
+    assert [message.content for message in messages[1:]] == [UNSAFE, "And then?", SAFE]
+    assert train_on == "last"
+
+
 def test_the_ids_that_are_scored_are_those_that_were_sampled(
     tmp_path: Path, scored: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,18 +203,6 @@ def test_bad_input_is_refused(
     with pytest.raises(ConfigError, match=reason):
         context_distillation.run(config_for(tmp_path, **changes), tmp_path / "run")
     assert not scored
-
-
-def test_scores_that_are_not_finite_are_refused(
-    tmp_path: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del scored
-    monkeypatch.setattr(
-        context_distillation, "score_rows", lambda model, rows, **_: np.full(len(rows), np.nan)
-    )
-    with pytest.raises(ConfigError, match="scores that are not finite"):
-        context_distillation.run(config_for(tmp_path), tmp_path / "run")
-    assert not (tmp_path / "run" / "dialogues.jsonl").exists()
 
 
 def test_a_reward_model_of_another_kind_or_template_is_refused(

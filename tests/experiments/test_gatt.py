@@ -67,10 +67,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def _told(text: str) -> str:
     last = text.rsplit("[INST]", maxsplit=1)[-1]  # an instruction of an earlier turn is forgotten
-    values = [
-        v for a in gatt_inputs.world_attributes().values() for v in (*a.values, *a.heldout) if v in last
-    ]
-    return " ".join(values) or "nobody"
+    return _values_in(last)
+
+
+def _values_in(text: str) -> str:
+    attributes = gatt_inputs.world_attributes().values()
+    return " ".join(v for a in attributes for v in (*a.values, *a.heldout) if v in text) or "nobody"
 
 
 def test_user_messages_that_are_unsafe_or_about_the_attributes_are_left_out(tmp_path: Path) -> None:
@@ -170,6 +172,33 @@ def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Pat
     assert len(longest) + NEW_TOKENS > loaded.config.max_context
     alone = converse(loaded, user_turns[:2], [list] * 2, sampling, seed=3, batch_size=3)
     assert alone == found[:2]
+    assert not any(one.fell_silent for one in found)
+
+
+def test_after_an_empty_answer_the_rest_counts_as_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(loaded: LoadedModel, rows: Sequence[Any], *_: Any, **__: Any) -> list[Answer]:
+        return [Answer([], " ", True, [])] * len(rows)
+
+    monkeypatch.setattr(conversations, "sample_token_rows", silent)
+    monkeypatch.setattr(evaluate_gatt, "sample_token_rows", silent)
+    evaluate_gatt.run(evaluation_config(tmp_path, eval__turns=(2, 4)), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["without"]
+    for lists in evaluate_gatt.LISTS:
+        assert [(row["asked"], row["beyond_context"]) for row in found[lists]] == [(8, 0), (8, 0)]
+        assert [row["accuracy"]["value"] for row in found[lists]] == [0, 0]
+    for constraint in found["unseen constraints"].values():
+        assert constraint["instructed"]["answers"] == 8
+        assert constraint["instructed"]["value"] == 0
+
+
+def test_what_is_set_in_another_language_is_not_asked_for() -> None:
+    config = evaluation_configs.get_config("7b")
+    attributes = gatt_inputs.attributes_named("general")
+    probes = evaluate_gatt.draw_probes(config, ["Hi."], attributes, heldout=False)
+    assert {name for probe in probes for name in probe.instruction.values} == {"figure", "hobby"}
+    assert {name for probe in probes for name, _ in probe.questions.values()} == {"figure", "hobby"}
 
 
 def evaluation_config(folder: Path, **changes: Any) -> ConfigDict:
@@ -215,10 +244,7 @@ def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
 
 def _remembered(text: str) -> str:
     first = text.split("<</SYS>>", maxsplit=1)[0]
-    values = [
-        v for a in gatt_inputs.world_attributes().values() for v in (*a.values, *a.heldout) if v in first
-    ]
-    return " ".join(values) or "nobody"
+    return _values_in(first)
 
 
 def test_attention_numbers_of_a_real_dialogue() -> None:

@@ -34,6 +34,7 @@ from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import make_partitioner, single_device
 from llama2_jax.structs import PreferenceBatch
 from llama2_jax.train.checkpoint import write_params
+from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import compile_step, make_update, state_from_params
 from tests.data.conftest import make_texts
@@ -240,6 +241,13 @@ def test_rows_that_cannot_be_scored_are_named(tokenizer):
         score_rows(reward_model(tokenizer), [[1], []], batch_size=2)
     with pytest.raises(ConfigError, match="row 0 has 65 tokens"):
         score_rows(reward_model(tokenizer), [[1] * 65], batch_size=2)
+
+
+def test_scores_that_are_not_finite_are_refused(tokenizer):
+    found = reward_model(tokenizer)
+    broken = found._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, found.params))
+    with pytest.raises(NonFiniteError, match=r"gives nan to row 0 \(11 of 11 rows have no finite score\)"):
+        score_rows(broken, ROWS, batch_size=4)
 
 
 def test_a_dialogue_is_scored_at_the_token_that_ends_it(tokenizer):
