@@ -13,9 +13,10 @@ import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.interop.fields import read_count, read_number, require_keys
 from llama2_jax.interop.hf_tokenizer import check_vocabulary
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.interop.json_file import read_count, read_json, read_number
+from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
@@ -52,9 +53,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FormatError(f"{path} does not exist; a Meta folder holds params.json and consolidated.NN.pth")
     settings = read_json(path)
-    missing = [key for key in ("dim", "n_layers", "n_heads") if key not in settings]
-    if missing:
-        raise FormatError(f"{path} lacks {', '.join(missing)}; it must describe the whole model")
+    require_keys(settings, ("dim", "n_layers", "n_heads"), where=path)
     if settings.get("use_scaled_rope"):
         raise FormatError(f"{path}: use_scaled_rope is true; scaled rotary frequencies are not supported")
     return {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}

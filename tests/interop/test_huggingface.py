@@ -192,9 +192,9 @@ def test_a_count_that_is_none_is_refused_by_name(folder, field, value):
         ({"rope_parameters": {"rope_theta": None}}, "rope_theta is null"),
         ({"rope_parameters": None, "rope_theta": "x"}, 'rope_theta is "x"'),
         ({"rope_parameters": 3}, "rope_parameters is 3; it must be an object"),
-        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
-        ({"quantization_config": "gptq"}, "quantization_config is 'gptq'; it must be an object"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
+        ({"rope_scaling": "linear"}, 'rope_scaling is "linear"; it must be an object'),
+        ({"quantization_config": "gptq"}, 'quantization_config is "gptq"; it must be an object'),
+        ({"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no"; it must be true or false'),
     ],
 )
 def test_other_wrong_fields_are_named(folder, changes, message):

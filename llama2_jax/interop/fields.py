@@ -1,0 +1,81 @@
+"""The named values of a checkpoint's header, a JSON file or that of a GGUF file, each checked when read."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from llama2_jax.interop.imported import FormatError
+
+
+def require_keys(settings: dict[str, Any], keys: Iterable[str], *, where: Path) -> None:
+    """Raise FormatError, naming all that are missing, unless ``settings`` has every key."""
+    missing = [key for key in keys if key not in settings]
+    if missing:
+        raise FormatError(
+            f"{where} lacks {', '.join(missing)}; it must describe the whole model, download or copy it again"
+        )
+
+
+def read_field(
+    settings: dict[str, Any],
+    key: str,
+    default: Any = None,
+    *,
+    fits: Callable[[Any], bool],
+    rule: str,
+    where: Path,
+) -> Any:
+    """The value under ``key``; ``default``, unless None, where the key is absent.
+
+    Raises:
+      FormatError: the key is missing, or ``fits`` is false of its value; ``rule`` says what it must be.
+    """
+    if default is None:
+        require_keys(settings, [key], where=where)
+    value = settings.get(key, default)
+    if not fits(value):
+        raise FormatError(f"{where}: {key} is {_shown(value)}; it must be {rule}")
+    return value
+
+
+def read_count(settings: dict[str, Any], key: str, default: int | None = None, *, where: Path) -> int:
+    """A positive whole number; see ``read_field``."""
+    return read_field(
+        settings, key, default, fits=_is_positive_int, rule="a positive whole number", where=where
+    )
+
+
+def read_number(settings: dict[str, Any], key: str, default: float | None = None, *, where: Path) -> float:
+    """A finite number >= 0; see ``read_field``."""
+    rule = "a finite number, not negative"
+    return float(read_field(settings, key, default, fits=_is_finite, rule=rule, where=where))
+
+
+def read_flag(settings: dict[str, Any], key: str, default: bool, *, where: Path) -> bool:
+    """True or false; see ``read_field``."""
+    return read_field(settings, key, default, fits=_is(bool), rule="true or false", where=where)
+
+
+def read_object(settings: dict[str, Any], key: str, *, where: Path) -> dict[str, Any]:
+    """A JSON object, empty where the key is absent; see ``read_field``."""
+    return read_field(settings, key, {}, fits=_is(dict), rule="an object or null", where=where)
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_positive_int(value: Any) -> bool:
+    return type(value) is int and value > 0  # bool is an int to isinstance
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _shown(value: Any) -> str:
+    """The value as JSON spells it, shortened."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:60] + "..."
