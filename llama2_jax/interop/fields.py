@@ -53,6 +53,11 @@ def read_number(settings: dict[str, Any], key: str, default: float | None = None
     return float(read_field(settings, key, default, fits=_is_finite, rule=rule, where=where))
 
 
+def read_text(settings: dict[str, Any], key: str, default: str | None = None, *, where: Path) -> str:
+    """A text; see ``read_field``."""
+    return read_field(settings, key, default, fits=_is(str), rule="text", where=where)
+
+
 def read_flag(settings: dict[str, Any], key: str, default: bool, *, where: Path) -> bool:
     """True or false; see ``read_field``."""
     return read_field(settings, key, default, fits=_is(bool), rule="true or false", where=where)

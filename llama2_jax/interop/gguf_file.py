@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from llama2_jax.interop.fields import read_count
 from llama2_jax.interop.imported import FormatError, LazyTensor
 
 MAGIC = b"GGUF"
@@ -110,7 +111,7 @@ def open_gguf(path: Path) -> GGUFFile:
                     f"{path}: its {len(data)} bytes end inside the header, or the header is damaged "
                     f"({error}); download or copy it again"
                 ) from error
-    alignment = metadata.get("general.alignment", 32)
+    alignment = read_count(metadata, "general.alignment", 32, where=path)
     start = position + -position % alignment
     return GGUFFile(metadata, {entry.name: tensor for entry, tensor in _tensors(path, entries, start)})
 
