@@ -14,8 +14,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.interop.fields import read_count, read_number, read_text
 from llama2_jax.interop.gguf_file import GGUFFile, open_gguf
 from llama2_jax.interop.gguf_tokenizer import header_tokenizer
-from llama2_jax.interop.hf_tokenizer import check_vocabulary
-from llama2_jax.interop.imported import FormatError, Imported
+from llama2_jax.interop.imported import FormatError, Imported, check_vocabulary
 from llama2_jax.interop.templates import guess_template
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig
@@ -37,8 +36,7 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     # before the weights, which take minutes to read
     template = template or guess_template(read_text(file.metadata, "tokenizer.chat_template", "", where=path))
     tokenizer = header_tokenizer(file.metadata, where=path)
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, config.vocab_size, where=path)
+    check_vocabulary(tokenizer, config.vocab_size, where=path)
     params = read_params(config, file.tensors, style="gguf", where=str(path))
     name = file.metadata.get("general.name", path.stem)
     return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")

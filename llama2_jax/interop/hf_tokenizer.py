@@ -6,7 +6,7 @@ from typing import Any
 from llama2_jax.config import write_json
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
-from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.imported import check_vocabulary
 from llama2_jax.interop.json_file import read_json
 
 _CONFIG = "tokenizer_config.json"
@@ -35,15 +35,6 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
                 setattr(tokenizer, f"{role}_id", given)
     check_vocabulary(tokenizer, vocab_size, where=folder)
     return tokenizer
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, where: Path) -> None:
-    """Raise FormatError if some token has no embedding; spare rows (padding) are fine."""
-    if tokenizer.vocab_size > vocab_size:
-        raise FormatError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {vocab_size} rows; "
-            "take the tokenizer that was released with the weights"
-        )
 
 
 def read_template_text(folder: Path) -> str | None:

@@ -14,8 +14,7 @@ import numpy as np
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_count, read_number, require_keys
-from llama2_jax.interop.hf_tokenizer import check_vocabulary
-from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
 from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
 from llama2_jax.interop.torch_file import open_torch
