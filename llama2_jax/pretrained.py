@@ -101,8 +101,8 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
     return loaded._replace(config=model.config, model=model, params=params)
 
 
-def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:
-    """Write a folder that ``transformers`` loads; ``dtype`` None keeps the parameters bitwise."""
+def save_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
+    """Write a folder that ``transformers`` loads; it keeps the parameters bitwise."""
     _require_stacked(loaded)
     template = loaded.template.name if loaded.tokenizer is not None else None
     write_huggingface(
@@ -111,7 +111,6 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | No
         jax.device_get(loaded.params),
         tokenizer=loaded.tokenizer,
         template=template,
-        dtype=dtype,
     )
 
 
