@@ -18,6 +18,18 @@ def require_keys(settings: dict[str, Any], keys: Iterable[str], *, where: Path) 
         )
 
 
+def require_plain(settings: dict[str, Any], plain: dict[str, Any], *, where: Path) -> None:
+    """Raise FormatError unless every key of ``plain`` is absent, or has that value, as in plain Llama."""
+    for key, wanted in plain.items():
+        if settings.get(key, wanted) != wanted:
+            raise not_plain(where, f"{key} is {_shown(settings[key])}, only {_shown(wanted)} can be loaded")
+
+
+def not_plain(where: Path, fact: str) -> FormatError:
+    """The error for a model of another architecture, which no change of the file could mend."""
+    return FormatError(f"{where}: {fact}; take a checkpoint of the plain Llama architecture")
+
+
 def read_field(
     settings: dict[str, Any],
     key: str,

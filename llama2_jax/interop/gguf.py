@@ -11,13 +11,28 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.config import ConfigError
-from llama2_jax.interop.fields import read_count, read_number, read_text
+from llama2_jax.interop.fields import (
+    not_plain,
+    read_count,
+    read_number,
+    read_text,
+    require_keys,
+    require_plain,
+)
 from llama2_jax.interop.gguf_file import GGUFFile, open_gguf
 from llama2_jax.interop.gguf_tokenizer import header_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, check_vocabulary
 from llama2_jax.interop.templates import guess_template
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig
+
+_PLAIN = {
+    "general.architecture": "llama",
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scale_linear": 1.0,
+    "llama.rope.scaling.factor": 1.0,
+    "llama.expert_count": 0,
+}
 
 
 def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
@@ -78,27 +93,16 @@ def _decimal(value: float) -> float:
 def _refuse_variants(file: GGUFFile, path: Path) -> None:
     """Raise on every header that asks for something other than plain Llama."""
     metadata = file.metadata
-    architecture = read_text(metadata, "general.architecture", where=path)
-    if architecture != "llama":
-        raise FormatError(f"{path}: architecture {architecture!r}; only 'llama' is supported")
-    for key, plain in {
-        "llama.rope.scaling.type": "none",
-        "llama.rope.scale_linear": 1.0,
-        "llama.rope.scaling.factor": 1.0,
-        "llama.expert_count": 0,
-    }.items():
-        if metadata.get(key, plain) != plain:
-            raise FormatError(f"{path}: {key} is {metadata[key]!r}; only {plain!r} is supported")
+    require_keys(metadata, ["general.architecture"], where=path)
+    require_plain(metadata, _PLAIN, where=path)
     if "rope_freqs.weight" in file.tensors:
-        raise FormatError(f"{path}: rope_freqs.weight scales rotary frequencies, which is not supported")
+        raise not_plain(path, "rope_freqs.weight scales the rotary frequencies, which must be unscaled")
     for key in ("llama.attention.head_count", "llama.attention.head_count_kv", "llama.feed_forward_length"):
         if isinstance(metadata.get(key), list):
-            raise FormatError(f"{path}: {key} differs from layer to layer; all layers must be alike")
+            raise not_plain(path, f"{key} differs from layer to layer, all layers must be alike")
 
 
 def _require_one_head_dim(metadata: dict[str, Any], head_dim: int, path: Path) -> None:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if metadata.get(key, head_dim) != head_dim:
-            raise FormatError(
-                f"{path}: {key} is {metadata[key]}, the head dim {head_dim}; they must be equal"
-            )
+            raise not_plain(path, f"{key} is {metadata[key]}, the head dim {head_dim}, they must be equal")

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import ConfigError
-from llama2_jax.interop.fields import read_count, read_flag, read_number, read_object, require_keys
+from llama2_jax.interop.fields import (
+    read_count,
+    read_flag,
+    read_number,
+    read_object,
+    require_keys,
+    require_plain,
+)
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.config import ModelConfig
 
@@ -27,6 +34,14 @@ _NULLABLE = (  # null says the same as no field
     "rope_scaling",
     "quantization_config",
 )
+_PLAIN = {
+    "model_type": "llama",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "partial_rotary_factor": 1.0,
+}
+_PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 
 
 def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
@@ -63,28 +78,19 @@ def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
 
 
 def _refuse_variants(settings: dict[str, Any], where: Path) -> None:
-    kind = settings.get("model_type")
-    if kind != "llama":
-        raise FormatError(f"{where}: model_type {kind!r}; only 'llama' is supported")
+    require_keys(settings, ["model_type"], where=where)
+    require_plain(settings, _PLAIN, where=where)
     quantisation = read_object(settings, "quantization_config", where=where)
     if quantisation:
         method = quantisation.get("quant_method", "unknown")
         raise FormatError(f"{where}: weights are quantised ({method}); take the unquantised checkpoint")
-    for key, plain in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
-        if settings.get(key, plain) != plain:
-            raise FormatError(f"{where}: {key} is {settings[key]!r}; only {plain!r} is supported")
 
 
 def _rope_base(settings: dict[str, Any], where: Path) -> float:
     """The rotary base; refuses every rule that changes the frequencies."""
     rope = read_object(settings, "rope_parameters", where=where)
     for rule in (rope, read_object(settings, "rope_scaling", where=where)):
-        kind = rule.get("rope_type", rule.get("type", "default"))
-        if kind != "default":
-            raise FormatError(f"{where}: rope type {kind!r}; only 'default' (no scaling) is supported")
-    fraction = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
-    if fraction != 1.0:
-        raise FormatError(f"{where}: partial_rotary_factor is {fraction}; only 1.0 is supported")
+        require_plain(rule, _PLAIN_ROPE, where=where)
     return read_number(rope if "rope_theta" in rope else settings, "rope_theta", 10_000.0, where=where)
 
 

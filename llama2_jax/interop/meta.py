@@ -13,7 +13,7 @@ import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llama2_jax.interop.fields import read_count, read_number, require_keys
+from llama2_jax.interop.fields import read_count, read_number, require_keys, require_plain
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
 from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
@@ -21,7 +21,7 @@ from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig, feed_forward_width
 
-_NULLABLE = ("n_kv_heads", "ffn_dim_multiplier")  # null says the same as no field
+_NULLABLE = ("n_kv_heads", "ffn_dim_multiplier", "use_scaled_rope")  # null says the same as no field
 _CONTEXT = 4096  # params.json does not say; Llama 2 (HFW-4)
 _NORM_EPSILON = 1e-5  # where params.json does not say (ARCH-3)
 
@@ -53,9 +53,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{path} does not exist; a Meta folder holds params.json and consolidated.NN.pth")
     settings = read_json(path)
     require_keys(settings, ("dim", "n_layers", "n_heads"), where=path)
-    if settings.get("use_scaled_rope"):
-        raise FormatError(f"{path}: use_scaled_rope is true; scaled rotary frequencies are not supported")
-    return {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
+    settings = {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
+    require_plain(settings, {"use_scaled_rope": False}, where=path)
+    return settings
 
 
 def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
@@ -64,8 +64,8 @@ def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
     if not paths or [path.name for path in paths] != wanted:
         found = ", ".join(path.name for path in paths) or "no consolidated.NN.pth"
         raise FormatError(
-            f"{folder} holds {found}; the shards must be numbered from 00 without gaps, so one is missing "
-            "or misnamed"
+            f"{folder} holds {found}; the shards must be numbered from 00 without gaps: one is missing or "
+            "misnamed, download it or name it as it was released"
         )
     return [open_torch(path) for path in paths]
 
@@ -79,7 +79,10 @@ def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str
         if not name.endswith(BUFFER_ENDINGS)
     ]
     if lacking:
-        raise FormatError(f"{where}: the shards hold different tensors\n  " + "\n  ".join(lacking))
+        raise FormatError(
+            f"{where}: the shards hold different tensors, each must have a part of every one; "
+            "download them again\n  " + "\n  ".join(lacking)
+        )
     table = {row.meta.rsplit(".", 2)[-2]: row for row in TABLE}
     return {
         name: _join([shard[name] for shard in shards], _split_dim(name, table), name)

@@ -164,10 +164,16 @@ def test_a_six_bit_block_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type is 'yarn'"),
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            'rope.scaling.type is "yarn", only "none" can be loaded; take',
+        ),
         (lambda w: w.add_rope_scaling_factor(4.0), r"rope.scaling.factor is 4.0"),
         (lambda w: w.add_expert_count(8), "expert_count is 8"),
-        (lambda w: w.add_rope_dimension_count(8), "rope.dimension_count is 8, the head dim 16"),
+        (
+            lambda w: w.add_rope_dimension_count(8),
+            "rope.dimension_count is 8, the head dim 16, they must be equal; take",
+        ),
         (lambda w: w.add_tokenizer_model("bert"), r"x\.gguf: its tokenizer is 'bert'; known: 'llama'"),
         (lambda w: w.add_chat_template("<|user|>{{x}}"), "unknown chat template.*template=NAME"),
     ],
@@ -180,7 +186,7 @@ def test_what_is_not_plain_llama_is_refused(tmp_path, header, message):
 
 def test_other_architectures_tensors_and_types_are_refused(tmp_path):
     params = random_params(CONFIG)
-    with pytest.raises(FormatError, match="architecture 'qwen2'"):
+    with pytest.raises(FormatError, match='general.architecture is "qwen2", only "llama" can be'):
         load_gguf(_write(tmp_path / "a", CONFIG, params, architecture="qwen2"))
     extra = {"blk.0.attn_q.bias": np.zeros(64)}
     with pytest.raises(FormatError, match=r"extra: blk.0.attn_q.bias \(64,\)"):

@@ -132,13 +132,19 @@ def _edit(folder, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type 'mistral'; only 'llama'"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn'"),
+        (
+            {"model_type": "mistral"},
+            'model_type is "mistral", only "llama" can be loaded; take a checkpoint of the plain',
+        ),
+        ({"model_type": "(drop)"}, "lacks model_type"),
+        ({"attention_bias": True}, "attention_bias is true, only false can"),
+        ({"mlp_bias": True}, "mlp_bias is true"),
+        ({"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 'type is "linear", only "default"'),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 'rope_type is "llama3"'),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rope_type is "yarn"'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, only 1.0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, only 1.0"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"hidden_size": "(drop)", "vocab_size": "(drop)"}, "lacks vocab_size, hidden_size"),
         (
