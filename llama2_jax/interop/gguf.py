@@ -22,6 +22,7 @@ from llama2_jax.interop.fields import (
 from llama2_jax.interop.gguf_file import GGUFFile, open_gguf
 from llama2_jax.interop.gguf_tokenizer import header_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, check_vocabulary
+from llama2_jax.interop.mapping import embedding_rows
 from llama2_jax.interop.templates import guess_template
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig
@@ -60,14 +61,12 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
 def _model_config(file: GGUFFile, path: Path) -> ModelConfig:
     metadata, tensors = file
     _refuse_variants(file, path)
-    if "token_embd.weight" not in tensors:
-        raise FormatError(f"{path}: token_embd.weight is missing; the file must hold the whole model")
     count = functools.partial(read_count, metadata, where=path)
     number = functools.partial(read_number, metadata, where=path)
     heads = count("llama.attention.head_count")
     try:
         config = ModelConfig(
-            vocab_size=tensors["token_embd.weight"].shape[0],
+            vocab_size=embedding_rows(tensors, "gguf", where=path),
             model_width=count("llama.embedding_length"),
             num_layers=count("llama.block_count"),
             num_heads=heads,

@@ -6,6 +6,7 @@ reads or writes foreign weights is driven by ``TABLE``.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +138,23 @@ def file_shape(row: Row, config: ModelConfig) -> tuple[int, ...]:
 def expected_shapes(config: ModelConfig, style: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this style must hold."""
     return {name: file_shape(slot.row, config) for name, slot in slots(config, style)}
+
+
+def embedding_rows(tensors: Mapping[str, LazyTensor], style: str, *, where: Path) -> int:
+    """The vocabulary size that the embedding has; headers may leave it to the tokenizer.
+
+    Raises:
+      FormatError: no embedding, or it is not a matrix.
+    """
+    name = getattr(TABLE[0], style)
+    if name not in tensors:
+        raise FormatError(f"{where}: {name} is missing, every model has one; take a complete checkpoint")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise FormatError(
+            f"{where}: {name} has shape {shape}, it must be a matrix; download or copy the file again"
+        )
+    return shape[0]
 
 
 def from_file(row: Row, array: np.ndarray, config: ModelConfig, *, style: str) -> np.ndarray:

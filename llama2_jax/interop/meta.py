@@ -16,7 +16,7 @@ from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_count, read_number, require_keys, require_plain
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
 from llama2_jax.interop.json_file import read_json
-from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
+from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row, embedding_rows
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig, feed_forward_width
@@ -118,7 +118,7 @@ def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], f
     implied = settings.get("vocab_size", -1) == -1
     try:
         return ModelConfig(
-            vocab_size=_embedding_rows(tensors, folder) if implied else count("vocab_size"),
+            vocab_size=embedding_rows(tensors, "meta", where=folder) if implied else count("vocab_size"),
             model_width=width,
             num_layers=count("n_layers"),
             num_heads=heads,
@@ -132,16 +132,6 @@ def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], f
         )
     except ConfigError as error:
         raise FormatError(f"{where}: {error}") from error
-
-
-def _embedding_rows(tensors: Mapping[str, LazyTensor], folder: Path) -> int:
-    name = "tok_embeddings.weight"
-    if name not in tensors:
-        raise FormatError(f"{folder}: {name} is missing, which gives the vocabulary size")
-    shape = tensors[name].shape
-    if len(shape) != 2:
-        raise FormatError(f"{folder}: {name} has shape {shape}; it must be a matrix")
-    return shape[0]
 
 
 def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:

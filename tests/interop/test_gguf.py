@@ -197,6 +197,22 @@ def test_other_architectures_tensors_and_types_are_refused(tmp_path):
         _one_block(tmp_path / "d", "IQ4_NL", bytes(18))
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"), [((64,), r"has shape \(64,\), it must be a matrix"), (None, "is missing")]
+)
+def test_the_embedding_must_be_a_matrix(tmp_path, shape, message):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    _add_header(writer, CONFIG)
+    if shape is not None:
+        writer.add_tensor("token_embd.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(FormatError, match=rf"x\.gguf: token_embd\.weight {message}"):
+        load_gguf(tmp_path / "x.gguf")
+
+
 def test_an_unknown_template_is_reported_before_the_weights_are_read(tmp_path):
     header = lambda writer: writer.add_chat_template("<|user|>{{x}}")  # noqa: E731
     extra = {"blk.0.attn_q.bias": np.zeros(64)}  # refused as soon as weights are read
