@@ -53,7 +53,7 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     template = template or guess_template(read_text(file.metadata, "tokenizer.chat_template", "", where=path))
     tokenizer = header_tokenizer(file.metadata, where=path)
     check_vocabulary(tokenizer, config.vocab_size, where=path)
-    params = read_params(config, file.tensors, style="gguf", where=str(path))
+    params = read_params(config, file.tensors, style="gguf", where=path)
     name = file.metadata.get("general.name", path.stem)
     return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")
 

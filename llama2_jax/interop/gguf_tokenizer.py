@@ -16,6 +16,7 @@ from llama2_jax.interop.imported import FormatError
 _KEY = "tokenizer.ggml."
 # how byte-level pre-tokenizers treat digits; their other rules are those of GPT-2
 _SPLIT_DIGITS = {"gpt-2": False, "smollm": True}
+_INSTEAD = "Take the Hugging Face folder of the model, whose tokenizer.json says all of its rules"
 
 
 def header_tokenizer(metadata: dict[str, Any], *, where: Path) -> Tokenizer | None:
@@ -30,7 +31,8 @@ def header_tokenizer(metadata: dict[str, Any], *, where: Path) -> Tokenizer | No
         return None
     if kind not in _KINDS:
         raise FormatError(
-            f"{where}: its tokenizer is {kind!r}; known: 'llama' (SentencePiece), 'gpt2' (byte-level BPE)"
+            f"{where}: its tokenizer is {kind!r}; known: 'llama' (SentencePiece), 'gpt2' (byte-level BPE). "
+            + _INSTEAD
         )
     try:
         return _KINDS[kind](metadata, where)
@@ -56,7 +58,9 @@ def _sentencepiece(metadata: dict[str, Any], where: Path) -> Tokenizer:
 def _byte_level(metadata: dict[str, Any], where: Path) -> Tokenizer:
     before = read_text(metadata, _KEY + "pre", "gpt-2", where=where)
     if before not in _SPLIT_DIGITS:
-        raise FormatError(f"{where}: its pre-tokenizer is {before!r}; known: {', '.join(_SPLIT_DIGITS)}")
+        raise FormatError(
+            f"{where}: its pre-tokenizer is {before!r}; known: {', '.join(_SPLIT_DIGITS)}. {_INSTEAD}"
+        )
     tokens = _texts(metadata, "tokens", where)
     return byte_level_from_merges(
         tokens,

@@ -1,9 +1,8 @@
 """Read and write Hugging Face Llama folders: config.json, weights, tokenizer files.
 
 Weights are read from safetensors or, in older folders, from pytorch_model.bin, and written as safetensors.
-
-They make the round trip bitwise; q and k rows are reordered because Hugging Face rotates
-halves where we rotate neighbours (HFW-2).
+They make the round trip bitwise; q and k rows are reordered because Hugging Face rotates halves where we
+rotate neighbours (HFW-2).
 """
 
 import shutil
@@ -53,7 +52,7 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     tensors = _open_weights(folder)
     if config.tie_embeddings:
         tensors = _drop_tied_head(tensors, folder)
-    params = read_params(config, tensors, style="huggingface", where=str(folder))
+    params = read_params(config, tensors, style="huggingface", where=folder)
     return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
 
 
@@ -85,7 +84,10 @@ def _open_shards(
     shards = {name: open_file(folder / name) for name in names}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
-        raise FormatError(f"{folder}: {index} promises {', '.join(absent)}; the shards are of another model")
+        raise FormatError(
+            f"{folder}: {index} promises {', '.join(absent)}, which the shard lacks: it is of another model; "
+            "download the folder again"
+        )
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 

@@ -187,7 +187,7 @@ def _swap_pairs(array: np.ndarray, dim: int, *, outer: int) -> np.ndarray:
 
 
 def check_tensors(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], *, where: str
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], *, where: Path
 ) -> None:
     """Compare names, shapes and dtypes, and report every difference at once.
 

@@ -39,10 +39,10 @@ def load_meta(folder: Path | str, *, template: str | None = None) -> Imported:
     folder = Path(folder)
     settings = _read_settings(folder)
     shards = _open_shards(folder)
-    tensors = _join_shards(shards, where=str(folder))
+    tensors = _join_shards(shards, where=folder)
     config = _model_config(settings, tensors, folder)
     tokenizer = _load_tokenizer(folder, config)  # before the weights, which take minutes to read
-    params = read_params(config, tensors, style="meta", where=str(folder))
+    params = read_params(config, tensors, style="meta", where=folder)
     source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
     return Imported(config, params, tokenizer, template or "llama2", source)
 
@@ -70,7 +70,7 @@ def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
     return [open_torch(path) for path in paths]
 
 
-def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str, LazyTensor]:
+def _join_shards(shards: list[dict[str, LazyTensor]], *, where: Path) -> dict[str, LazyTensor]:
     names = {name for shard in shards for name in shard}
     lacking = [
         f"consolidated.{number:02d}.pth lacks {name}"
@@ -85,7 +85,7 @@ def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str
         )
     table = {row.meta.rsplit(".", 2)[-2]: row for row in TABLE}
     return {
-        name: _join([shard[name] for shard in shards], _split_dim(name, table), name)
+        name: _join([shard[name] for shard in shards], _split_dim(name, table), name, where)
         for name in shards[0]
         if not name.endswith(BUFFER_ENDINGS)
     }
@@ -97,13 +97,16 @@ def _split_dim(name: str, table: Mapping[str, Row]) -> int | None:
     return table[parts[-2]].split_dim if len(parts) > 1 and parts[-2] in table else None
 
 
-def _join(parts: list[LazyTensor], dim: int | None, name: str) -> LazyTensor:
+def _join(parts: list[LazyTensor], dim: int | None, name: str, where: Path) -> LazyTensor:
     first = parts[0]
     if len(parts) == 1 or dim is None:
         return first
     shapes = [part.shape for part in parts]
     if any(len(shape) <= dim for shape in shapes) or any(shape != shapes[0] for shape in shapes):
-        raise FormatError(f"{name} has shapes {shapes} in the shards; they must be equal matrices")
+        raise FormatError(
+            f"{where}: {name} has shapes {shapes} in the shards, they must be equal matrices; "
+            "download the shards again"
+        )
     joined = (*first.shape[:dim], first.shape[dim] * len(parts), *first.shape[dim + 1 :])
     return LazyTensor(joined, first.dtype, lambda: np.concatenate([part.read() for part in parts], axis=dim))
 

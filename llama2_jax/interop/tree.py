@@ -1,6 +1,7 @@
 """Between a dict of lazily read file tensors and our parameter tree, both ways."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
 
-def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: str) -> Params:
+def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: Path) -> Params:
     """Our parameter tree (numpy leaves, dtype of the file) from the tensors of a checkpoint.
 
     Holds one file tensor at a time beside the result.
