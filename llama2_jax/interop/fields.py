@@ -75,6 +75,40 @@ def read_flag(settings: dict[str, Any], key: str, default: bool, *, where: Path)
     return read_field(settings, key, default, fits=_is(bool), rule="true or false", where=where)
 
 
+def read_token_id(
+    settings: dict[str, Any], key: str, default: int | None = None, *, count: int, where: Path
+) -> int:
+    """The number of one of ``count`` tokens, or -1 for none; see ``read_field``."""
+    return read_field(
+        settings,
+        key,
+        default,
+        fits=lambda value: type(value) is int and -1 <= value < count,
+        rule=f"the number of a token, below {count}, or -1 for none",
+        where=where,
+    )
+
+
+def read_list(
+    settings: dict[str, Any],
+    key: str,
+    default: list[Any] | None = None,
+    *,
+    fits: Callable[[Any], bool],
+    of: str,
+    where: Path,
+) -> list[Any]:
+    """A list of values that fit, which ``of`` describes; see ``read_field``."""
+    return read_field(
+        settings,
+        key,
+        default,
+        fits=lambda value: isinstance(value, list) and all(map(fits, value)),
+        rule=f"a list of {of}",
+        where=where,
+    )
+
+
 def read_object(settings: dict[str, Any], key: str, *, where: Path) -> dict[str, Any]:
     """A JSON object, empty where the key is absent; see ``read_field``."""
     return read_field(settings, key, {}, fits=_is(dict), rule="an object or null", where=where)

@@ -1,6 +1,6 @@
 """The tokenizer in the header of a GGUF file: lists of pieces, scores, merges, and a few ids."""
 
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from llama2_jax.data.tokenizer import (
     byte_level_from_merges,
     sentencepiece_from_pieces,
 )
-from llama2_jax.interop.fields import read_field, read_flag, read_text
+from llama2_jax.interop.fields import read_flag, read_list, read_text, read_token_id
 from llama2_jax.interop.imported import FormatError
 
 _KEY = "tokenizer.ggml."
@@ -42,15 +42,15 @@ def header_tokenizer(metadata: dict[str, Any], *, where: Path) -> Tokenizer | No
 
 def _sentencepiece(metadata: dict[str, Any], where: Path) -> Tokenizer:
     tokens = _texts(metadata, "tokens", where)
+    scores = read_list(metadata, _KEY + "scores", fits=_is_float, of="decimal numbers", where=where)
+    token_id = functools.partial(read_token_id, metadata, count=len(tokens), where=where)
     return sentencepiece_from_pieces(
         tokens,
-        _list(
-            metadata, "scores", of="decimal numbers", fits=lambda item: isinstance(item, float), where=where
-        ),
+        scores,
         _types(metadata, len(tokens), where),
-        bos_id=_token_id(metadata, "bos", 1, len(tokens), where),
-        eos_id=_token_id(metadata, "eos", 2, len(tokens), where),
-        unk_id=_token_id(metadata, "unknown", 0, len(tokens), where),
+        bos_id=token_id(_KEY + "bos_token_id", 1),
+        eos_id=token_id(_KEY + "eos_token_id", 2),
+        unk_id=token_id(_KEY + "unknown_token_id", 0),
         add_space_prefix=read_flag(metadata, _KEY + "add_space_prefix", True, where=where),
     )
 
@@ -62,12 +62,13 @@ def _byte_level(metadata: dict[str, Any], where: Path) -> Tokenizer:
             f"{where}: its pre-tokenizer is {before!r}; known: {', '.join(_SPLIT_DIGITS)}. {_INSTEAD}"
         )
     tokens = _texts(metadata, "tokens", where)
+    token_id = functools.partial(read_token_id, metadata, count=len(tokens), where=where)
     return byte_level_from_merges(
         tokens,
         _texts(metadata, "merges", where),
         token_types=_types(metadata, len(tokens), where),
-        bos_id=_token_id(metadata, "bos", -1, len(tokens), where),
-        eos_id=_token_id(metadata, "eos", -1, len(tokens), where),
+        bos_id=token_id(_KEY + "bos_token_id", -1),
+        eos_id=token_id(_KEY + "eos_token_id", -1),
         split_digits=_SPLIT_DIGITS[before],
     )
 
@@ -76,39 +77,18 @@ _KINDS = {"llama": _sentencepiece, "gpt2": _byte_level}
 
 
 def _texts(metadata: dict[str, Any], name: str, where: Path) -> list[str]:
-    return _list(metadata, name, of="texts", fits=lambda item: isinstance(item, str), where=where)
+    return read_list(metadata, _KEY + name, fits=_is_text, of="texts", where=where)
 
 
 def _types(metadata: dict[str, Any], count: int, where: Path) -> list[int]:
-    fits = range(1, 7).__contains__
-    return _list(metadata, "token_type", [1] * count, of="types, 1 to 6", fits=fits, where=where)
+    """GGUF's token types, which are SentencePiece's; all normal where there are none."""
+    key, fits = _KEY + "token_type", range(1, 7).__contains__
+    return read_list(metadata, key, [1] * count, fits=fits, of="types, 1 to 6", where=where)
 
 
-def _list(
-    metadata: dict[str, Any],
-    name: str,
-    default: list[Any] | None = None,
-    *,
-    of: str,
-    fits: Callable[[Any], bool],
-    where: Path,
-) -> list[Any]:
-    return read_field(
-        metadata,
-        _KEY + name,
-        default,
-        fits=lambda value: isinstance(value, list) and all(map(fits, value)),
-        rule=f"a list of {of}",
-        where=where,
-    )
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _token_id(metadata: dict[str, Any], role: str, default: int, count: int, where: Path) -> int:
-    return read_field(
-        metadata,
-        f"{_KEY}{role}_token_id",
-        default,
-        fits=lambda value: type(value) is int and -1 <= value < count,
-        rule=f"the number of a token, below {count}, or -1 for none",
-        where=where,
-    )
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float)
