@@ -14,7 +14,7 @@ from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.interop.gguf import load_gguf
 from llama2_jax.interop.huggingface import load_huggingface
 from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
-from llama2_jax.interop.imported import Imported
+from llama2_jax.interop.imported import Imported, check_vocabulary
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, abstract_params, unstack
@@ -81,7 +81,6 @@ def load(
     else:
         read = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind]
         imported = read(path, template=template)
-    _check_vocabulary(imported)
     config = dataclasses.replace(
         imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy, attention_impl=attention_impl
     )
@@ -102,8 +101,8 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
     return loaded._replace(config=model.config, model=model, params=params)
 
 
-def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | None = None) -> None:
-    """Write a folder that ``transformers`` loads; ``dtype`` None keeps the parameters bitwise."""
+def save_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
+    """Write a folder that ``transformers`` loads; it keeps the parameters bitwise."""
     _require_stacked(loaded)
     template = loaded.template.name if loaded.tokenizer is not None else None
     write_huggingface(
@@ -112,7 +111,6 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel, *, dtype: str | No
         jax.device_get(loaded.params),
         tokenizer=loaded.tokenizer,
         template=template,
-        dtype=dtype,
     )
 
 
@@ -173,6 +171,7 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
         )
     config = build(ModelConfig, meta["model"], name="model")
     tokenizer = native_tokenizer(path, step, meta)
+    check_vocabulary(tokenizer, config.vocab_size, where=path)
     params = read_params(path, partitioner.abstract(abstract_params(config)), step)
     return Imported(config, params, tokenizer, meta["template"], f"workdir {path}, step {step}")
 
@@ -194,15 +193,6 @@ def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer |
             "restore that file"
         )
     return tokenizer
-
-
-def _check_vocabulary(imported: Imported) -> None:
-    tokenizer = imported.tokenizer
-    if tokenizer is not None and tokenizer.vocab_size > imported.config.vocab_size:
-        raise ConfigError(
-            f"{imported.source}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding "
-            f"{imported.config.vocab_size} rows; they do not belong together"
-        )
 
 
 def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:

@@ -154,7 +154,7 @@ def with_fewer_rows(loaded: LoadedModel) -> LoadedModel:
 
 def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     save_native(tmp_path / "small", with_fewer_rows(load(runs.pretrained_workdir())))
-    with pytest.raises(ConfigError, match="tokenizer has 340 pieces, the embedding 320 rows"):
+    with pytest.raises(FormatError, match="small: the tokenizer has 340 tokens, the embedding 320 rows"):
         load(tmp_path / "small")
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from llama2_jax.interop.fields import read_count
 from llama2_jax.interop.imported import FormatError, LazyTensor
 
 MAGIC = b"GGUF"
@@ -101,7 +102,9 @@ def open_gguf(path: Path) -> GGUFFile:
     """
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
-            raise FormatError(f"{path} does not begin with {MAGIC.decode()}: it is not a GGUF file")
+            raise FormatError(
+                f"{path} does not begin with {MAGIC.decode()}: it is not a GGUF file; download it again"
+            )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 metadata, entries, position = _read_header(_Cursor(data), path)
@@ -110,7 +113,7 @@ def open_gguf(path: Path) -> GGUFFile:
                     f"{path}: its {len(data)} bytes end inside the header, or the header is damaged "
                     f"({error}); download or copy it again"
                 ) from error
-    alignment = metadata.get("general.alignment", 32)
+    alignment = read_count(metadata, "general.alignment", 32, where=path)
     start = position + -position % alignment
     return GGUFFile(metadata, {entry.name: tensor for entry, tensor in _tensors(path, entries, start)})
 
@@ -119,7 +122,10 @@ def _read_header(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], list[_Ent
     cursor.position = len(MAGIC)
     version = cursor.scalar("I")
     if version not in (2, 3):
-        raise FormatError(f"{path}: GGUF version {version}; little-endian versions 2 and 3 are supported")
+        raise FormatError(
+            f"{path}: GGUF version {version}, only little-endian versions 2 and 3 can be read; "
+            "convert the model again with a current llama.cpp"
+        )
     tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
     metadata = {}
     for _ in range(key_count):

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import ConfigError
+from llama2_jax.interop.fields import (
+    read_count,
+    read_flag,
+    read_number,
+    read_object,
+    require_keys,
+    require_plain,
+)
 from llama2_jax.interop.imported import FormatError
-from llama2_jax.interop.json_file import read_count, read_number
 from llama2_jax.model.config import ModelConfig
 
 _REQUIRED = (
@@ -27,6 +34,14 @@ _NULLABLE = (  # null says the same as no field
     "rope_scaling",
     "quantization_config",
 )
+_PLAIN = {
+    "model_type": "llama",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "partial_rotary_factor": 1.0,
+}
+_PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 
 
 def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
@@ -39,9 +54,7 @@ def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
     """
     settings = {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
     _refuse_variants(settings, where)
-    missing = [key for key in _REQUIRED if key not in settings]
-    if missing:
-        raise FormatError(f"{where} lacks {', '.join(missing)}; it must describe the whole model")
+    require_keys(settings, _REQUIRED, where=where)
     count = functools.partial(read_count, settings, where=where)
     number = functools.partial(read_number, settings, where=where)
     heads = count("num_attention_heads")
@@ -57,50 +70,27 @@ def read_model_config(settings: dict[str, Any], *, where: Path) -> ModelConfig:
             head_dim=count("head_dim") if "head_dim" in settings else 0,
             norm_epsilon=number("rms_norm_eps", 1e-6),
             rope_base=_rope_base(settings, where),
-            tie_embeddings=_tied(settings, where),
+            tie_embeddings=read_flag(settings, "tie_word_embeddings", False, where=where),
             init_stddev=number("initializer_range", 0.02),
         )
     except ConfigError as error:
         raise FormatError(f"{where}: {error}") from error
 
 
-def _tied(settings: dict[str, Any], where: Path) -> bool:
-    tied = settings.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise FormatError(f"{where}: tie_word_embeddings is {tied!r}; it must be true or false")
-    return tied
-
-
 def _refuse_variants(settings: dict[str, Any], where: Path) -> None:
-    kind = settings.get("model_type")
-    if kind != "llama":
-        raise FormatError(f"{where}: model_type {kind!r}; only 'llama' is supported")
-    quantisation = _section(settings, "quantization_config", where)
+    require_keys(settings, ["model_type"], where=where)
+    require_plain(settings, _PLAIN, where=where)
+    quantisation = read_object(settings, "quantization_config", where=where)
     if quantisation:
         method = quantisation.get("quant_method", "unknown")
         raise FormatError(f"{where}: weights are quantised ({method}); take the unquantised checkpoint")
-    for key, plain in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
-        if settings.get(key, plain) != plain:
-            raise FormatError(f"{where}: {key} is {settings[key]!r}; only {plain!r} is supported")
-
-
-def _section(settings: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
-    section = settings.get(key, {})
-    if not isinstance(section, dict):
-        raise FormatError(f"{where}: {key} is {section!r}; it must be an object or null")
-    return section
 
 
 def _rope_base(settings: dict[str, Any], where: Path) -> float:
     """The rotary base; refuses every rule that changes the frequencies."""
-    rope = _section(settings, "rope_parameters", where)
-    for rule in (rope, _section(settings, "rope_scaling", where)):
-        kind = rule.get("rope_type", rule.get("type", "default"))
-        if kind != "default":
-            raise FormatError(f"{where}: rope type {kind!r}; only 'default' (no scaling) is supported")
-    fraction = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
-    if fraction != 1.0:
-        raise FormatError(f"{where}: partial_rotary_factor is {fraction}; only 1.0 is supported")
+    rope = read_object(settings, "rope_parameters", where=where)
+    for rule in (rope, read_object(settings, "rope_scaling", where=where)):
+        require_plain(rule, _PLAIN_ROPE, where=where)
     return read_number(rope if "rope_theta" in rope else settings, "rope_theta", 10_000.0, where=where)
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from llama2_jax.config import write_json
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from llama2_jax.interop.fields import read_field, read_token_id
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
-from llama2_jax.interop.imported import FormatError
+from llama2_jax.interop.imported import check_vocabulary
 from llama2_jax.interop.json_file import read_json
 
 _CONFIG = "tokenizer_config.json"
@@ -23,39 +24,52 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
     own files name none.
 
     Raises:
-      FormatError: the tokenizer has ids beyond the ``vocab_size`` rows of the embedding.
+      FormatError: the tokenizer, or the config, has ids beyond the ``vocab_size`` rows of the embedding.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return None
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, JsonTokenizer):
         for role in ("bos", "eos"):
-            given = settings.get(f"{role}_token_id")
-            if getattr(tokenizer, f"{role}_id") < 0 and isinstance(given, int):
-                setattr(tokenizer, f"{role}_id", given)
+            if getattr(tokenizer, f"{role}_id") < 0:
+                setattr(tokenizer, f"{role}_id", _config_id(folder, settings, role, vocab_size))
     check_vocabulary(tokenizer, vocab_size, where=folder)
     return tokenizer
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, where: Path) -> None:
-    """Raise FormatError if some token has no embedding; spare rows (padding) are fine."""
-    if tokenizer.vocab_size > vocab_size:
-        raise FormatError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {vocab_size} rows; "
-            "take the tokenizer that was released with the weights"
-        )
+def _config_id(folder: Path, settings: dict[str, Any], role: str, count: int) -> int:
+    key = f"{role}_token_id"
+    if settings.get(key) is None or isinstance(settings[key], list):  # of several, none is the one
+        return -1
+    return read_token_id(settings, key, count=count, where=folder / "config.json")
 
 
 def read_template_text(folder: Path) -> str | None:
-    """The Jinja chat template: its own file (transformers 5) or a field of the tokenizer config."""
+    """The Jinja chat template: its own file (transformers 5) or a field of the tokenizer config.
+
+    Raises:
+      FormatError: the field is neither text nor a list of named texts.
+    """
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not (folder / _CONFIG).is_file():
+    path = folder / _CONFIG
+    if not path.is_file():
         return None
-    template = read_json(folder / _CONFIG).get("chat_template")
-    if isinstance(template, list):  # several named templates
+    rule = "text, or a list of names and templates"
+    template = read_field(read_json(path), "chat_template", "", fits=_is_template, rule=rule, where=path)
+    if isinstance(template, list):
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
+
+
+def _is_template(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(entry, dict) and _is_named(entry) for entry in value)
+    return value is None or isinstance(value, str)
+
+
+def _is_named(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | None) -> None:

@@ -1,16 +1,14 @@
 """Read and write Hugging Face Llama folders: config.json, weights, tokenizer files.
 
 Weights are read from safetensors or, in older folders, from pytorch_model.bin, and written as safetensors.
-
-They make the round trip bitwise; q and k rows are reordered because Hugging Face rotates
-halves where we rotate neighbours (HFW-2).
+They make the round trip bitwise; q and k rows are reordered because Hugging Face rotates halves where we
+rotate neighbours (HFW-2).
 """
 
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from llama2_jax.config import require_choice, write_json
@@ -30,11 +28,6 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READERS = {_WEIGHTS: open_safetensors, "pytorch_model.bin": open_torch}  # the first that is there is read
 _TIED = ("lm_head.weight", "model.embed_tokens.weight")
-_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 def load_huggingface(folder: Path | str, *, template: str | None = None) -> Imported:
@@ -59,7 +52,7 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     tensors = _open_weights(folder)
     if config.tie_embeddings:
         tensors = _drop_tied_head(tensors, folder)
-    params = read_params(config, tensors, style="huggingface", where=str(folder))
+    params = read_params(config, tensors, style="huggingface", where=folder)
     return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
 
 
@@ -91,7 +84,10 @@ def _open_shards(
     shards = {name: open_file(folder / name) for name in names}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
-        raise FormatError(f"{folder}: {index} promises {', '.join(absent)}; the shards are of another model")
+        raise FormatError(
+            f"{folder}: {index} promises {', '.join(absent)}, which the shard lacks: it is of another model; "
+            "download the folder again"
+        )
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 
@@ -115,30 +111,26 @@ def save_huggingface(
     *,
     tokenizer: Tokenizer | None,
     template: str | None = None,
-    dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a folder that ``transformers`` loads; it appears whole or not at all.
+    """Write a folder that ``transformers`` loads, bitwise; it appears whole or not at all.
 
     Args:
       folder: must not exist, or be empty.
       tokenizer: of ``data/tokenizer``, written beside the weights; None writes none.
       template: name of the chat template to store with the tokenizer; None stores none.
-      dtype: float32, float16 or bfloat16; None keeps the dtype of each parameter, bitwise.
       max_shard_bytes: a file grows to at most this (one tensor more if that alone is larger).
 
     Raises:
       FormatError: the folder is not empty, or ``params`` is not the tree of ``config``.
-      ConfigError: an unknown template or dtype.
+      ConfigError: an unknown template.
     """
     folder = Path(folder).absolute()
-    if dtype is not None:
-        require_choice("dtype", dtype, _DTYPES)
     if template is not None:
         require_choice("template", template, JINJA)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FormatError(f"{folder} exists and is not empty; give a new folder, nothing was written")
-    tensors = file_tensors(config, params, style="huggingface", dtype=_DTYPES[dtype] if dtype else None)
+    tensors = file_tensors(config, params, style="huggingface")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
     partial.mkdir(parents=True)

@@ -1,7 +1,8 @@
-"""What every reader of foreign checkpoints gives, and the error all of them raise."""
+"""What every reader of foreign checkpoints gives and checks, and the error all of them raise."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,3 +41,12 @@ class LazyTensor(NamedTuple):
     def byte_count(self) -> int:
         """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def check_vocabulary(tokenizer: Tokenizer | None, vocab_size: int, *, where: Path) -> None:
+    """Raise FormatError if some token has no embedding; spare rows (padding) and no tokenizer are fine."""
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise FormatError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {vocab_size} rows, one "
+            "for each token is needed; take the tokenizer that belongs to the weights"
+        )

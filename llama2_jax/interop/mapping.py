@@ -6,6 +6,7 @@ reads or writes foreign weights is driven by ``TABLE``.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -139,6 +140,23 @@ def expected_shapes(config: ModelConfig, style: str) -> dict[str, tuple[int, ...
     return {name: file_shape(slot.row, config) for name, slot in slots(config, style)}
 
 
+def embedding_rows(tensors: Mapping[str, LazyTensor], style: str, *, where: Path) -> int:
+    """The vocabulary size that the embedding has; headers may leave it to the tokenizer.
+
+    Raises:
+      FormatError: no embedding, or it is not a matrix.
+    """
+    name = getattr(TABLE[0], style)
+    if name not in tensors:
+        raise FormatError(f"{where}: {name} is missing, every model has one; take a complete checkpoint")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise FormatError(
+            f"{where}: {name} has shape {shape}, it must be a matrix; download or copy the file again"
+        )
+    return shape[0]
+
+
 def from_file(row: Row, array: np.ndarray, config: ModelConfig, *, style: str) -> np.ndarray:
     """One tensor of a file in our layout, without the layer dim (a view where possible)."""
     size, flat = sizes(config), "".join(row.file_dims)
@@ -169,7 +187,7 @@ def _swap_pairs(array: np.ndarray, dim: int, *, outer: int) -> np.ndarray:
 
 
 def check_tensors(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], *, where: str
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], *, where: Path
 ) -> None:
     """Compare names, shapes and dtypes, and report every difference at once.
 

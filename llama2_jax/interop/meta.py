@@ -13,15 +13,15 @@ import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llama2_jax.interop.hf_tokenizer import check_vocabulary
-from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.interop.json_file import read_count, read_json, read_number
-from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row
+from llama2_jax.interop.fields import read_count, read_number, require_keys, require_plain
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
+from llama2_jax.interop.json_file import read_json
+from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row, embedding_rows
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import read_params
 from llama2_jax.model.config import ModelConfig, feed_forward_width
 
-_NULLABLE = ("n_kv_heads", "ffn_dim_multiplier")  # null says the same as no field
+_NULLABLE = ("n_kv_heads", "ffn_dim_multiplier", "use_scaled_rope")  # null says the same as no field
 _CONTEXT = 4096  # params.json does not say; Llama 2 (HFW-4)
 _NORM_EPSILON = 1e-5  # where params.json does not say (ARCH-3)
 
@@ -39,10 +39,10 @@ def load_meta(folder: Path | str, *, template: str | None = None) -> Imported:
     folder = Path(folder)
     settings = _read_settings(folder)
     shards = _open_shards(folder)
-    tensors = _join_shards(shards, where=str(folder))
+    tensors = _join_shards(shards, where=folder)
     config = _model_config(settings, tensors, folder)
     tokenizer = _load_tokenizer(folder, config)  # before the weights, which take minutes to read
-    params = read_params(config, tensors, style="meta", where=str(folder))
+    params = read_params(config, tensors, style="meta", where=folder)
     source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
     return Imported(config, params, tokenizer, template or "llama2", source)
 
@@ -52,12 +52,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FormatError(f"{path} does not exist; a Meta folder holds params.json and consolidated.NN.pth")
     settings = read_json(path)
-    missing = [key for key in ("dim", "n_layers", "n_heads") if key not in settings]
-    if missing:
-        raise FormatError(f"{path} lacks {', '.join(missing)}; it must describe the whole model")
-    if settings.get("use_scaled_rope"):
-        raise FormatError(f"{path}: use_scaled_rope is true; scaled rotary frequencies are not supported")
-    return {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
+    require_keys(settings, ("dim", "n_layers", "n_heads"), where=path)
+    settings = {key: value for key, value in settings.items() if value is not None or key not in _NULLABLE}
+    require_plain(settings, {"use_scaled_rope": False}, where=path)
+    return settings
 
 
 def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
@@ -66,13 +64,13 @@ def _open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
     if not paths or [path.name for path in paths] != wanted:
         found = ", ".join(path.name for path in paths) or "no consolidated.NN.pth"
         raise FormatError(
-            f"{folder} holds {found}; the shards must be numbered from 00 without gaps, so one is missing "
-            "or misnamed"
+            f"{folder} holds {found}; the shards must be numbered from 00 without gaps: one is missing or "
+            "misnamed, download it or name it as it was released"
         )
     return [open_torch(path) for path in paths]
 
 
-def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str, LazyTensor]:
+def _join_shards(shards: list[dict[str, LazyTensor]], *, where: Path) -> dict[str, LazyTensor]:
     names = {name for shard in shards for name in shard}
     lacking = [
         f"consolidated.{number:02d}.pth lacks {name}"
@@ -81,10 +79,13 @@ def _join_shards(shards: list[dict[str, LazyTensor]], *, where: str) -> dict[str
         if not name.endswith(BUFFER_ENDINGS)
     ]
     if lacking:
-        raise FormatError(f"{where}: the shards hold different tensors\n  " + "\n  ".join(lacking))
+        raise FormatError(
+            f"{where}: the shards hold different tensors, each must have a part of every one; "
+            "download them again\n  " + "\n  ".join(lacking)
+        )
     table = {row.meta.rsplit(".", 2)[-2]: row for row in TABLE}
     return {
-        name: _join([shard[name] for shard in shards], _split_dim(name, table), name)
+        name: _join([shard[name] for shard in shards], _split_dim(name, table), name, where)
         for name in shards[0]
         if not name.endswith(BUFFER_ENDINGS)
     }
@@ -96,13 +97,16 @@ def _split_dim(name: str, table: Mapping[str, Row]) -> int | None:
     return table[parts[-2]].split_dim if len(parts) > 1 and parts[-2] in table else None
 
 
-def _join(parts: list[LazyTensor], dim: int | None, name: str) -> LazyTensor:
+def _join(parts: list[LazyTensor], dim: int | None, name: str, where: Path) -> LazyTensor:
     first = parts[0]
     if len(parts) == 1 or dim is None:
         return first
     shapes = [part.shape for part in parts]
     if any(len(shape) <= dim for shape in shapes) or any(shape != shapes[0] for shape in shapes):
-        raise FormatError(f"{name} has shapes {shapes} in the shards; they must be equal matrices")
+        raise FormatError(
+            f"{where}: {name} has shapes {shapes} in the shards, they must be equal matrices; "
+            "download the shards again"
+        )
     joined = (*first.shape[:dim], first.shape[dim] * len(parts), *first.shape[dim + 1 :])
     return LazyTensor(joined, first.dtype, lambda: np.concatenate([part.read() for part in parts], axis=dim))
 
@@ -117,7 +121,7 @@ def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], f
     implied = settings.get("vocab_size", -1) == -1
     try:
         return ModelConfig(
-            vocab_size=_embedding_rows(tensors, folder) if implied else count("vocab_size"),
+            vocab_size=embedding_rows(tensors, "meta", where=folder) if implied else count("vocab_size"),
             model_width=width,
             num_layers=count("n_layers"),
             num_heads=heads,
@@ -131,16 +135,6 @@ def _model_config(settings: dict[str, Any], tensors: Mapping[str, LazyTensor], f
         )
     except ConfigError as error:
         raise FormatError(f"{where}: {error}") from error
-
-
-def _embedding_rows(tensors: Mapping[str, LazyTensor], folder: Path) -> int:
-    name = "tok_embeddings.weight"
-    if name not in tensors:
-        raise FormatError(f"{folder}: {name} is missing, which gives the vocabulary size")
-    shape = tensors[name].shape
-    if len(shape) != 2:
-        raise FormatError(f"{folder}: {name} has shape {shape}; it must be a matrix")
-    return shape[0]
 
 
 def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:

@@ -76,7 +76,9 @@ def _check_entry(path: Path, name: str, entry: Any) -> None:
         )
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise FormatError(f"{path}: {name} has dtype {dtype}; known: {', '.join(_DTYPES)}")
+        raise FormatError(
+            f"{path}: {name} has dtype {dtype}; known: {', '.join(_DTYPES)}. Save it in one of these"
+        )
 
 
 def _are_sizes(value: Any) -> bool:

@@ -32,6 +32,8 @@ _STORAGE_DTYPES: dict[str, np.dtype] = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
+_SAVE_AGAIN = "Save the state dict alone (a dict of tensors) and try again"
+
 
 class _Storage(NamedTuple):
     key: str  # entry "<archive>/data/<key>"
@@ -61,14 +63,14 @@ class _Unpickler(pickle.Unpickler):
             return name
         raise FormatError(
             f"the pickle asks for {module}.{name}, which a file of plain tensors does not need; "
-            "it was not run. Save the state dict alone (a dict of tensors) and try again"
+            f"it was not run. {_SAVE_AGAIN}"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage reference: ("storage", type, key, device, element count)."""
         kind, storage_type, key, _, count = pid
         if kind != "storage" or storage_type not in _STORAGE_DTYPES:
-            raise FormatError(f"the pickle refers to {pid!r}; only tensor storages are known")
+            raise FormatError(f"the pickle refers to {pid!r}, which is no storage of tensors. {_SAVE_AGAIN}")
         return _Storage(str(key), _STORAGE_DTYPES[storage_type], int(count))
 
 
@@ -95,7 +97,9 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
 def _open_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, LazyTensor]:
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
-        raise FormatError(f"{path}: found {len(names)} entries named data.pkl, a torch.save archive has one")
+        raise FormatError(
+            f"{path}: found {len(names)} entries named data.pkl, one is needed; download it again"
+        )
     root = names[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise FormatError(f"{path}: big-endian values are not supported; save it on a little-endian machine")
@@ -103,7 +107,9 @@ def _open_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, LazyTensor]
     tensors = {}
     for name, view in state.items():
         if not isinstance(view, _View):
-            raise FormatError(f"{path}: {name!r} is a {type(view).__name__}; every entry must be a tensor")
+            raise FormatError(
+                f"{path}: {name!r} is a {type(view).__name__}, every entry must be a tensor. {_SAVE_AGAIN}"
+            )
         tensors[str(name)] = _lazy(path, archive, f"{root}data/{view.storage.key}", view)
     return tensors
 
@@ -116,7 +122,9 @@ def _unpickle(path: Path, data: bytes) -> dict[Any, Any]:
     except Exception as error:  # a damaged pickle can fail in any way
         raise FormatError(f"{path}: the pickle is damaged ({error!r}); download or copy it again") from error
     if not isinstance(state, dict):
-        raise FormatError(f"{path} holds a {type(state).__name__}; a state dict (name -> tensor) is needed")
+        raise FormatError(
+            f"{path} holds a {type(state).__name__}, a state dict (name -> tensor) is needed. {_SAVE_AGAIN}"
+        )
     return state
 
 
@@ -153,7 +161,8 @@ def _check_bounds(path: Path, entry: str, view: _View) -> None:
     ):
         raise FormatError(
             f"{path}: a tensor {view.shape} with strides {view.strides} at {view.offset} leaves its storage "
-            f"{entry} of {view.storage.size} values; the file is damaged"
+            f"{entry} of {view.storage.size} values: the file is damaged; "
+            "download or copy it again"
         )
 
 

@@ -1,6 +1,7 @@
 """Between a dict of lazily read file tensors and our parameter tree, both ways."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
 
-def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: str) -> Params:
+def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: Path) -> Params:
     """Our parameter tree (numpy leaves, dtype of the file) from the tensors of a checkpoint.
 
     Holds one file tensor at a time beside the result.
@@ -57,12 +58,8 @@ def _joint_dtype(sources: list[LazyTensor]) -> np.dtype:
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
-def file_tensors(
-    config: ModelConfig, params: Params, *, style: str, dtype: np.dtype | None = None
-) -> dict[str, LazyTensor]:
-    """The tensors of a checkpoint of ``style``, in model order, converted when read.
-
-    ``dtype`` None keeps the dtype of each leaf (bitwise); otherwise values are rounded to it.
+def file_tensors(config: ModelConfig, params: Params, *, style: str) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint of ``style``, in model order, bitwise; made when read.
 
     Raises:
       FormatError: ``params`` is not the tree of ``config``.
@@ -72,13 +69,12 @@ def file_tensors(
 
     def tensor(slot: Slot) -> LazyTensor:
         leaf = leaves[slot.row.path]
-        out = np.dtype(dtype or leaf.dtype)
 
         def read() -> np.ndarray:
             array = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-            return to_file(slot.row, array, config, style=style).astype(out, copy=False)
+            return to_file(slot.row, array, config, style=style)
 
-        return LazyTensor(file_shape(slot.row, config), out, read)
+        return LazyTensor(file_shape(slot.row, config), np.dtype(leaf.dtype), read)
 
     return {name: tensor(slot) for name, slot in slots(config, style)}
 

@@ -164,23 +164,29 @@ def test_a_six_bit_block_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type is 'yarn'"),
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            'rope.scaling.type is "yarn", only "none" can be loaded; take',
+        ),
         (lambda w: w.add_rope_scaling_factor(4.0), r"rope.scaling.factor is 4.0"),
         (lambda w: w.add_expert_count(8), "expert_count is 8"),
-        (lambda w: w.add_rope_dimension_count(8), "rope.dimension_count is 8, the head dim 16"),
-        (lambda w: w.add_tokenizer_model("bert"), None),
+        (
+            lambda w: w.add_rope_dimension_count(8),
+            "rope.dimension_count is 8, the head dim 16, they must be equal; take",
+        ),
+        (lambda w: w.add_tokenizer_model("bert"), r"x\.gguf: its tokenizer is 'bert'; known: 'llama'"),
         (lambda w: w.add_chat_template("<|user|>{{x}}"), "unknown chat template.*template=NAME"),
     ],
 )
 def test_what_is_not_plain_llama_is_refused(tmp_path, header, message):
     path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header)
-    with pytest.raises(FormatError, match=message or "lacks tokenizer.ggml.tokens"):
+    with pytest.raises(FormatError, match=message):
         load_gguf(path)
 
 
 def test_other_architectures_tensors_and_types_are_refused(tmp_path):
     params = random_params(CONFIG)
-    with pytest.raises(FormatError, match="architecture 'qwen2'"):
+    with pytest.raises(FormatError, match='general.architecture is "qwen2", only "llama" can be'):
         load_gguf(_write(tmp_path / "a", CONFIG, params, architecture="qwen2"))
     extra = {"blk.0.attn_q.bias": np.zeros(64)}
     with pytest.raises(FormatError, match=r"extra: blk.0.attn_q.bias \(64,\)"):
@@ -191,6 +197,22 @@ def test_other_architectures_tensors_and_types_are_refused(tmp_path):
         _one_block(tmp_path / "d", "IQ4_NL", bytes(18))
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"), [((64,), r"has shape \(64,\), it must be a matrix"), (None, "is missing")]
+)
+def test_the_embedding_must_be_a_matrix(tmp_path, shape, message):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    _add_header(writer, CONFIG)
+    if shape is not None:
+        writer.add_tensor("token_embd.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(FormatError, match=rf"x\.gguf: token_embd\.weight {message}"):
+        load_gguf(tmp_path / "x.gguf")
+
+
 def test_an_unknown_template_is_reported_before_the_weights_are_read(tmp_path):
     header = lambda writer: writer.add_chat_template("<|user|>{{x}}")  # noqa: E731
     extra = {"blk.0.attn_q.bias": np.zeros(64)}  # refused as soon as weights are read
@@ -199,6 +221,48 @@ def test_an_unknown_template_is_reported_before_the_weights_are_read(tmp_path):
         load_gguf(path)
     with pytest.raises(FormatError, match="extra: blk.0.attn_q.bias"):
         load_gguf(path, template="llama2")
+
+
+def _setting(key, value):
+    """A header with ``value`` under ``key``, in the GGUF type that its Python type suggests."""
+    return lambda writer: writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+
+
+@pytest.mark.parametrize("value", ["two", 2.5, 0, -1, True])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+    ],
+)
+def test_a_count_that_is_none_is_refused_by_name(tmp_path, key, value):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=_setting(f"llama.{key}", value))
+    with pytest.raises(FormatError, match=rf"x\.gguf: llama\.{key} is .*; it must be a positive whole"):
+        load_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.attention.head_count_kv", 3, "num_heads = 4 is not a multiple of num_kv_heads = 3"),
+        ("llama.attention.layer_norm_rms_epsilon", "1e-5", 'is "1e-5"; it must be a finite number'),
+        ("llama.rope.freq_base", float("nan"), "is NaN; it must be a finite number"),
+        ("general.alignment", "x", 'is "x"; it must be a positive whole number'),
+        ("general.alignment", 0, "is 0; it must be a positive whole number"),
+        ("tokenizer.chat_template", 5, "is 5; it must be text"),
+        ("tokenizer.ggml.model", 5, "is 5; it must be text"),
+    ],
+)
+def test_other_wrong_values_are_named(tmp_path, key, value, message):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=_setting(key, value))
+    with pytest.raises(FormatError, match=rf"x\.gguf: ({key} |.*){message}"):
+        load_gguf(path)
 
 
 def test_truncated_files_are_reported_with_both_sizes(tmp_path):
@@ -244,3 +308,55 @@ def test_sentencepiece_header(tmp_path):
     small = _write(tmp_path / "y.gguf", CONFIG, random_params(CONFIG), header=_sentencepiece_header)
     with pytest.raises(FormatError, match="tokenizer has 264 tokens, the embedding 64 rows"):
         load_gguf(small)
+
+
+def _byte_level_header(writer) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["a", "b", "ab", "<s>"])
+    writer.add_token_types([1, 1, 1, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(3)
+
+
+def test_byte_level_header(tmp_path):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=_byte_level_header)
+    assert load_gguf(path).tokenizer.encode("ab", bos=True) == [3, 2]
+
+
+TOKENIZERS = {"llama": _sentencepiece_header, "gpt2": _byte_level_header}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        *((kind, "tokens", "a", 'is "a"; it must be a list of texts') for kind in TOKENIZERS),
+        *((kind, "tokens", [1, 2], r"is \[1, 2\]; it must be a list of texts") for kind in TOKENIZERS),
+        *(
+            (kind, "token_type", ["x"], r'is \["x"\]; it must be a list of types, 1 to 6')
+            for kind in TOKENIZERS
+        ),
+        *((kind, "token_type", [7], r"is \[7\]; it must be a list of types, 1 to 6") for kind in TOKENIZERS),
+        *((kind, "token_type", [1], "types") for kind in TOKENIZERS),
+        *((kind, "bos_token_id", "1", 'is "1"; it must be the number of a token') for kind in TOKENIZERS),
+        *((kind, "eos_token_id", 9999, "is 9999; it must be the number of a token") for kind in TOKENIZERS),
+        ("llama", "scores", ["x"], r'is \["x"\]; it must be a list of decimal numbers'),
+        ("llama", "unknown_token_id", 0.5, "is 0.5; it must be the number of a token"),
+        ("llama", "add_space_prefix", 1, "is 1; it must be true or false"),
+        ("gpt2", "merges", [1], r"is \[1\]; it must be a list of texts"),
+        ("gpt2", "merges", ["a"], "is not a pair of pieces"),
+        ("gpt2", "pre", 5, "is 5; it must be text"),
+        ("gpt2", "pre", "qwen2", "pre-tokenizer is 'qwen2'; known: gpt-2, smollm"),
+    ],
+)
+def test_a_wrong_tokenizer_header_names_file_and_key(tmp_path, kind, key, value, message):
+    config = ModelConfig(**{**vars(CONFIG), "vocab_size": 264})
+    key = f"tokenizer.ggml.{key}"
+
+    def header(writer):
+        TOKENIZERS[kind](writer)
+        _setting(key, value)(writer)
+
+    path = _write(tmp_path / "x.gguf", config, random_params(config), header=header)
+    with pytest.raises(FormatError, match=rf"x\.gguf: ({key} |.*){message}"):
+        load_gguf(path)

@@ -96,6 +96,38 @@ def test_template_file_and_named_templates(tmp_path):
     assert load_huggingface(folder).template == "smollm2"
 
 
+@pytest.mark.parametrize("value", [5, {}, ["text"], [{"name": "default"}], [{"name": "a", "template": 5}]])
+def test_a_template_that_is_no_text_is_refused(tmp_path, value):
+    folder = _save(tmp_path / "m", byte_level_tokenizer())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(
+        FormatError, match=r"tokenizer_config\.json: chat_template is .*; it must be text, or"
+    ):
+        load_huggingface(folder)
+
+
+def _without_ids(folder, **ids):
+    """A folder whose tokenizer files name no BOS and EOS, and whose config.json has ``ids``."""
+    _save(folder, byte_level_tokenizer())
+    (folder / "tokenizer_config.json").write_text("{}")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids))
+    return folder
+
+
+def test_ids_of_the_config_stand_in(tmp_path):
+    folder = _without_ids(tmp_path / "m", bos_token_id=3, eos_token_id=[4, 5])  # several: none is the EOS
+    tokenizer = load_huggingface(folder).tokenizer
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (3, -1)
+
+
+@pytest.mark.parametrize("value", [True, 9999, "3"])
+def test_ids_of_the_config_that_are_none_are_refused(tmp_path, value):
+    folder = _without_ids(tmp_path / "m", bos_token_id=value)
+    with pytest.raises(FormatError, match=r"config\.json: bos_token_id is .*; it must be the number of a"):
+        load_huggingface(folder)
+
+
 def test_guessing_templates():
     assert guess_template(None) == "llama2"
     assert {name: guess_template(text) for name, text in JINJA.items()} == {name: name for name in JINJA}

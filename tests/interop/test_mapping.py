@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -134,7 +136,7 @@ def test_all_differences_are_reported_at_once():
         "model.layers.0.self_attn.rotary_emb.inv_freq": _lazy((8,)),
     }
     with pytest.raises(FormatError) as caught:
-        check_tensors(wanted, found, where="here")
+        check_tensors(wanted, found, where=Path("here"))
     text = str(caught.value)
     assert "4 tensor(s)" in text
     assert "missing: b.weight (4,)" in text

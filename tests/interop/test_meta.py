@@ -151,7 +151,7 @@ def test_wrong_fields_are_named(tmp_path, changes, message):
 def test_an_embedding_that_is_no_matrix_is_refused(tmp_path):
     folder = _write_folder(tmp_path / "m", random_params(CONFIG))
     write_torch(folder / "consolidated.00.pth", {"tok_embeddings.weight": np.ones(32, np.float32)})
-    with pytest.raises(FormatError, match=r"tok_embeddings.weight has shape \(32,\); it must be a matrix"):
+    with pytest.raises(FormatError, match=r"tok_embeddings.weight has shape \(32,\), it must be a matrix"):
         load_meta(folder)
 
 
