@@ -30,7 +30,8 @@ from experiments import (
     sft,
 )
 from experiments.recipe_report import write_report
-from llama2_jax.config import require, require_choice
+from llama2_jax.config import ConfigError, require, require_choice
+from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 from llama2_jax.train.stopping import EXIT_PREEMPTED
 
@@ -77,6 +78,22 @@ def _check_inputs(config: Any) -> None:
         path = operator.attrgetter(name)(config)
         require(not is_needed or bool(path), f"config.{name} is empty; name a file of prompts")
         require(not is_needed or Path(path).is_file(), f"config.{name} = {path} is no file")
+    require(
+        bool(config.chat_from or config.sft.data.dialogues),
+        "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
+    )
+    stages = [
+        "helpfulness_rm",
+        "safety_rm",
+        *(["guard_rm"] if config.ppo_from_round <= config.rounds else []),
+    ]
+    named = [f"{stage}.data.{field}" for stage in stages for field in ("public", "heldout", "answers")]
+    for name in [*named, *([] if config.chat_from else ["sft.data.dialogues", "sft.data.heldout"])]:
+        if path := operator.attrgetter(name)(config):
+            try:
+                expand_paths(split_paths(path))
+            except DataError as error:
+                raise ConfigError(f"config.{name}: {error}") from error
 
 
 class Recipe:

@@ -16,7 +16,6 @@ import numpy as np
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, open_training_mesh
 from experiments.report import quote
-from experiments.sft import split
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import write_rows
@@ -30,7 +29,7 @@ from llama2_jax.data.preferences import (
 )
 from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row, read_rated_answers
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import expand_paths
+from llama2_jax.data.sources import expand_paths, split_paths
 from llama2_jax.evals.reward_accuracy import (
     RewardReport,
     UnsafeDetection,
@@ -163,7 +162,7 @@ def check(config: Any) -> None:
 
 def files(config: Any) -> list[str]:
     """Files and patterns that are trained on."""
-    return [path for paths in (config.data.preferences, config.data.public) if paths for path in split(paths)]
+    return [*split_paths(config.data.preferences), *split_paths(config.data.public)]
 
 
 def read(config: Any, chat: LoadedModel) -> Data:
@@ -174,7 +173,7 @@ def read(config: Any, chat: LoadedModel) -> Data:
         if not paths:
             return []
         return read_preferences(
-            split(paths), template=chat.template, on_bad_line=config.data.on_bad_line, excluded=left_out
+            split_paths(paths), template=chat.template, on_bad_line=config.data.on_bad_line, excluded=left_out
         )
 
     own, public, heldout = map(open_files, (config.data.preferences, config.data.public, config.data.heldout))
@@ -246,7 +245,7 @@ def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) ->
 def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
     """Rated answers no longer than the pairs that are trained on; none if the config names no file."""
     files, on_bad_line = config.data.answers, config.data.on_bad_line
-    rated = read_rated_answers(split(files), on_bad_line=on_bad_line) if files else []
+    rated = read_rated_answers(split_paths(files), on_bad_line=on_bad_line) if files else []
     rows = [encode_response(one.dialogue, chat.require_tokenizer(), chat.template) for one in rated]
     kept = [number for number, row in enumerate(rows) if len(row) <= config.data.sequence_length]
     require(

@@ -18,13 +18,12 @@ from llama2_jax.data.chat import (
     Message,
     encode_dialogue,
     encode_prompt,
-    get_template,
     stop_ids,
 )
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogues
+from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogues, split_paths
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_samples, complete
 from llama2_jax.generate.sampling import SamplingConfig
@@ -76,7 +75,7 @@ def run(config: Any, workdir: Path) -> None:
         source_names=("dialogues",),
         meta={
             **checkpoint_meta(base.config, tokenizer, base.template.name),
-            "dialogues": [file_sha256(path) for path in expand_paths(split(config.data.dialogues))],
+            "dialogues": [file_sha256(path) for path in expand_paths(split_paths(config.data.dialogues))],
         },
         initial_params=start_params.pop,
         config=to_plain(config),
@@ -126,17 +125,12 @@ def read(paths: str, config: Any, base: LoadedModel) -> list[TrainingDialogue]:
     """The dialogues of files, checked against the template."""
     return list(
         read_dialogues(
-            split(paths),
+            split_paths(paths),
             template=base.template,
             train_on=config.data.train_on,
             on_bad_line=config.data.on_bad_line,
         )
     )
-
-
-def split(paths: str) -> list[str]:
-    """The items of a list that commas separate."""
-    return [path.strip() for path in paths.split(",")]
 
 
 def answer_bytes(dialogues: Sequence[TrainingDialogue]) -> int:
@@ -153,7 +147,7 @@ def make_evaluation(
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss on answer tokens, and answers to the configured user messages."""
     tokenizer = base.require_tokenizer()
-    template = get_template(base.template.name)
+    template = base.template
     sampling = SamplingConfig(max_new_tokens=config.eval.sample_tokens, temperature=0.6, top_p=0.9)
     prompts = list(config.eval.sample_prompts)
     dialogues = read(config.data.heldout, config, base) if config.data.heldout else []

@@ -68,6 +68,11 @@ class _Record:
     load: Callable[[], dict[str, Any]]
 
 
+def split_paths(text: str) -> list[str]:
+    """The paths of a config field, which commas separate; none if it is empty."""
+    return [path.strip() for path in text.split(",")] if text.strip() else []
+
+
 def expand_paths(paths: Paths) -> list[Path]:
     """Files behind paths and glob patterns: patterns in sorted order, the rest as given.
 

@@ -70,7 +70,39 @@ def test_files_that_a_late_stage_wants_are_missed_before_the_first(
     changed.ppo.heldout_prompts = str(tmp_path / "nowhere.jsonl")
     with pytest.raises(ConfigError, match="nowhere.jsonl is no file"):
         llama2_chat.run(changed, tmp_path / "run")
+    for name, reason in (
+        ("sft.data.dialogues", "config.sft.data.dialogues: no file matches .*nowhere"),
+        ("safety_rm.data.heldout", "config.safety_rm.data.heldout: no file matches .*nowhere"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({name: str(tmp_path / "nowhere*.jsonl")})
+        with pytest.raises(ConfigError, match=reason):
+            llama2_chat.run(changed, tmp_path / "run")
+    changed.sft.data.dialogues = ""
+    with pytest.raises(ConfigError, match="config.sft.data.dialogues is empty"):
+        llama2_chat.run(changed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_batches_of_annotation_follow_one_another(
+    tmp_path: Path, config: ConfigDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+
+    def stage(self: Any, programme: Any, section: str, folder: str, **changes: Any) -> str:
+        if section == "annotate":
+            collection = config.annotate.collection.copy_and_resolve_references()
+            first = changes["collection.first_batch"]
+            asked.append(list(range(first, first + collection.num_batches)))
+        return folder
+
+    monkeypatch.setattr(llama2_chat.Recipe, "stage", stage)
+    config = config.copy_and_resolve_references()
+    config.annotate.collection.num_batches = 2
+    recipe = llama2_chat.Recipe(config, tmp_path)
+    for number in (1, 2, 3):
+        recipe.reward_models(number, {"SFT": "sft"})
+    assert asked == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_the_first_round_compares_more(config: ConfigDict, workdir: Path) -> None:

@@ -109,7 +109,7 @@ def byte_level_from_merges(
     pre-tokenizer that GGUF calls "smollm": every digit alone, then GPT-2's split.
 
     Raises:
-      TokenizerError: lists of different lengths, or a merge that is not a pair.
+      TokenizerError: lists of different lengths, a token twice, or a merge that is not a pair of tokens.
     """
     if len(tokens) != len(token_types):
         raise TokenizerError(f"{len(tokens)} tokens but {len(token_types)} token types; they must agree")
@@ -117,8 +117,15 @@ def byte_level_from_merges(
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong is not None:
         raise TokenizerError(f"merge {wrong!r} is not a pair of pieces")
-    library = _tokenizers()
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise TokenizerError(f"{len(tokens)} tokens, but {len(vocabulary)} different ones; each has one id")
+    unknown = next(
+        (piece for pair in pairs for piece in (*pair, "".join(pair)) if piece not in vocabulary), None
+    )
+    if unknown is not None:  # the library would end the process
+        raise TokenizerError(f"the merges have {unknown!r}, which is no token; take both lists from one file")
+    library = _tokenizers()
     backend = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=pairs))
     byte_level = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = [library.pre_tokenizers.Digits(individual_digits=True)] if split_digits else []

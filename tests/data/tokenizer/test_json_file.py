@@ -28,6 +28,20 @@ def test_byte_level_reads_markers_in_text_as_text(chatml_tokenizer):
     assert chatml_tokenizer.decode([1, *ids, 2]) == "a<|im_end|>b"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "merges", "reason"),
+    [
+        (["a", "b", "a"], [], "3 tokens, but 2 different ones"),
+        (["a", "b"], ["a b"], "the merges have 'ab', which is no token"),
+        (["a", "b"], ["a b c"], "is not a pair of pieces"),
+    ],
+)
+def test_lists_that_are_no_vocabulary_are_refused(tokens, merges, reason):
+    pytest.importorskip("tokenizers", reason="pip install 'llama2_jax[import]'")
+    with pytest.raises(TokenizerError, match=reason):
+        byte_level_from_merges(tokens, merges, token_types=[1] * len(tokens))
+
+
 def test_byte_level_digits_can_merge_without_the_split():
     pytest.importorskip("tokenizers")
     merges = [*MERGES, "1 9"]
