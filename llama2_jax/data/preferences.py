@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama2_jax.config import require
+from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
@@ -176,12 +176,7 @@ def check_pair(pair: Preference, template: Template) -> None:
 
 def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
     """Write a preference file; it appears when it is complete."""
-    write_rows(path, (preference_row(pair) for pair in preferences))
-
-
-def preference_row(pair: Preference) -> dict[str, Any]:
-    """The JSON form of a pair."""
-    return {**pair._asdict(), "messages": [message._asdict() for message in pair.messages]}
+    write_rows(path, map(to_plain, preferences))
 
 
 def require_ratings(preferences: Sequence[Preference], *, unrated_sources: Sequence[str] = ()) -> None:

@@ -40,11 +40,6 @@ def read_rated_answers(paths: Paths, *, on_bad_line: OnBadLine = "error") -> lis
     )
 
 
-def rated_answer_row(rated: RatedAnswer) -> dict[str, Any]:
-    """The JSON form."""
-    return {**rated._asdict(), "messages": [message._asdict() for message in rated.messages]}
-
-
 def _parse(row: dict[str, Any]) -> RatedAnswer:
     messages = to_messages(row["messages"])
     (answer,) = to_messages([{"role": "assistant", "content": row["answer"]}])

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from llama2_jax.config import require
+from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Template, encode_prompt
-from llama2_jax.data.prompts import Prompt, prompt_row
-from llama2_jax.data.sources import DataError, to_messages
+from llama2_jax.data.prompts import Prompt, prompt_from_row
+from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
@@ -104,8 +104,7 @@ def _read(path: Path) -> Iterable[Sample]:
 
 def _parse(line: bytes) -> Sample:
     row = json.loads(line.decode("utf-8"))
-    prompt = Prompt(**{name: row.pop(name) for name in Prompt._fields})
-    prompt = prompt._replace(messages=tuple(to_messages(prompt.messages)))
+    prompt = prompt_from_row({name: row.pop(name) for name in Prompt._fields})
     return Sample(prompt=prompt, **{**row, "tokens": tuple(row["tokens"])})
 
 
@@ -121,7 +120,7 @@ def append_samples(path: str | Path, samples: Iterable[Sample]) -> None:
 
 
 def _row(sample: Sample) -> str:
-    fields = {**prompt_row(sample.prompt), **sample._asdict()}
+    fields = {**to_plain(sample.prompt), **sample._asdict()}
     del fields["prompt"]
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
