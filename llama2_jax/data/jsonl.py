@@ -1,33 +1,35 @@
-"""JSON lines in and out: whole files, every error with file and line."""
+"""JSON lines in and out."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
 from llama2_jax.files import written_whole
 
+T = TypeVar("T")
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file; blank lines are passed over.
+
+def read_rows(paths: Paths) -> list[dict[str, Any]]:
+    """All rows of JSONL files, plain or .gz.
 
     Raises:
-      DataError: a line that is not a JSON object (file, line, reason), or no line at all.
+      DataError: see ``parse_rows``.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
+    return parse_rows(paths, dict)
+
+
+def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What ``parse`` makes of all rows of JSONL files.
+
+    Raises:
+      DataError: a line that is not a JSON object, or that ``parse`` refuses with a ValueError or KeyError
+        (file, line, reason); no file, or no line at all.
+    """
+    rows = [record.parsed(parse) for file in expand_paths(paths) for record in json_lines(file)]
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{paths} has no rows")
     return rows
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
-from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.sources import DataError, to_messages
+from llama2_jax.data.jsonl import parse_rows, write_rows
+from llama2_jax.data.sources import to_messages
 
 
 class Prompt(NamedTuple):
@@ -25,22 +25,18 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """All prompts of a file.
 
     Raises:
-      DataError: a row without ``prompt_id`` or usable ``messages``, an unknown key, or an id that
-        stands twice (file, row and reason).
+      DataError: a row that ``prompt_from_row`` refuses, or an id that stands twice (file, line, reason).
     """
-    prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, row in enumerate(read_rows(path)):
-        where = f"{path}: row {number}"
-        try:
-            prompt = prompt_from_row(row)
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from error
+
+    def parse(row: dict[str, Any]) -> Prompt:
+        prompt = prompt_from_row(row)
         if prompt.prompt_id in seen:
-            raise DataError(f"{where}: prompt_id {prompt.prompt_id!r} stands twice; ids must be unique")
+            raise ValueError(f"prompt_id {prompt.prompt_id!r} stands twice; ids must be unique")
         seen.add(prompt.prompt_id)
-        prompts.append(prompt)
-    return prompts
+        return prompt
+
+    return parse_rows(path, parse)
 
 
 def prompt_from_row(row: dict[str, Any]) -> Prompt:

@@ -61,11 +61,22 @@ class TrainingDialogue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """Where a record stands, and how to get its row of named fields (may raise)."""
 
     where: str
     load: Callable[[], dict[str, Any]]
+
+    def parsed(self, parse: Callable[[dict[str, Any]], T]) -> T:
+        """What ``parse`` makes of the row.
+
+        Raises:
+          DataError: it cannot be loaded or parsed (place, reason).
+        """
+        try:
+            return parse(self.load())
+        except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
+            raise DataError(f"{self.where}: {_reason(error)}") from error
 
 
 def expand_paths(paths: Paths) -> list[Path]:
@@ -196,16 +207,15 @@ def read_records(
     bad_lines = BadLines() if bad_lines is None else bad_lines
     files = expand_paths(paths)
     good = 0
-    for record in (record for file in files for record in _records(file, keys)):
+    for record in (record for file in files for record in _intact(file, _open(file, keys))):
         try:
-            value = parse(record.load())
-        except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
-            reason = f"{record.where}: {_reason(error)}"
+            value = record.parsed(parse)
+        except DataError as error:
             if on_bad_line == "error":
                 raise DataError(
-                    f"{reason}; fix it, or set on_bad_line=skip to count and pass over it"
+                    f"{error}; fix it, or set on_bad_line=skip to count and pass over it"
                 ) from error
-            bad_lines.add(reason)
+            bad_lines.add(str(error))
             continue
         good += 1
         yield value
@@ -217,11 +227,20 @@ def read_records(
         )
 
 
-def _records(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
-    """Records of one file; where a damaged one cannot be read any further, DataError says so."""
+def json_lines(file: Path) -> Iterator[Record]:
+    """The lines of a JSONL file, whatever its name, but for .gz at its end; blank ones are passed over.
+
+    Raises:
+      DataError: the file cannot be read, or not any further.
+    """
+    return _intact(file, _json_lines(file))
+
+
+def _intact(file: Path, records: Iterator[Record]) -> Iterator[Record]:
+    """The records of one file; where a damaged one cannot be read any further, DataError says so."""
     last = ""
     try:
-        for record in _open(file, keys):
+        for record in records:
             yield record
             last = f" after {record.where.removeprefix(f'{file}, ')}"
     except DataError:
@@ -233,7 +252,7 @@ def _records(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
         ) from error
 
 
-def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
+def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     """Records of one file, by its suffix; a text as a whole is the field ``keys[0]``."""
     name = file.name
     if name.endswith((".jsonl", ".jsonl.gz")):
@@ -241,7 +260,7 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     elif name.endswith(".parquet"):
         yield from _parquet_rows(file, keys)
     elif name.endswith((".txt", ".md")):
-        yield _Record(str(file), partial(_text_row, _without_bom(file.read_bytes()), keys[0]))
+        yield Record(str(file), partial(_text_row, _without_bom(file.read_bytes()), keys[0]))
     elif name.endswith(".array_record"):
         yield from _array_records(file, keys[0])
     else:
@@ -250,13 +269,13 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
         )
 
 
-def _json_lines(file: Path) -> Iterator[_Record]:
+def _json_lines(file: Path) -> Iterator[Record]:
     opener: Any = gzip.open if file.name.endswith(".gz") else open
     with opener(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             content = _without_bom(line) if number == 1 else line
             if content.strip():
-                yield _Record(f"{file}, line {number}", partial(_json_row, content))
+                yield Record(f"{file}, line {number}", partial(_json_row, content))
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
@@ -265,7 +284,7 @@ def _json_row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
+def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -281,20 +300,20 @@ def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     for batch in table.iter_batches(columns=columns, batch_size=1024):
         for values in zip(*(batch.column(name) for name in columns), strict=True):
             number += 1
-            yield _Record(f"{file}, row {number}", partial(_parquet_row, columns, values))
+            yield Record(f"{file}, row {number}", partial(_parquet_row, columns, values))
 
 
 def _parquet_row(columns: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value.as_py() for name, value in zip(columns, values, strict=True)}
 
 
-def _array_records(file: Path, key: str) -> Iterator[_Record]:
+def _array_records(file: Path, key: str) -> Iterator[Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(file))
     try:
         for number in range(reader.num_records()):
-            yield _Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
+            yield Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
     finally:
         reader.close()
 
