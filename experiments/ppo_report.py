@@ -1,6 +1,5 @@
 """What a person sees of a PPO run: ``samples.jsonl``, ``ppo.png`` and ``report.md``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.report import quote
+from llama2_jax.data.jsonl import read_rows
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
@@ -23,12 +23,6 @@ PANELS = (
     ("answers that ended; ratios clipped", ("ppo/stopped_fraction", "ppo/clip_fraction")),
     ("explained variance of the value model", ("ppo/explained_variance",)),
 )
-
-
-def append_samples(workdir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows with ``step``, ``prompt``, ``completion`` and scores to ``workdir/samples.jsonl``."""
-    with (workdir / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_ppo_report(workdir: Path) -> None:
@@ -98,8 +92,7 @@ def _samples(workdir: Path) -> list[str]:
     """A few answers of the first and the last iteration; one that ran twice after a resume counts once."""
     path = workdir / "samples.jsonl"
     by_step: dict[int, dict[str, dict[str, Any]]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        row = json.loads(text)
+    for row in read_rows(path) if path.exists() else []:
         by_step.setdefault(row["step"], {})[row["prompt"]] = row
     lines = ["## Samples", ""] if by_step else []
     for step in sorted({min(by_step), max(by_step)}) if by_step else []:

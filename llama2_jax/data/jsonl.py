@@ -1,6 +1,8 @@
 """JSON lines in and out."""
 
 import json
+import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +11,8 @@ from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
 from llama2_jax.files import written_whole
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def read_rows(paths: Paths) -> list[dict[str, Any]]:
@@ -36,4 +40,35 @@ def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file; it appears when it is complete."""
     with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(map(_line, rows))
+
+
+def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _end_at_a_line(file, path)
+        file.write("".join(map(_line, rows)).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _end_at_a_line(file: Any, path: Path) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() == b"\n":
+        return
+    file.seek(0)
+    *_, tail = file.read().split(b"\n")
+    try:
+        json.loads(tail.decode("utf-8"))  # no object is whole before its last character
+        file.write(b"\n")  # only the newline was lost
+    except ValueError:
+        log.warning("%s: removed a last line that was cut off (%d bytes)", path, len(tail))
+        file.truncate(file.tell() - len(tail))

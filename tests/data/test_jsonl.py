@@ -3,7 +3,7 @@ import gzip
 
 import pytest
 
-from llama2_jax.data.jsonl import parse_rows, read_rows, write_rows
+from llama2_jax.data.jsonl import append_rows, parse_rows, read_rows, write_rows
 from llama2_jax.data.sources import DataError
 
 ROWS = [{"text": "naïve 中 \u2028"}, {"text": "two"}]
@@ -46,3 +46,15 @@ def test_bad_lines_are_named(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no file matches .*none\.jsonl"):
         read_rows(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("cut", [1, 8, -1])
+def test_a_line_that_was_cut_off_is_removed_by_the_next_rows(tmp_path, cut, caplog):
+    path = tmp_path / "deep" / "rows.jsonl"
+    append_rows(path, ROWS)
+    whole, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(whole + last[:cut])
+    append_rows(path, [{"text": "three"}])
+    kept = ROWS if cut == -1 else ROWS[:1]  # -1: only the newline was lost
+    assert read_rows(path) == [*kept, {"text": "three"}]
+    assert ("cut off" in caplog.text) == (cut > 0)
