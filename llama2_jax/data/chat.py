@@ -15,17 +15,6 @@ from llama2_jax.data.tokenizer import Tokenizer
 
 SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
 
-LLAMA2_SYSTEM_PROMPT = (
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
-    "while being safe. Your answers should not include any harmful, unethical, racist, sexist, toxic, "
-    "dangerous, or illegal content. Please ensure that your responses are socially unbiased and positive "
-    "in nature.\n\n"
-    "If a question does not make any sense, or is not factually coherent, explain why instead of "
-    "answering something not correct. If you don't know the answer to a question, please don't share "
-    "false information."
-)
-"""Table 31. Off by default, as in the release since August 2023 (CHAT-6, D82)."""
-
 
 class DialogueError(ValueError):
     """A dialogue whose roles are in the wrong order; the message shows them."""
@@ -72,7 +61,7 @@ class Template:
     answer_opening: Parts  # what a prompt ends with, after the last user turn
     stop: Marker
     forbidden: tuple[str, ...]  # texts no message may contain
-    default_system: str | None = None
+    default_system: str | None = None  # Llama 2's is off, as released since August 2023 (CHAT-6, D82)
     opening: Parts = ()  # what every dialogue begins with, before the first turn
 
 

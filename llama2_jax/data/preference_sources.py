@@ -61,7 +61,8 @@ def read_public_set(
 
     Args:
       name: one of ``PUBLIC_SETS``.
-      template, on_bad_line, bad_lines, excluded: see ``read_preferences``.
+      bad_lines: filled with the rows that are passed over, if given.
+      template, on_bad_line, excluded: see ``read_preferences``.
 
     Raises:
       ConfigError: unknown name.

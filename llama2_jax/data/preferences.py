@@ -30,7 +30,7 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
-from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, read_records, to_messages
+from llama2_jax.data.sources import DataError, OnBadLine, Paths, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
@@ -99,14 +99,13 @@ def read_preferences(
     *,
     template: Template = LLAMA2,
     on_bad_line: OnBadLine = "error",
-    bad_lines: BadLines | None = None,
     excluded: Counter[str] | None = None,
 ) -> list[Preference]:
     """All usable pairs of the files, in order.
 
     Args:
       template: its markers are refused in every text (CHAT-5).
-      on_bad_line: "error" stops at the first bad row, "skip" counts it in ``bad_lines``.
+      on_bad_line: "error" stops at the first bad row, "skip" counts it and passes over it.
       excluded: number of pairs left out on purpose, by reason; added to, if given.
 
     Raises:
@@ -118,7 +117,6 @@ def read_preferences(
             lambda row: parse_preference(row, template),
             keys=Preference._fields,
             on_bad_line=on_bad_line,
-            bad_lines=bad_lines,
         )
     )
     kept = [pair for pair in pairs if pair.safety != REJECTED_SAFE]

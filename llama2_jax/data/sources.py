@@ -140,7 +140,6 @@ def read_dialogues(
     template: Template = LLAMA2,
     train_on: TrainOn = "all",
     on_bad_line: OnBadLine = "error",
-    bad_lines: BadLines | None = None,
 ) -> Iterator[TrainingDialogue]:
     """Finished dialogues from rows ``{"messages": [{"role": ..., "content": ...}, ...]}``.
 
@@ -163,9 +162,7 @@ def read_dialogues(
         return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
 
     require_choice("train_on", train_on, TRAIN_ON)
-    return read_records(
-        paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line, bad_lines=bad_lines
-    )
+    return read_records(paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line)
 
 
 def dialogue_row(messages: Iterable[Message], *, train_on: TrainOn = "all") -> dict[str, Any]:
@@ -196,7 +193,7 @@ def read_records(
     *,
     keys: tuple[str, ...],
     on_bad_line: OnBadLine,
-    bad_lines: BadLines | None,
+    bad_lines: BadLines | None = None,
 ) -> Iterator[T]:
     """Parse every record of every file, with one rule for bad ones.
 
