@@ -8,10 +8,14 @@ own, so nothing a user types can become a marker. Source: Llama 2's released ``g
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.tokenizer import Tokenizer
+
+TrainOn = Literal["all", "last"]
+"""Which answers of a dialogue are learned: of all assistant turns (D25), or the last one (GATT-2)."""
+TRAIN_ON = get_args(TrainOn)
 
 SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
 
@@ -166,7 +170,7 @@ def encode_dialogue(
     tokenizer: Tokenizer,
     template: Template = LLAMA2,
     *,
-    train_on: Literal["all", "last"] = "all",
+    train_on: TrainOn = "all",
 ) -> EncodedDialogue:
     """Ids and loss mask of a finished dialogue (SFT-5, D25).
 
@@ -176,7 +180,7 @@ def encode_dialogue(
     Raises:
       DialogueError, SpecialTagError: see ``validate_dialogue`` and ``check_special_tags``.
     """
-    require_choice("train_on", train_on, ("all", "last"))
+    require_choice("train_on", train_on, TRAIN_ON)
     validate_dialogue(dialogue, ends_with="assistant")
     check_special_tags(dialogue, template)
     dialogue = _with_system(dialogue, template)

@@ -30,7 +30,7 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
-from llama2_jax.data.sources import DataError, OnBadLine, Paths, read_records, to_messages
+from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
@@ -139,15 +139,15 @@ def parse_preference(row: dict[str, Any], template: Template) -> Preference:
       ValueError: with the reason.
     """
     unknown = sorted(set(row) - set(Preference._fields))
-    _check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
+    check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
     missing = [key for key in ("messages", "chosen", "rejected", "track") if key not in row]
-    _check(not missing, f"key(s) {', '.join(missing)} missing")
+    check(not missing, f"key(s) {', '.join(missing)} missing")
     pair = Preference(**{**row, "messages": tuple(to_messages(row["messages"]))})
     pair = pair._replace(**{key: _as_float(getattr(pair, key)) for key in _TEMPERATURES})
     for key, kind in Preference.__annotations__.items():
         value = getattr(pair, key)
         right = key == "messages" or (isinstance(value, kind) and not isinstance(value, bool))
-        _check(right, f"{key!r} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+        check(right, f"{key!r} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
     _check_choice("rating", pair.rating, (*RATINGS, None))
     _check_choice("safety", pair.safety, (*SAFETY_BINS, REJECTED_SAFE, None))
     _check_choice("track", pair.track, TRACKS)
@@ -163,13 +163,13 @@ def check_pair(pair: Preference, template: Template) -> None:
     """
     validate_dialogue(pair.messages, ends_with="user")
     for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        _check(answer.strip(), f"the {name} answer is empty")
+        check(answer.strip(), f"the {name} answer is empty")
         check_special_tags(to_messages([{"role": name, "content": answer}]), template)
     check_special_tags(pair.messages, template)
     empty = [i for i, message in enumerate(pair.messages) if not message.content.strip()]
-    _check(not empty, f"message(s) {empty} are empty")
+    check(not empty, f"message(s) {empty} are empty")
     # the chat format strips texts, so these two would be the same tokens
-    _check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
+    check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
 
 
 def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
@@ -295,14 +295,9 @@ def _as_float(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _check(condition: object, reason: str) -> None:
-    if not condition:
-        raise ValueError(reason)
-
-
 def _check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
     known = ", ".join("null" if choice is None else choice for choice in choices)
-    _check(value in choices, f"{key!r} is {value!r}; known: {known}")
+    check(value in choices, f"{key!r} is {value!r}; known: {known}")
 
 
 def _turns(pair: Preference) -> int:

@@ -14,14 +14,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
+from llama2_jax.data.chat import (
+    LLAMA2,
+    TRAIN_ON,
+    Message,
+    Template,
+    TrainOn,
+    check_special_tags,
+    validate_dialogue,
+)
 
 OnBadLine = Literal["error", "skip"]
-TrainOn = Literal["all", "last"]
-TRAIN_ON = get_args(TrainOn)
 Paths = str | Path | Iterable[str | Path]
 T = TypeVar("T")
 
@@ -125,10 +131,8 @@ def read_documents(
     """
 
     def parse(row: dict[str, Any]) -> str:
-        text = row[text_key]
-        _check(isinstance(text, str), f"{text_key!r} is {type(text).__name__}, not text")
-        _check(text.strip(), "the text is empty")
-        _check_characters(text)
+        text = text_of(row, text_key)
+        check(text.strip(), "the text is empty")
         return text
 
     return read_records(paths, parse, keys=(text_key,), on_bad_line=on_bad_line, bad_lines=bad_lines)
@@ -156,7 +160,7 @@ def read_dialogues(
         validate_dialogue(dialogue, ends_with="assistant")
         check_special_tags(dialogue, template)
         empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
-        _check(not empty, f"message(s) {empty} are empty")
+        check(not empty, f"message(s) {empty} are empty")
         chosen = row.get("train_on")
         require_choice("'train_on'", chosen, (None, *TRAIN_ON))
         return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
@@ -176,15 +180,38 @@ def to_messages(rows: Any) -> list[Message]:
     Raises:
       ValueError: a row without role and content as text that UTF-8 can express.
     """
-    _check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
+    check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
     messages = []
     for number, row in enumerate(rows):
-        _check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
+        check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
         for key in ("role", "content"):
-            _check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
+            check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
             _check_characters(row[key])
         messages.append(Message(row["role"], row["content"]))
     return messages
+
+
+def text_of(row: dict[str, Any], key: str) -> str:
+    """``row[key]``.
+
+    Raises:
+      KeyError: it is not there.
+      ValueError: it is not text that UTF-8 can express.
+    """
+    text = row[key]
+    check(isinstance(text, str), f"{key!r} is {type(text).__name__}, not text")
+    _check_characters(text)
+    return text
+
+
+def check(condition: object, reason: str) -> None:
+    """Refuse a row.
+
+    Raises:
+      ValueError: the condition does not hold.
+    """
+    if not condition:
+        raise ValueError(reason)
 
 
 def read_records(
@@ -277,7 +304,7 @@ def _json_lines(file: Path) -> Iterator[Record]:
 
 def _json_row(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode("utf-8"))
-    _check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
+    check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
     return row
 
 
@@ -326,11 +353,6 @@ def _without_bom(content: bytes) -> bytes:
 
 def _check_characters(text: str) -> None:
     text.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer can read
-
-
-def _check(condition: object, reason: str) -> None:
-    if not condition:
-        raise ValueError(reason)
 
 
 def _reason(error: Exception) -> str:
