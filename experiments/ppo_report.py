@@ -5,24 +5,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from experiments.report import quote
+from llama2_jax.analysis.rlhf_plots import plot_ppo
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
-
-PANELS = (
-    ("combined score", ("ppo/score", "eval/reward")),
-    ("scores of the reward models", ("ppo/score_helpfulness", "ppo/score_safety", "ppo/score_guard")),
-    ("KL to the reference (nats per answer)", ("ppo/kl_per_answer",)),
-    ("entropy (nats per token)", ("ppo/entropy",)),
-    ("answers that ended; ratios clipped", ("ppo/stopped_fraction", "ppo/clip_fraction")),
-    ("explained variance of the value model", ("ppo/explained_variance",)),
-)
 
 
 def write_ppo_report(workdir: Path) -> None:
@@ -56,23 +43,6 @@ def write_ppo_report(workdir: Path) -> None:
         )
     lines += ["", "![curves](ppo.png)", "", *_times(iterations), "", *_samples(workdir)]
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def plot_ppo(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Write a PNG with a panel for each group of curves over the iterations."""
-    figure, grid = plt.subplots(3, 2, figsize=(10, 9), layout="constrained", sharex=True)
-    for axes, (title, names) in zip(grid.flat, PANELS, strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="o" if "eval" in name else "")
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel("iteration")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _times(iterations: Sequence[dict[str, Any]]) -> list[str]:
