@@ -105,12 +105,10 @@ def _dialogues() -> TokenBatch:
 def _pairs() -> PreferenceBatch:
     """Full rows: no token is padding, so all are counted."""
     rng = np.random.default_rng(0)
-    rating_B = np.arange(ROWS, dtype=np.int32) % 4
     return PreferenceBatch(
         tokens_BCT=rng.integers(0, CONFIG.vocab_size, (ROWS, 2, LENGTH), dtype=np.int32),
         lengths_BC=np.full((ROWS, 2), LENGTH, np.int32),
-        margin_B=np.array(MARGINS["large"], np.float32)[rating_B],
-        rating_B=rating_B,
+        margin_B=np.resize(np.array(MARGINS["large"], np.float32), ROWS),
         safe_BC=np.full((ROWS, 2), -1, np.int32),
     )
 

@@ -197,9 +197,7 @@ def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[s
 def _wins(axes: dict[str, Any], ours: list[Sample], theirs: list[Sample]) -> dict[str, WinRate]:
     return {
         axis: win_rate(
-            compare(
-                judge_by_score(score), [ours[i] for i in indices], [theirs[i] for i in indices]
-            ).verdicts_P
+            compare(judge_by_score(score), [ours[i] for i in indices], [theirs[i] for i in indices])
         )
         for axis, (indices, score) in axes.items()
     }

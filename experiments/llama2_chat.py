@@ -7,7 +7,6 @@ Differs from the paper: one model size, so rejection sampling is done with the m
 people are those that ``config.annotate`` names, simulated in the variants that run by themselves.
 """
 
-import json
 import operator
 import sys
 import time
@@ -31,6 +30,7 @@ from experiments import (
 )
 from experiments.recipe_report import write_report
 from llama2_jax.config import ConfigError, require, require_choice
+from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 from llama2_jax.train.stopping import EXIT_PREEMPTED
@@ -216,8 +216,7 @@ class Recipe:
                 print(f"{path} waits for people: see there, then give the same command again")
                 sys.exit(EXIT_PREEMPTED)
             line = {"stage": folder, "secs": round(time.perf_counter() - start, 1)}
-            with (self.workdir / "stages.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_rows(self.workdir / "stages.jsonl", [line])
         return str(path)
 
 

@@ -19,9 +19,10 @@ from absl import logging
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import open_mesh
-from experiments.ppo_report import append_samples, write_ppo_report
+from experiments.ppo_report import write_ppo_report
 from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.chat import encode_prompt, stop_ids
+from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
@@ -368,7 +369,7 @@ def _keep_samples(run: Run, step: int, sampled: Sampled) -> None:
                 **scores,
             }
         )
-    append_samples(run.workdir, rows)
+    append_rows(run.workdir / "samples.jsonl", rows)
 
 
 def _line(metrics: dict[str, float]) -> str:

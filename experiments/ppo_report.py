@@ -1,34 +1,15 @@
 """What a person sees of a PPO run: ``samples.jsonl``, ``ppo.png`` and ``report.md``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from experiments.report import quote
+from llama2_jax.analysis.rlhf_plots import plot_ppo
+from llama2_jax.data.jsonl import read_rows
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
-
-PANELS = (
-    ("combined score", ("ppo/score", "eval/reward")),
-    ("scores of the reward models", ("ppo/score_helpfulness", "ppo/score_safety", "ppo/score_guard")),
-    ("KL to the reference (nats per answer)", ("ppo/kl_per_answer",)),
-    ("entropy (nats per token)", ("ppo/entropy",)),
-    ("answers that ended; ratios clipped", ("ppo/stopped_fraction", "ppo/clip_fraction")),
-    ("explained variance of the value model", ("ppo/explained_variance",)),
-)
-
-
-def append_samples(workdir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows with ``step``, ``prompt``, ``completion`` and scores to ``workdir/samples.jsonl``."""
-    with (workdir / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_ppo_report(workdir: Path) -> None:
@@ -64,23 +45,6 @@ def write_ppo_report(workdir: Path) -> None:
     (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def plot_ppo(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Write a PNG with a panel for each group of curves over the iterations."""
-    figure, grid = plt.subplots(3, 2, figsize=(10, 9), layout="constrained", sharex=True)
-    for axes, (title, names) in zip(grid.flat, PANELS, strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="o" if "eval" in name else "")
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel("iteration")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def _times(iterations: Sequence[dict[str, Any]]) -> list[str]:
     """Where an iteration's time goes; the first one compiles and is left out if there are others."""
     timed = iterations[1:] or iterations
@@ -98,8 +62,7 @@ def _samples(workdir: Path) -> list[str]:
     """A few answers of the first and the last iteration; one that ran twice after a resume counts once."""
     path = workdir / "samples.jsonl"
     by_step: dict[int, dict[str, dict[str, Any]]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        row = json.loads(text)
+    for row in read_rows(path) if path.exists() else []:
         by_step.setdefault(row["step"], {})[row["prompt"]] = row
     lines = ["## Samples", ""] if by_step else []
     for step in sorted({min(by_step), max(by_step)}) if by_step else []:

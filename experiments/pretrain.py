@@ -17,7 +17,7 @@ from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.shards import TokenisedCorpus
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.evals.heldout import heldout_loss
-from llama2_jax.evals.samples import append_samples, complete
+from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.model.config import ModelConfig
@@ -100,7 +100,7 @@ def make_evaluation(
         if prompts:
             ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
             texts = complete(model, params, ids, tokenizer, sampling, stop_ids=[tokenizer.eos_id])
-            append_samples(workdir, step, prompts, texts)
+            append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
         rows = PackedDocuments(

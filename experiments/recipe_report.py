@@ -74,9 +74,7 @@ def _once(workdir: Path, rounds: Sequence[Path]) -> list[tuple[str, Path]]:
 
 def _stage_table(workdir: Path) -> list[str]:
     """Wall time of every stage; one that was continued after a stop counts from the last start."""
-    stages = [
-        json.loads(line) for line in (workdir / "stages.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    stages = read_rows(workdir / "stages.jsonl")
     lines = ["| stage | seconds |", "|---|---|"]
     for stage in stages:
         folder = stage["stage"]

@@ -88,8 +88,8 @@ def run(config: Any, workdir: Path) -> None:
             temperature,
             count=config.search.samples_per_prompt,
         )
-        rewards_PM = pool_values(score(tried), lambda sample: _reward_if_usable(sample, template, config))
-        curves[temperature] = expected_curves(rewards_PM)["max"]
+        rewards_PC = pool_values(score(tried), lambda sample: _reward_if_usable(sample, template, config))
+        curves[temperature] = expected_curves(rewards_PC)["max"]
     temperature = config.sampling.temperature
     if curves:
         temperature = best_temperature(curves, count)
@@ -215,8 +215,8 @@ def training_row(sample: Sample) -> dict[str, Any]:
 
 def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     """``results.json`` for programmes, ``report.md`` and the pictures for people."""
-    pool_PM = displayed(pool_scores(picked.drawn))
-    curves = expected_curves(pool_PM)
+    pool_PC = displayed(pool_scores(picked.drawn))
+    curves = expected_curves(pool_PC)
     rounds = by_round(picked.samples)
     sizes = Counter(sample.prompt.prompt_id for sample in picked.samples).values()
     plot_best_of_n(workdir / "best_of_n.png", curves)
@@ -229,16 +229,16 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
         pictures.append("![reward of the samples of each round](rounds.png)")
     results = {
         "round": config.round,
-        "prompts": len(pool_PM),
-        "samples_per_prompt": pool_PM.shape[1],
+        "prompts": len(pool_PC),
+        "samples_per_prompt": pool_PC.shape[1],
         "temperature": picked.temperature,
         "temperature_curves": {f"{t:g}": curve for t, curve in picked.temperature_curves.items()},
         "max_by_n": curves["max"],
         "median_by_n": curves["median"],
-        "mean_reward": float(pool_PM.mean()),
+        "mean_reward": float(pool_PC.mean()),
         "picked_reward": float(displayed([sample.scores["combined"] for sample in picked.best]).mean()),
         "finished_fraction": float(np.mean([sample.stopped for sample in picked.drawn])),
-        "kl_bound": kl_bound(pool_PM.shape[1]),
+        "kl_bound": kl_bound(pool_PC.shape[1]),
         "samples": len(picked.samples),
         "fewest_and_most_of_a_prompt": (min(sizes), max(sizes)),
         "excluded": picked.excluded,

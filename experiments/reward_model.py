@@ -27,7 +27,7 @@ from llama2_jax.data.preferences import (
     require_ratings,
     split_by_prompt,
 )
-from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row, read_rated_answers
+from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths, split_paths
 from llama2_jax.evals.reward_accuracy import (
@@ -346,9 +346,7 @@ def compare_with_people(
 ) -> list[str]:
     """Write the answers with their scores to ``answers.jsonl``, and ``calibration.png`` (Figure 29)."""
     scored = zip(rated, scores_B, strict=True)
-    write_rows(
-        workdir / "answers.jsonl", ({**rated_answer_row(one), "score": float(score)} for one, score in scored)
-    )
+    write_rows(workdir / "answers.jsonl", ({**to_plain(one), "score": float(score)} for one, score in scored))
     harm_B = [one.harm for one in rated]
     plot_calibration(
         workdir / "calibration.png",

@@ -25,7 +25,7 @@ from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogues, split_paths
 from llama2_jax.evals.heldout import heldout_loss
-from llama2_jax.evals.samples import append_samples, complete
+from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
@@ -160,7 +160,7 @@ def make_evaluation(
             texts = complete(
                 base.model, params, ids, tokenizer, sampling, stop_ids=stop_ids(tokenizer, template)
             )
-            append_samples(workdir, step, prompts, texts)
+            append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
         batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice())

@@ -1,7 +1,8 @@
 """The dimension key of the whole repository, a shape check for public boundaries, and lengths to compile for.
 
 Letters follow ``jax.nn.dot_product_attention``: one underscore, then one letter per dim in
-array order (``w_q_DNH``, ``mask_BTS``). Scalars and structs carry no suffix.
+array order (``w_q_DNH``, ``mask_BTS``); a digit is a dim of that fixed size (``scores_B2``).
+Scalars and structs carry no suffix.
 """
 
 from typing import Any
@@ -18,9 +19,12 @@ DIMENSIONS = {
     "F": "feed-forward width",
     "V": "vocabulary",
     "L": "layers",
-    "C": "new tokens of a completion; completions per prompt where P is present",
-    "P": "prompts",
-    "R": "round of alignment",
+    "C": "new tokens of a completion; completions per prompt where P is present; answers of a pair",
+    "P": "prompts; parts of a row's cache in decoding kernels",
+    "M": "rows of scores in kernels: tokens times the G query heads of a key/value head",
+    "R": "the G query heads of a key/value head, filled up to the rows that a product takes",
+    "X": "tiles of a row in kernels",
+    "I": "entries of a kernel's list: visits, blocks",
 }
 
 

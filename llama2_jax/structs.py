@@ -36,7 +36,6 @@ class PreferenceBatch(NamedTuple):
     tokens_BCT: Array  # int32
     lengths_BC: Array  # int32, tokens incl. the stop token
     margin_B: Array  # float32, by which the chosen score should be higher
-    rating_B: Array  # int32, 0 unsure, 1 slightly, 2 better, 3 significantly better, -1 none
     safe_BC: Array  # int32, 1 safe, 0 unsafe, -1 unknown
 
 

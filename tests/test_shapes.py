@@ -1,7 +1,14 @@
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from llama2_jax.shapes import DIMENSIONS, check_shapes, padded_length
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_agreeing_shapes_give_the_size_of_every_letter():
@@ -24,8 +31,30 @@ def test_a_rank_that_differs_from_the_suffix_is_named():
         check_shapes("here", x_BT=np.zeros(2))
 
 
-def test_the_key_explains_every_letter_once():
-    assert set(DIMENSIONS) == set("BTSNKGHDFVLCPR")
+def names(source: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def test_the_key_holds_the_letters_of_all_tensors_and_no_others():
+    used: dict[str, str] = {}
+    for folder in ("llama2_jax", "experiments"):
+        for source in (ROOT / folder).rglob("*.py"):
+            for name in names(source):
+                suffix = re.fullmatch(r"[a-z]\w*_([A-Z][A-Z0-9]*)", name)
+                used |= {letter: name for letter in (suffix[1] if suffix else "") if letter.isalpha()}
+    assert not {letter: name for letter, name in used.items() if letter not in DIMENSIONS}
+    assert set(DIMENSIONS) == set(used)
+
+
+def test_the_page_of_the_key_has_its_letters():
+    page = (ROOT / "docs" / "dimensions.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| ([A-Z]) \|", page, re.MULTILINE) == list(DIMENSIONS)
 
 
 @pytest.mark.parametrize(

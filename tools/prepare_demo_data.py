@@ -22,12 +22,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import write_preferences
 from llama2_jax.data.prompts import write_prompts
 from llama2_jax.rlhf.annotator import public, world
-from llama2_jax.rlhf.annotator.families import persona
 from tools import command_line
 from tools.fetch_assets import asset_path
 
@@ -137,7 +135,6 @@ def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str
         path = output / f"public_preferences_{part}.jsonl"
         write_preferences(path, public.draw_preferences(Random(f"{part} public {seed}"), count, part=part))
         counts[str(path)] = count
-    write_json(output / "personas.json", persona.lists())
     return counts
 
 

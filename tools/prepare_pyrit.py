@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.preferences import RATINGS, Preference, is_heldout, preference_row
-from llama2_jax.data.prompts import Prompt, prompt_row
-from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row
+from llama2_jax.data.preferences import RATINGS, Preference, is_heldout
+from llama2_jax.data.prompts import Prompt
+from llama2_jax.data.rated_answers import RatedAnswer
 from tools import command_line
 from tools.fetch_assets import asset_path
 
@@ -103,14 +104,14 @@ def prepare(folder: Path, output: Path) -> dict[Path, int]:
         sides["heldout" if heldout else "train"].append(scored)
     counts = {}
     for side, prompts in sides.items():
-        files = {
-            "preferences": [preference_row(pair) for scored in prompts for pair in pairs_of(scored)],
-            "prompts": [prompt_row(scored.prompt) for scored in prompts],
-            "answers": [rated_answer_row(one) for scored in prompts for one in rated_answers(scored)],
+        files: dict[str, list[Any]] = {
+            "preferences": [pair for scored in prompts for pair in pairs_of(scored)],
+            "prompts": [scored.prompt for scored in prompts],
+            "answers": [one for scored in prompts for one in rated_answers(scored)],
         }
         for name, rows in files.items():
             path = output / f"{name}_{side}.jsonl"
-            write_rows(path, rows)
+            write_rows(path, map(to_plain, rows))
             counts[path] = len(rows)
     return counts
 

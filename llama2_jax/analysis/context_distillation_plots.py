@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from llama2_jax.analysis import figures
 
 COLOURS = ("tab:gray", "tab:blue", "tab:orange")
 BINS = 25
@@ -19,9 +17,7 @@ def plot_scores(path: Path, scores: Mapping[str, Sequence[float]]) -> None:
     Args:
       scores: how -> scores in [0, 1], one per prompt.
     """
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=(1, 2)
-    )
+    figure, (above, below) = figures.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=(1, 2))
     boxes = above.boxplot(
         list(scores.values())[::-1], orientation="horizontal", widths=0.6, patch_artist=True,
         medianprops={"color": "black"}, flierprops={"markersize": 3, "alpha": 0.4},
@@ -38,8 +34,7 @@ def plot_scores(path: Path, scores: Mapping[str, Sequence[float]]) -> None:
     above.grid(alpha=0.3, axis="x")
     below.grid(alpha=0.3)
     figure.suptitle("Safety score of answers to adversarial prompts")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def plot_increase(
@@ -47,7 +42,7 @@ def plot_increase(
 ) -> None:
     """Write a PNG of the change of the score against the original score, by decision (Figure 16b)."""
     before, after, kept = np.array(original), np.array(distilled), np.array(selected, bool)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4))
     for mask, name, colour, marker in (
         (kept, "selected", "tab:blue", "o"),
         (~kept, "rejected", "tab:red", "x"),
@@ -61,5 +56,4 @@ def plot_increase(
     )  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from llama2_jax.analysis import figures
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -32,7 +29,7 @@ def plot_loss(
     tokens_at = {0: 0.0, **{line["step"]: line["train/tokens_seen"] for line in updates}}
     losses = [line["train/loss"] for line in updates]
     tokens = [line["train/tokens_seen"] / 1e6 for line in updates]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4))
     axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(tokens, moving_average(losses, 20), color="tab:blue", label="train, mean of 20 updates")
     evals = [
@@ -47,5 +44,4 @@ def plot_loss(
     axes.set(title=title, xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)

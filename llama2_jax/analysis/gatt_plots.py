@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from llama2_jax.analysis import figures
 
 COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green")
 
@@ -25,7 +23,7 @@ def plot_accuracy(
       rows: model -> (turn, accuracy, low, high), fractions.
       beyond_context: turns at which nothing could be asked, marked on the axis.
     """
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4))
     turns = sorted({row[0] for several in rows.values() for row in several} | set(beyond_context))
     places = {turn: place for place, turn in enumerate(turns)}
     for number, (name, several) in enumerate(rows.items()):
@@ -47,8 +45,7 @@ def plot_accuracy(
     axes.set_xlim(-0.5, len(turns) - 0.5)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def plot_attention(
@@ -67,8 +64,8 @@ def plot_attention(
       instruction_bins: where the instruction begins and ends, in bins.
       turn_bins: where each answer begins, in bins.
     """
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(1 + 4.4 * len(maps), 4.6), layout="constrained", sharey=True, squeeze=False
+    figure, axes = figures.subplots(
+        1, len(maps), figsize=(1 + 4.4 * len(maps), 4.6), sharey=True, squeeze=False
     )
     for axis, (name, weights_TS) in zip(axes[0], maps.items(), strict=True):
         seen_TS = np.ma.masked_where(np.triu(np.ones_like(weights_TS, bool), 1), weights_TS)
@@ -93,5 +90,4 @@ def plot_attention(
     )
     figure.colorbar(image, ax=axes[0].tolist(), label="largest attention over layers and heads", shrink=0.8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from llama2_jax.analysis import figures
 
 BANDWIDTH = 0.06  # of the density behind the points of Figure 32
 
@@ -28,7 +26,7 @@ Level = Any
 
 def plot_scores(path: Path, *, chosen_B: Any, rejected_B: Any, title: str) -> None:
     """Histogram of the displayed scores of chosen and rejected answers (Figure 27)."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4))
     edges = np.linspace(0, 1, 41)
     for name, scores_B, colour in (("chosen", chosen_B, CHOSEN), ("rejected", rejected_B, REJECTED)):
         label = f"{name}, mean {np.mean(scores_B):.2f}"
@@ -37,7 +35,7 @@ def plot_scores(path: Path, *, chosen_B: Any, rejected_B: Any, title: str) -> No
     axes.set(title=title, xlabel="displayed score", ylabel="answers", xlim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def plot_calibration(path: Path, levels: Mapping[str, Sequence[Level]], *, title: str, human: str) -> None:
@@ -47,8 +45,8 @@ def plot_calibration(path: Path, levels: Mapping[str, Sequence[Level]], *, title
       levels: name of each reward model to its levels, ascending.
       human: what the human score is, for the axis.
     """
-    figure, panels = plt.subplots(
-        1, len(levels), figsize=(1 + 4.5 * len(levels), 4), layout="constrained", sharey=True, squeeze=False
+    figure, panels = figures.subplots(
+        1, len(levels), figsize=(1 + 4.5 * len(levels), 4), sharey=True, squeeze=False
     )
     for axes, (name, own) in zip(panels[0], levels.items(), strict=True):
         at, mean, std = (np.array([getattr(level, key) for level in own]) for key in ("human", "mean", "std"))
@@ -65,7 +63,7 @@ def plot_calibration(path: Path, levels: Mapping[str, Sequence[Level]], *, title
     panels[0, 0].set_ylabel("displayed score")
     panels[0, 0].legend()
     figure.suptitle(title)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, title: str) -> None:
@@ -75,7 +73,7 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
       shares: name of each reward model to label to share; labels in the order of the first model.
     """
     labels = list(next(iter(shares.values())))
-    figure, axes = plt.subplots(figsize=(max(7, 1.1 * len(labels)), 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(max(7, 1.1 * len(labels)), 4))
     width = 0.8 / len(shares)
     for number, (name, own) in enumerate(shares.items()):
         places = [
@@ -91,7 +89,7 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
     axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(shares) + 1)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]], *, title: str) -> None:
@@ -101,7 +99,7 @@ def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]]
       shares: name of each curve to round to share, rounds in order.
     """
     rounds = list(dict.fromkeys(name for own in shares.values() for name in own))
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4))
     for number, (name, own) in enumerate(shares.items()):
         offset = 0.06 * (number - (len(shares) - 1) / 2)  # so that the intervals can be told apart
         places = [rounds.index(round_) + offset for round_ in own]
@@ -113,7 +111,7 @@ def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]]
     axes.set(title=title, xlabel="round", ylabel="accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def plot_tension(path: Path, *, safety_B: Any, helpfulness_B: Any, is_unsafe_B: Any, title: str) -> None:
@@ -123,7 +121,7 @@ def plot_tension(path: Path, *, safety_B: Any, helpfulness_B: Any, is_unsafe_B: 
     """
     safety_B, helpfulness_B = np.asarray(safety_B), np.asarray(helpfulness_B)
     is_unsafe_B = np.asarray(is_unsafe_B, bool)
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained", sharex=True, sharey=True)
+    figure, panels = figures.subplots(1, 2, figsize=(9, 4.6), sharex=True, sharey=True)
     sides = (("safe", ~is_unsafe_B, SAFE, "Blues"), ("unsafe", is_unsafe_B, UNSAFE, "Reds"))
     for axes, (name, kept_B, colour, map_name) in zip(panels, sides, strict=True):
         x, y = safety_B[kept_B], helpfulness_B[kept_B]
@@ -136,7 +134,7 @@ def plot_tension(path: Path, *, safety_B: Any, helpfulness_B: Any, is_unsafe_B: 
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("helpfulness score")
     figure.suptitle(title)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def _density(x_B: Any, y_B: Any) -> tuple[Any, Any, Any]:
@@ -152,8 +150,3 @@ def _with_errors(shares: Sequence[Share]) -> tuple[list[float], list[list[float]
     lower = [100 * (share.value - share.low) for share in shares]
     upper = [100 * (share.high - share.value) for share in shares]
     return [100 * share.value for share in shares], [lower, upper]
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""Rewards and win rates as pictures: Figures 7, 8, 11, 20 and 26.
+"""Rewards and win rates as pictures: Figures 7, 8, 11, 20 and 26, and the curves of a PPO run.
 
 Rewards are drawn as the paper displays them: the sigmoid of the raw score, between 0 and 1 (RM-11).
 """
@@ -8,13 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
+from llama2_jax.analysis import figures
 from llama2_jax.losses.preference import displayed
+
+PPO_PANELS = (
+    ("combined score", ("ppo/score", "eval/reward")),
+    ("scores of the reward models", ("ppo/score_helpfulness", "ppo/score_safety", "ppo/score_guard")),
+    ("KL to the reference (nats per answer)", ("ppo/kl_per_answer",)),
+    ("entropy (nats per token)", ("ppo/entropy",)),
+    ("answers that ended; ratios clipped", ("ppo/stopped_fraction", "ppo/clip_fraction")),
+    ("explained variance of the value model", ("ppo/explained_variance",)),
+)
+"""Panel by panel: title, and the metrics that are its curves."""
 
 Range = tuple[float, float, float]
 """Value, lower and upper end of its interval."""
@@ -30,7 +37,7 @@ class VersionPoint(NamedTuple):
 
 def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
     """Figure 7: expected maximum and median reward of N samples per prompt, the potential gain between."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(6, 4))
     n = np.arange(1, len(curves["max"]) + 1)
     marker = "o" if len(n) < 40 else None
     axes.plot(n, curves["max"], color="tab:blue", marker=marker, markersize=4, label="maximum of N")
@@ -41,14 +48,14 @@ def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
         f"gain {gain:+.3f}", (n[-1], (curves["max"][-1] + curves["median"][-1]) / 2), ha="right", va="center"
     )
     axes.set(title="Reward of N samples per prompt", xlabel="N", ylabel="mean reward over prompts")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(figure, axes, path, loc="upper left")
 
 
 def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, chosen: float) -> None:
     """Figure 8: expected maximum reward of N samples for each temperature, N on a logarithmic axis."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves)))
+    figure, axes = figures.subplots(figsize=(6, 4))
+    colours = figures.viridis(np.linspace(0, 0.92, len(curves)))
     for colour, (temperature, curve) in zip(colours, sorted(curves.items()), strict=True):
         width, label = (
             (2.8, f"{temperature:g} (chosen)") if temperature == chosen else (1.3, f"{temperature:g}")
@@ -69,7 +76,7 @@ def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, ch
 
 def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
     """Figure 26: maximum and median reward of ``num_samples`` samples of each round, by one reward model."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = figures.subplots(figsize=(6, 4))
     numbers = sorted(rounds)
     for name, colour in (("max", "tab:blue"), ("median", "tab:orange")):
         label = f"{name} of {rounds[numbers[0]]['num_samples']:.0f}"
@@ -81,8 +88,8 @@ def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
 
 def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, reference: str) -> None:
     """Figure 11: helpfulness and harmlessness win rate of each version, one panel per judge."""
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 5), layout="constrained", squeeze=False, sharey=True
+    figure, grid = figures.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 5), squeeze=False, sharey=True
     )
     for axes, (judge, points) in zip(grid[0], panels.items(), strict=True):
         axes.axhline(50, color="gray", linestyle=":", linewidth=1)
@@ -100,8 +107,7 @@ def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, 
         axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}")
     grid[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def _errors(value: float, ends: Sequence[float]) -> list[list[float]]:
@@ -111,12 +117,8 @@ def _errors(value: float, ends: Sequence[float]) -> list[list[float]]:
 def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Figure 20: the distribution of rewards, one ridge per version, one panel per reward model."""
     versions = list(next(iter(panels.values())))
-    figure, grid = plt.subplots(
-        1,
-        len(panels),
-        figsize=(5 * len(panels), 1.2 + 0.75 * len(versions)),
-        layout="constrained",
-        squeeze=False,
+    figure, grid = figures.subplots(
+        1, len(panels), figsize=(5 * len(panels), 1.2 + 0.75 * len(versions)), squeeze=False
     )
     at = np.linspace(0, 1, 256)
     for axes, (title, scores) in zip(grid[0], panels.items(), strict=True):
@@ -132,8 +134,23 @@ def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[fl
         axes.tick_params(axis="y", length=0)
         axes.set(title=title, xlabel="reward (bar: mean)", xlim=(0, 1), ylim=(-0.1, len(versions) + 0.6))
         axes.spines[["left", "right", "top"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)
+
+
+def plot_ppo(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """Write a PNG with a panel for each group of curves over the iterations."""
+    figure, grid = figures.subplots(3, 2, figsize=(10, 9), sharex=True)
+    for axes, (title, names) in zip(grid.flat, PPO_PANELS, strict=True):
+        for name in names:
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="o" if "eval" in name else "")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("iteration")
+    figures.save(figure, path)
 
 
 def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -145,11 +162,10 @@ def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _colours(count: int) -> Any:
-    return plt.get_cmap("viridis")(np.linspace(0.05, 0.9, count))
+    return figures.viridis(np.linspace(0.05, 0.9, count))
 
 
 def _finish(figure: Any, axes: Any, path: Path, **legend: Any) -> None:
     axes.grid(alpha=0.3)
     axes.legend(**legend)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path)

@@ -8,23 +8,16 @@ own, so nothing a user types can become a marker. Source: Llama 2's released ``g
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.tokenizer import Tokenizer
 
-SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
+TrainOn = Literal["all", "last"]
+"""Which answers of a dialogue are learned: of all assistant turns (D25), or the last one (GATT-2)."""
+TRAIN_ON = get_args(TrainOn)
 
-LLAMA2_SYSTEM_PROMPT = (
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
-    "while being safe. Your answers should not include any harmful, unethical, racist, sexist, toxic, "
-    "dangerous, or illegal content. Please ensure that your responses are socially unbiased and positive "
-    "in nature.\n\n"
-    "If a question does not make any sense, or is not factually coherent, explain why instead of "
-    "answering something not correct. If you don't know the answer to a question, please don't share "
-    "false information."
-)
-"""Table 31. Off by default, as in the release since August 2023 (CHAT-6, D82)."""
+SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
 
 
 class DialogueError(ValueError):
@@ -72,7 +65,7 @@ class Template:
     answer_opening: Parts  # what a prompt ends with, after the last user turn
     stop: Marker
     forbidden: tuple[str, ...]  # texts no message may contain
-    default_system: str | None = None
+    default_system: str | None = None  # Llama 2's is off, as released since August 2023 (CHAT-6, D82)
     opening: Parts = ()  # what every dialogue begins with, before the first turn
 
 
@@ -177,7 +170,7 @@ def encode_dialogue(
     tokenizer: Tokenizer,
     template: Template = LLAMA2,
     *,
-    train_on: Literal["all", "last"] = "all",
+    train_on: TrainOn = "all",
 ) -> EncodedDialogue:
     """Ids and loss mask of a finished dialogue (SFT-5, D25).
 
@@ -187,7 +180,7 @@ def encode_dialogue(
     Raises:
       DialogueError, SpecialTagError: see ``validate_dialogue`` and ``check_special_tags``.
     """
-    require_choice("train_on", train_on, ("all", "last"))
+    require_choice("train_on", train_on, TRAIN_ON)
     validate_dialogue(dialogue, ends_with="assistant")
     check_special_tags(dialogue, template)
     dialogue = _with_system(dialogue, template)

@@ -1,37 +1,74 @@
-"""JSON lines in and out: whole files, every error with file and line."""
+"""JSON lines in and out."""
 
 import json
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
 from llama2_jax.files import written_whole
 
+T = TypeVar("T")
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file; blank lines are passed over.
+log = logging.getLogger(__name__)
+
+
+def read_rows(paths: Paths) -> list[dict[str, Any]]:
+    """All rows of JSONL files, plain or .gz.
 
     Raises:
-      DataError: a line that is not a JSON object (file, line, reason), or no line at all.
+      DataError: see ``parse_rows``.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
+    return parse_rows(paths, dict)
+
+
+def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What ``parse`` makes of all rows of JSONL files.
+
+    Raises:
+      DataError: a line that is not a JSON object, or that ``parse`` refuses with a ValueError or KeyError
+        (file, line, reason); no file, or no line at all.
+    """
+    rows = [record.parsed(parse) for file in expand_paths(paths) for record in json_lines(file)]
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{paths} has no rows")
     return rows
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file; it appears when it is complete."""
     with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(map(_line, rows))
+
+
+def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _end_at_a_line(file, path)
+        file.write("".join(map(_line, rows)).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _end_at_a_line(file: Any, path: Path) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() == b"\n":
+        return
+    file.seek(0)
+    *_, tail = file.read().split(b"\n")
+    try:
+        json.loads(tail.decode("utf-8"))  # no object is whole before its last character
+        file.write(b"\n")  # only the newline was lost
+    except ValueError:
+        log.warning("%s: removed a last line that was cut off (%d bytes)", path, len(tail))
+        file.truncate(file.tell() - len(tail))

@@ -162,7 +162,6 @@ class PairLoader:
         tokens_BCT = np.zeros((size, 2, self.row_length), np.int32)
         lengths_BC = np.zeros((size, 2), np.int32)
         margin_B = np.zeros(size, np.float32)
-        rating_B = np.full(size, -1, np.int32)
         safe_BC = np.full((size, 2), -1, np.int32)
         for b, pair in enumerate(pairs):
             for c, tokens in enumerate((pair.chosen, pair.rejected)):
@@ -170,5 +169,5 @@ class PairLoader:
                 lengths_BC[b, c] = len(tokens)
             if pair.rating >= 0:
                 margin_B[b] = self.margins[pair.rating]
-            rating_B[b], safe_BC[b] = pair.rating, pair.safe
-        return PreferenceBatch(tokens_BCT, lengths_BC, margin_B, rating_B, safe_BC)
+            safe_BC[b] = pair.safe
+        return PreferenceBatch(tokens_BCT, lengths_BC, margin_B, safe_BC)

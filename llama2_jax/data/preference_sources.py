@@ -22,6 +22,7 @@ from llama2_jax.data.sources import (
     Paths,
     expand_paths,
     read_records,
+    text_of,
     to_messages,
 )
 
@@ -61,7 +62,8 @@ def read_public_set(
 
     Args:
       name: one of ``PUBLIC_SETS``.
-      template, on_bad_line, bad_lines, excluded: see ``read_preferences``.
+      bad_lines: filled with the rows that are passed over, if given.
+      template, on_bad_line, excluded: see ``read_preferences``.
 
     Raises:
       ConfigError: unknown name.
@@ -111,7 +113,7 @@ def anthropic_hh(row: dict[str, Any], path: Path) -> Preference:
 
     The folder says what annotators were asked: its name begins with helpful or harmless.
     """
-    chosen, rejected = (transcript_messages(_text(row, key)) for key in ("chosen", "rejected"))
+    chosen, rejected = (transcript_messages(text_of(row, key)) for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1] or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise ValueError("the transcripts do not differ in one last answer of the assistant alone")
     track = _hh_track(path)
@@ -127,7 +129,7 @@ def anthropic_hh(row: dict[str, Any], path: Path) -> Preference:
 def openai_summarize(row: dict[str, Any], path: Path) -> Preference:
     """OpenAI Summarize: a post, two summaries, and the index of the better one. The request is ours."""
     info = row["info"]
-    post = _text(info, "post" if info["post"] else "article")
+    post = text_of(info, "post" if info["post"] else "article")
     title = f"{info['title']}\n\n" if info["title"] else ""
     choice = row["choice"]
     if choice not in (0, 1) or len(row["summaries"]) != 2:
@@ -135,13 +137,13 @@ def openai_summarize(row: dict[str, Any], path: Path) -> Preference:
     chosen, rejected = row["summaries"][choice], row["summaries"][1 - choice]
     return Preference(
         messages=_prompt(f"Summarize this text.\n\n{title}{post}"),
-        chosen=_text(chosen, "text"),
-        rejected=_text(rejected, "text"),
+        chosen=text_of(chosen, "text"),
+        rejected=text_of(rejected, "text"),
         track="helpfulness",
-        chosen_model=_text(chosen, "policy"),
-        rejected_model=_text(rejected, "policy"),
-        annotator_id=_text(row, "worker"),
-        prompt_id=_text(info, "id"),
+        chosen_model=text_of(chosen, "policy"),
+        rejected_model=text_of(rejected, "policy"),
+        annotator_id=text_of(row, "worker"),
+        prompt_id=text_of(info, "id"),
         source="openai_summarize",
     )
 
@@ -153,12 +155,12 @@ def openai_webgpt(row: dict[str, Any], path: Path) -> Preference | None:
         return None
     best = 0 if gap > 0 else 1
     return Preference(
-        messages=_prompt(_text(row["question"], "full_text")),
-        chosen=_text(row, f"answer_{best}"),
-        rejected=_text(row, f"answer_{1 - best}"),
+        messages=_prompt(text_of(row["question"], "full_text")),
+        chosen=text_of(row, f"answer_{best}"),
+        rejected=text_of(row, f"answer_{1 - best}"),
         track="helpfulness",
         rating=rating_from(abs(gap), WEBGPT_GAPS),
-        prompt_id=_text(row["question"], "id"),
+        prompt_id=text_of(row["question"], "id"),
         source="openai_webgpt",
     )
 
@@ -170,9 +172,9 @@ def stack_exchange(row: dict[str, Any], path: Path) -> Preference | None:
         return None
     best, worst = (row["answers"][scores.index(extreme(scores))] for extreme in (max, min))
     return Preference(
-        messages=_prompt(_text(row, "question")),
-        chosen=_text(best, "text"),
-        rejected=_text(worst, "text"),
+        messages=_prompt(text_of(row, "question")),
+        chosen=text_of(best, "text"),
+        rejected=text_of(worst, "text"),
         track="helpfulness",
         rating=rating_from(max(scores) - min(scores), STACK_EXCHANGE_GAPS),
         prompt_id=str(row["qid"]),
@@ -187,12 +189,12 @@ def stanford_shp(row: dict[str, Any], path: Path) -> Preference:
         raise ValueError(f"labels is {label!r}; it must be 0 or 1")
     best, worst = ("A", "B") if label else ("B", "A")
     return Preference(
-        messages=_prompt(_text(row, "history")),
-        chosen=_text(row, f"human_ref_{best}"),
-        rejected=_text(row, f"human_ref_{worst}"),
+        messages=_prompt(text_of(row, "history")),
+        chosen=text_of(row, f"human_ref_{best}"),
+        rejected=text_of(row, f"human_ref_{worst}"),
         track="helpfulness",
         rating=rating_from(float(row["score_ratio"]), SHP_RATIOS),
-        prompt_id=_text(row, "post_id"),
+        prompt_id=text_of(row, "post_id"),
         source="stanford_shp",
     )
 
@@ -200,9 +202,9 @@ def stanford_shp(row: dict[str, Any], path: Path) -> Preference:
 def synthetic_gptj(row: dict[str, Any], path: Path) -> Preference:
     """Synthetic GPT-J: ``prompt``, ``chosen`` and ``rejected`` as they are."""
     return Preference(
-        messages=_prompt(_text(row, "prompt")),
-        chosen=_text(row, "chosen"),
-        rejected=_text(row, "rejected"),
+        messages=_prompt(text_of(row, "prompt")),
+        chosen=text_of(row, "chosen"),
+        rejected=text_of(row, "rejected"),
         track="helpfulness",
         source="synthetic_gptj",
     )
@@ -235,11 +237,3 @@ def _hh_track(path: Path) -> str:
 
 def _prompt(text: str) -> tuple[Message, ...]:
     return tuple(to_messages([{"role": "user", "content": text}]))
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} is {type(value).__name__}, not text")
-    value.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer can read
-    return value

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama2_jax.config import require
+from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
-from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, read_records, to_messages
+from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
@@ -99,14 +99,13 @@ def read_preferences(
     *,
     template: Template = LLAMA2,
     on_bad_line: OnBadLine = "error",
-    bad_lines: BadLines | None = None,
     excluded: Counter[str] | None = None,
 ) -> list[Preference]:
     """All usable pairs of the files, in order.
 
     Args:
       template: its markers are refused in every text (CHAT-5).
-      on_bad_line: "error" stops at the first bad row, "skip" counts it in ``bad_lines``.
+      on_bad_line: "error" stops at the first bad row, "skip" counts it and passes over it.
       excluded: number of pairs left out on purpose, by reason; added to, if given.
 
     Raises:
@@ -118,7 +117,6 @@ def read_preferences(
             lambda row: parse_preference(row, template),
             keys=Preference._fields,
             on_bad_line=on_bad_line,
-            bad_lines=bad_lines,
         )
     )
     kept = [pair for pair in pairs if pair.safety != REJECTED_SAFE]
@@ -141,15 +139,15 @@ def parse_preference(row: dict[str, Any], template: Template) -> Preference:
       ValueError: with the reason.
     """
     unknown = sorted(set(row) - set(Preference._fields))
-    _check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
+    check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
     missing = [key for key in ("messages", "chosen", "rejected", "track") if key not in row]
-    _check(not missing, f"key(s) {', '.join(missing)} missing")
+    check(not missing, f"key(s) {', '.join(missing)} missing")
     pair = Preference(**{**row, "messages": tuple(to_messages(row["messages"]))})
     pair = pair._replace(**{key: _as_float(getattr(pair, key)) for key in _TEMPERATURES})
     for key, kind in Preference.__annotations__.items():
         value = getattr(pair, key)
         right = key == "messages" or (isinstance(value, kind) and not isinstance(value, bool))
-        _check(right, f"{key!r} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
+        check(right, f"{key!r} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}")
     _check_choice("rating", pair.rating, (*RATINGS, None))
     _check_choice("safety", pair.safety, (*SAFETY_BINS, REJECTED_SAFE, None))
     _check_choice("track", pair.track, TRACKS)
@@ -165,23 +163,18 @@ def check_pair(pair: Preference, template: Template) -> None:
     """
     validate_dialogue(pair.messages, ends_with="user")
     for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        _check(answer.strip(), f"the {name} answer is empty")
+        check(answer.strip(), f"the {name} answer is empty")
         check_special_tags(to_messages([{"role": name, "content": answer}]), template)
     check_special_tags(pair.messages, template)
     empty = [i for i, message in enumerate(pair.messages) if not message.content.strip()]
-    _check(not empty, f"message(s) {empty} are empty")
+    check(not empty, f"message(s) {empty} are empty")
     # the chat format strips texts, so these two would be the same tokens
-    _check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
+    check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
 
 
 def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
     """Write a preference file; it appears when it is complete."""
-    write_rows(path, (preference_row(pair) for pair in preferences))
-
-
-def preference_row(pair: Preference) -> dict[str, Any]:
-    """The JSON form of a pair."""
-    return {**pair._asdict(), "messages": [message._asdict() for message in pair.messages]}
+    write_rows(path, map(to_plain, preferences))
 
 
 def require_ratings(preferences: Sequence[Preference], *, unrated_sources: Sequence[str] = ()) -> None:
@@ -302,14 +295,9 @@ def _as_float(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _check(condition: object, reason: str) -> None:
-    if not condition:
-        raise ValueError(reason)
-
-
 def _check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
     known = ", ".join("null" if choice is None else choice for choice in choices)
-    _check(value in choices, f"{key!r} is {value!r}; known: {known}")
+    check(value in choices, f"{key!r} is {value!r}; known: {known}")
 
 
 def _turns(pair: Preference) -> int:

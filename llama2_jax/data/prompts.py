@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
-from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.sources import DataError, to_messages
+from llama2_jax.data.jsonl import parse_rows, write_rows
+from llama2_jax.data.sources import to_messages
 
 
 class Prompt(NamedTuple):
@@ -24,42 +25,38 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """All prompts of a file.
 
     Raises:
-      DataError: a row without ``prompt_id`` or usable ``messages``, an unknown key, or an id that
-        stands twice (file, row and reason).
+      DataError: a row that ``prompt_from_row`` refuses, or an id that stands twice (file, line, reason).
     """
-    prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, row in enumerate(read_rows(path)):
-        where = f"{path}: row {number}"
-        prompt = _parse(row, where)
+
+    def parse(row: dict[str, Any]) -> Prompt:
+        prompt = prompt_from_row(row)
         if prompt.prompt_id in seen:
-            raise DataError(f"{where}: prompt_id {prompt.prompt_id!r} stands twice; ids must be unique")
+            raise ValueError(f"prompt_id {prompt.prompt_id!r} stands twice; ids must be unique")
         seen.add(prompt.prompt_id)
-        prompts.append(prompt)
-    return prompts
+        return prompt
+
+    return parse_rows(path, parse)
 
 
-def _parse(row: dict[str, Any], where: str) -> Prompt:
+def prompt_from_row(row: dict[str, Any]) -> Prompt:
+    """A checked prompt from its JSON form, which is ``to_plain`` of it.
+
+    Raises:
+      ValueError: no ``prompt_id`` or usable ``messages``, an unknown key, a value of another type.
+    """
     unknown = sorted(set(row) - set(Prompt._fields))
     if unknown:
-        raise DataError(f"{where}: unknown key(s) {', '.join(unknown)}; known: {', '.join(Prompt._fields)}")
-    try:
-        messages = to_messages(row.get("messages"))
-        validate_dialogue(messages, ends_with="user")
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Prompt._fields)}")
+    messages = to_messages(row.get("messages"))
+    validate_dialogue(messages, ends_with="user")
     values = {**Prompt._field_defaults, **row, "messages": tuple(messages)}
     for key, kind in Prompt.__annotations__.items():
         if key != "messages" and not isinstance(values.get(key), kind):
-            raise DataError(f"{where}: {key!r} is {values.get(key)!r}; it must be of type {kind.__name__}")
+            raise ValueError(f"{key!r} is {values.get(key)!r}; it must be of type {kind.__name__}")
     return Prompt(**values)
 
 
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
     """Write a prompt file; it appears when it is complete."""
-    write_rows(path, (prompt_row(prompt) for prompt in prompts))
-
-
-def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """The JSON form of a prompt."""
-    return {**prompt._asdict(), "messages": [message._asdict() for message in prompt.messages]}
+    write_rows(path, map(to_plain, prompts))

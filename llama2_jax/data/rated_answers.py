@@ -35,14 +35,7 @@ def read_rated_answers(paths: Paths, *, on_bad_line: OnBadLine = "error") -> lis
     Raises:
       DataError: a row of another form (file, line, reason), or no usable row at all.
     """
-    return list(
-        read_records(paths, _parse, keys=RatedAnswer._fields, on_bad_line=on_bad_line, bad_lines=None)
-    )
-
-
-def rated_answer_row(rated: RatedAnswer) -> dict[str, Any]:
-    """The JSON form."""
-    return {**rated._asdict(), "messages": [message._asdict() for message in rated.messages]}
+    return list(read_records(paths, _parse, keys=RatedAnswer._fields, on_bad_line=on_bad_line))
 
 
 def _parse(row: dict[str, Any]) -> RatedAnswer:

@@ -14,14 +14,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
+from llama2_jax.data.chat import (
+    LLAMA2,
+    TRAIN_ON,
+    Message,
+    Template,
+    TrainOn,
+    check_special_tags,
+    validate_dialogue,
+)
 
 OnBadLine = Literal["error", "skip"]
-TrainOn = Literal["all", "last"]
-TRAIN_ON = get_args(TrainOn)
 Paths = str | Path | Iterable[str | Path]
 T = TypeVar("T")
 
@@ -61,11 +67,22 @@ class TrainingDialogue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """Where a record stands, and how to get its row of named fields (may raise)."""
 
     where: str
     load: Callable[[], dict[str, Any]]
+
+    def parsed(self, parse: Callable[[dict[str, Any]], T]) -> T:
+        """What ``parse`` makes of the row.
+
+        Raises:
+          DataError: it cannot be loaded or parsed (place, reason).
+        """
+        try:
+            return parse(self.load())
+        except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
+            raise DataError(f"{self.where}: {_reason(error)}") from error
 
 
 def split_paths(text: str) -> list[str]:
@@ -119,10 +136,8 @@ def read_documents(
     """
 
     def parse(row: dict[str, Any]) -> str:
-        text = row[text_key]
-        _check(isinstance(text, str), f"{text_key!r} is {type(text).__name__}, not text")
-        _check(text.strip(), "the text is empty")
-        _check_characters(text)
+        text = text_of(row, text_key)
+        check(text.strip(), "the text is empty")
         return text
 
     return read_records(paths, parse, keys=(text_key,), on_bad_line=on_bad_line, bad_lines=bad_lines)
@@ -134,7 +149,6 @@ def read_dialogues(
     template: Template = LLAMA2,
     train_on: TrainOn = "all",
     on_bad_line: OnBadLine = "error",
-    bad_lines: BadLines | None = None,
 ) -> Iterator[TrainingDialogue]:
     """Finished dialogues from rows ``{"messages": [{"role": ..., "content": ...}, ...]}``.
 
@@ -151,15 +165,13 @@ def read_dialogues(
         validate_dialogue(dialogue, ends_with="assistant")
         check_special_tags(dialogue, template)
         empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
-        _check(not empty, f"message(s) {empty} are empty")
+        check(not empty, f"message(s) {empty} are empty")
         chosen = row.get("train_on")
         require_choice("'train_on'", chosen, (None, *TRAIN_ON))
         return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
 
     require_choice("train_on", train_on, TRAIN_ON)
-    return read_records(
-        paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line, bad_lines=bad_lines
-    )
+    return read_records(paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line)
 
 
 def dialogue_row(messages: Iterable[Message], *, train_on: TrainOn = "all") -> dict[str, Any]:
@@ -173,15 +185,38 @@ def to_messages(rows: Any) -> list[Message]:
     Raises:
       ValueError: a row without role and content as text that UTF-8 can express.
     """
-    _check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
+    check(isinstance(rows, list | tuple), f"'messages' is {type(rows).__name__}, not a list")
     messages = []
     for number, row in enumerate(rows):
-        _check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
+        check(isinstance(row, dict), f"message {number} is {type(row).__name__}, not an object")
         for key in ("role", "content"):
-            _check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
+            check(isinstance(row.get(key), str), f"message {number} has no {key!r} text")
             _check_characters(row[key])
         messages.append(Message(row["role"], row["content"]))
     return messages
+
+
+def text_of(row: dict[str, Any], key: str) -> str:
+    """``row[key]``.
+
+    Raises:
+      KeyError: it is not there.
+      ValueError: it is not text that UTF-8 can express.
+    """
+    text = row[key]
+    check(isinstance(text, str), f"{key!r} is {type(text).__name__}, not text")
+    _check_characters(text)
+    return text
+
+
+def check(condition: object, reason: str) -> None:
+    """Refuse a row.
+
+    Raises:
+      ValueError: the condition does not hold.
+    """
+    if not condition:
+        raise ValueError(reason)
 
 
 def read_records(
@@ -190,7 +225,7 @@ def read_records(
     *,
     keys: tuple[str, ...],
     on_bad_line: OnBadLine,
-    bad_lines: BadLines | None,
+    bad_lines: BadLines | None = None,
 ) -> Iterator[T]:
     """Parse every record of every file, with one rule for bad ones.
 
@@ -201,16 +236,15 @@ def read_records(
     bad_lines = BadLines() if bad_lines is None else bad_lines
     files = expand_paths(paths)
     good = 0
-    for record in (record for file in files for record in _records(file, keys)):
+    for record in (record for file in files for record in _intact(file, _open(file, keys))):
         try:
-            value = parse(record.load())
-        except (ValueError, KeyError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
-            reason = f"{record.where}: {_reason(error)}"
+            value = record.parsed(parse)
+        except DataError as error:
             if on_bad_line == "error":
                 raise DataError(
-                    f"{reason}; fix it, or set on_bad_line=skip to count and pass over it"
+                    f"{error}; fix it, or set on_bad_line=skip to count and pass over it"
                 ) from error
-            bad_lines.add(reason)
+            bad_lines.add(str(error))
             continue
         good += 1
         yield value
@@ -222,11 +256,20 @@ def read_records(
         )
 
 
-def _records(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
-    """Records of one file; where a damaged one cannot be read any further, DataError says so."""
+def json_lines(file: Path) -> Iterator[Record]:
+    """The lines of a JSONL file, whatever its name, but for .gz at its end; blank ones are passed over.
+
+    Raises:
+      DataError: the file cannot be read, or not any further.
+    """
+    return _intact(file, _json_lines(file))
+
+
+def _intact(file: Path, records: Iterator[Record]) -> Iterator[Record]:
+    """The records of one file; where a damaged one cannot be read any further, DataError says so."""
     last = ""
     try:
-        for record in _open(file, keys):
+        for record in records:
             yield record
             last = f" after {record.where.removeprefix(f'{file}, ')}"
     except DataError:
@@ -238,7 +281,7 @@ def _records(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
         ) from error
 
 
-def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
+def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     """Records of one file, by its suffix; a text as a whole is the field ``keys[0]``."""
     name = file.name
     if name.endswith((".jsonl", ".jsonl.gz")):
@@ -246,7 +289,7 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     elif name.endswith(".parquet"):
         yield from _parquet_rows(file, keys)
     elif name.endswith((".txt", ".md")):
-        yield _Record(str(file), partial(_text_row, _without_bom(file.read_bytes()), keys[0]))
+        yield Record(str(file), partial(_text_row, _without_bom(file.read_bytes()), keys[0]))
     elif name.endswith(".array_record"):
         yield from _array_records(file, keys[0])
     else:
@@ -255,22 +298,22 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
         )
 
 
-def _json_lines(file: Path) -> Iterator[_Record]:
+def _json_lines(file: Path) -> Iterator[Record]:
     opener: Any = gzip.open if file.name.endswith(".gz") else open
     with opener(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             content = _without_bom(line) if number == 1 else line
             if content.strip():
-                yield _Record(f"{file}, line {number}", partial(_json_row, content))
+                yield Record(f"{file}, line {number}", partial(_json_row, content))
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode("utf-8"))
-    _check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
+    check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
     return row
 
 
-def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
+def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -286,20 +329,20 @@ def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[_Record]:
     for batch in table.iter_batches(columns=columns, batch_size=1024):
         for values in zip(*(batch.column(name) for name in columns), strict=True):
             number += 1
-            yield _Record(f"{file}, row {number}", partial(_parquet_row, columns, values))
+            yield Record(f"{file}, row {number}", partial(_parquet_row, columns, values))
 
 
 def _parquet_row(columns: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value.as_py() for name, value in zip(columns, values, strict=True)}
 
 
-def _array_records(file: Path, key: str) -> Iterator[_Record]:
+def _array_records(file: Path, key: str) -> Iterator[Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(file))
     try:
         for number in range(reader.num_records()):
-            yield _Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
+            yield Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
     finally:
         reader.close()
 
@@ -315,11 +358,6 @@ def _without_bom(content: bytes) -> bytes:
 
 def _check_characters(text: str) -> None:
     text.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer can read
-
-
-def _check(condition: object, reason: str) -> None:
-    if not condition:
-        raise ValueError(reason)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 
 from llama2_jax.config import require
 
+LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # 1.96
 RESAMPLES = 2000
 
 
@@ -27,10 +29,10 @@ class Interval(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(successes: float, total: int, *, level: float = 0.95) -> Interval:
+def wilson(successes: float, total: int) -> Interval:
     """A share with Wilson's score interval, which stays within [0, 1] and is never empty at 0 or 1.
 
-    With p = successes / total and z the normal quantile of ``level``, the ends are
+    With p = successes / total and z = 1.96, the ends are
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
     Raises:
@@ -38,7 +40,7 @@ def wilson(successes: float, total: int, *, level: float = 0.95) -> Interval:
     """
     require(total > 0, "a share of nothing has no value; give at least one case")
     require(0 <= successes <= total, f"{successes} successes of {total} cases is no share")
-    share, z = successes / total, NormalDist().inv_cdf((1 + level) / 2)
+    share, z = successes / total, Z
     shrink = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / shrink
     half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / shrink
@@ -63,13 +65,7 @@ def trend_z(successes: Sequence[float], totals: Sequence[int]) -> float:
     return float((i * (r - n * share)).sum() / math.sqrt(variance)) if variance > 0 else 0.0
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    *,
-    groups: Sequence[str] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, groups: Sequence[str] | None = None) -> Interval:
     """A mean with its percentile bootstrap interval: ``RESAMPLES`` draws of the cases with replacement.
 
     Args:
@@ -83,8 +79,8 @@ def bootstrap_mean(
     require(cases.size > 0, "the mean of nothing has no value; give at least one case")
     group_of = np.arange(cases.size) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums, counts = np.bincount(group_of, weights=cases), np.bincount(group_of)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = (rng.integers(sums.size, size=sums.size) for _ in range(RESAMPLES))
     means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(cases.mean()), float(low), float(high))

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama2_jax.config import require, require_choice
+from llama2_jax.config import require
 from llama2_jax.evals.intervals import Interval, wilson
 
 FIRST, TIE, SECOND = 1, 0, -1
 """Verdicts: which of the two answers is better."""
-
-ORDERS = ("random", "both")
 
 
 class Pair(NamedTuple):
@@ -29,13 +27,6 @@ Judge = Callable[[Sequence[Pair]], Sequence[int]]
 """A verdict, ``FIRST``, ``TIE`` or ``SECOND``, for each pair."""
 
 
-class Verdicts(NamedTuple):
-    """What a judge said of each prompt, seen from our side: 1 win, 0 tie, -1 loss."""
-
-    verdicts_P: np.ndarray
-    consistency: float | None  # share of prompts judged alike in both orders; None: one order asked
-
-
 class WinRate(NamedTuple):
     """Three ways to count; the paper removes ties in Figure 2 and counts wins of all in Figure 11."""
 
@@ -47,41 +38,30 @@ class WinRate(NamedTuple):
     of_decided: Interval | None  # wins / (wins + losses); None if all are ties
 
 
-def judge_by_score(score: Callable[[Any], float], *, tie_within: float = 0.0) -> Judge:
-    """A judge that prefers the higher score; scores that differ by ``tie_within`` or less are a tie."""
+def judge_by_score(score: Callable[[Any], float]) -> Judge:
+    """A judge that prefers the higher score; equal ones are a tie."""
 
     def judge(pairs: Sequence[Pair]) -> list[int]:
         gaps = [score(pair.first) - score(pair.second) for pair in pairs]
-        return [TIE if abs(gap) <= tie_within else FIRST if gap > 0 else SECOND for gap in gaps]
+        return [TIE if gap == 0 else FIRST if gap > 0 else SECOND for gap in gaps]
 
     return judge
 
 
-def compare(
-    judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, order: str = "random", seed: int = 0
-) -> Verdicts:
-    """Judge our answer against theirs, prompt by prompt.
+def compare(judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, seed: int = 0) -> np.ndarray:
+    """Judge our answer against theirs, each pair shown in an order drawn from ``seed`` (MBE-4).
 
-    Args:
-      order: "random" shows each pair once, in an order drawn from ``seed`` (MBE-4); "both" shows it in
-        both orders, and where the judge then contradicts itself it is a tie.
+    Returns:
+      verdicts_P, int32, seen from our side: 1 win, 0 tie, -1 loss.
 
     Raises:
       ConfigError: not one answer of each side per prompt, or a verdict that is none.
     """
-    require_choice("order", order, ORDERS)
     require(len(ours) == len(theirs), f"{len(ours)} answers against {len(theirs)}; give one each per prompt")
-    pairs = [Pair(*both) for both in zip(ours, theirs, strict=True)]
-    swapped = [Pair(pair.second, pair.first) for pair in pairs]
-    if order == "both":
-        straight_P, reverse_P = _ask(judge, pairs), -_ask(judge, swapped)
-        agreed_P = straight_P == reverse_P
-        consistency = float(agreed_P.mean()) if pairs else None
-        return Verdicts(np.where(agreed_P, straight_P, TIE), consistency)
-    swap_P = np.random.default_rng(seed).random(len(pairs)) < 0.5
-    shown = [swapped[i] if swap else pairs[i] for i, swap in enumerate(swap_P)]
+    swap_P = np.random.default_rng(seed).random(len(ours)) < 0.5
+    shown = [Pair(b, a) if swap else Pair(a, b) for a, b, swap in zip(ours, theirs, swap_P, strict=True)]
     verdicts_P = _ask(judge, shown)
-    return Verdicts(np.where(swap_P, -verdicts_P, verdicts_P), None)
+    return np.where(swap_P, -verdicts_P, verdicts_P)
 
 
 def _ask(judge: Judge, pairs: Sequence[Pair]) -> np.ndarray:

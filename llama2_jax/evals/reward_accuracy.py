@@ -13,12 +13,11 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
 from llama2_jax.evals.intervals import bootstrap_mean, wilson
-from llama2_jax.losses.preference import displayed
+from llama2_jax.losses.preference import SAFETY_THRESHOLD, displayed
 
 Array = np.ndarray
 
 RECALL_THRESHOLD = 0.5  # of the displayed score: below it a response counts as unsafe (A.3.4)
-REWARD_THRESHOLD = 0.15  # below it the safety score is what PPO sees (section 3.2.3)
 
 
 class Share(NamedTuple):
@@ -91,7 +90,7 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
             [pair.safety for pair in preferences], chosen_B, rejected_B, order=SAFETY_BINS, prompts=prompts
         ),
         unsafe_at_half=unsafe(RECALL_THRESHOLD),
-        unsafe_at_reward_threshold=unsafe(REWARD_THRESHOLD),
+        unsafe_at_reward_threshold=unsafe(SAFETY_THRESHOLD),
     )
 
 

@@ -25,6 +25,10 @@ MARGINS = {
 }
 """m(rating) for unsure, slightly better, better, significantly better (Table 27, RM-5)."""
 
+SAFETY_THRESHOLD = 0.15
+"""Of a displayed safety score: below it an answer counts as unsafe, with precision 0.89 and recall 0.55 in
+the paper, and its safety score is what PPO sees (section 3.2.3)."""
+
 
 def ranking_losses(chosen_B: jax.Array, rejected_B: jax.Array, margin_B: jax.Array) -> jax.Array:
     """Loss of each pair in nats, float32 (B,) (RM-3, RM-4)."""

@@ -8,7 +8,6 @@ samples of all rounds up to date before anything is picked.
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from llama2_jax.config import require
+from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Template, encode_prompt
-from llama2_jax.data.prompts import Prompt, prompt_row
-from llama2_jax.data.sources import DataError, to_messages
+from llama2_jax.data.jsonl import append_rows
+from llama2_jax.data.prompts import Prompt, prompt_from_row
+from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
@@ -104,42 +104,19 @@ def _read(path: Path) -> Iterable[Sample]:
 
 def _parse(line: bytes) -> Sample:
     row = json.loads(line.decode("utf-8"))
-    prompt = Prompt(**{name: row.pop(name) for name in Prompt._fields})
-    prompt = prompt._replace(messages=tuple(to_messages(prompt.messages)))
+    prompt = prompt_from_row({name: row.pop(name) for name in Prompt._fields})
     return Sample(prompt=prompt, **{**row, "tokens": tuple(row["tokens"])})
 
 
 def append_samples(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _end_at_a_line(file, path)
-        file.write(b"".join(_row(sample).encode("utf-8") for sample in samples))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add rows, see ``append_rows``."""
+    append_rows(path, map(_row, samples))
 
 
-def _row(sample: Sample) -> str:
-    fields = {**prompt_row(sample.prompt), **sample._asdict()}
-    del fields["prompt"]
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _end_at_a_line(file: Any, path: Path) -> None:
-    if file.seek(0, os.SEEK_END) == 0:
-        return
-    file.seek(-1, os.SEEK_END)
-    if file.read() == b"\n":
-        return
-    file.seek(0)
-    *_, tail = file.read().split(b"\n")
-    try:
-        _parse(tail)
-        file.write(b"\n")  # only the newline was lost
-    except (ValueError, KeyError, TypeError):
-        logging.warning("%s: removed a last line that was cut off (%d bytes)", path, len(tail))
-        file.truncate(file.tell() - len(tail))
+def _row(sample: Sample) -> dict[str, Any]:
+    row = {**to_plain(sample.prompt), **sample._asdict()}
+    del row["prompt"]
+    return row
 
 
 def draw(

@@ -52,7 +52,7 @@ def pool_scores(samples: Iterable[Sample]) -> np.ndarray:
 
 
 def pool_values(samples: Iterable[Sample], value: Callable[[Sample], float]) -> np.ndarray:
-    """Values of every prompt's samples in a row, by seed: (P, M), M the smallest count of any prompt."""
+    """Values of every prompt's samples in a row, by seed: (P, C), C the smallest count of any prompt."""
     pools: dict[str, list[Sample]] = {}
     for sample in samples:
         pools.setdefault(sample.prompt.prompt_id, []).append(sample)
@@ -66,7 +66,7 @@ def pool_values(samples: Iterable[Sample], value: Callable[[Sample], float]) -> 
     )
 
 
-def expected_max(scores_PM: np.ndarray, n: int) -> float:
+def expected_max(scores_PC: np.ndarray, n: int) -> float:
     """Expected highest score of ``n`` of the M samples, without replacement, averaged over prompts.
 
     The i-th smallest score is the highest of C(i-1, n-1) of the C(M, n) subsets.
@@ -74,32 +74,32 @@ def expected_max(scores_PM: np.ndarray, n: int) -> float:
     Raises:
       ConfigError: ``n`` is not between 1 and M.
     """
-    return _expected_order_statistic(scores_PM, n, n)
+    return _expected_order_statistic(scores_PC, n, n)
 
 
-def expected_median(scores_PM: np.ndarray, n: int) -> float:
+def expected_median(scores_PC: np.ndarray, n: int) -> float:
     """Expected median of ``n`` of the M samples; of an even number, the mean of the middle two."""
     middle = {(n + 1) // 2, n // 2 + 1}
-    return float(np.mean([_expected_order_statistic(scores_PM, n, rank) for rank in middle]))
+    return float(np.mean([_expected_order_statistic(scores_PC, n, rank) for rank in middle]))
 
 
-def expected_curves(scores_PM: np.ndarray) -> dict[str, list[float]]:
+def expected_curves(scores_PC: np.ndarray) -> dict[str, list[float]]:
     """``max`` and ``median`` for every n from 1 to M (Figure 7)."""
-    ns = range(1, scores_PM.shape[1] + 1)
+    ns = range(1, scores_PC.shape[1] + 1)
     return {
-        "max": [expected_max(scores_PM, n) for n in ns],
-        "median": [expected_median(scores_PM, n) for n in ns],
+        "max": [expected_max(scores_PC, n) for n in ns],
+        "median": [expected_median(scores_PC, n) for n in ns],
     }
 
 
-def _expected_order_statistic(scores_PM: np.ndarray, n: int, rank: int) -> float:
+def _expected_order_statistic(scores_PC: np.ndarray, n: int, rank: int) -> float:
     """The i-th smallest of M is the ``rank``-th of n in C(i-1, rank-1) C(M-i, n-rank) subsets."""
-    num_samples = scores_PM.shape[1]
+    num_samples = scores_PC.shape[1]
     require(1 <= n <= num_samples, f"n = {n} samples out of {num_samples}; n must lie between 1 and that")
     below = [math.comb(i, rank - 1) * math.comb(num_samples - 1 - i, n - rank) for i in range(num_samples)]
     subsets = math.comb(num_samples, n)
-    weights_M = np.array([count / subsets for count in below])  # exact integers until here
-    return float((np.sort(scores_PM, axis=1) @ weights_M).mean())
+    weights_C = np.array([count / subsets for count in below])  # exact integers until here
+    return float((np.sort(scores_PC, axis=1) @ weights_C).mean())
 
 
 def best_temperature(curves: Mapping[float, Sequence[float]], n: int) -> float:

@@ -5,7 +5,8 @@ import dataclasses
 from llama2_jax.config import require, require_choice
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.losses.ppo import KL_ESTIMATORS
-from llama2_jax.rlhf.rewards import MISSING_EOS, SAFETY_THRESHOLD
+from llama2_jax.losses.preference import SAFETY_THRESHOLD
+from llama2_jax.rlhf.rewards import MISSING_EOS
 
 KL_PLACEMENTS = ("reward", "loss")
 WHITENINGS = ("shift_and_scale", "scale", "none")

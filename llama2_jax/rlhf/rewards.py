@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 from llama2_jax.config import require, require_choice
 from llama2_jax.losses.ppo import kl_estimate
+from llama2_jax.losses.preference import SAFETY_THRESHOLD
 from llama2_jax.shapes import check_shapes
-
-SAFETY_THRESHOLD = 0.15  # of sigmoid(safety score): precision 0.89, recall 0.55 in the paper
 
 MISSING_EOS = ("none", "penalty", "replace")
 

@@ -9,13 +9,13 @@ from llama2_jax.evals.reward_accuracy import CalibrationBin, Share
 @pytest.fixture
 def figures(monkeypatch):
     """Figures in the order they were saved; they are still written."""
-    saved, save = [], reward_plots._save
+    saved, save = [], reward_plots.figures.save
 
     def keep(figure, path):
         saved.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(reward_plots, "_save", keep)
+    monkeypatch.setattr(reward_plots.figures, "save", keep)
     return saved
 
 

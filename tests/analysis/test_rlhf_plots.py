@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from llama2_jax.analysis.rlhf_plots import (
+    PPO_PANELS,
     VersionPoint,
     _density,
     plot_best_of_n,
     plot_distributions,
+    plot_ppo,
     plot_rounds,
     plot_temperatures,
     plot_win_rates,
@@ -27,5 +29,6 @@ def test_every_picture_is_drawn_also_of_one_thing(tmp_path: Path) -> None:
     plot_rounds(tmp_path / "26.png", {1: {"max": 0.6, "median": 0.5, "num_samples": 4}})
     plot_win_rates(tmp_path / "11.png", {"truth": [VersionPoint("sft", interval, interval)]}, reference="sft")
     plot_distributions(tmp_path / "20.png", {"safety": {"sft": [0.3]}})
-    for number in (7, 8, 26, 11, 20):
-        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    plot_ppo(tmp_path / "ppo.png", [{"step": 1, **{name: 0.5 for _, names in PPO_PANELS for name in names}}])
+    for name in ("7", "8", "26", "11", "20", "ppo"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

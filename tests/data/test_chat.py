@@ -2,7 +2,6 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import (
-    LLAMA2_SYSTEM_PROMPT,
     TEMPLATES,
     DialogueError,
     Message,
@@ -61,10 +60,6 @@ GOLDEN_PROMPTS = [
             "[INST] And back? [/INST]",
         ],
     ),
-    (
-        dialogue("Hi", system=LLAMA2_SYSTEM_PROMPT),
-        [f"[INST] <<SYS>>\n{LLAMA2_SYSTEM_PROMPT}\n<</SYS>>\n\nHi [/INST]"],
-    ),
 ]
 
 
@@ -112,12 +107,7 @@ def test_text_of_a_dialogue_is_what_is_encoded_without_control_tokens(tokenizer)
     assert dialogue_text(messages[3:], CHATML) == "user\nBye.\nassistant\nBye.\n"
 
 
-def test_default_system_prompt_has_two_paragraphs_and_is_off():
-    assert LLAMA2_SYSTEM_PROMPT.startswith(
-        "You are a helpful, respectful and honest assistant. Always answer"
-    )
-    assert LLAMA2_SYSTEM_PROMPT.count("\n\n") == 1
-    assert "  " not in LLAMA2_SYSTEM_PROMPT
+def test_llama2_has_no_default_system_prompt():
     assert LLAMA2.default_system is None
 
 

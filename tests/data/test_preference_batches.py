@@ -111,7 +111,6 @@ def test_the_order_of_an_epoch_is_made_once(monkeypatch):
 def test_the_last_batch_is_filled_with_empty_pairs():
     batch = loader().batch(2)
     np.testing.assert_array_equal(batch.lengths_BC[2:], 0)
-    np.testing.assert_array_equal(batch.rating_B[2:], -1)
     np.testing.assert_array_equal(batch.safe_BC[2:], -1)
     assert (batch.lengths_BC[:2] > 0).all()
 
@@ -124,7 +123,6 @@ def test_what_a_batch_holds_of_a_pair():
         np.testing.assert_array_equal(batch.lengths_BC[row], [i + 1, 2])
         np.testing.assert_array_equal(batch.tokens_BCT[row, 0], [100 + i] * (i + 1) + [0] * (15 - i))
         np.testing.assert_array_equal(batch.tokens_BCT[row, 1], [100 + i, 5] + [0] * 14)
-        assert batch.rating_B[row] == (i if i < 3 else -1)
         assert batch.margin_B[row] == (MARGINS[i] if i < 3 else 0)  # unrated: no margin
         np.testing.assert_array_equal(batch.safe_BC[row], [1, 0])
 

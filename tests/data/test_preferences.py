@@ -19,7 +19,7 @@ from llama2_jax.data.preferences import (
     statistics,
     write_preferences,
 )
-from llama2_jax.data.sources import BadLines, DataError
+from llama2_jax.data.sources import DataError
 
 ROW = {
     "messages": [{"role": "user", "content": "Name a river."}],
@@ -124,11 +124,10 @@ def test_missing_key(tmp_path, key):
         read_preferences(path)
 
 
-def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
     path = write_rows(tmp_path / "bad.jsonl", *({**ROW, **change} for change, _ in BAD_ROWS), ROW)
-    bad_lines = BadLines()
-    assert len(read_preferences(path, on_bad_line="skip", bad_lines=bad_lines)) == 1
-    assert bad_lines.count == len(BAD_ROWS)
+    assert len(read_preferences(path, on_bad_line="skip")) == 1
+    assert f"{len(BAD_ROWS)} bad record(s) skipped" in caplog.text
 
 
 def test_special_tags_are_those_of_the_template(tmp_path):

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message
-from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row, read_rated_answers
+from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
 from llama2_jax.data.sources import DataError
 
 RATED = RatedAnswer((Message("user", "How?"),), "So.", 0.25, False, "toy")
@@ -11,7 +12,7 @@ RATED = RatedAnswer((Message("user", "How?"),), "So.", 0.25, False, "toy")
 
 def test_rows_read_back(tmp_path):
     path = tmp_path / "answers.jsonl"
-    row = rated_answer_row(RATED)
+    row = to_plain(RATED)
     short = {key: value for key, value in row.items() if key != "risk_category"}
     path.write_text(json.dumps(row) + "\n" + json.dumps(short) + "\n")
     assert read_rated_answers(path) == [RATED, RATED._replace(risk_category="")]
@@ -30,14 +31,14 @@ def test_rows_read_back(tmp_path):
 )
 def test_a_bad_row_is_named(tmp_path, change, message):
     path = tmp_path / "answers.jsonl"
-    path.write_text(json.dumps(rated_answer_row(RATED) | change) + "\n")
+    path.write_text(json.dumps(to_plain(RATED) | change) + "\n")
     with pytest.raises(DataError, match=f"line 1: .*{message}"):
         read_rated_answers(path)
 
 
 def test_a_missing_key_is_named(tmp_path):
     path = tmp_path / "answers.jsonl"
-    row = rated_answer_row(RATED)
+    row = to_plain(RATED)
     del row["harm"]
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="key 'harm' is missing"):

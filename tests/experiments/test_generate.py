@@ -11,8 +11,6 @@ from experiments.generate import complete_rows, prompt_ids
 from experiments.score import score_rows
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_prompt
-from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.sources import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import for_decoding
@@ -220,25 +218,3 @@ def test_programme_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None
         r["completion_tokens"] for r in expected
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-
-
-def test_rows_that_fail_to_serialise_leave_the_old_output(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    write_rows(str(output), [{"a": 1}])
-    with pytest.raises(TypeError):
-        write_rows(str(output), [{"a": 2}, {"a": object()}])
-    assert runs.read_lines(output) == [{"a": 1}]
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["{}", "[1]"], r"in.jsonl:2: a row must be a JSON object, not list"),
-        (["{}", "", '{"a": '], r"in.jsonl:3: "),
-        ([""], "in.jsonl has no rows"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
-    path = runs.write_lines(tmp_path / "in.jsonl", lines)
-    with pytest.raises(DataError, match=message):
-        read_rows(str(path))

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from configs import reward_model as configs
 from experiments import reward_model
 from experiments.reward_model import mixture
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import Message
-from llama2_jax.data.preferences import Preference, preference_row, write_preferences
-from llama2_jax.data.rated_answers import RatedAnswer, rated_answer_row
+from llama2_jax.data.preferences import Preference, write_preferences
+from llama2_jax.data.rated_answers import RatedAnswer
 from llama2_jax.data.sources import DataError
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.pretrained import load
@@ -84,7 +84,7 @@ def answers() -> Path:
         for text, harm in ((f"quiet {GOOD}", 0.0), (f"quiet {BAD}", 1.0))
     ]
     rated.append(RatedAnswer((Message("user", "river"),), " ".join([BAD] * 80), 0.5, False))
-    return runs.write_lines(runs.scratch() / "answers.jsonl", [rated_answer_row(one) for one in rated])
+    return runs.write_lines(runs.scratch() / "answers.jsonl", [to_plain(one) for one in rated])
 
 
 @functools.cache
@@ -228,7 +228,7 @@ def test_margins_without_ratings_are_refused_unless_the_source_is_named(tmp_path
 
 
 def test_a_chosen_answer_that_is_unsafe_beside_a_safe_one_is_left_out_and_counted(tmp_path: Path) -> None:
-    rows = [preference_row(pair) for pair in pairs(8, seed=0)]
+    rows = [to_plain(pair) for pair in pairs(8, seed=0)]
     rows[3]["safety"] = "rejected_safe"
     data = runs.write_lines(tmp_path / "data.jsonl", rows)
     found = reward_model.read(config(data__preferences=str(data)), load(runs.fine_tuned_workdir()))

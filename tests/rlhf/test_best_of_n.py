@@ -74,23 +74,23 @@ def brute_force(scores: np.ndarray, n: int, statistic: object) -> float:
 
 @pytest.mark.parametrize("n", range(1, 8))
 def test_expectations_equal_all_subsets(n: int) -> None:
-    scores_PM = np.random.default_rng(0).normal(size=(3, 7))
-    scores_PM[1, :4] = 0.25  # ties
-    assert expected_max(scores_PM, n) == pytest.approx(brute_force(scores_PM, n, max), abs=1e-12)
-    assert expected_median(scores_PM, n) == pytest.approx(brute_force(scores_PM, n, np.median), abs=1e-12)
+    scores_PC = np.random.default_rng(0).normal(size=(3, 7))
+    scores_PC[1, :4] = 0.25  # ties
+    assert expected_max(scores_PC, n) == pytest.approx(brute_force(scores_PC, n, max), abs=1e-12)
+    assert expected_median(scores_PC, n) == pytest.approx(brute_force(scores_PC, n, np.median), abs=1e-12)
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, 0.5642), (5, 1.1630), (10, 1.5388), (100, 2.5076)])
 def test_best_of_n_standard_normal_scores(n: int, expected: float) -> None:
     """Unbiased over 4,000 pools of 128; the error of the mean is below 0.01."""
-    scores_PM = np.random.default_rng(1).normal(size=(4000, 128))
-    assert expected_max(scores_PM, n) == pytest.approx(expected, abs=0.02)
-    assert expected_median(scores_PM, n) == pytest.approx(0.0, abs=0.01)
+    scores_PC = np.random.default_rng(1).normal(size=(4000, 128))
+    assert expected_max(scores_PC, n) == pytest.approx(expected, abs=0.02)
+    assert expected_median(scores_PC, n) == pytest.approx(0.0, abs=0.01)
 
 
 def test_curves_begin_at_the_mean_and_end_at_the_extremes() -> None:
-    scores_PM = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
-    curves = expected_curves(scores_PM)
+    scores_PC = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    curves = expected_curves(scores_PC)
     assert curves["max"] == pytest.approx([2.0, (2 + 6 + 6 + 0 + 3 + 3) / 6, 4.5])
     assert curves["median"] == pytest.approx([2.0, 2.0, 1.0])
 

@@ -70,7 +70,6 @@ def batch(count=8, length=12, seed=0):
         tokens_BCT=rng.integers(0, 56, (count, 2, length)).astype(np.int32),
         lengths_BC=lengths,
         margin_B=rng.choice([0, 1, 2, 3], count).astype(np.float32),
-        rating_B=np.zeros(count, np.int32),
         safe_BC=safe,
     )
 

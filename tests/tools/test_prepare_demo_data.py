@@ -152,7 +152,7 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
     assert counts[str(tmp_path / "a/public_preferences_train.jsonl")] == 20
     prepare_world(tmp_path / "b", sizes)
     prepare_world(tmp_path / "c", sizes, seed=1)
-    for name in (*(Path(path).name for path in counts), "personas.json"):
+    for name in (Path(path).name for path in counts):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     name = "prompts_train.jsonl"
     assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()

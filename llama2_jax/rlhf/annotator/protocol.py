@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
-from llama2_jax.config import require, require_choice
+from llama2_jax.config import require, require_choice, to_plain
 from llama2_jax.data.chat import Template
 from llama2_jax.data.preferences import Preference
-from llama2_jax.data.prompts import Prompt, prompt_row
-from llama2_jax.data.sources import to_messages
+from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
 from llama2_jax.rlhf.answers import UNFINISHED
 
@@ -162,15 +161,13 @@ def collect(
 
 def pair_row(pair: Pair) -> dict[str, Any]:
     """The JSON form of a pair."""
-    comparison = pair.comparison._asdict() | {"prompt": prompt_row(pair.comparison.prompt)}
-    return {**comparison, "batch": pair.batch, "variants": [one._asdict() for one in pair.variants]}
+    return {**to_plain(pair.comparison), "batch": pair.batch, "variants": to_plain(pair.variants)}
 
 
 def pair_from_row(row: dict[str, Any]) -> Pair:
     """The inverse of ``pair_row``."""
-    prompt = Prompt(**{**row["prompt"], "messages": tuple(to_messages(row["prompt"]["messages"]))})
     first, second = (Variant(**one) for one in row["variants"])
-    comparison = Comparison(row["comparison_id"], prompt, row["first"], row["second"])
+    comparison = Comparison(row["comparison_id"], prompt_from_row(row["prompt"]), row["first"], row["second"])
     return Pair(comparison, row["batch"], (first, second))
 
 

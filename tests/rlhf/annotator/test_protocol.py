@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import LLAMA2
-from llama2_jax.data.preferences import parse_preference, preference_row
+from llama2_jax.data.preferences import parse_preference
 from llama2_jax.rlhf.annotator.comparison import Judgement
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
@@ -144,7 +144,7 @@ def test_a_judged_pair_becomes_a_row_that_can_be_read():
         compare("How?", "first", "second", is_safety=True), 3, (Variant("new", 1.0), Variant("old", 0.7))
     )
     judgement = Judgement(False, "better", (True, False), "rater 1")
-    row = preference_row(to_preference(pair, judgement, source="simulated"))
+    row = to_plain(to_preference(pair, judgement, source="simulated"))
     found = parse_preference(json.loads(json.dumps(row)), LLAMA2)
     assert (found.chosen, found.rejected) == ("second", "first")
     assert (found.chosen_model, found.chosen_temperature) == ("old", 0.7)

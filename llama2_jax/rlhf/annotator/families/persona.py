@@ -67,9 +67,9 @@ KNOWN = {
 }
 
 
-def draw_persona(rng: Random, *, heldout: bool = False) -> Persona:
-    """One to three attributes at random (GATT-3), of the held-out lists or of the others."""
-    values = lists()["heldout" if heldout else "train"]
+def draw_persona(rng: Random) -> Persona:
+    """One to three attributes at random (GATT-3), of the lists to train on."""
+    values = lists()["train"]
     chosen = rng.sample(Persona._fields, rng.randint(1, 3))
     return Persona(**{attribute: rng.choice(values[attribute]) for attribute in chosen})
 

@@ -1,0 +1,25 @@
+"""The door to matplotlib: figures are drawn without a screen and written as PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """A figure and its axes, as ``plt.subplots`` gives them, that make room for each other's labels."""
+    return plt.subplots(rows, columns, layout="constrained", **options)
+
+
+def viridis(at: Any) -> Any:
+    """Colours of the map viridis, RGBA, at places in [0, 1]."""
+    return plt.get_cmap("viridis")(at)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure to ``path`` and forget it."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

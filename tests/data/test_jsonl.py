@@ -1,0 +1,60 @@
+import codecs
+import gzip
+
+import pytest
+
+from llama2_jax.data.jsonl import append_rows, parse_rows, read_rows, write_rows
+from llama2_jax.data.sources import DataError
+
+ROWS = [{"text": "naïve 中 \u2028"}, {"text": "two"}]
+
+
+def test_rows_read_back_plain_packed_and_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, ROWS)
+    content = path.read_bytes()
+    assert read_rows(path) == ROWS
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content))
+    assert read_rows(tmp_path / "rows.jsonl.gz") == ROWS
+    path.write_bytes(codecs.BOM_UTF8 + b"\n".join([b"", content]))
+    assert parse_rows(path, lambda row: row["text"]) == [row["text"] for row in ROWS]
+
+
+def test_rows_that_fail_to_serialise_leave_the_old_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, ROWS)
+    with pytest.raises(TypeError):
+        write_rows(path, [{"a": 2}, {"a": object()}])
+    assert read_rows(path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}\n[1]\n", r"in\.jsonl, line 2: the row is list, not an object"),
+        ('{}\n\n{"a": ', r"in\.jsonl, line 3: malformed JSON"),
+        ("\n", r"in\.jsonl has no rows"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, content, message):
+    path = tmp_path / "in.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches .*none\.jsonl"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("cut", [1, 8, -1])
+def test_a_line_that_was_cut_off_is_removed_by_the_next_rows(tmp_path, cut, caplog):
+    path = tmp_path / "deep" / "rows.jsonl"
+    append_rows(path, ROWS)
+    whole, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(whole + last[:cut])
+    append_rows(path, [{"text": "three"}])
+    kept = ROWS if cut == -1 else ROWS[:1]  # -1: only the newline was lost
+    assert read_rows(path) == [*kept, {"text": "three"}]
+    assert ("cut off" in caplog.text) == (cut > 0)
