@@ -15,7 +15,7 @@ from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
-from llama2_jax.evals.intervals import Interval, bootstrap_mean, wilson
+from llama2_jax.evals.intervals import Interval, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
@@ -147,7 +147,10 @@ def scored_answers(
 
 
 def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
-    """Figure 11 as drawn: on each axis, the share of its prompts where the reward is higher (D53)."""
+    """Figure 11: on each axis, the share of its prompts where the reward is higher (D53).
+
+    Here drawn with ties as halves, so that equal models have one half: of refusals many are the same text.
+    """
     axes = {
         "helpfulness": (sets.helpfulness, lambda sample: sample.scores["helpfulness"]),
         "harmlessness": (sets.safety, lambda sample: sample.scores["safety"]),
@@ -156,7 +159,7 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
         name: {
             **_wins(axes, answers, versions[reference]),
             **{
-                f"{kind}_reward": bootstrap_mean(displayed([sample.scores[kind] for sample in answers]))
+                f"{kind}_reward": unit_mean(displayed([sample.scores[kind] for sample in answers]))
                 for kind in ("helpfulness", "safety")
             },
         }
@@ -187,8 +190,8 @@ def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[s
     families = [sample.prompt.family for sample in helpful]
     categories = [sample.prompt.risk_category for sample in adversarial]
     return {
-        "mean_helpfulness": bootstrap_mean(helpfulness),
-        "helpfulness_by_family": _by_group(bootstrap_mean, helpfulness, families),
+        "mean_helpfulness": unit_mean(helpfulness),
+        "helpfulness_by_family": _by_group(unit_mean, helpfulness, families),
         "violation_rate": wilson(sum(violations), len(violations)),
         "violations_by_category": _by_group(_share, violations, categories),
     }

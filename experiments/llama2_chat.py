@@ -63,37 +63,41 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check_inputs(config: Any) -> None:
     """Files that a stage will want hours from now, while nothing has been done yet."""
-    has_gatt = 0 < config.gatt_after_round < config.rounds
-    needed = {
-        "annotate.prompts": True,
-        "rejection_sampling.prompts": True,
-        "gatt.data.prompts": has_gatt,
-        "evaluate_gatt.data.prompts": has_gatt,
-        "context_distillation.data.prompts": 0 < config.distillation_round <= config.rounds,
-        "ppo.prompts": config.ppo_from_round <= config.rounds,
-        "ppo.heldout_prompts": config.ppo_from_round <= config.rounds,
-        "evaluate_chat.prompts": True,
-    }
-    for name, is_needed in needed.items():
+    for name in _prompt_files(config):
         path = operator.attrgetter(name)(config)
-        require(not is_needed or bool(path), f"config.{name} is empty; name a file of prompts")
-        require(not is_needed or Path(path).is_file(), f"config.{name} = {path} is no file")
+        require(bool(path), f"config.{name} is empty; name a file of prompts")
+        require(Path(path).is_file(), f"config.{name} = {path} is no file")
     require(
         bool(config.chat_from or config.sft.data.dialogues),
         "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
     )
-    stages = [
-        "helpfulness_rm",
-        "safety_rm",
-        *(["guard_rm"] if config.ppo_from_round <= config.rounds else []),
-    ]
-    named = [f"{stage}.data.{field}" for stage in stages for field in ("public", "heldout", "answers")]
-    for name in [*named, *([] if config.chat_from else ["sft.data.dialogues", "sft.data.heldout"])]:
+    for name in _training_files(config):
         if path := operator.attrgetter(name)(config):
             try:
                 expand_paths(split_paths(path))
             except DataError as error:
                 raise ConfigError(f"config.{name}: {error}") from error
+
+
+def _prompt_files(config: Any) -> list[str]:
+    """Fields that must name a file of prompts."""
+    names = ["annotate.prompts", "rejection_sampling.prompts", "evaluate_chat.prompts"]
+    if 0 < config.gatt_after_round < config.rounds:
+        names += ["gatt.data.prompts", "evaluate_gatt.data.prompts"]
+    if 0 < config.distillation_round <= config.rounds:
+        names += ["context_distillation.data.prompts"]
+    if config.ppo_from_round <= config.rounds:
+        names += ["ppo.prompts", "ppo.heldout_prompts"]
+    return names
+
+
+def _training_files(config: Any) -> list[str]:
+    """Fields that may name files and patterns besides those that the rounds write."""
+    trained = ["helpfulness_rm", "safety_rm"]
+    if config.ppo_from_round <= config.rounds:
+        trained.append("guard_rm")
+    names = [f"{stage}.data.{field}" for stage in trained for field in ("public", "heldout", "answers")]
+    return names if config.chat_from else [*names, "sft.data.dialogues", "sft.data.heldout"]
 
 
 class Recipe:

@@ -102,10 +102,10 @@ def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, 
                 x, y, xerr=_errors(x, x_ends), yerr=_errors(y, y_ends), fmt="o", color=colour, elinewidth=1,
                 capsize=2, label=point.name,
             )  # fmt: skip
-        axes.set(title=f"judged by {judge}", xlabel=f"helpfulness: % won against {reference}", xlim=(-3, 103))
-        axes.set(ylim=(-3, 103), aspect="equal")
+        axes.set(title=f"judged by {judge}", xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+        axes.set_xlabel(f"helpfulness: % won against {reference}, ties as halves")
         axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}")
+    grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}, ties as halves")
     grid[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figures.save(figure, path)
 

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(successes: float, total: int) -> Interval:
+def wilson(successes: float, total: float) -> Interval:
     """A share with Wilson's score interval, which stays within [0, 1] and is never empty at 0 or 1.
 
     With p = successes / total and z = 1.96, the ends are
@@ -65,22 +65,49 @@ def trend_z(successes: Sequence[float], totals: Sequence[int]) -> float:
     return float((i * (r - n * share)).sum() / math.sqrt(variance)) if variance > 0 else 0.0
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, groups: Sequence[str] | None = None) -> Interval:
-    """A mean with its percentile bootstrap interval: ``RESAMPLES`` draws of the cases with replacement.
+def clustered_share(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> Interval:
+    """A share of cases that are not independent: they come in groups, as the pairs of one prompt do.
+
+    Wilson's interval of as many independent cases as would be as sure (the design effect of Kish)::
+
+      n_effective = p (1 - p) / variance,  variance = G / (G - 1) sum_g (s_g - p n_g)^2 / n^2
+
+    with s_g the sum and n_g the size of group g of G. At most n; where all cases are alike, G.
 
     Args:
-      groups: what each case belongs to, as the pairs of one prompt do, which are not independent: whole
-        groups are drawn. None: every case stands alone.
+      values: in [0, 1], one per case.
+      groups: to which each case belongs.
 
     Raises:
       ConfigError: no value.
     """
     cases = np.asarray(values, np.float64)
+    require(cases.size > 0, "a share of nothing has no value; give at least one case")
+    _, group_of = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(group_of, weights=cases), np.bincount(group_of)
+    share, count = float(cases.mean()), len(sums)
+    spread = float(np.square(sums - share * sizes).sum()) / cases.size**2
+    effective = float(count)
+    if count > 1 and spread > 0:
+        effective = min(float(cases.size), share * (1 - share) * (count - 1) / (count * spread))
+    return wilson(share * effective, effective)
+
+
+def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:
+    """A mean of values in [0, 1] with its percentile bootstrap interval, of ``RESAMPLES`` draws.
+
+    Where all values are alike the bootstrap would have no width; then Wilson's is taken, as of a share.
+
+    Raises:
+      ConfigError: no value, or one outside [0, 1].
+    """
+    cases = np.asarray(values, np.float64)
     require(cases.size > 0, "the mean of nothing has no value; give at least one case")
-    group_of = np.arange(cases.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sums, counts = np.bincount(group_of, weights=cases), np.bincount(group_of)
+    outside = cases[~((cases >= 0) & (cases <= 1))]
+    require(outside.size == 0, f"{outside[:3]} of {cases.size} values are not in [0, 1]")
+    if np.ptp(cases) == 0:
+        return wilson(float(cases[0]) * cases.size, cases.size)
     rng = np.random.default_rng(0)
-    draws = (rng.integers(sums.size, size=sums.size) for _ in range(RESAMPLES))
-    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
+    means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(cases.mean()), float(low), float(high))

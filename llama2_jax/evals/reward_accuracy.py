@@ -1,8 +1,8 @@
 """How well a reward model ranks and grades: accuracy, unsafe responses, calibration (RM-12, RM-16).
 
 Everything takes raw scores; a displayed score is their sigmoid (RM-11). Every share comes with its
-count and a 95 % interval: Wilson's where pairs are independent, and a bootstrap over prompts where a
-prompt has several pairs, which are then not.
+count and a 95 % interval: Wilson's, of fewer cases where a prompt has several pairs, which are then not
+independent.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
-from llama2_jax.evals.intervals import bootstrap_mean, wilson
+from llama2_jax.evals.intervals import clustered_share, wilson
 from llama2_jax.losses.preference import SAFETY_THRESHOLD, displayed
 
 Array = np.ndarray
@@ -114,10 +114,10 @@ def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
     """Mean of values in [0, 1], with the interval that fits.
 
     Args:
-      groups: prompt of each value; where one stands twice, whole prompts are resampled.
+      groups: prompt of each value, as those of one prompt are not independent.
     """
     if groups is not None and len(set(groups)) < len(groups):
-        value, low, high = bootstrap_mean(values_B, groups=groups)
+        value, low, high = clustered_share(values_B, groups)
     else:
         value, low, high = wilson(float(np.sum(values_B)), len(values_B))
     return Share(value, len(values_B), low, high)

@@ -1,10 +1,8 @@
-import math
-
 import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.evals.intervals import Interval, bootstrap_mean, trend_z, wilson
+from llama2_jax.evals.intervals import Interval, clustered_share, trend_z, unit_mean, wilson
 
 
 @pytest.mark.parametrize(
@@ -49,26 +47,45 @@ def test_nothing_is_said_of_cases_that_are_all_alike() -> None:
     assert trend_z([10, 20], [10, 20]) == trend_z([5], [9]) == trend_z([0, 5, 0], [0, 9, 0]) == 0
 
 
-def test_bootstrap_is_as_wide_as_the_error_of_the_mean() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    interval = bootstrap_mean(values)
+def test_a_mean_is_as_sure_as_the_error_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.1, size=400)
+    interval = unit_mean(values)
     half = 1.96 * values.std() / 20
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert bootstrap_mean(values) == interval  # the same seed
+    assert unit_mean(values) == interval  # the same seed
 
 
-def test_bootstrap_of_groups_of_one_is_the_normal_interval() -> None:
+def test_a_mean_of_equal_values_is_not_certain() -> None:
+    assert unit_mean([1.0] * 10) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    assert unit_mean([0.5] * 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
+def test_groups_of_one_are_independent_cases() -> None:
     values, groups = np.repeat([1.0, 0.0], [300, 100]), [str(i) for i in range(400)]
-    _, low, high = bootstrap_mean(values, groups=groups)
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)  # 0.0424
-    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
-    assert (low, high) == bootstrap_mean(values, groups=groups)[1:]
+    assert clustered_share(values, groups) == pytest.approx(wilson(300, 400), abs=1e-4)
 
 
-def test_bootstrap_of_equal_values_has_no_width() -> None:
-    assert bootstrap_mean([0.5, 0.5, 0.5]) == Interval(0.5, 0.5, 0.5)
+def test_cases_that_repeat_each_other_count_once() -> None:
+    values, groups = np.repeat([1.0, 0.0], [60, 40]), [str(i // 4) for i in range(100)]
+    # 15 and 10 groups of four alike: as sure as 24 cases, for n - 1 of a variance
+    assert clustered_share(values, groups) == pytest.approx(wilson(0.6 * 24, 24), abs=1e-12)
+
+
+def test_groups_that_all_agree_count_as_many_as_they_are() -> None:
+    assert clustered_share(np.ones(6), list("aabbcc")) == wilson(3, 3)
+    assert clustered_share([0.0, 0.0], ["a", "a"]) == wilson(0, 1)
+
+
+def test_shares_of_groups_cover_the_truth_19_times_of_20() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 3)
+    chances = rng.beta(4, 1, size=(1500, 60))  # mean 0.8; the three cases of a group are alike
+    drawn = rng.random((1500, 180)) < chances[:, groups]
+    intervals = [clustered_share(row, groups) for row in drawn]
+    covered = [interval.low <= 0.8 <= interval.high for interval in intervals]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
 
 
 def test_above_means_without_overlap() -> None:
@@ -82,4 +99,8 @@ def test_nothing_has_no_share_and_no_mean() -> None:
     with pytest.raises(ConfigError, match="3 successes of 2 cases"):
         wilson(3, 2)
     with pytest.raises(ConfigError, match="the mean of nothing"):
-        bootstrap_mean([])
+        unit_mean([])
+    with pytest.raises(ConfigError, match="a share of nothing"):
+        clustered_share([], [])
+    with pytest.raises(ConfigError, match=r"\[1.5\] of 2 values are not in \[0, 1\]"):
+        unit_mean([0.5, 1.5])
