@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from llama2_jax.config import require, require_choice
-from llama2_jax.kernels.dispatch import NAMES as ATTENTION_NAMES
+from llama2_jax.kernels.implementations import NAMES as ATTENTION_NAMES
 
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -32,7 +32,7 @@ class ModelConfig:
     init_stddev: float = 0.02  # not in the paper (ARCH-12)
     compute_dtype: str = "float32"
     remat_policy: str = "none"
-    attention_impl: str = "auto"  # one of kernels/dispatch.py
+    attention_impl: str = "auto"  # a name of kernels/implementations.py
 
     def __post_init__(self) -> None:
         for name in (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.kernels import dispatch, ranges
+from llama2_jax.kernels import dispatch, implementations, ranges
 
 IDS = np.ones((1, 8), np.int32)
 
@@ -52,9 +52,9 @@ def test_what_is_not_served_is_refused(impl, platform, kwargs, shapes, message):
 
 
 def hopper_refusals(monkeypatch, version=(0, 11, 2), **changes):
-    request = dispatch.Request("gpu", 128, "bfloat16", capability="9.0")._replace(**changes)
+    request = implementations.Request("gpu", 128, "bfloat16", capability="9.0")._replace(**changes)
     monkeypatch.setattr(jax.version, "__version_info__", version)
-    return dispatch.IMPLEMENTATIONS["hopper"].refusals(request)
+    return implementations.IMPLEMENTATIONS["hopper"].refusals(request)
 
 
 def test_what_the_hopper_kernels_serve(monkeypatch):
@@ -127,14 +127,14 @@ def test_segment_ids_that_decrease():
 
 
 def test_auto_says_once_what_it_chose(capsys):
-    dispatch._say_once.cache_clear()
+    implementations.say_once.cache_clear()
     for _ in range(2):
         dispatch.attention(*arrays(head_dim=10))
     assert capsys.readouterr().err == "attention on cpu: chunked\n"
 
 
 def test_a_kernel_that_does_not_decode_says_so_once(capsys):
-    dispatch._say_once.cache_clear()
+    implementations.say_once.cache_clear()
     q, k, _ = arrays(length=1)
     cache, mask = k.swapaxes(1, 2), jnp.ones((1, 1, 8), bool)
     for impl in ("splash", "splash", "reference"):
@@ -157,18 +157,20 @@ def test_lengths_that_cudnn_does_not_take_are_refused(monkeypatch):
 
 def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(monkeypatch):
     def chosen(platform, head_dim=64, dtype="bfloat16", capability=""):
-        return dispatch.choose("auto", dispatch.Request(platform, head_dim, dtype, capability=capability))
+        return implementations.choose(
+            "auto", implementations.Request(platform, head_dim, dtype, capability=capability)
+        )
 
-    implementations = dispatch.IMPLEMENTATIONS
-    assert chosen("tpu") is implementations["tpu"]
-    assert chosen("tpu", head_dim=96) is chosen("cpu") is implementations["chunked"]
+    by_name = implementations.IMPLEMENTATIONS
+    assert chosen("tpu") is by_name["tpu"]
+    assert chosen("tpu", head_dim=96) is chosen("cpu") is by_name["chunked"]
     monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 2))
     for name in ("gpu", "cuda"):
-        assert chosen(name, capability="9.0") is implementations["hopper"]
-        assert chosen(name, capability="8.0") is implementations["chunked"]
-        assert chosen(name, capability="9.0", dtype="float32") is implementations["chunked"]
+        assert chosen(name, capability="9.0") is by_name["hopper"]
+        assert chosen(name, capability="8.0") is by_name["chunked"]
+        assert chosen(name, capability="9.0", dtype="float32") is by_name["chunked"]
     monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
-    assert chosen("gpu", capability="9.0") is implementations["chunked"]
+    assert chosen("gpu", capability="9.0") is by_name["chunked"]
 
 
 def test_padding_may_hold_anything_and_gets_no_gradient():
