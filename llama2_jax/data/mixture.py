@@ -70,7 +70,7 @@ def _check_sources(sources: Sequence[DataSource]) -> None:
             0 < source.weight < float("inf"),
             f"source {source.name} has weight {source.weight}; give a positive number or leave it out",
         )
-        require(len(source.rows) > 0, f"source {source.name} has no rows")
+        require(len(source.rows) > 0, f"source {source.name} has no rows; give it text, or leave it out")
 
 
 def _source_seed(seed: int, name: str) -> int:

@@ -90,7 +90,9 @@ def read_public_set(
             excluded[NO_PREFERENCE] += len(read) - len(kept)
         pairs += kept
     if not pairs:
-        raise DataError(f"{paths}: in no pair is one answer preferred")
+        raise DataError(
+            f"{paths}: in no pair is one answer preferred, so nothing can be learned; give another file of the set"
+        )
     return pairs
 
 

@@ -40,7 +40,10 @@ def heldout_loss(
         sums = _batch_sums(model, params, place_batch(model.partitioner, batch), loss_chunk=loss_chunk)
         nats += float(sums.loss_sum)
         tokens += float(sums.weight)
-    require(tokens > 0, "the held-out set has no counted token: is its loss mask all zero?")
+    require(
+        tokens > 0,
+        "the held-out set has no counted token, so it has no loss; give dialogues with answers, or longer texts",
+    )
     return HeldoutLoss(nats, tokens)
 
 

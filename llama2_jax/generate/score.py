@@ -33,7 +33,7 @@ def score(
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     for index, row in enumerate(rows):
         if len(row) == 0:
-            raise PromptError(f"row {index} has no tokens")
+            raise PromptError(f"row {index} has no tokens; leave it out, or begin it with BOS")
         if len(row) > model.config.max_context:
             raise PromptError(
                 f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "

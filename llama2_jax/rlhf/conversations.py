@@ -48,7 +48,7 @@ def converse(
     """
     require(len(user_turns) > 0, "no dialogue was given; nothing to answer")
     empty = [number for number, turns in enumerate(user_turns) if not turns]
-    require(not empty, f"dialogue(s) {empty[:5]} have no turn")
+    require(not empty, f"dialogue(s) {empty[:5]} have no turn; each needs at least one message of the user")
     said: list[list[Message]] = [[] for _ in user_turns]
     stopped = [False] * len(user_turns)
     silent: set[int] = set()

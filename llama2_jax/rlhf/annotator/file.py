@@ -95,7 +95,7 @@ def _parse(path: str | Path, row: dict[str, str], comparison: Comparison) -> Jud
     rating, annotator = row["rating"].strip(), row["annotator_id"].strip()
     _require_answer(path, row, "rating", rating, RATINGS)
     if not annotator:
-        raise DataError(f"{path}: comparison {row['comparison_id']}: annotator_id is empty")
+        raise DataError(f"{path}: comparison {row['comparison_id']}: annotator_id is empty; say who compared")
     is_safety = comparison.track == "safety"
     unsafe = (answer("unsafe_a"), answer("unsafe_b")) if is_safety else None
     return Judgement(answer("preferred"), rating, unsafe, annotator)
