@@ -91,7 +91,7 @@ def read_public_set(
         pairs += kept
     if not pairs:
         raise DataError(
-            f"{paths}: in no pair is one answer preferred, so nothing can be learned; give another file of the set"
+            f"{paths}: in no pair is one answer preferred, so there is nothing to learn; give another file"
         )
     return pairs
 

@@ -42,7 +42,7 @@ def heldout_loss(
         tokens += float(sums.weight)
     require(
         tokens > 0,
-        "the held-out set has no counted token, so it has no loss; give dialogues with answers, or longer texts",
+        "the held-out set has no counted token; give dialogues with answers, or longer texts",
     )
     return HeldoutLoss(nats, tokens)
 

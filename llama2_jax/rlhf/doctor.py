@@ -68,7 +68,7 @@ def check_sampler_weights(sampler: int, trainer: int) -> None:
     if sampler != trainer:
         raise DoctorError(
             f"the checksum of the sampler's weights is {sampler:08x}, the policy's is {trainer:08x}; "
-            "the answers would be another model's: start again from the last checkpoint, and if it stays, with "
+            "the answers would be another model's: start again from the last checkpoint; if it stays, set "
             "config.sampler_mesh as config.mesh"
         )
 
