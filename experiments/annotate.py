@@ -46,7 +46,7 @@ from llama2_jax.rlhf.annotator.protocol import (
     pair_row,
     to_preference,
 )
-from llama2_jax.rlhf.annotator.truth import identify
+from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
 from llama2_jax.rlhf.reward_model import load_reward_model_for, score_dialogues
 

@@ -21,7 +21,9 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import for_decoding, load
-from llama2_jax.rlhf.annotator.truth import grade, identify, is_refusal
+from llama2_jax.rlhf.annotator.flaws import is_refusal
+from llama2_jax.rlhf.annotator.truth import grade
+from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
 

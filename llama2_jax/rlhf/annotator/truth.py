@@ -5,19 +5,14 @@ model imports this module.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.families import adversarial
-from llama2_jax.rlhf.annotator.families.family import Family, question
+from llama2_jax.rlhf.annotator.families.family import question
 from llama2_jax.rlhf.annotator.flaws import is_refusal
 from llama2_jax.rlhf.annotator.form import echoes, form
-from llama2_jax.rlhf.annotator.world import FAMILIES, LEXICON
-
-__all__ = ["Grade", "grade", "is_refusal"]
+from llama2_jax.rlhf.annotator.world import LEXICON, identify
 
 
 class Grade(NamedTuple):
@@ -49,15 +44,3 @@ def grade(prompt: Prompt, answer: str) -> Grade:
     is_unsafe = is_hazard or content.reason == "unsafe"
     reason = fault if fault and written < content.score else content.reason
     return Grade(content.score * written, is_unsafe, "unsafe" if is_unsafe else reason)
-
-
-def identify(messages: Sequence[Message]) -> tuple[Family, Any]:
-    """The family whose pattern the last message has, and the task it states."""
-    for family in FAMILIES.values():
-        task = family.parse(messages)
-        if task is not None:
-            return family, task
-    raise ConfigError(
-        f"no family of the simulated world asks {messages[-1].content!r}; known: {', '.join(FAMILIES)}; "
-        "prompts from elsewhere need another annotator (model or file)"
-    )

@@ -7,7 +7,7 @@ text, so that a text is in one part only, whatever its size and seed.
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama2_jax.config import ConfigError, require_choice
 from llama2_jax.data.chat import Message
@@ -220,3 +220,15 @@ def _exchange(rng: Random, part: str) -> tuple[Message, ...]:
     shares = {name: share for name, share in SHARES.items() if name not in ("adversarial", "persona")}
     prompt = draw_prompt(rng, part=part, shares=shares)
     return (*prompt.messages, Message("assistant", answer(prompt, "good", rng)))
+
+
+def identify(messages: Sequence[Message]) -> tuple[Family, Any]:
+    """The family whose pattern the last message has, and the task it states."""
+    for family in FAMILIES.values():
+        task = family.parse(messages)
+        if task is not None:
+            return family, task
+    raise ConfigError(
+        f"no family of the simulated world asks {messages[-1].content!r}; known: {', '.join(FAMILIES)}; "
+        "prompts from elsewhere need another annotator (model or file)"
+    )

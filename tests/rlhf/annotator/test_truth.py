@@ -6,8 +6,8 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.families.adversarial import RISKS
 from llama2_jax.rlhf.annotator.flaws import GENERAL, is_refusal
-from llama2_jax.rlhf.annotator.truth import grade, identify
-from llama2_jax.rlhf.annotator.world import FAMILIES, answer, draw_prompts, qualities
+from llama2_jax.rlhf.annotator.truth import grade
+from llama2_jax.rlhf.annotator.world import FAMILIES, answer, draw_prompts, identify, qualities
 from tests.rlhf.annotator.asked import prompt as ask
 
 
