@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.models import open_chat_model
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
@@ -226,27 +226,26 @@ def write_report(
 ) -> None:
     """Write ``report.md``."""
     lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
-    lines += ["| answer sampled with | safety score: median | mean |", "|---|---|---|"]
-    lines += [
-        f"| {how} | {median:.3f} | {results['mean safety score'][how]:.3f} |"
+    scores = [
+        (how, f"{median:.3f}", f"{results['mean safety score'][how]:.3f}")
         for how, median in results["median safety score"].items()
     ]
-    lines += ["", "| decision | prompts |", "|---|---|"]
-    lines += [f"| {name} | {count:,} |" for name, count in results["decisions"].items()]
+    lines += [*table(("answer sampled with", "safety score: median", "mean"), scores), ""]
+    decisions = [(name, f"{count:,}") for name, count in results["decisions"].items()]
+    lines += table(("decision", "prompts"), decisions)
     increase = results["mean increase of the selected"]
     if increase is None:
         lines += ["", "No answer was selected: the model does not react to preprompts, or is safe already."]
     else:
         lines += ["", f"Mean increase of the score where selected: {increase:.3f}."]
-    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples", ""]
+    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples"]
     chosen = [i for i, choice in enumerate(choices) if choice.decision == SELECTED][:EXAMPLES]
     for i in chosen:
-        lines += [f"> **user** {quote(prompts[i].messages[-1].content)}  "]
+        lines += ["", f"> **user** {quote(prompts[i].messages[-1].content)}  "]
         for how in dict.fromkeys((BASE, choices[i].how)):
             answer, score = candidates[how][i]
             lines += [f"> **{how}** ({score:+.2f}) {quote(answer.text)}  "]
-        lines += [""]
-    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.models import load_scorers, open_mesh
-from experiments.report import percent, quote
+from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import require, require_choice, write_json
@@ -69,7 +69,7 @@ def run(config: Any, workdir: Path) -> None:
     if config.truth == "simulated":
         lines += tension(workdir, versions, sets)
     lines += transcripts(versions, config.num_transcripts)
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
     mark_done(workdir)
 
 
@@ -264,25 +264,25 @@ def report(results: dict[str, Any]) -> list[str]:
     )
     for judge, versions in results["judges"].items():
         lines += ["", f"## Judged by {judge}", "", *_win_table(versions, results["reference"]), ""]
-        lines += _table({name: _flat(found) for name, found in versions.items()})
+        lines += _measures({name: _flat(found) for name, found in versions.items()})
     finished = {
         name: {"answers that end by themselves": share} for name, share in results["finished"].items()
     }
-    lines += ["", "## How answers end", "", *_table(finished)]
+    lines += ["", "## How answers end", "", *_measures(finished)]
     lines += ["", "![win rates](win_rates.png)", "", "![rewards](rewards.png)", ""]
     return lines
 
 
 def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]:
     """Win rates with ties as halves; in brackets wins, ties and losses."""
-    lines = [f"| won against {reference}, ties as halves | helpfulness | harmlessness |", "|---|---|---|"]
-    for name, found in versions.items():
-        rates = [found[axis] for axis in ("helpfulness", "harmlessness")]
-        cells = [
-            f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})" for rate in rates
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    axes = ("helpfulness", "harmlessness")
+    rows = [(name, *(_win_cell(found[axis]) for axis in axes)) for name, found in versions.items()]
+    lines = table((f"won against {reference}, ties as halves", *axes), rows)
     return [*lines, "", "In brackets: wins/ties/losses."]
+
+
+def _win_cell(rate: WinRate) -> str:
+    return f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})"
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Interval]:
@@ -296,13 +296,13 @@ def _flat(found: dict[str, Any]) -> dict[str, Interval]:
     return rows
 
 
-def _table(versions: dict[str, dict[str, Interval]]) -> list[str]:
+def _measures(versions: dict[str, dict[str, Interval]]) -> list[str]:
     """One column per version, one row per measure."""
-    lines = [f"| | {' | '.join(versions)} |", "|---" * (len(versions) + 1) + "|"]
-    for measure in next(iter(versions.values())):
-        cells = [percent(found[measure]._asdict()) for found in versions.values()]
-        lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        (measure.replace("_", " "), *(percent(found[measure]._asdict()) for found in versions.values()))
+        for measure in next(iter(versions.values()))
+    ]
+    return table(("", *versions), rows)
 
 
 def transcripts(versions: Versions, count: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.gatt_inputs import attributes_named, user_texts
 from experiments.models import open_chat_model
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.config import build, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message
@@ -167,8 +167,8 @@ def count_kept(
 def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence[Message]]) -> None:
     """Write ``report.md``: counts and a few dialogues."""
     asked, right = results["instruction_kept"]["asked"], results["instruction_kept"]["right"]
-    lines = ["# Ghost Attention: synthesis", "", "Llama 2, section 3.3.", "", "| dialogues | |", "|---|---|"]
-    lines += [f"| {name} | {count:,} |" for name, count in results["dialogues"].items()]
+    rows = [(name, f"{count:,}") for name, count in results["dialogues"].items()]
+    lines = ["# Ghost Attention: synthesis", "", "Llama 2, section 3.3.", "", *table(("dialogues", ""), rows)]
     lines += [
         "",
         f"Explicit questions in the last turn, at last answered as the instruction asks: {right} of {asked}.",
@@ -176,7 +176,7 @@ def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence
     ]
     for dialogue in kept[:TRANSCRIPTS]:
         lines += [f"> **{message.role}** {quote(message.content)}  " for message in dialogue] + [""]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.corpora import open_corpora, open_tokenizer
 from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import write_stage_report
+from experiments.training_report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, to_plain
 from llama2_jax.data.loader import DataSource, make_loader, single_pass

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.models import load_scorers, open_mesh
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import require, require_choice, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
@@ -249,7 +249,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     write_json(workdir / "results.json", results)
     lines = [f"# Rejection sampling, round {config.round}", "", "Llama 2, section 3.2.3.", ""]
     lines += [*_numbers(results), "", "\n\n".join(pictures), "", *_examples(picked.drawn)]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def by_round(samples: Sequence[Sample]) -> dict[int, dict[str, float]]:
@@ -291,7 +291,7 @@ def _numbers(results: dict[str, Any]) -> list[str]:
         "picked from round": ", ".join(f"{r}: {n:,}" for r, n in results["picks_by_round"].items()),
     }
     note = "Rewards are sigmoids of the combined raw score (PPO-3), of this round's reward models."
-    return [note, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return [note, "", *table(("", ""), rows.items())]
 
 
 def _examples(drawn: Sequence[Sample], count: int = 4) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import write_rows
@@ -327,9 +327,7 @@ def write_report(
         "Llama 2, section 3.2.2. Shares have their 95 % interval and the number of pairs, of the last four",
         "responses, that they are of.",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in [*rows, *_numbers(workdir, report)]),
+        *table(("", ""), [*rows, *_numbers(workdir, report)]),
         "",
         "![accuracy](accuracy.png)",
         "",
@@ -338,7 +336,7 @@ def write_report(
         *more,
         *_disagreements(heldout, scores, count=config.eval.num_examples),
     ]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def compare_with_people(

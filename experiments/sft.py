@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import write_stage_report
+from experiments.training_report import write_stage_report
 from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
     Message,
