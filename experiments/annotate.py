@@ -100,6 +100,16 @@ def _check_config(config: Any) -> None:
         not config.previous.path or config.new.name != config.previous.name,
         f"config.new.name and config.previous.name are both {config.new.name!r}; give two names",
     )
+    build(CollectionConfig, config.collection, name="collection")
+    build(SamplingConfig, config.sampling, name="sampling")
+    if config.annotator == "simulated":
+        build_raters(config)
+    if config.annotator == "model":
+        for kind in ("helpfulness", "safety"):
+            require(
+                bool(config.judge[f"{kind}_rm"]),
+                f"config.judge.{kind}_rm is empty; name a trained reward model",
+            )
 
 
 def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
@@ -193,9 +203,8 @@ def build_raters(config: Any) -> raters.RatersConfig:
 
 def make_score(config: Any, kind: str, policy: LoadedModel) -> Score:
     """The scores of one of the judging reward models."""
-    path, field = config.judge[f"{kind}_rm"], f"config.judge.{kind}_rm"
-    require(bool(path), f"{field} is empty; name a trained reward model")
-    loaded = load_reward_model_for(policy, path, kind, field=field)
+    name = f"{kind}_rm"
+    loaded = load_reward_model_for(policy, config.judge[name], kind, field=f"config.judge.{name}")
     return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
 
 

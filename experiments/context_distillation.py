@@ -55,11 +55,9 @@ def run(config: Any, workdir: Path) -> None:
 
     Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
     """
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
-    for name in ("init_from", "safety_reward_model"):
-        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
     prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
     loaded = open_chat_model(config.init_from, config)
     reward_model = load_reward_model_for(
@@ -91,13 +89,21 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
+    for name in ("init_from", "safety_reward_model"):
+        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
+    require(bool(config.data.prompts), "config.data.prompts is empty; name a file of prompts")
+    build(SamplingConfig, config.sampling, name="sampling")
+
+
 def adversarial_prompts(path: str) -> list[Prompt]:
     """The prompts with the safety tag, and no other: on helpful ones distillation does harm (CD-4).
 
     Raises:
       ConfigError: there is none, or one has a risk category without an answer template.
     """
-    require(bool(path), "config.data.prompts is empty; name a file of prompts")
     prompts = read_prompts(path)
     adversarial = [prompt for prompt in prompts if prompt.is_safety]
     require(

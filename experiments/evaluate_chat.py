@@ -40,10 +40,10 @@ class PromptSets(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Sample, judge, report; continues or returns at once if it is done."""
-    paths = parse_versions(config.versions)
-    _check_config(config, paths)
+    _check_config(config)
     if open_workdir(config, workdir):
         return
+    paths = parse_versions(config.versions)
     prompts = read_prompts(config.prompts)
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
@@ -91,11 +91,17 @@ def parse_versions(versions: Sequence[str]) -> dict[str, str]:
     return paths
 
 
-def _check_config(config: Any, paths: dict[str, str]) -> None:
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     for name in ("prompts", "helpfulness_rm", "safety_rm"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
-    require_choice("reference", config.reference, paths)
+    require_choice("reference", config.reference, parse_versions(config.versions))
     require_choice("truth", config.truth, TRUTHS)
+    _sampling(config)
+
+
+def _sampling(config: Any) -> SamplingConfig:
+    return SamplingConfig(config.sampling.max_new_tokens, config.sampling.temperature, config.sampling.top_p)
 
 
 def split(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
@@ -124,16 +130,15 @@ def scored_answers(
     """One answer of a version to every prompt, with the scores of the reward models."""
     version = load(path, partitioner=partitioner, **config.model)
     scorers = load_scorers(config, version)
-    sampling = config.sampling
     answers = draw(
         archive,
         for_decoding(version),
         prompts,
-        SamplingConfig(sampling.max_new_tokens, sampling.temperature, sampling.top_p),
+        _sampling(config),
         round=0,
         num_samples=1,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
+        batch_size=config.sampling.batch_size,
+        seed=config.sampling.seed,
     )
     return rescore(
         archive,

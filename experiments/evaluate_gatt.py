@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gatt_inputs import attributes_named, user_texts
+from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
 from experiments.models import open_chat_model
 from experiments.report import percent, table, write_report_file
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
@@ -52,18 +52,14 @@ class Attention(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``results.json``, the pictures and ``report.md``."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    models = dict(config.models)
-    empty = [name for name, path in models.items() if not path]
-    require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
-    turns = tuple(config.eval.turns)
-    require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction")
     attributes = attributes_named(config.data.attributes)
     results: dict[str, Any] = {}
     seen: dict[str, Attention] = {}
     dialogue: list[Message] = []
-    for name, path in models.items():
+    for name, path in config.models.items():
         loaded = open_chat_model(path, config)
         results[name] = evaluate(loaded, config, attributes)
         # the same text for all models: the answers of the first
@@ -75,6 +71,16 @@ def run(config: Any, workdir: Path) -> None:
     draw_pictures(config, workdir, results, seen)
     write_report(workdir, results, seen)
     mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    models, turns = dict(config.models), tuple(config.eval.turns)
+    empty = [name for name, path in models.items() if not path]
+    require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
+    require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction, ask from 2 on")
+    check_inputs(config.data)
+    build(SamplingConfig, config.sampling, name="sampling")
 
 
 def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def run(config: Any, workdir: Path) -> None:
 
 
 def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     for name in ("init_from", "helpfulness_rm", "safety_rm", "prompts", "heldout_prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     for name in ("num_iterations", "checkpoint_every_steps", "keep_last"):
@@ -161,6 +162,8 @@ def _check_config(config: Any) -> None:
         jax.process_count() == 1,
         f"{jax.process_count()} processes: PPO runs in one process, on any number of its devices",
     )
+    build(PPOConfig, config.ppo, name="ppo")
+    build(OptimizerConfig, config.optimizer, name="optimizer")
 
 
 def _load_reward_models(config: Any, policy: LoadedModel) -> dict[str, RewardModel]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.corpora import open_corpora, open_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
+from experiments.corpora import check_data, open_corpora, open_tokenizer
+from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.training_report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, to_plain
@@ -34,13 +34,12 @@ from llama2_jax.train.step import next_token_loss
 
 def run(config: Any, workdir: Path) -> None:
     """Train a base model in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
     model_config = build(ModelConfig, config.model, name="model")
     train_config = build(TrainConfig, config.train, name="train")
-    check_sequence_length(config, model_config.max_context)
-
     tokenizer = open_tokenizer(config.data, workdir, vocab_size=model_config.vocab_size)
     corpora, heldout = open_corpora(config.data, workdir, tokenizer)
     sources = [
@@ -87,6 +86,14 @@ def run(config: Any, workdir: Path) -> None:
         peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    model_config = build(ModelConfig, config.model, name="model")
+    check_sequence_length(config, model_config.max_context)
+    check_training(config, num_steps=config.train.num_steps)
+    check_data(config.data)
 
 
 def make_evaluation(

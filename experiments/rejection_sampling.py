@@ -56,7 +56,8 @@ class Picked(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``archive.jsonl``, ``dialogues.jsonl`` and a report; continues or returns at once if done."""
-    _check_config(config, workdir)
+    _check_config(config)
+    _check_archive(config, workdir)
     if open_workdir(config, workdir):
         return
     prompts = choose_prompts(config)
@@ -111,7 +112,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any, workdir: Path) -> None:
+def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
     for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
@@ -130,6 +131,16 @@ def _check_config(config: Any, workdir: Path) -> None:
     )
     require_choice("pick.unfinished", config.pick.unfinished, UNFINISHED)
     require_choice("pick.rounds", config.pick.rounds, ROUNDS)
+    for temperature in (config.sampling.temperature, *config.search.temperatures):
+        _sampling(config, temperature)
+
+
+def _sampling(config: Any, temperature: float) -> SamplingConfig:
+    return SamplingConfig(config.sampling.max_new_tokens, temperature, config.sampling.top_p)
+
+
+def _check_archive(config: Any, workdir: Path) -> None:
+    """Refuse, while the workdir still has its old config, to mix its samples with others."""
     if not (workdir / "archive.jsonl").exists():
         return
     old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["sampling"]
@@ -176,16 +187,15 @@ def draw_samples(
     count: int,
 ) -> list[Sample]:
     """``count`` samples of this round per prompt at one temperature; the search's are not drawn again."""
-    sampling = config.sampling
     return draw(
         archive,
         policy,
         prompts,
-        SamplingConfig(sampling.max_new_tokens, temperature, sampling.top_p),
+        _sampling(config, temperature),
         round=config.round,
         num_samples=count,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
+        batch_size=config.sampling.batch_size,
+        seed=config.sampling.seed,
     )
 
 

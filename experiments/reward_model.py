@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
+from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
@@ -83,9 +83,9 @@ class EncodedAnswers(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Train a reward model in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    check(config)
     partitioner = open_training_mesh(config)
     chat = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, chat.config.max_context)
@@ -145,8 +145,8 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def check(config: Any) -> None:
-    """Raise ``ConfigError`` for what can be seen without opening a file."""
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     require_choice("config.kind", config.kind, KINDS)
     require_choice("config.loss.margin", config.loss.margin, MARGINS)
     require_choice("config.head", config.head, ("normal", "zero"))
@@ -158,6 +158,7 @@ def check(config: Any) -> None:
     require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
     require(bool(config.init_from), "config.init_from is empty; name the chat model to start from")
     require(bool(files(config)), "config.data.preferences is empty; name the files to learn from")
+    check_training(config, num_steps=1)  # the pairs say how many
 
 
 def files(config: Any) -> list[str]:

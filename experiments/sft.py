@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
+from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.training_report import write_stage_report
 from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
@@ -41,12 +41,10 @@ from llama2_jax.train.step import next_token_loss
 
 def run(config: Any, workdir: Path) -> None:
     """Fine-tune ``config.init_from`` in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
-    check_length(config)
-    require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
-    require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, base.config.max_context)
 
@@ -96,11 +94,14 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def check_length(config: Any) -> None:
-    """Raise ``ConfigError`` unless the config says how long to train."""
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
+    require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     epochs, num_steps = config.data.epochs, config.train.num_steps
     require(num_steps >= 0, f"train.num_steps = {num_steps} must not be negative; 0 follows data.epochs")
     require(num_steps > 0 or epochs > 0, f"data.epochs = {epochs} must be positive, or set train.num_steps")
+    check_training(config, num_steps=num_steps or 1)  # 0: the dialogues say how many
 
 
 def pack(dialogues: Iterable[TrainingDialogue], config: Any, base: LoadedModel) -> PackedDialogues:
