@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.models import open_mesh
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.config import ConfigError, build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
@@ -100,6 +100,16 @@ def _check_config(config: Any) -> None:
         not config.previous.path or config.new.name != config.previous.name,
         f"config.new.name and config.previous.name are both {config.new.name!r}; give two names",
     )
+    build(CollectionConfig, config.collection, name="collection")
+    build(SamplingConfig, config.sampling, name="sampling")
+    if config.annotator == "simulated":
+        build_raters(config)
+    if config.annotator == "model":
+        for kind in ("helpfulness", "safety"):
+            require(
+                bool(config.judge[f"{kind}_rm"]),
+                f"config.judge.{kind}_rm is empty; name a trained reward model",
+            )
 
 
 def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
@@ -193,9 +203,8 @@ def build_raters(config: Any) -> raters.RatersConfig:
 
 def make_score(config: Any, kind: str, policy: LoadedModel) -> Score:
     """The scores of one of the judging reward models."""
-    path, field = config.judge[f"{kind}_rm"], f"config.judge.{kind}_rm"
-    require(bool(path), f"{field} is empty; name a trained reward model")
-    loaded = load_reward_model_for(policy, path, kind, field=field)
+    name = f"{kind}_rm"
+    loaded = load_reward_model_for(policy, config.judge[name], kind, field=f"config.judge.{name}")
     return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
 
 
@@ -227,32 +236,38 @@ def describe(config: Any, split: Split, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write_report(workdir: Path, results: dict[str, Any], preferences: Sequence[Preference]) -> None:
     """``report.md`` for people."""
-    lines = ["# Preferences", "", "Llama 2, section 3.2.1.", ""]
-    lines += ["| batch | comparisons | held out | turns | tokens/example | prompt | response |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for batch, row in results["batches"].items():
-        lines.append(
-            f"| {batch} | {row['comparisons']:,} | {row['heldout']:,} | {row['turns']:.2f} | "
-            f"{row['tokens_per_example']:.1f} | {row['tokens_per_prompt']:.1f} | "
-            f"{row['tokens_per_response']:.1f} |"
-        )
-    lines += ["", "| share | |", "|---|---|"]
+    lines = ["# Preferences", "", "Llama 2, section 3.2.1.", "", *_batch_table(results["batches"]), ""]
     shares = {
         **results["ratings"],
         **results["safety_bins"],
         "new model preferred": results["new_model_preferred"],
     }
     shares["agreement of two raters"] = results.get("agreement")
-    lines += [
-        f"| {name.replace('_', ' ')} | {share:.1%} |" for name, share in shares.items() if share is not None
-    ]
+    rows = [(name.replace("_", " "), f"{share:.1%}") for name, share in shares.items() if share is not None]
+    lines += table(("share", ""), rows)
     counts = {**results["excluded"], **results["dropped"]}
     lines += ["", f"Left out: {', '.join(f'{name} {count}' for name, count in counts.items())}.", ""]
     for pair in preferences[:5]:
         lines += [f"- {quote(pair.messages[-1].content)}"]
         lines += [f"  - chosen ({pair.rating}): {quote(pair.chosen)}"]
         lines += [f"  - rejected: {quote(pair.rejected)}"]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
+
+
+def _batch_table(batches: dict[str, dict[str, Any]]) -> list[str]:
+    header = ("batch", "comparisons", "held out", "turns", "tokens/example", "prompt", "response")
+    lengths = ("tokens_per_example", "tokens_per_prompt", "tokens_per_response")
+    rows = [
+        (
+            batch,
+            f"{found['comparisons']:,}",
+            f"{found['heldout']:,}",
+            f"{found['turns']:.2f}",
+            *(f"{found[name]:.1f}" for name in lengths),
+        )
+        for batch, found in batches.items()
+    ]
+    return table(header, rows)
 
 
 if __name__ == "__main__":

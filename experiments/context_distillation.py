@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.models import open_chat_model
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
@@ -55,11 +55,9 @@ def run(config: Any, workdir: Path) -> None:
 
     Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
     """
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
-    for name in ("init_from", "safety_reward_model"):
-        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
     prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
     loaded = open_chat_model(config.init_from, config)
     reward_model = load_reward_model_for(
@@ -91,13 +89,21 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
+    for name in ("init_from", "safety_reward_model"):
+        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
+    require(bool(config.data.prompts), "config.data.prompts is empty; name a file of prompts")
+    build(SamplingConfig, config.sampling, name="sampling")
+
+
 def adversarial_prompts(path: str) -> list[Prompt]:
     """The prompts with the safety tag, and no other: on helpful ones distillation does harm (CD-4).
 
     Raises:
       ConfigError: there is none, or one has a risk category without an answer template.
     """
-    require(bool(path), "config.data.prompts is empty; name a file of prompts")
     prompts = read_prompts(path)
     adversarial = [prompt for prompt in prompts if prompt.is_safety]
     require(
@@ -226,27 +232,26 @@ def write_report(
 ) -> None:
     """Write ``report.md``."""
     lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
-    lines += ["| answer sampled with | safety score: median | mean |", "|---|---|---|"]
-    lines += [
-        f"| {how} | {median:.3f} | {results['mean safety score'][how]:.3f} |"
+    scores = [
+        (how, f"{median:.3f}", f"{results['mean safety score'][how]:.3f}")
         for how, median in results["median safety score"].items()
     ]
-    lines += ["", "| decision | prompts |", "|---|---|"]
-    lines += [f"| {name} | {count:,} |" for name, count in results["decisions"].items()]
+    lines += [*table(("answer sampled with", "safety score: median", "mean"), scores), ""]
+    decisions = [(name, f"{count:,}") for name, count in results["decisions"].items()]
+    lines += table(("decision", "prompts"), decisions)
     increase = results["mean increase of the selected"]
     if increase is None:
         lines += ["", "No answer was selected: the model does not react to preprompts, or is safe already."]
     else:
         lines += ["", f"Mean increase of the score where selected: {increase:.3f}."]
-    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples", ""]
+    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples"]
     chosen = [i for i, choice in enumerate(choices) if choice.decision == SELECTED][:EXAMPLES]
     for i in chosen:
-        lines += [f"> **user** {quote(prompts[i].messages[-1].content)}  "]
+        lines += ["", f"> **user** {quote(prompts[i].messages[-1].content)}  "]
         for how in dict.fromkeys((BASE, choices[i].how)):
             answer, score = candidates[how][i]
             lines += [f"> **{how}** ({score:+.2f}) {quote(answer.text)}  "]
-        lines += [""]
-    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 if __name__ == "__main__":

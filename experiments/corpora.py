@@ -20,6 +20,20 @@ from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencep
 from llama2_jax.launch import has_checkpoints
 
 
+def check_data(data: Any) -> None:
+    """Raise ``ConfigError`` for a source without a path, or texts for a tokenizer that is trained already."""
+    require(
+        all(source.path for source in data.sources.values()),
+        "the path of a source in config.data.sources is empty; set it to text files or to a folder made by "
+        "`python -m tools.tokenize_corpus`",
+    )
+    require(
+        not (data.tokenizer and data.tokenizer_dialogues),
+        f"config.data.tokenizer = {data.tokenizer} is trained already, so nothing is learned from "
+        "config.data.tokenizer_dialogues; leave one of them empty",
+    )
+
+
 def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
     """The tokenizer of the config, or one trained on the sources; a copy goes to the workdir.
 
@@ -27,11 +41,6 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
       ConfigError: its vocabulary is not the model's.
     """
     kept = workdir / "tokenizer"
-    require(
-        not (data.tokenizer and data.tokenizer_dialogues),
-        f"config.data.tokenizer = {data.tokenizer} is trained already, so nothing is learned from "
-        "config.data.tokenizer_dialogues; leave one of them empty",
-    )
     if data.tokenizer:
         tokenizer = load_tokenizer(data.tokenizer)
     elif kept.is_dir() and has_checkpoints(workdir):  # before that, its text may have been another
@@ -119,11 +128,6 @@ def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
 
 
 def _raw_files(path: str) -> list[Path]:
-    if not path:
-        raise ConfigError(
-            "the path of a source in config.data.sources is empty; set it to text files or to a folder made "
-            "by `python -m tools.tokenize_corpus`"
-        )
     files = expand_paths(path)
     if jax.process_count() > 1:
         raise ConfigError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.models import load_scorers, open_mesh
-from experiments.report import percent, quote
+from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import require, require_choice, write_json
@@ -42,10 +42,10 @@ class PromptSets(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Sample, judge, report; continues or returns at once if it is done."""
-    paths = parse_versions(config.versions)
-    _check_config(config, paths)
+    _check_config(config)
     if open_workdir(config, workdir):
         return
+    paths = parse_versions(config.versions)
     prompts = read_prompts(config.prompts)
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
@@ -71,7 +71,7 @@ def run(config: Any, workdir: Path) -> None:
     if config.truth == "simulated":
         lines += tension(workdir, versions, sets)
     lines += transcripts(versions, config.num_transcripts)
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
     mark_done(workdir)
 
 
@@ -93,11 +93,17 @@ def parse_versions(versions: Sequence[str]) -> dict[str, str]:
     return paths
 
 
-def _check_config(config: Any, paths: dict[str, str]) -> None:
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     for name in ("prompts", "helpfulness_rm", "safety_rm"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
-    require_choice("reference", config.reference, paths)
+    require_choice("reference", config.reference, parse_versions(config.versions))
     require_choice("truth", config.truth, TRUTHS)
+    _sampling(config)
+
+
+def _sampling(config: Any) -> SamplingConfig:
+    return SamplingConfig(config.sampling.max_new_tokens, config.sampling.temperature, config.sampling.top_p)
 
 
 def split(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
@@ -126,16 +132,15 @@ def scored_answers(
     """One answer of a version to every prompt, with the scores of the reward models."""
     version = load(path, partitioner=partitioner, **config.model)
     scorers = load_scorers(config, version)
-    sampling = config.sampling
     answers = draw(
         archive,
         for_decoding(version),
         prompts,
-        SamplingConfig(sampling.max_new_tokens, sampling.temperature, sampling.top_p),
+        _sampling(config),
         round=0,
         num_samples=1,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
+        batch_size=config.sampling.batch_size,
+        seed=config.sampling.seed,
     )
     return rescore(
         archive,
@@ -266,25 +271,25 @@ def report(results: dict[str, Any]) -> list[str]:
     )
     for judge, versions in results["judges"].items():
         lines += ["", f"## Judged by {judge}", "", *_win_table(versions, results["reference"]), ""]
-        lines += _table({name: _flat(found) for name, found in versions.items()})
+        lines += _measures({name: _flat(found) for name, found in versions.items()})
     finished = {
         name: {"answers that end by themselves": share} for name, share in results["finished"].items()
     }
-    lines += ["", "## How answers end", "", *_table(finished)]
+    lines += ["", "## How answers end", "", *_measures(finished)]
     lines += ["", "![win rates](win_rates.png)", "", "![rewards](rewards.png)", ""]
     return lines
 
 
 def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]:
     """Win rates with ties as halves; in brackets wins, ties and losses."""
-    lines = [f"| won against {reference}, ties as halves | helpfulness | harmlessness |", "|---|---|---|"]
-    for name, found in versions.items():
-        rates = [found[axis] for axis in ("helpfulness", "harmlessness")]
-        cells = [
-            f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})" for rate in rates
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    axes = ("helpfulness", "harmlessness")
+    rows = [(name, *(_win_cell(found[axis]) for axis in axes)) for name, found in versions.items()]
+    lines = table((f"won against {reference}, ties as halves", *axes), rows)
     return [*lines, "", "In brackets: wins/ties/losses."]
+
+
+def _win_cell(rate: WinRate) -> str:
+    return f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})"
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Interval]:
@@ -298,13 +303,13 @@ def _flat(found: dict[str, Any]) -> dict[str, Interval]:
     return rows
 
 
-def _table(versions: dict[str, dict[str, Interval]]) -> list[str]:
+def _measures(versions: dict[str, dict[str, Interval]]) -> list[str]:
     """One column per version, one row per measure."""
-    lines = [f"| | {' | '.join(versions)} |", "|---" * (len(versions) + 1) + "|"]
-    for measure in next(iter(versions.values())):
-        cells = [percent(found[measure]._asdict()) for found in versions.values()]
-        lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        (measure.replace("_", " "), *(percent(found[measure]._asdict()) for found in versions.values()))
+        for measure in next(iter(versions.values()))
+    ]
+    return table(("", *versions), rows)
 
 
 def transcripts(versions: Versions, count: int) -> list[str]:

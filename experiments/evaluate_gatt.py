@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gatt_inputs import attributes_named, user_texts
+from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
 from experiments.models import open_chat_model
-from experiments.report import percent
+from experiments.report import percent, table, write_report_file
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
 from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
 from llama2_jax.config import build, require, write_json
@@ -52,18 +52,14 @@ class Attention(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``results.json``, the pictures and ``report.md``."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    models = dict(config.models)
-    empty = [name for name, path in models.items() if not path]
-    require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
-    turns = tuple(config.eval.turns)
-    require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction")
     attributes = attributes_named(config.data.attributes)
     results: dict[str, Any] = {}
     seen: dict[str, Attention] = {}
     dialogue: list[Message] = []
-    for name, path in models.items():
+    for name, path in config.models.items():
         loaded = open_chat_model(path, config)
         results[name] = evaluate(loaded, config, attributes)
         # the same text for all models: the answers of the first
@@ -75,6 +71,16 @@ def run(config: Any, workdir: Path) -> None:
     draw_pictures(config, workdir, results, seen)
     write_report(workdir, results, seen)
     mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    models, turns = dict(config.models), tuple(config.eval.turns)
+    empty = [name for name, path in models.items() if not path]
+    require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
+    require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction, ask from 2 on")
+    check_inputs(config.data)
+    build(SamplingConfig, config.sampling, name="sampling")
 
 
 def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[str, Any]:
@@ -252,47 +258,33 @@ def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, A
     lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figure 10."]
     for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
         turns = [row["turn"] for row in next(iter(results.values()))[lists]]
+        rows = [(name, *map(_accuracy_cell, found[lists])) for name, found in results.items()]
         lines += ["", f"## Right answers by turn, {lists}", ""]
-        lines += [
-            "| model | " + " | ".join(f"turn {turn}" for turn in turns) + " |",
-            "|---" * (len(turns) + 1) + "|",
-        ]
-        lines += [
-            f"| {name} | " + " | ".join(_accuracy_cell(row) for row in found[lists]) + " |"
-            for name, found in results.items()
-        ]
+        lines += table(("model", *(f"turn {turn}" for turn in turns)), rows)
         lines += ["", f"![accuracy by turn]({file})"]
     lines += ["", "## Constraints that no training data holds (GATT-7)", ""]
     lines += ["Share of answers that keep the constraint, with the instruction and without it.", ""]
-    lines += ["| constraint | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
-    lines += [
-        f"| {text} | "
-        + " | ".join(_constraint_cell(found["unseen constraints"][name]) for found in results.values())
-        + " |"
+    rows = [
+        (text, *(_constraint_cell(found["unseen constraints"][name]) for found in results.values()))
         for name, (text, _) in CONSTRAINTS.items()
     ]
+    lines += table(("constraint", *results), rows)
     lines += _attention_lines(seen)
-    (workdir / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def _attention_lines(seen: Mapping[str, Attention]) -> list[str]:
     lines = ["", "## Attention of the answers to the instruction (Figure 10)", ""]
     if not seen:
-        return [*lines, "The first model gave no answer to look back from.", ""]
+        return [*lines, "The first model gave no answer to look back from."]
     lines += [
         "Largest weight over layers, heads and tokens of the instruction, mean over the tokens of an answer.",
         "",
     ]
     answers = range(1, 1 + max(len(found.to_instruction) for found in seen.values()))
-    lines += [
-        "| model | " + " | ".join(f"answer {n}" for n in answers) + " |",
-        "|---" * (len(answers) + 1) + "|",
-    ]
-    lines += [
-        f"| {name} | " + " | ".join(f"{value:.2f}" for value in found.to_instruction) + " |"
-        for name, found in seen.items()
-    ]
-    return [*lines, "", "![attention](attention.png)", ""]
+    rows = [(name, *(f"{value:.2f}" for value in found.to_instruction)) for name, found in seen.items()]
+    lines += table(("model", *(f"answer {n}" for n in answers)), rows)
+    return [*lines, "", "![attention](attention.png)"]
 
 
 def _accuracy_cell(row: Mapping[str, Any]) -> str:

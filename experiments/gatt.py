@@ -12,9 +12,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from experiments.gatt_inputs import attributes_named, user_texts
+from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
 from experiments.models import open_chat_model
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.config import build, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message
@@ -34,21 +34,10 @@ WRONG = "instruction not kept"
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``dialogues.jsonl``, ``results.json`` and ``report.md``."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
     data = config.data
-    require(bool(config.init_from), "config.init_from is empty; name the latest chat model")
-    require(data.num_dialogues > 0, f"data.num_dialogues = {data.num_dialogues} must be positive")
-    require(
-        2 <= data.min_turns <= data.max_turns,
-        f"data.min_turns = {data.min_turns} and data.max_turns = {data.max_turns}; "
-        "an instruction is kept over at least 2 turns, and min_turns must not be above max_turns",
-    )
-    require(data.tries >= 1, f"data.tries = {data.tries} must be at least 1")
-    require(
-        data.check or data.tries == 1,
-        f"data.tries = {data.tries}, but without data.check no answer is wrong; set data.check or tries to 1",
-    )
     attributes = attributes_named(data.attributes)
     loaded = open_chat_model(config.init_from, config)
     texts = user_texts(data.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
@@ -72,6 +61,25 @@ def run(config: Any, workdir: Path) -> None:
     write_json(workdir / "results.json", results)
     write_report(workdir, results, kept)
     mark_done(workdir)
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    data = config.data
+    require(bool(config.init_from), "config.init_from is empty; name the latest chat model")
+    require(data.num_dialogues > 0, f"data.num_dialogues = {data.num_dialogues} must be positive")
+    require(
+        2 <= data.min_turns <= data.max_turns,
+        f"data.min_turns = {data.min_turns} and data.max_turns = {data.max_turns}; "
+        "an instruction is kept over at least 2 turns, and min_turns must not be above max_turns",
+    )
+    require(data.tries >= 1, f"data.tries = {data.tries} must be at least 1")
+    require(
+        data.check or data.tries == 1,
+        f"data.tries = {data.tries}, but without data.check no answer is wrong; set data.check or tries to 1",
+    )
+    check_inputs(data)
+    build(SamplingConfig, config.sampling, name="sampling")
 
 
 def draw(
@@ -167,8 +175,8 @@ def count_kept(
 def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence[Message]]) -> None:
     """Write ``report.md``: counts and a few dialogues."""
     asked, right = results["instruction_kept"]["asked"], results["instruction_kept"]["right"]
-    lines = ["# Ghost Attention: synthesis", "", "Llama 2, section 3.3.", "", "| dialogues | |", "|---|---|"]
-    lines += [f"| {name} | {count:,} |" for name, count in results["dialogues"].items()]
+    rows = [(name, f"{count:,}") for name, count in results["dialogues"].items()]
+    lines = ["# Ghost Attention: synthesis", "", "Llama 2, section 3.3.", "", *table(("dialogues", ""), rows)]
     lines += [
         "",
         f"Explicit questions in the last turn, at last answered as the instruction asks: {right} of {asked}.",
@@ -176,7 +184,7 @@ def write_report(workdir: Path, results: dict[str, Any], kept: Sequence[Sequence
     ]
     for dialogue in kept[:TRANSCRIPTS]:
         lines += [f"> **{message.role}** {quote(message.content)}  " for message in dialogue] + [""]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 if __name__ == "__main__":

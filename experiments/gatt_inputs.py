@@ -1,5 +1,7 @@
 """What Ghost Attention and its evaluation are made of: lists of attributes, and messages of users."""
 
+from typing import Any
+
 from llama2_jax.config import require, require_choice
 from llama2_jax.data import gatt
 from llama2_jax.data.gatt import Attribute, Attributes
@@ -8,9 +10,16 @@ from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.annotator.families import persona
 
 
+def check_inputs(data: Any) -> None:
+    """Raise ``ConfigError`` unless ``config.data`` names lists that there are, and a file of prompts."""
+    require_choice("data.attributes", data.attributes, ("general", "world"))
+    require(
+        bool(data.prompts), "config.data.prompts is empty; name a file of prompts whose messages users send"
+    )
+
+
 def attributes_named(name: str) -> Attributes:
     """The lists to draw instructions from: "general", or "world" for the simulated world."""
-    require_choice("data.attributes", name, ("general", "world"))
     return gatt.ATTRIBUTES if name == "general" else world_attributes()
 
 
@@ -38,7 +47,6 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
     Raises:
       ConfigError: none is left.
     """
-    require(bool(path), "config.data.prompts is empty; name a file of prompts whose messages users send")
     prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
     said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
     texts = [

@@ -41,13 +41,7 @@ TUNE_FROM = ("base", "first", "previous")
 
 def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
-    require(config.rounds > 0, f"config.rounds = {config.rounds} must be positive")
-    require_choice("config.tune_from", config.tune_from, TUNE_FROM)
-    require(
-        not config.new_prompts or config.rejection_sampling.num_prompts > 0,
-        "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
-        "takes all in every round; set how many a round takes",
-    )
+    _check_config(config)
     if not is_done(workdir):  # a finished run needs them no more
         _check_inputs(config)
     if not open_workdir(config, workdir):
@@ -58,6 +52,17 @@ def run(config: Any, workdir: Path) -> None:
     print(
         f"The chat model is in {newest}, the report in {workdir / 'report.md'}. Talk to it:\n"
         f"  .venv/bin/python -m experiments.chat --checkpoint={newest}"
+    )
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require(config.rounds > 0, f"config.rounds = {config.rounds} must be positive")
+    require_choice("config.tune_from", config.tune_from, TUNE_FROM)
+    require(
+        not config.new_prompts or config.rejection_sampling.num_prompts > 0,
+        "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
+        "takes all in every round; set how many a round takes",
     )
 
 

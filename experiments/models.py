@@ -10,6 +10,8 @@ from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.rules import Partitioner, make_partitioner
+from llama2_jax.train.optimizer import OptimizerConfig
+from llama2_jax.train.run import TrainConfig
 
 
 def open_mesh(config: Any, name: str = "mesh") -> Partitioner:
@@ -27,6 +29,12 @@ def open_training_mesh(config: Any) -> Partitioner:
     check_batch_size(partitioner, config.data.batch_size, accumulation_steps=config.train.accumulation_steps)
     check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
     return partitioner
+
+
+def check_training(config: Any, *, num_steps: int) -> None:
+    """Raise ``ConfigError`` for numbers under ``optimizer`` and ``train`` that no run can have."""
+    build(OptimizerConfig, config.optimizer, name="optimizer")
+    build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
 
 
 def check_sequence_length(config: Any, max_context: int) -> None:

@@ -108,33 +108,13 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     ppo = build(PPOConfig, config.ppo, name="ppo")
-    partitioner, sampler_partitioner = (open_mesh(config, name) for name in ("mesh", "sampler_mesh"))
-    sizes = {
-        "ppo.mini_batch_size / accumulation_steps": ppo.mini_batch_size // ppo.accumulation_steps,
-        "ppo.forward_batch_size": ppo.batch_size // ppo.forward_parts,
-    }
-    for field, size in sizes.items():
-        check_batch_size(partitioner, size, field=field)
+    partitioner, sampler_partitioner = _open_meshes(config, ppo)
     policy = load(config.init_from, partitioner=partitioner, **config.model)
     reward_models = _load_reward_models(config, policy)
-    shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}
-    for name, shape in shapes.items():
-        check_context(shape.max_context, ppo, what=name)
+    _check_contexts(policy, reward_models, ppo)
     prompts, heldout = (_read(config[name], policy, ppo) for name in ("prompts", "heldout_prompts"))
     value_model, value_params = _value_model(config, policy, reward_models["helpfulness"], partitioner)
-    optimizer = build(OptimizerConfig, config.optimizer, name="optimizer")
-    learner = Learner(
-        policy.model,
-        value_model,
-        policy.params,
-        ppo,
-        policy_optimizer=optimizer,
-        value_optimizer=dataclasses.replace(optimizer, learning_rate=config.value.learning_rate),
-        partitioner=partitioner,
-        sampler_partitioner=sampler_partitioner,
-        stop_ids=stop_ids(policy.require_tokenizer(), policy.template),
-        num_iterations=config.train.num_iterations,
-    )
+    learner = make_learner(config, ppo, policy, value_model, partitioner, sampler_partitioner)
     keep_tokenizer(policy.require_tokenizer(), workdir)
     fresh = functools.partial(learner.init_state, policy.params, value_params, seed=config.train.seed)
     meta = {
@@ -149,6 +129,7 @@ def run(config: Any, workdir: Path) -> None:
 
 
 def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     for name in ("init_from", "helpfulness_rm", "safety_rm", "prompts", "heldout_prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     for name in ("num_iterations", "checkpoint_every_steps", "keep_last"):
@@ -161,6 +142,24 @@ def _check_config(config: Any) -> None:
         jax.process_count() == 1,
         f"{jax.process_count()} processes: PPO runs in one process, on any number of its devices",
     )
+    build(PPOConfig, config.ppo, name="ppo")
+    build(OptimizerConfig, config.optimizer, name="optimizer")
+
+
+def _open_meshes(config: Any, ppo: PPOConfig) -> tuple[Partitioner, Partitioner]:
+    """Where weights lie while the models learn, and while answers are made.
+
+    Raises:
+      ConfigError: a batch that does not divide over the first.
+    """
+    partitioner, sampler_partitioner = (open_mesh(config, name) for name in ("mesh", "sampler_mesh"))
+    sizes = {
+        "ppo.mini_batch_size / accumulation_steps": ppo.mini_batch_size // ppo.accumulation_steps,
+        "ppo.forward_batch_size": ppo.batch_size // ppo.forward_parts,
+    }
+    for field, size in sizes.items():
+        check_batch_size(partitioner, size, field=field)
+    return partitioner, sampler_partitioner
 
 
 def _load_reward_models(config: Any, policy: LoadedModel) -> dict[str, RewardModel]:
@@ -171,6 +170,12 @@ def _load_reward_models(config: Any, policy: LoadedModel) -> dict[str, RewardMod
         for kind, path in paths.items()
         if path
     }
+
+
+def _check_contexts(policy: LoadedModel, reward_models: dict[str, RewardModel], ppo: PPOConfig) -> None:
+    shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}
+    for name, shape in shapes.items():
+        check_context(shape.max_context, ppo, what=name)
 
 
 def _read(path: str, policy: LoadedModel, ppo: PPOConfig) -> Prompts:
@@ -193,6 +198,30 @@ def _value_model(
     shape = dataclasses.replace(reward_model.config, remat_policy=config.model.remat_policy)
     head = jnp.zeros_like(reward_model.params["w_score_D"])
     return ScoreModel(shape, partitioner), {**reward_model.params, "w_score_D": head}
+
+
+def make_learner(
+    config: Any,
+    ppo: PPOConfig,
+    policy: LoadedModel,
+    value_model: ScoreModel,
+    partitioner: Partitioner,
+    sampler_partitioner: Partitioner,
+) -> Learner:
+    """What samples and learns; the two models differ in their learning rates alone."""
+    optimizer = build(OptimizerConfig, config.optimizer, name="optimizer")
+    return Learner(
+        policy.model,
+        value_model,
+        policy.params,
+        ppo,
+        policy_optimizer=optimizer,
+        value_optimizer=dataclasses.replace(optimizer, learning_rate=config.value.learning_rate),
+        partitioner=partitioner,
+        sampler_partitioner=sampler_partitioner,
+        stop_ids=stop_ids(policy.require_tokenizer(), policy.template),
+        num_iterations=config.train.num_iterations,
+    )
 
 
 def make_score(reward_models: dict[str, RewardModel], ppo: PPOConfig) -> ScoreFunction:

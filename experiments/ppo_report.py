@@ -5,11 +5,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_ppo
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
+
+MEASURES = {
+    "score of sampled answers": "ppo/score",
+    "KL to the reference, nats per answer": "ppo/kl_per_answer",
+    "KL to the reference, nats per token": "ppo/kl_per_token",
+    "entropy, nats per token": "ppo/entropy",
+    "answers that ended": "ppo/stopped_fraction",
+    "sigma of the scores": "ppo/sigma",
+    "beta x sigma, beta in units of raw scores": "ppo/beta_sigma",
+    "explained variance of the value model": "ppo/explained_variance",
+    "sampler against trainer, mean difference of probabilities": "ppo/sampler_probability_error",
+}
 
 
 def write_ppo_report(workdir: Path) -> None:
@@ -20,42 +32,34 @@ def write_ppo_report(workdir: Path) -> None:
     iterations = [line for line in metrics if "ppo/score" in line]
     evaluations = [line for line in metrics if "eval/reward" in line]
     progress = meta["progress"]
-    lines = ["# PPO", "", "Llama 2, section 3.2.3.", "", "| | |", "|---|---|"]
-    lines += [
-        f"| iterations | {iterations[-1]['step']} |",
-        f"| kept: the best on held-out prompts | iteration {progress['best_step']} |",
-        f"| held-out reward, before and best | {evaluations[0]['eval/reward']:.3f} to "
-        f"{progress['best_reward']:.3f} |",
+    first, last = iterations[0], iterations[-1]
+    rows = [
+        ("iterations", str(last["step"])),
+        ("kept: the best on held-out prompts", f"iteration {progress['best_step']}"),
+        (
+            "held-out reward, before and best",
+            f"{evaluations[0]['eval/reward']:.3f} to {progress['best_reward']:.3f}",
+        ),
     ]
-    for title, name in (
-        ("score of sampled answers", "ppo/score"),
-        ("KL to the reference, nats per answer", "ppo/kl_per_answer"),
-        ("KL to the reference, nats per token", "ppo/kl_per_token"),
-        ("entropy, nats per token", "ppo/entropy"),
-        ("answers that ended", "ppo/stopped_fraction"),
-        ("sigma of the scores", "ppo/sigma"),
-        ("beta x sigma, beta in units of raw scores", "ppo/beta_sigma"),
-        ("explained variance of the value model", "ppo/explained_variance"),
-        ("sampler against trainer, mean difference of probabilities", "ppo/sampler_probability_error"),
-    ):
-        lines.append(
-            f"| {title}, first and last iteration | {iterations[0][name]:.4g} to {iterations[-1][name]:.4g} |"
-        )
+    rows += [
+        (f"{title}, first and last iteration", f"{first[name]:.4g} to {last[name]:.4g}")
+        for title, name in MEASURES.items()
+    ]
+    lines = ["# PPO", "", "Llama 2, section 3.2.3.", "", *table(("", ""), rows)]
     lines += ["", "![curves](ppo.png)", "", *_times(iterations), "", *_samples(workdir)]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def _times(iterations: Sequence[dict[str, Any]]) -> list[str]:
     """Where an iteration's time goes; the first one compiles and is left out if there are others."""
     timed = iterations[1:] or iterations
     phases = [name for name in timed[-1] if name.startswith("secs/")]
-    lines = ["| phase | median seconds |", "|---|---|"]
-    lines += [
-        f"| {name.removeprefix('secs/').replace('_', ' ')} | {median(line[name] for line in timed):.3f} |"
+    rows = [
+        (name.removeprefix("secs/").replace("_", " "), f"{median(line[name] for line in timed):.3f}")
         for name in phases
     ]
     rate = median(line["rate/generated_tokens_per_sec"] for line in timed)
-    return [*lines, f"| generated tokens per second | {rate:,.0f} |"]
+    return table(("phase", "median seconds"), [*rows, ("generated tokens per second", f"{rate:,.0f}")])
 
 
 def _samples(workdir: Path) -> list[str]:
@@ -66,8 +70,9 @@ def _samples(workdir: Path) -> list[str]:
         by_step.setdefault(row["step"], {})[row["prompt"]] = row
     lines = ["## Samples", ""] if by_step else []
     for step in sorted({min(by_step), max(by_step)}) if by_step else []:
-        lines += [f"Iteration {step}:", "", "| prompt | answer | reward |", "|---|---|---|"]
-        for row in list(by_step[step].values())[:4]:
-            lines.append(f"| {quote(row['prompt'])} | {quote(row['completion'])} | {row['reward']:.3f} |")
-        lines.append("")
+        rows = [
+            (quote(row["prompt"]), quote(row["completion"]), f"{row['reward']:.3f}")
+            for row in list(by_step[step].values())[:4]
+        ]
+        lines += [f"Iteration {step}:", "", *table(("prompt", "answer", "reward"), rows), ""]
     return lines

@@ -5,14 +5,14 @@ Differs from the paper where it is silent: initialisation (ARCH-12), packing (D8
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.corpora import open_corpora, open_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import write_stage_report
+from experiments.corpora import check_data, open_corpora, open_tokenizer
+from experiments.models import check_sequence_length, check_training, open_training_mesh
+from experiments.training_report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, to_plain
-from llama2_jax.data.loader import DataSource, make_loader, single_pass
+from llama2_jax.data.loader import DataSource, Loader, make_loader, single_pass
 from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.shards import TokenisedCorpus
 from llama2_jax.data.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import checkpoint_meta
 from llama2_jax.sharding.placement import process_slice
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import train
@@ -32,36 +33,82 @@ from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import next_token_loss
 
 
+class Text(NamedTuple):
+    """What is learned from, the sources by name, and what the loss is measured on."""
+
+    tokenizer: Tokenizer
+    corpora: dict[str, TokenisedCorpus]
+    heldout: TokenisedCorpus | None
+
+
 def run(config: Any, workdir: Path) -> None:
     """Train a base model in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
-    model_config = build(ModelConfig, config.model, name="model")
+    text = open_text(config, workdir)
+    loader = make_text_loader(config, text.corpora)
+    train_run = make_train_run(config, workdir, partitioner, text, loader)
     train_config = build(TrainConfig, config.train, name="train")
-    check_sequence_length(config, model_config.max_context)
+    train(train_run, train_config, workdir)
+    entropy = {"unigram entropy of the held-out text": unigram_entropy(text.heldout)} if text.heldout else {}
+    epochs = loader.source_epochs(train_config.num_steps)
+    write_stage_report(
+        workdir,
+        title="Pretraining",
+        paper="section 2",
+        notes=[f"source {name}: seen {count:.2f} times" for name, count in epochs.items()],
+        reference=entropy,
+        peak=peak_flops(train_config.peak_flops),
+    )
+    mark_done(workdir)
 
-    tokenizer = open_tokenizer(config.data, workdir, vocab_size=model_config.vocab_size)
-    corpora, heldout = open_corpora(config.data, workdir, tokenizer)
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    model_config = build(ModelConfig, config.model, name="model")
+    check_sequence_length(config, model_config.max_context)
+    check_training(config, num_steps=config.train.num_steps)
+    check_data(config.data)
+
+
+def open_text(config: Any, workdir: Path) -> Text:
+    """What the config names, tokenised."""
+    tokenizer = open_tokenizer(config.data, workdir, vocab_size=config.model.vocab_size)
+    return Text(tokenizer, *open_corpora(config.data, workdir, tokenizer))
+
+
+def make_text_loader(config: Any, corpora: dict[str, TokenisedCorpus]) -> Loader:
+    """Batches of packed documents, the sources mixed by their weights."""
     sources = [
-        DataSource(
-            name,
-            config.data.sources[name].weight,
-            PackedDocuments(
-                corpus,
-                sequence_length=config.data.sequence_length,
-                seed=config.data.seed,
-                document_mask=config.data.document_mask,
-            ),
-        )
+        DataSource(name, config.data.sources[name].weight, packed(corpus, config, seed=config.data.seed))
         for name, corpus in corpora.items()
     ]
-    loader = make_loader(sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice())
+    return make_loader(sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice())
+
+
+def packed(corpus: TokenisedCorpus, config: Any, *, seed: int | None) -> PackedDocuments:
+    """The rows of a corpus; without a seed in the order of the text."""
+    return PackedDocuments(
+        corpus,
+        sequence_length=config.data.sequence_length,
+        seed=seed,
+        document_mask=config.data.document_mask,
+    )
+
+
+def make_train_run(
+    config: Any, workdir: Path, partitioner: Partitioner, text: Text, loader: Loader
+) -> TrainRun:
+    """The loss on every token, from random parameters."""
+    model_config = build(ModelConfig, config.model, name="model")
     model = Transformer(model_config, partitioner)
-    train_run = TrainRun(
+    corpora = text.corpora
+    return TrainRun(
         name="pretrain",
         model=model,
-        loss=next_token_loss(model, loss_chunk=train_config.loss_chunk, num_sources=len(corpora)),
+        loss=next_token_loss(model, loss_chunk=config.train.loss_chunk, num_sources=len(corpora)),
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=config.data.batch_size,
@@ -69,30 +116,19 @@ def run(config: Any, workdir: Path) -> None:
         batches=loader.iterate,
         source_names=tuple(corpora),
         meta={
-            **checkpoint_meta(model_config, tokenizer, template="llama2"),
+            **checkpoint_meta(model_config, text.tokenizer, template="llama2"),
             "corpora": {name: corpus.manifest["recipe"] for name, corpus in corpora.items()},
         },
         config=to_plain(config),
-        evaluate=make_evaluation(config, workdir, model, tokenizer, heldout),
+        evaluate=make_evaluation(config, workdir, model, text),
     )
-    train(train_run, train_config, workdir)
-    reference = {"unigram entropy of the held-out text": unigram_entropy(heldout)} if heldout else {}
-    epochs = loader.source_epochs(train_config.num_steps)
-    write_stage_report(
-        workdir,
-        title="Pretraining",
-        paper="section 2",
-        notes=[f"source {name}: seen {count:.2f} times" for name, count in epochs.items()],
-        reference=reference,
-        peak=peak_flops(train_config.peak_flops),
-    )
-    mark_done(workdir)
 
 
 def make_evaluation(
-    config: Any, workdir: Path, model: Transformer, tokenizer: Tokenizer, heldout: TokenisedCorpus | None
+    config: Any, workdir: Path, model: Transformer, text: Text
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss in nats per token and bits per byte, and samples of the configured prompts."""
+    tokenizer, heldout = text.tokenizer, text.heldout
     sampling = SamplingConfig(max_new_tokens=config.eval.sample_tokens, temperature=0.8, top_p=0.9)
     prompts = list(config.eval.sample_prompts)
 
@@ -103,12 +139,7 @@ def make_evaluation(
             append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
-        rows = PackedDocuments(
-            heldout,
-            sequence_length=config.data.sequence_length,
-            seed=None,
-            document_mask=config.data.document_mask,
-        )
+        rows = packed(heldout, config, seed=None)
         batches = single_pass(rows, batch_size=config.eval.batch_size, **process_slice())
         loss = heldout_loss(model, params, batches, loss_chunk=config.train.loss_chunk)
         return {

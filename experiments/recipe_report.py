@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.report import percent
+from experiments.report import percent, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import read_rows
@@ -57,10 +57,10 @@ def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> 
         "One run of a small model: a claim that fails here may hold at scale.",
         "",
     ]
-    lines += ["| claim of the paper | measured here | |", "|---|---|---|"]
     words = {True: "holds", False: "**does not hold**", None: "not measured"}
-    lines += [f"| {verdict.claim} | {verdict.measured} | {words[verdict.holds]} |" for verdict in verdicts]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [(verdict.claim, verdict.measured, words[verdict.holds]) for verdict in verdicts]
+    lines += table(("claim of the paper", "measured here", ""), rows)
+    write_report_file(workdir, lines)
     write_json(workdir / "verdicts.json", verdicts)
 
 
@@ -75,12 +75,12 @@ def _once(workdir: Path, rounds: Sequence[Path]) -> list[tuple[str, Path]]:
 def _stage_table(workdir: Path) -> list[str]:
     """Wall time of every stage; one that was continued after a stop counts from the last start."""
     stages = read_rows(workdir / "stages.jsonl")
-    lines = ["| stage | seconds |", "|---|---|"]
+    rows = []
     for stage in stages:
         folder = stage["stage"]
         name = f"[{folder}]({folder}/report.md)" if (workdir / folder / "report.md").exists() else folder
-        lines.append(f"| {name} | {stage['secs']:,.0f} |")
-    return [*lines, f"| all | {sum(stage['secs'] for stage in stages):,.0f} |"]
+        rows.append((name, f"{stage['secs']:,.0f}"))
+    return table(("stage", "seconds"), [*rows, ("all", f"{sum(stage['secs'] for stage in stages):,.0f}")])
 
 
 def _include(report: Path, workdir: Path) -> list[str]:
@@ -105,10 +105,9 @@ def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
         kind: {path.name: _results(path / f"{kind}_rm") for path in rounds}
         for kind in ("helpfulness", "safety")
     }
-    lines = ["| | " + " | ".join(path.name for path in rounds) + " |", "|---" * (len(rounds) + 1) + "|"]
-    for kind, by_round in found.items():
-        cells = " | ".join(percent(its["accuracy"]) for its in by_round.values())
-        lines.append(f"| {kind} | {cells} |")
+    rows = [
+        (kind, *(percent(its["accuracy"]) for its in by_round.values())) for kind, by_round in found.items()
+    ]
     plot_accuracy_by_round(
         workdir / "reward_accuracy.png",
         {
@@ -117,6 +116,7 @@ def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
         },
         title="Held-out accuracy of the reward models",
     )
+    lines = table(("", *(path.name for path in rounds)), rows)
     return [*lines, "", "![accuracy by round](reward_accuracy.png)"]
 
 
@@ -141,16 +141,14 @@ def _tension(workdir: Path, last: Path) -> list[str]:
 
 def _sampling(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     keys = ("mean_reward", "median_by_n", "max_by_n", "picked_reward", "finished_fraction")
-    lines = [
-        "| round | mean reward | median of N | best of N | picked | answers that end |",
-        "|---" * 6 + "|",
-    ]
+    header = ("round", "mean reward", "median of N", "best of N", "picked", "answers that end")
+    rows = []
     for path in rounds:
         found = _results(path / "rejection_sampling")
         values = [found[key][-1] if isinstance(found[key], list) else found[key] for key in keys]
-        lines.append(f"| {path.name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        rows.append((path.name, *(f"{value:.3f}" for value in values)))
     last = rounds[-1].name
-    return [*lines, "", f"![best of N]({last}/rejection_sampling/best_of_n.png)"]
+    return [*table(header, rows), "", f"![best of N]({last}/rejection_sampling/best_of_n.png)"]
 
 
 def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], reference: str) -> list[Verdict]:

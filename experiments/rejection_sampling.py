@@ -8,14 +8,14 @@ the reward models changed, and compete with the new ones; the archive then holds
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.models import load_scorers, open_mesh
-from experiments.report import quote
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import require, require_choice, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
@@ -42,6 +42,9 @@ from llama2_jax.rlhf.best_of_n import (
 
 FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
 
+Score = Callable[[Sequence[Sample]], list[Sample]]
+"""The samples with scores."""
+
 
 class Picked(NamedTuple):
     """What the report tells about."""
@@ -56,62 +59,29 @@ class Picked(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``archive.jsonl``, ``dialogues.jsonl`` and a report; continues or returns at once if done."""
-    _check_config(config, workdir)
+    _check_config(config)
+    _check_archive(config, workdir)
     if open_workdir(config, workdir):
         return
     prompts = choose_prompts(config)
     archive = workdir / "archive.jsonl"
     _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
-    partitioner = open_mesh(config)
-    policy = load(config.policy, partitioner=partitioner, **config.model)
-    tokenizer, template = policy.require_tokenizer(), policy.template
-    scorers = load_scorers(config, policy)
+    policy = load(config.policy, partitioner=open_mesh(config), **config.model)
+    score = make_score(config, archive, policy)
     policy = for_decoding(policy)
-    score = functools.partial(
-        rescore,
-        archive,
-        scorers=scorers,
-        tokenizer=tokenizer,
-        template=template,
-        threshold=config.reward.threshold,
-        batch_size=config.reward.batch_size,
-    )
-
+    temperature, curves = search_temperature(config, archive, policy, prompts, score)
     count = config.sampling.samples_per_prompt
-    curves: dict[float, list[float]] = {}
-    for temperature in config.search.temperatures:
-        tried = draw_samples(
-            config,
-            archive,
-            policy,
-            prompts[: config.search.num_prompts],
-            temperature,
-            count=config.search.samples_per_prompt,
-        )
-        rewards_PC = pool_values(score(tried), lambda sample: _reward_if_usable(sample, template, config))
-        curves[temperature] = expected_curves(rewards_PC)["max"]
-    temperature = config.sampling.temperature
-    if curves:
-        temperature = best_temperature(curves, count)
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
-
     samples = score(read_archives([*config.archives, archive]))
-    flaws = [flaw(sample, template, config.pick.unfinished) for sample in samples]
-    usable = [sample for sample, reason in zip(samples, flaws, strict=True) if not reason]
-    excluded = Counter(reason for reason in flaws if reason)
-    require(
-        bool(usable),
-        f"no dialogue can be made of {len(samples)} samples ({dict(excluded)}); raise "
-        "config.sampling.max_new_tokens, or train the policy longer",
-    )
+    usable, excluded = without_flaws(samples, policy.template, config.pick.unfinished)
     best = pick_best(usable, rounds=config.pick.rounds)
     write_rows(workdir / "dialogues.jsonl", (training_row(sample) for sample in best))
     drawn = [sample for sample in samples if sample.key in keys]
-    write_report(workdir, config, Picked(samples, drawn, dict(excluded), best, temperature, curves))
+    write_report(workdir, config, Picked(samples, drawn, excluded, best, temperature, curves))
     mark_done(workdir)
 
 
-def _check_config(config: Any, workdir: Path) -> None:
+def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
     for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
@@ -130,6 +100,16 @@ def _check_config(config: Any, workdir: Path) -> None:
     )
     require_choice("pick.unfinished", config.pick.unfinished, UNFINISHED)
     require_choice("pick.rounds", config.pick.rounds, ROUNDS)
+    for temperature in (config.sampling.temperature, *config.search.temperatures):
+        _sampling(config, temperature)
+
+
+def _sampling(config: Any, temperature: float) -> SamplingConfig:
+    return SamplingConfig(config.sampling.max_new_tokens, temperature, config.sampling.top_p)
+
+
+def _check_archive(config: Any, workdir: Path) -> None:
+    """Refuse, while the workdir still has its old config, to mix its samples with others."""
     if not (workdir / "archive.jsonl").exists():
         return
     old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["sampling"]
@@ -166,6 +146,42 @@ def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
             )
 
 
+def make_score(config: Any, archive: Path, policy: LoadedModel) -> Score:
+    """How samples get the scores of this round's reward models, which are kept in the archive."""
+    return functools.partial(
+        rescore,
+        archive,
+        scorers=load_scorers(config, policy),
+        tokenizer=policy.require_tokenizer(),
+        template=policy.template,
+        threshold=config.reward.threshold,
+        batch_size=config.reward.batch_size,
+    )
+
+
+def search_temperature(
+    config: Any, archive: Path, policy: LoadedModel, prompts: Sequence[Prompt], score: Score
+) -> tuple[float, dict[float, list[float]]]:
+    """The temperature to sample at, and for each that was tried the expected best reward of N (RS-7)."""
+    curves: dict[float, list[float]] = {}
+    for temperature in config.search.temperatures:
+        tried = draw_samples(
+            config,
+            archive,
+            policy,
+            prompts[: config.search.num_prompts],
+            temperature,
+            count=config.search.samples_per_prompt,
+        )
+        rewards_PC = pool_values(
+            score(tried), lambda sample: _reward_if_usable(sample, policy.template, config)
+        )
+        curves[temperature] = expected_curves(rewards_PC)["max"]
+    if not curves:
+        return config.sampling.temperature, curves
+    return best_temperature(curves, config.sampling.samples_per_prompt), curves
+
+
 def draw_samples(
     config: Any,
     archive: Path,
@@ -176,17 +192,35 @@ def draw_samples(
     count: int,
 ) -> list[Sample]:
     """``count`` samples of this round per prompt at one temperature; the search's are not drawn again."""
-    sampling = config.sampling
     return draw(
         archive,
         policy,
         prompts,
-        SamplingConfig(sampling.max_new_tokens, temperature, sampling.top_p),
+        _sampling(config, temperature),
         round=config.round,
         num_samples=count,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
+        batch_size=config.sampling.batch_size,
+        seed=config.sampling.seed,
     )
+
+
+def without_flaws(
+    samples: Sequence[Sample], template: Template, unfinished: str
+) -> tuple[list[Sample], dict[str, int]]:
+    """Samples that can be trained on, and how many cannot, by reason.
+
+    Raises:
+      ConfigError: none can.
+    """
+    flaws = [flaw(sample, template, unfinished) for sample in samples]
+    usable = [sample for sample, reason in zip(samples, flaws, strict=True) if not reason]
+    excluded = dict(Counter(reason for reason in flaws if reason))
+    require(
+        bool(usable),
+        f"no dialogue can be made of {len(samples)} samples ({excluded}); raise "
+        "config.sampling.max_new_tokens, or train the policy longer",
+    )
+    return usable, excluded
 
 
 def flaw(sample: Sample, template: Template, unfinished: str) -> str:
@@ -249,7 +283,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     write_json(workdir / "results.json", results)
     lines = [f"# Rejection sampling, round {config.round}", "", "Llama 2, section 3.2.3.", ""]
     lines += [*_numbers(results), "", "\n\n".join(pictures), "", *_examples(picked.drawn)]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def by_round(samples: Sequence[Sample]) -> dict[int, dict[str, float]]:
@@ -291,7 +325,7 @@ def _numbers(results: dict[str, Any]) -> list[str]:
         "picked from round": ", ".join(f"{r}: {n:,}" for r, n in results["picks_by_round"].items()),
     }
     note = "Rewards are sigmoids of the combined raw score (PPO-3), of this round's reward models."
-    return [note, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return [note, "", *table(("", ""), rows.items())]
 
 
 def _examples(drawn: Sequence[Sample], count: int = 4) -> list[str]:

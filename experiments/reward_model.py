@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import quote
+from experiments.models import check_sequence_length, check_training, open_training_mesh
+from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, plot_scores
 from llama2_jax.config import build, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import write_rows
@@ -51,6 +51,7 @@ from llama2_jax.rlhf.reward_model import (
     score_rows,
 )
 from llama2_jax.sharding.placement import process_slice
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.loop import train
@@ -65,6 +66,13 @@ class Data(NamedTuple):
     train: list[Preference]
     heldout: list[Preference]
     left_out: Counter[str]
+
+
+class Heldout(NamedTuple):
+    """The held-out pairs that are short enough to be scored, and what is scored of them."""
+
+    labels: list[Preference]
+    pairs: EncodedPairs
 
 
 class PairScores(NamedTuple):
@@ -83,52 +91,21 @@ class EncodedAnswers(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Train a reward model in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
-    check(config)
     partitioner = open_training_mesh(config)
     chat = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, chat.config.max_context)
     data = read(config, chat)
-    pairs, heldout = (encode(preferences, config, chat) for preferences in (data.train, data.heldout))
-    labels = [data.heldout[number] for number in heldout.numbers]
+    pairs, heldout = encode(data.train, config, chat), encode_heldout(data, config, chat)
     answers = read_answers(config, chat)
-    loader = PairLoader(
-        pairs.pairs,
-        MARGINS[config.loss.margin],
-        batch_size=config.data.batch_size,
-        seed=config.data.seed,
-        **process_slice(),
-    )
-    tokenizer = chat.require_tokenizer()
-    keep_tokenizer(tokenizer, workdir)
-    model = ScoreModel(chat.config, partitioner)
+    keep_tokenizer(chat.require_tokenizer(), workdir)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [initial_params(config, chat.params)]
     chat = chat._replace(params=None)
-    train_run = TrainRun(
-        name=f"{config.kind} reward model",
-        model=model,
-        loss=preference_loss(model, safety_weight=config.loss.safety_weight),
-        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
-        partitioner=partitioner,
-        batch_size=config.data.batch_size,
-        sequence_length=loader.row_length,
-        batches=loader.iterate,
-        source_names=("preferences",),
-        meta=reward_model_meta(
-            chat.config,
-            tokenizer,
-            chat.template.name,
-            kind=config.kind,
-            margin=config.loss.margin,
-            data=[file_sha256(path) for path in expand_paths(files(config))],
-        ),
-        initial_params=start_params.pop,
-        num_outputs=1,
-        config=to_plain(config),
-        evaluate=make_evaluation(config, model, chat, heldout, labels),
-    )
+    loader = make_pair_loader(config, pairs)
+    train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params.pop)
     num_steps = math.ceil(config.data.epochs * loader.batches_per_epoch)
     train(train_run, build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train"), workdir)
     reward_model = load_reward_model(
@@ -137,16 +114,12 @@ def run(config: Any, workdir: Path) -> None:
         attention_impl=config.model.attention_impl,
         partitioner=partitioner,
     )
-    scores = score_pairs(reward_model, heldout, batch_size=config.eval.batch_size)
-    answer_scores_B = score_rows(reward_model, answers.rows, batch_size=config.eval.batch_size)
-    if jax.process_index() == 0:
-        more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
-        write_report(workdir, config, labels, scores, notes(reward_model, data, pairs), more)
+    report(workdir, config, reward_model, heldout, answers, notes(reward_model, data, pairs))
     mark_done(workdir)
 
 
-def check(config: Any) -> None:
-    """Raise ``ConfigError`` for what can be seen without opening a file."""
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
     require_choice("config.kind", config.kind, KINDS)
     require_choice("config.loss.margin", config.loss.margin, MARGINS)
     require_choice("config.head", config.head, ("normal", "zero"))
@@ -158,6 +131,7 @@ def check(config: Any) -> None:
     require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
     require(bool(config.init_from), "config.init_from is empty; name the chat model to start from")
     require(bool(files(config)), "config.data.preferences is empty; name the files to learn from")
+    check_training(config, num_steps=1)  # the pairs say how many
 
 
 def files(config: Any) -> list[str]:
@@ -242,6 +216,12 @@ def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) ->
     )
 
 
+def encode_heldout(data: Data, config: Any, chat: LoadedModel) -> Heldout:
+    """Held-out pairs as ids, beside the preferences that they are."""
+    pairs = encode(data.heldout, config, chat)
+    return Heldout([data.heldout[number] for number in pairs.numbers], pairs)
+
+
 def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
     """Rated answers no longer than the pairs that are trained on; none if the config names no file."""
     files, on_bad_line = config.data.answers, config.data.on_bad_line
@@ -254,6 +234,53 @@ def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
         "tokens; raise config.data.sequence_length",
     )
     return EncodedAnswers([rated[number] for number in kept], [rows[number] for number in kept])
+
+
+def make_pair_loader(config: Any, pairs: EncodedPairs) -> PairLoader:
+    """Batches of pairs with their margins, in another order every epoch."""
+    return PairLoader(
+        pairs.pairs,
+        MARGINS[config.loss.margin],
+        batch_size=config.data.batch_size,
+        seed=config.data.seed,
+        **process_slice(),
+    )
+
+
+def make_train_run(
+    config: Any,
+    partitioner: Partitioner,
+    chat: LoadedModel,
+    loader: PairLoader,
+    heldout: Heldout,
+    *,
+    initial_params: Callable[[], Params],
+) -> TrainRun:
+    """The ranking loss on pairs, of a score model in the shape of the chat model."""
+    model = ScoreModel(chat.config, partitioner)
+    return TrainRun(
+        name=f"{config.kind} reward model",
+        model=model,
+        loss=preference_loss(model, safety_weight=config.loss.safety_weight),
+        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
+        partitioner=partitioner,
+        batch_size=config.data.batch_size,
+        sequence_length=loader.row_length,
+        batches=loader.iterate,
+        source_names=("preferences",),
+        meta=reward_model_meta(
+            chat.config,
+            chat.require_tokenizer(),
+            chat.template.name,
+            kind=config.kind,
+            margin=config.loss.margin,
+            data=[file_sha256(path) for path in expand_paths(files(config))],
+        ),
+        initial_params=initial_params,
+        num_outputs=1,
+        config=to_plain(config),
+        evaluate=make_evaluation(config, model, chat, heldout),
+    )
 
 
 def initial_params(config: Any, chat_params: Params) -> Params:
@@ -270,7 +297,7 @@ def score_pairs(reward_model: RewardModel, pairs: EncodedPairs, *, batch_size: i
 
 
 def make_evaluation(
-    config: Any, model: ScoreModel, chat: LoadedModel, heldout: EncodedPairs, labels: Sequence[Preference]
+    config: Any, model: ScoreModel, chat: LoadedModel, heldout: Heldout
 ) -> Callable[[int, Params], dict[str, float]]:
     """Accuracy on held-out pairs, and how far apart and where the scores are."""
     tokenizer = chat.require_tokenizer()
@@ -278,10 +305,10 @@ def make_evaluation(
     def evaluate(step: int, params: Params) -> dict[str, float]:
         version = f"{config.kind}-{step}"
         now = RewardModel(chat.config, params, tokenizer, chat.template, model, config.kind, version)
-        scores = score_pairs(now, heldout, batch_size=config.eval.batch_size)
-        report = evaluate_pairs(labels, *scores)
+        scores = score_pairs(now, heldout.pairs, batch_size=config.eval.batch_size)
+        found = evaluate_pairs(heldout.labels, *scores)
         return {
-            "eval/heldout/accuracy": report.accuracy.value,
+            "eval/heldout/accuracy": found.accuracy.value,
             "eval/heldout/score_difference": float(np.mean(scores.chosen_B - scores.rejected_B)),
             "eval/heldout/score": float(np.mean(scores)),
         }
@@ -300,6 +327,23 @@ def notes(reward_model: RewardModel, data: Data, pairs: EncodedPairs) -> list[tu
     ]
 
 
+def report(
+    workdir: Path,
+    config: Any,
+    reward_model: RewardModel,
+    heldout: Heldout,
+    answers: EncodedAnswers,
+    rows: Sequence[tuple[str, str]],
+) -> None:
+    """Score what was held out; all processes do that together, the first one writes what was found."""
+    batch_size = config.eval.batch_size
+    scores = score_pairs(reward_model, heldout.pairs, batch_size=batch_size)
+    answer_scores_B = score_rows(reward_model, answers.rows, batch_size=batch_size)
+    if jax.process_index() == 0:
+        more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
+        write_report(workdir, config, heldout.labels, scores, rows, more)
+
+
 def write_report(
     workdir: Path,
     config: Any,
@@ -315,11 +359,11 @@ def write_report(
       more: lines of the report after its pictures.
     """
     title = f"Reward model: {config.kind}"
-    report = evaluate_pairs(heldout, *scores)
-    write_json(workdir / "results.json", report)
+    found = evaluate_pairs(heldout, *scores)
+    write_json(workdir / "results.json", found)
     shown = PairScores(*map(displayed, scores))
     plot_scores(workdir / "scores.png", **shown._asdict(), title=title)
-    shares = {"all": report.accuracy, **report.by_rating, **report.by_safety}
+    shares = {"all": found.accuracy, **found.by_rating, **found.by_safety}
     plot_accuracy(workdir / "accuracy.png", {config.kind: shares}, title=title)
     lines = [
         f"# {title}",
@@ -327,9 +371,7 @@ def write_report(
         "Llama 2, section 3.2.2. Shares have their 95 % interval and the number of pairs, of the last four",
         "responses, that they are of.",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in [*rows, *_numbers(workdir, report)]),
+        *table(("", ""), [*rows, *_numbers(workdir, found)]),
         "",
         "![accuracy](accuracy.png)",
         "",
@@ -338,7 +380,7 @@ def write_report(
         *more,
         *_disagreements(heldout, scores, count=config.eval.num_examples),
     ]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report_file(workdir, lines)
 
 
 def compare_with_people(
@@ -365,7 +407,7 @@ def compare_with_people(
     ]
 
 
-def _numbers(workdir: Path, report: RewardReport) -> list[tuple[str, str]]:
+def _numbers(workdir: Path, found: RewardReport) -> list[tuple[str, str]]:
     metrics = read_metrics(workdir)
     before, *_, after = [line for line in metrics if "eval/heldout/accuracy" in line]
     updates = [line for line in metrics if "train/loss" in line]
@@ -373,12 +415,12 @@ def _numbers(workdir: Path, report: RewardReport) -> list[tuple[str, str]]:
         ("updates", f"{len(updates):,}"),
         ("loss, first and last update", f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f}"),
         ("held-out accuracy before training", f"{100 * before['eval/heldout/accuracy']:.1f} %"),
-        ("held-out accuracy", str(report.accuracy)),
-        *((f"- rated {name.replace('_', ' ')}", str(share)) for name, share in report.by_rating.items()),
-        *((f"- {name.replace('_', ' ')}", str(share)) for name, share in report.by_safety.items()),
+        ("held-out accuracy", str(found.accuracy)),
+        *((f"- rated {name.replace('_', ' ')}", str(share)) for name, share in found.by_rating.items()),
+        *((f"- {name.replace('_', ' ')}", str(share)) for name, share in found.by_safety.items()),
         ("mean score difference, held out", f"{after['eval/heldout/score_difference']:.3f}"),
-        *_unsafe(report.unsafe_at_half),
-        *_unsafe(report.unsafe_at_reward_threshold),
+        *_unsafe(found.unsafe_at_half),
+        *_unsafe(found.unsafe_at_reward_threshold),
     ]
 
 

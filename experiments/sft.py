@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import check_sequence_length, open_training_mesh
-from experiments.report import write_stage_report
+from experiments.models import check_sequence_length, check_training, open_training_mesh
+from experiments.training_report import write_stage_report
 from llama2_jax.config import build, require, to_plain
 from llama2_jax.data.chat import (
     Message,
@@ -30,6 +30,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
 from llama2_jax.sharding.placement import process_slice
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.flops import peak_flops
@@ -41,46 +42,19 @@ from llama2_jax.train.step import next_token_loss
 
 def run(config: Any, workdir: Path) -> None:
     """Fine-tune ``config.init_from`` in ``workdir``; continues or returns at once if it is done."""
+    _check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
-    check_length(config)
-    require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
-    require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, base.config.max_context)
-
     rows = packed_dialogues(config.data.dialogues, config, base)
-    num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
-    loader = make_loader(
-        [DataSource("dialogues", 1.0, rows)],
-        batch_size=config.data.batch_size,
-        seed=config.data.seed,
-        **process_slice(),
-    )
-    tokenizer = base.require_tokenizer()
-    keep_tokenizer(tokenizer, workdir)
+    keep_tokenizer(base.require_tokenizer(), workdir)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [base.params]
     base = base._replace(params=None)
-    train_run = TrainRun(
-        name="sft",
-        model=base.model,
-        loss=next_token_loss(base.model, loss_chunk=config.train.loss_chunk),
-        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
-        partitioner=partitioner,
-        batch_size=config.data.batch_size,
-        sequence_length=config.data.sequence_length,
-        batches=loader.iterate,
-        source_names=("dialogues",),
-        meta={
-            **checkpoint_meta(base.config, tokenizer, base.template.name),
-            "dialogues": [file_sha256(path) for path in expand_paths(split_paths(config.data.dialogues))],
-        },
-        initial_params=start_params.pop,
-        config=to_plain(config),
-        evaluate=make_evaluation(config, workdir, base),
-    )
+    train_run = make_train_run(config, workdir, partitioner, base, rows, initial_params=start_params.pop)
+    num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
     train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
     train(train_run, train_config, workdir)
     write_stage_report(
@@ -96,11 +70,50 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def check_length(config: Any) -> None:
-    """Raise ``ConfigError`` unless the config says how long to train."""
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
+    require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")
     epochs, num_steps = config.data.epochs, config.train.num_steps
     require(num_steps >= 0, f"train.num_steps = {num_steps} must not be negative; 0 follows data.epochs")
     require(num_steps > 0 or epochs > 0, f"data.epochs = {epochs} must be positive, or set train.num_steps")
+    check_training(config, num_steps=num_steps or 1)  # 0: the dialogues say how many
+
+
+def make_train_run(
+    config: Any,
+    workdir: Path,
+    partitioner: Partitioner,
+    base: LoadedModel,
+    rows: PackedDialogues,
+    *,
+    initial_params: Callable[[], Params],
+) -> TrainRun:
+    """The loss on the answers, in rows drawn in another order every epoch."""
+    loader = make_loader(
+        [DataSource("dialogues", 1.0, rows)],
+        batch_size=config.data.batch_size,
+        seed=config.data.seed,
+        **process_slice(),
+    )
+    return TrainRun(
+        name="sft",
+        model=base.model,
+        loss=next_token_loss(base.model, loss_chunk=config.train.loss_chunk),
+        optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
+        partitioner=partitioner,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        batches=loader.iterate,
+        source_names=("dialogues",),
+        meta={
+            **checkpoint_meta(base.config, base.require_tokenizer(), base.template.name),
+            "dialogues": [file_sha256(path) for path in expand_paths(split_paths(config.data.dialogues))],
+        },
+        initial_params=initial_params,
+        config=to_plain(config),
+        evaluate=make_evaluation(config, workdir, base),
+    )
 
 
 def pack(dialogues: Iterable[TrainingDialogue], config: Any, base: LoadedModel) -> PackedDialogues:

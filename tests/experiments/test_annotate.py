@@ -175,13 +175,15 @@ def test_models_judge(prompts, tmp_path, monkeypatch):
         return lambda dialogues: np.array([len(one[-1].content) for one in dialogues])
 
     monkeypatch.setattr(annotate, "make_score", make_score)
-    annotate.run(make_config(prompts, annotator="model", collection__num_batches=1), tmp_path)
+    judges = {"judge__helpfulness_rm": "one", "judge__safety_rm": "another"}
+    annotate.run(make_config(prompts, annotator="model", collection__num_batches=1, **judges), tmp_path)
     assert all(len(row.chosen) >= len(row.rejected) for row in rows_of(tmp_path))
 
 
 def test_a_judge_of_the_other_kind_is_refused(prompts, tmp_path):
     judge = str(saved_reward_model("safety"))
-    config = make_config(prompts, annotator="model", collection__num_batches=1, judge__helpfulness_rm=judge)
+    judges = {"judge__helpfulness_rm": judge, "judge__safety_rm": judge}
+    config = make_config(prompts, annotator="model", collection__num_batches=1, **judges)
     with pytest.raises(ConfigError, match="is a safety reward model; name one trained for helpfulness"):
         annotate.run(config, tmp_path)
 
@@ -201,11 +203,15 @@ def test_prompts_of_another_world_are_refused_before_sampling(tmp_path, monkeypa
         ({"new__path": ""}, "config.new.path is empty"),
         ({"prompts": ""}, "config.prompts is empty"),
         ({"previous__path": "x", "previous__name": "new"}, "are both 'new'; give two names"),
+        ({"annotator": "model", "judge__helpfulness_rm": "x"}, "config.judge.safety_rm is empty"),
+        ({"raters__raters_per_item": 2}, "raters_per_item = 2 must be odd"),
+        ({"sampling__max_new_tokens": 0}, "max_new_tokens = 0 must be positive"),
     ],
 )
 def test_mistakes_are_named_first(prompts, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        annotate.run(make_config(prompts, **changes), tmp_path)
+        annotate.run(make_config(prompts, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_untrained_model_gets_low_grades(finished):

@@ -36,7 +36,8 @@ def test_accuracy_must_rise_with_the_rating(values, holds):
     [(1.5, 0.3, True), (1.5, 0.15, True), (1.5, 0.05, False), (0.9, 0.05, True)],
     ids=["both rise", "the guard hardly falls", "the guard falls", "so does the reward"],
 )
-def test_the_guard_must_not_fall_while_the_reward_rises(tmp_path, reward, guard, holds):
+def test_the_guard_must_not_fall_while_the_reward_rises(tmp_path, monkeypatch, reward, guard, holds):
+    monkeypatch.setattr(recipe_report, "read_meta", lambda folder: (9, {"progress": {"best_step": 9}}))
     lines = [{"step": 0, "eval/reward": 1.0, "eval/guard": 0.2}, {"step": 5, "ppo/kl_per_answer": 0.1}]
     lines += [{"step": 9, "eval/reward": reward, "eval/guard": guard}]
     runs.write_lines(tmp_path / "metrics.jsonl", lines)
