@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(SIZES["nano" if variant == "tiny" else variant])
     config.model.compute_dtype = "bfloat16"  # D7
     config.model.remat_policy = "full"
-    config.model.attention_impl = "auto"  # by platform; names in llama2_jax/kernels/dispatch.py
+    config.model.attention_impl = "auto"  # by platform; names in llama2_jax/kernels/implementations.py
 
     config.data = ConfigDict()
     config.data.tokenizer = ""  # a tokenizer file; empty: train one on the sources

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict()  # the rest comes from the checkpoint
     config.model.compute_dtype = "bfloat16"  # D7
     config.model.remat_policy = "full"
-    config.model.attention_impl = "auto"  # by platform; names in llama2_jax/kernels/dispatch.py
+    config.model.attention_impl = "auto"  # by platform; names in llama2_jax/kernels/implementations.py
 
     config.data = ConfigDict()  # files or patterns, separated by commas
     config.data.preferences = ""  # our own, of both tracks

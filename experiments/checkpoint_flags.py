@@ -20,7 +20,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_enum("dtype", "float32", dtypes, "Of parameters and computation.", flag_values=values)
     devices = "Devices that the model is split over."
     flags.DEFINE_integer("tensor", 1, devices, lower_bound=1, flag_values=values)
-    kernels = "A name of llama2_jax/kernels/dispatch.py."
+    kernels = "A name of llama2_jax/kernels/implementations.py."
     flags.DEFINE_string("attention_impl", "auto", kernels, flag_values=values)
     chat = "Chat template; the checkpoint's own if not given."
     flags.DEFINE_enum("template", None, list(TEMPLATES), chat, flag_values=values)
