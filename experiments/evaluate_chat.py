@@ -48,7 +48,7 @@ def run(config: Any, workdir: Path) -> None:
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
             identify(prompt.messages)
-    sets = split(prompts, config.borderline_family)
+    sets = prompt_sets(prompts, config.borderline_family)
     partitioner = open_mesh(config)
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
@@ -104,7 +104,7 @@ def _sampling(config: Any) -> SamplingConfig:
     return SamplingConfig(config.sampling.max_new_tokens, config.sampling.temperature, config.sampling.top_p)
 
 
-def split(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
+def prompt_sets(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
     """Which prompts measure what.
 
     Raises:
