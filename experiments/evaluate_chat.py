@@ -14,6 +14,7 @@ from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import require, require_choice, write_json
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
@@ -164,8 +165,8 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
         name: {
             **_wins(axes, answers, versions[reference]),
             **{
-                f"{kind}_reward": unit_mean(displayed([sample.scores[kind] for sample in answers]))
-                for kind in ("helpfulness", "safety")
+                f"{track}_reward": unit_mean(displayed([sample.scores[track] for sample in answers]))
+                for track in TRACKS
             },
         }
         for name, answers in versions.items()
