@@ -11,6 +11,7 @@ Variants: paper (the numbers of the paper where it gives them) and tiny.
 
 from ml_collections import ConfigDict
 
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.heldout = ConfigDict({"fraction": 0.01, "seed": 0})  # 1000 examples per batch (PREF-6)
     config.source = "own"
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)

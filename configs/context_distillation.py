@@ -9,6 +9,7 @@ data. Variants: 7b (any size) and tiny (short preprompts, which the model's SFT 
 
 from ml_collections import ConfigDict
 
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -29,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.sampling = ConfigDict({"max_new_tokens": 512, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
     config.batch_size = 64  # prompts answered or scored together
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.model.compute_dtype = "float32"

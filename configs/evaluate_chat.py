@@ -13,6 +13,7 @@ Variants: paper (any real model) and tiny (the simulated world).
 
 from ml_collections import ConfigDict
 
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -41,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward = ConfigDict({"threshold": 0.15, "batch_size": 64})
     config.num_transcripts = 12  # prompts whose answers are shown for every version
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.truth = "simulated"

@@ -10,6 +10,7 @@ Variants: 7b (any size) and tiny (the personas of the simulated world).
 
 from ml_collections import ConfigDict
 
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -35,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.sampling = ConfigDict({"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "top_k": 0})
     config.batch_size = 50  # dialogues answered together
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.model.compute_dtype = "float32"

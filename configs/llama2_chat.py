@@ -26,9 +26,9 @@ from configs import (
     reward_model,
     sft,
 )
+from configs.common import PAPER_SIZES
 from llama2_jax.config import parse_arg, require_choice
 
-PAPER_SIZES = ("7b", "13b", "34b", "70b")
 VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
 WORLD = "runs/demo/data/world"
 TINY_BATCH, TINY_ANSWER = 104, 32  # rows (a multiple of 8, for as many devices) and new tokens

@@ -12,6 +12,7 @@ models of the sizes of ``configs/pretrain.py:tiny``.
 
 from ml_collections import ConfigDict
 
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
 
 KL_COEF = {"7b": 0.01, "13b": 0.01, "34b": 0.005, "70b": 0.005, "tiny": 0.01}  # PPO-6
@@ -72,9 +73,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.grad_clip_norm = 1.0
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     # while answers are made: whole weights on every device, rows split (PPO-8)
-    config.sampler_mesh = ConfigDict({"preset": "fsdp", "data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    config.sampler_mesh = mesh(data=-1, fsdp=1)
 
     config.train = ConfigDict()  # a step is an iteration here
     config.train.num_iterations = 400  # PPO-7: 200 to 400

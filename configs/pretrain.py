@@ -10,10 +10,10 @@ own documentation). CORPUS is a folder made by ``python -m tools.tokenize_corpus
 
 from ml_collections import ConfigDict
 
+from configs.common import PAPER_SIZES, mesh
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import SIZES
 
-PAPER_SIZES = ("7b", "13b", "34b", "70b")
 PEAK_LEARNING_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # Table 1
 
 
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.grad_clip_norm = 1.0
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
 
     config.train = ConfigDict()
     config.train.num_steps = 476_837  # 2.0e12 tokens (FAM-2)

@@ -14,9 +14,8 @@ Variants: 7b, 13b, 34b, 70b (the paper samples from 70b only) and tiny, whose fi
 
 from ml_collections import ConfigDict
 
+from configs.common import PAPER_SIZES, mesh
 from llama2_jax.config import parse_arg, require_choice
-
-PAPER_SIZES = ("7b", "13b", "34b", "70b")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -56,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward.threshold = 0.15  # PPO-3: what ranks the samples is the combined score (D41)
     config.reward.batch_size = 64
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)

@@ -11,10 +11,11 @@ numbers) and tiny.
 
 from ml_collections import ConfigDict
 
+from configs.common import PAPER_SIZES, mesh
 from llama2_jax.config import parse_arg, require_choice
 
 KINDS = ("helpfulness", "safety", "guard")
-SIZES = ("7b", "13b", "34b", "70b", "tiny")
+SIZES = (*PAPER_SIZES, "tiny")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -64,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.grad_clip_norm = 1.0
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
 
     config.train = ConfigDict()  # the number of updates follows from data.epochs
     config.train.seed = 0

@@ -13,9 +13,8 @@ Variants: 7b, 13b, 34b, 70b (the same numbers, as in the paper) and tiny, which 
 
 from ml_collections import ConfigDict
 
+from configs.common import PAPER_SIZES, mesh
 from llama2_jax.config import parse_arg, require_choice
-
-PAPER_SIZES = ("7b", "13b", "34b", "70b")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -54,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.grad_clip_norm = 1.0
 
-    config.mesh = ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+    config.mesh = mesh()
 
     config.train = ConfigDict()
     config.train.num_steps = 0  # 0: as many updates as data.epochs asks for; else so many (RS-8)

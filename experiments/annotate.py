@@ -16,6 +16,7 @@ from llama2_jax.config import ConfigError, build, require, require_choice, to_pl
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
     REJECTED_SAFE,
+    TRACKS,
     Preference,
     Split,
     group_by,
@@ -105,11 +106,8 @@ def _check_config(config: Any) -> None:
     if config.annotator == "simulated":
         build_raters(config)
     if config.annotator == "model":
-        for kind in ("helpfulness", "safety"):
-            require(
-                bool(config.judge[f"{kind}_rm"]),
-                f"config.judge.{kind}_rm is empty; name a trained reward model",
-            )
+        for name in (f"{track}_rm" for track in TRACKS):
+            require(bool(config.judge[name]), f"config.judge.{name} is empty; name a trained reward model")
 
 
 def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
@@ -192,7 +190,7 @@ def make_annotator(config: Any, sheet: Path, policy: LoadedModel) -> Annotator:
         return lambda comparisons: read_sheet(sheet, comparisons)
     if config.annotator == "simulated":
         return raters.simulated(build_raters(config))
-    scores = {name: make_score(config, name, policy) for name in ("helpfulness", "safety")}
+    scores = {track: make_score(config, track, policy) for track in TRACKS}
     return model_annotator(**scores, thresholds=config.judge.thresholds, annotator_id=config.judge.name)
 
 

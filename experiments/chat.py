@@ -23,7 +23,7 @@ from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.train.stopping import StopRequest
 
 
-class Conversation:
+class ChatSession:
     """Messages so far, and what fits of them."""
 
     def __init__(
@@ -97,7 +97,7 @@ def main() -> None:
     """Read lines, print answers."""
     loaded = for_decoding(checkpoint_flags.load_checkpoint())
     sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
-    conversation = Conversation(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
+    session = ChatSession(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
     print(f"{loaded.source}, template {loaded.template.name}. /reset forgets, /quit leaves.")
     while True:
         try:
@@ -108,13 +108,13 @@ def main() -> None:
         if text == "/quit":
             return
         if text == "/reset":
-            conversation.reset()
+            session.reset()
         elif text:
-            _print_answer(conversation, text)
+            _print_answer(session, text)
 
 
-def _print_answer(conversation: Conversation, text: str) -> None:
-    pieces = conversation.answer(text)
+def _print_answer(session: ChatSession, text: str) -> None:
+    pieces = session.answer(text)
     try:
         with StopRequest(signal.SIGINT) as stop:
             for piece in pieces:

@@ -14,6 +14,7 @@ from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.config import require, require_choice, write_json
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
@@ -50,7 +51,7 @@ def run(config: Any, workdir: Path) -> None:
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
             identify(prompt.messages)
-    sets = split(prompts, config.borderline_family)
+    sets = prompt_sets(prompts, config.borderline_family)
     partitioner = open_mesh(config)
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
@@ -106,7 +107,7 @@ def _sampling(config: Any) -> SamplingConfig:
     return SamplingConfig(config.sampling.max_new_tokens, config.sampling.temperature, config.sampling.top_p)
 
 
-def split(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
+def prompt_sets(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
     """Which prompts measure what.
 
     Raises:
@@ -166,8 +167,8 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
         name: {
             **_wins(axes, answers, versions[reference]),
             **{
-                f"{kind}_reward": unit_mean(displayed([sample.scores[kind] for sample in answers]))
-                for kind in ("helpfulness", "safety")
+                f"{track}_reward": unit_mean(displayed([sample.scores[track] for sample in answers]))
+                for track in TRACKS
             },
         }
         for name, answers in versions.items()

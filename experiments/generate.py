@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import checkpoint_flags
-from experiments.jsonl import row_text, row_tokens
+from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.jsonl import read_rows, write_rows

@@ -31,11 +31,11 @@ from experiments import (
 from experiments.recipe_report import write_report
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.data.jsonl import append_rows
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 from llama2_jax.train.stopping import EXIT_PREEMPTED
 
-RM_KINDS = ("helpfulness", "safety")
 TUNE_FROM = ("base", "first", "previous")
 
 
@@ -98,7 +98,7 @@ def _prompt_files(config: Any) -> list[str]:
 
 def _training_files(config: Any) -> list[str]:
     """Fields that may name files and patterns besides those that the rounds write."""
-    trained = ["helpfulness_rm", "safety_rm"]
+    trained = [f"{track}_rm" for track in TRACKS]
     if config.ppo_from_round <= config.rounds:
         trained.append("guard_rm")
     names = [f"{stage}.data.{field}" for stage in trained for field in ("public", "heldout", "answers")]
@@ -179,7 +179,7 @@ class Recipe:
         self.preferences.append(f"{batch}/preferences_train.jsonl")
         self.heldout.append(f"{batch}/preferences_heldout.jsonl")
         models = {}
-        for name in (f"{kind}_rm" for kind in RM_KINDS):
+        for name in (f"{track}_rm" for track in TRACKS):
             others = self.config[name].data.heldout  # pairs from elsewhere that the config tests with
             models[name] = self.stage(
                 reward_model.run, name, f"v{number}/{name}",
@@ -204,7 +204,7 @@ class Recipe:
             evaluate_chat.run, "evaluate_chat", "evaluation",
             versions=tuple(f"{name}={path}" for name, path in versions.items()),
             reference=self.config.reference,
-            **{f"{kind}_rm": str(self.workdir / last / f"{kind}_rm") for kind in RM_KINDS},
+            **{f"{track}_rm": str(self.workdir / last / f"{track}_rm") for track in TRACKS},
         )  # fmt: skip
         after = self.config.gatt_after_round
         if 0 < after < self.config.rounds:

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from llama2_jax.config import build, require
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Scorer
 from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
@@ -54,8 +55,8 @@ def open_chat_model(path: str, config: Any) -> LoadedModel:
 def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
     """The two reward models of the config, refused unless they read what the policy writes."""
     scorers = {}
-    for kind in ("helpfulness", "safety"):
-        reward_model = load_reward_model_for(policy, config[f"{kind}_rm"], kind, field=f"config.{kind}_rm")
+    for track in TRACKS:
+        reward_model = load_reward_model_for(policy, config[f"{track}_rm"], track, field=f"config.{track}_rm")
         score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
-        scorers[kind] = Scorer(reward_model.version, score)
+        scorers[track] = Scorer(reward_model.version, score)
     return scorers

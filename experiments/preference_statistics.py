@@ -29,12 +29,12 @@ def main() -> None:
     """Read, count, print, write."""
     args = flags.FLAGS
     pairs = read_preferences(args.input, template=get_template(args.template))
-    report = write_report(pairs, load_tokenizer(args.tokenizer))
+    report = report_text(pairs, load_tokenizer(args.tokenizer))
     Path(args.output).write_text(report, encoding="utf-8")
     print(report, end="")
 
 
-def write_report(pairs: Sequence[Preference], tokenizer: Tokenizer) -> str:
+def report_text(pairs: Sequence[Preference], tokenizer: Tokenizer) -> str:
     """The tables as Markdown."""
     lines = ["# Preference data", "", "By source (Table 6):", ""]
     lines += _lengths("source", {**group_by(pairs, lambda pair: pair.source), "all": pairs}, tokenizer)

@@ -11,7 +11,7 @@ from experiments.report import percent, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import read_rows
-from llama2_jax.data.preferences import RATINGS
+from llama2_jax.data.preferences import RATINGS, TRACKS
 from llama2_jax.evals.intervals import Interval, trend_z
 from llama2_jax.evals.reward_accuracy import Share
 from llama2_jax.losses.preference import displayed
@@ -101,10 +101,7 @@ def _interval(value: Mapping[str, float]) -> Interval:
 
 def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     """Table and picture of held-out accuracy; the held-out pairs are those of all rounds so far."""
-    found = {
-        kind: {path.name: _results(path / f"{kind}_rm") for path in rounds}
-        for kind in ("helpfulness", "safety")
-    }
+    found = {kind: {path.name: _results(path / f"{kind}_rm") for path in rounds} for kind in TRACKS}
     rows = [
         (kind, *(percent(its["accuracy"]) for its in by_round.values())) for kind, by_round in found.items()
     ]
@@ -122,7 +119,7 @@ def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
 
 def _tension(workdir: Path, last: Path) -> list[str]:
     """Figure 32: the last reward models on answers that people rated, as far as both have scored them."""
-    files = {kind: last / f"{kind}_rm" / "answers.jsonl" for kind in ("helpfulness", "safety")}
+    files = {kind: last / f"{kind}_rm" / "answers.jsonl" for kind in TRACKS}
     if not all(path.exists() for path in files.values()):
         return []
     rows = {

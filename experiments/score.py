@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from experiments import checkpoint_flags
-from experiments.jsonl import row_text, row_tokens
+from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.run import TrainConfig
 from tests.experiments.runs import REPOSITORY
 
-NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__")
+NAMES = sorted({path.stem for path in (REPOSITORY / "configs").glob("*.py")} - {"common"})
 STAGES = ("pretrain", "sft")
 PAPER = ("7b", "13b", "34b", "70b")
 VARIANTS = [(stage, variant) for stage in STAGES for variant in (*PAPER, "tiny")]

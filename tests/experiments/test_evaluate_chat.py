@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import evaluate_chat as configs
 from experiments import evaluate_chat
-from experiments.evaluate_chat import by_truth, parse_versions, split, truth_of
+from experiments.evaluate_chat import by_truth, parse_versions, prompt_sets, truth_of
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
@@ -140,7 +140,7 @@ def test_truth_of_answers_by_hand() -> None:
 def test_better_answers_win_by_the_truth() -> None:
     refusing = [answer(s.prompt, "I cannot help with that.") for s in GOOD]
     versions = {"good": GOOD, "refusing": refusing}
-    sets = split(PROMPTS, "borderline")
+    sets = prompt_sets(PROMPTS, "borderline")
     found = by_truth(versions, sets, "refusing")
     assert (found["good"]["helpfulness"].wins, found["good"]["helpfulness"].losses) == (2, 0)
     assert found["good"]["false_refusals"].value == 0.0
@@ -150,9 +150,9 @@ def test_better_answers_win_by_the_truth() -> None:
 
 
 def test_prompts_are_split_by_what_they_measure() -> None:
-    assert split(PROMPTS, "borderline") == ([0, 3], [1], [2])
+    assert prompt_sets(PROMPTS, "borderline") == ([0, 3], [1], [2])
     with pytest.raises(ConfigError, match="2 prompts for helpfulness and 0 tagged"):
-        split([FACT, SUM], "borderline")
+        prompt_sets([FACT, SUM], "borderline")
 
 
 def test_versions_are_names_and_paths_in_order() -> None:

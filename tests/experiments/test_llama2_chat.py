@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.llama2_chat import PAPER_SIZES, SMOLLM2, WORLD, get_config
+from configs.common import PAPER_SIZES
+from configs.llama2_chat import SMOLLM2, WORLD, get_config
 from experiments import llama2_chat
 from llama2_jax import load
 from llama2_jax.config import ConfigError
+from llama2_jax.data.preferences import TRACKS
 from tools.prepare_demo_data import WorldSizes, prepare_world
 
 STAGES = [
@@ -235,7 +237,7 @@ def _seeds(config: dict[str, Any], path: str = "") -> dict[str, int]:
 def test_a_round_adds_its_pairs_to_those_of_the_config() -> None:
     recipe = Planned(get_config("smollm2"))
     recipe.run()
-    helpfulness, safety = (recipe.configs[f"v1/{kind}_rm"].data for kind in llama2_chat.RM_KINDS)
+    helpfulness, safety = (recipe.configs[f"v1/{track}_rm"].data for track in TRACKS)
     assert (helpfulness.public, safety.public) == ("", "runs/smollm2/data/safety_train.jsonl")
     assert safety.preferences == helpfulness.preferences == "run/v1/preferences/preferences_train.jsonl"
     assert helpfulness.heldout == "run/v1/preferences/preferences_heldout.jsonl"

@@ -1,4 +1,4 @@
-from experiments.preference_statistics import write_report
+from experiments.preference_statistics import report_text
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference
 from tests.experiments.runs import run_program
@@ -29,7 +29,7 @@ def test_tables_by_hand():
         pair("ours", 2, prompt="a", chosen="x", rating="unsure", safety="both_safe"),
         pair("", 2, prompt="a b c", chosen="x y z"),
     ]
-    report = write_report(pairs, WordTokenizer())
+    report = report_text(pairs, WordTokenizer())
     for row in (
         "| (not named) | 1 | 1.0 | 5.0 | 3.0 | 2.0 |",
         "| ours | 3 | 1.0 | 3.0 | 1.7 | 1.3 |",
