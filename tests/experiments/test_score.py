@@ -159,5 +159,5 @@ def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
     runs.write_lines(source, [ROWS[0], "no json"])
     result = runs.run_program("experiments.score", *arguments)
     assert result.returncode == 2
-    assert f"error: {source}:2: " in result.stderr
+    assert f"error: {source}, line 2: " in result.stderr
     assert output.read_bytes() == before
