@@ -19,6 +19,7 @@ from absl import logging
 from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Template, encode_prompt
 from llama2_jax.data.jsonl import append_rows
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from llama2_jax.rlhf.answers import model_version, sample_token_rows
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.train.metrics import NonFiniteError
 
-KINDS = ("helpfulness", "safety")
 BATCHES_PER_WRITE = 8  # what a killed run draws or scores again, at most
 
 
@@ -198,12 +198,12 @@ def rescore(
     """
     _require_encoding(samples, encoding_name(tokenizer, template))
     rows = prompt_rows([sample.prompt for sample in samples], tokenizer, template)
-    versions = {kind: scorers[kind].version for kind in KINDS}
+    versions = {kind: scorers[kind].version for kind in TRACKS}
     held = {sample.key for sample in (read_archives([path]) if Path(path).exists() else [])}
     results: list[Sample] = []
     for part in _parts(samples, batch_size):
-        scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in KINDS}
-        for kind in KINDS:
+        scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in TRACKS}
+        for kind in TRACKS:
             stale = [i for i, sample in enumerate(part) if sample.rm_versions.get(kind) != versions[kind]]
             ids = [[*rows[part[i].prompt.prompt_id], *part[i].tokens] for i in stale]
             if stale:

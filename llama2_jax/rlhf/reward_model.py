@@ -20,6 +20,7 @@ import numpy as np
 from llama2_jax.config import ConfigError, build, require
 from llama2_jax.data.chat import Message, Template, get_template
 from llama2_jax.data.preference_batches import encode_response
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.losses.preference import preference_sums
@@ -34,7 +35,7 @@ from llama2_jax.train.checkpoint import read_meta, read_params
 from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.step import Loss
 
-KINDS = ("helpfulness", "safety", "guard")
+KINDS = (*TRACKS, "guard")
 """What a reward model is for (RM-2, RM-18)."""
 
 LENGTH_MULTIPLE = 16
