@@ -18,7 +18,7 @@ from experiments.models import load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import require, require_choice, write_json
-from llama2_jax.data.chat import Message, SpecialTagError, Template, check_special_tags
+from llama2_jax.data.chat import UNFINISHED, Message, SpecialTagError, Template, check_special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import DataError, dialogue_row
@@ -26,7 +26,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.answers import UNFINISHED
 from llama2_jax.rlhf.archive import Sample, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
     ROUNDS,

@@ -16,6 +16,8 @@ from llama2_jax.data.tokenizer import Tokenizer
 TrainOn = Literal["all", "last"]
 """Which answers of a dialogue are learned: of all assistant turns (D25), or the last one (GATT-2)."""
 TRAIN_ON = get_args(TrainOn)
+UNFINISHED = ("exclude", "keep")
+"""What may be done with sampled answers that the limit cut off."""
 
 SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
 

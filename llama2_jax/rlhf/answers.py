@@ -13,8 +13,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.structs import Params
 
-UNFINISHED = ("exclude", "keep")  # what to do with answers that the limit cut off
-
 
 class Answer(NamedTuple):
     """What the model wrote; ``tokens`` are the ids as sampled, with the stop token if there is one."""

@@ -14,11 +14,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require, require_choice, to_plain
-from llama2_jax.data.chat import Template
+from llama2_jax.data.chat import UNFINISHED, Template
 from llama2_jax.data.preferences import Preference
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
-from llama2_jax.rlhf.answers import UNFINISHED
 
 
 @dataclasses.dataclass(frozen=True)
