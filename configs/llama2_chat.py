@@ -232,9 +232,8 @@ def _smollm2(config: ConfigDict) -> None:
 
     config.annotate.prompts = f"{SMOLLM2_DATA}/prompts_annotate.jsonl"
     # at 1.0 so small a model rambles, at 0.3 it is at its best: answers that differ
-    # many of its answers are longer than the limit
     config.annotate.collection.update(prompts_per_batch=144, temperatures=(0.3, 1.0), max_resamples=0)
-    config.annotate.collection.unfinished = "keep"
+    config.annotate.collection.unfinished = "keep"  # many of its answers are longer than the limit
     # the world knows few words: of a real model's answers most are worth little in it, and differ little
     config.annotate.raters.noise = 0.05
     config.annotate.heldout.fraction = 0.2

@@ -42,8 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sampling.batch_size = 64
     config.sampling.seed = 0  # of a prompt's first sample
 
-    config.search = ConfigDict()  # of the temperature, on the first prompts (RS-7); without any, none
-    config.search.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)  # of Figure 8
+    config.search = ConfigDict()  # of the temperature, on the first prompts (RS-7)
+    config.search.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)  # Figure 8; empty: no search
     config.search.num_prompts = 200
     config.search.samples_per_prompt = 32  # Figure 8 goes on to 100; at least what is drawn
 

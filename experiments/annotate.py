@@ -151,6 +151,8 @@ def sampled_pairs(
         pairs = [pair for pair in map(pair_from_row, read_rows(path)) if pair.batch <= known["last_batch"]]
         dropped += Counter(known["dropped"])
         batches = [batch for batch in batches if batch > known["last_batch"]]
+    if not batches:  # the models need not be laid out for sampling
+        return pairs, dropped
     sample = make_sampler(config, {name: for_decoding(model) for name, model in models.items()})
     template = models[config.new.name].template
     for batch in batches:
