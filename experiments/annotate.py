@@ -28,6 +28,7 @@ from llama2_jax.data.preferences import (
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.files import writes
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
@@ -50,6 +51,7 @@ from llama2_jax.rlhf.annotator.protocol import (
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
 from llama2_jax.rlhf.reward_model import load_reward_model_for, score_dialogues
+from llama2_jax.sharding.processes import files_at_rest
 
 ANNOTATORS = ("simulated", "model", "file")
 
@@ -73,8 +75,11 @@ def run(config: Any, workdir: Path) -> None:
     pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
     comparisons = [pair.comparison for pair in pairs]
     sheet = workdir / "sheet.csv"
-    if config.annotator == "file" and not sheet.exists():
-        write_sheet(sheet, comparisons)
+    with files_at_rest(workdir):
+        filled_in = sheet.exists()
+    if config.annotator == "file" and not filled_in:
+        if writes():
+            write_sheet(sheet, comparisons)
         print(f"{len(comparisons)} comparisons are in {sheet}; fill it in and run this again")
         return
     annotate = make_annotator(config, sheet, models[config.new.name])

@@ -6,7 +6,7 @@ from absl import flags
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.pretrained import LoadedModel, load
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh, require_all_processes
 from llama2_jax.sharding.rules import Partitioner
 
 flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
@@ -56,4 +56,6 @@ def tensor_parallel(num_devices: int) -> Partitioner:
             "lower it or run on more devices"
         )
     config = MeshConfig(preset="fsdp_tensor", fsdp=1, tensor=num_devices)
-    return Partitioner(make_mesh(config, devices[:num_devices]), config.preset)
+    mesh = make_mesh(config, devices[:num_devices])
+    require_all_processes(mesh)
+    return Partitioner(mesh, config.preset)

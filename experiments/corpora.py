@@ -1,7 +1,7 @@
 """Tokenizer and tokenised text of a pretraining run, from what its config names.
 
 A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tokenised into the
-workdir first: right for a laptop, wrong for a cluster, where every process would do it again.
+workdir first, by one process while all others wait: right for a laptop, slow for a cluster.
 """
 
 import itertools
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from llama2_jax.config import ConfigError, require
+from llama2_jax.config import require
 from llama2_jax.data.chat import dialogue_text
 from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, file_sha256, write_shards
 from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from llama2_jax.files import writes
 from llama2_jax.launch import has_checkpoints
+from llama2_jax.sharding.processes import wait_for_all
 
 
 def check_data(data: Any) -> None:
@@ -52,7 +52,7 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
                 f"config.data.sources.{name}.path = {source.path} is tokenised already; "
                 "set config.data.tokenizer to the tokenizer it was made with",
             )
-        paths = [path for source in data.sources.values() for path in _raw_files(source.path)]
+        paths = [path for source in data.sources.values() for path in expand_paths(source.path)]
         texts = itertools.chain(read_documents(paths, on_bad_line=data.on_bad_line), _chats(data))
         tokenizer = train_sentencepiece(texts, workdir / "trained.model", vocab_size=vocab_size)
     require(
@@ -105,9 +105,11 @@ def _open(
     path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: OnBadLine
 ) -> TokenisedCorpus:
     if not (Path(path) / MANIFEST).is_file():
-        files = _raw_files(path)
+        files = expand_paths(path)
         _check_same_text(files, target, workdir)
-        write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line)
+        if writes():
+            write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line)
+        wait_for_all(f"{path} is tokenised")
         path = str(target)
     corpus = TokenisedCorpus.open(path)
     corpus.require_tokenizer(tokenizer.content_hash)
@@ -125,12 +127,3 @@ def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
         f"the checkpoints in {workdir} were trained on another text than {', '.join(map(str, files))} "
         "holds now; use another --workdir or restore the files",
     )
-
-
-def _raw_files(path: str) -> list[Path]:
-    files = expand_paths(path)
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"{path} is raw text; with several processes tokenise it first: tools.tokenize_corpus"
-        )
-    return files

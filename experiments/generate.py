@@ -107,4 +107,4 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_integer("top_k", 0, "0 is off.")
     flags.DEFINE_integer("seed", 0, "Row i of the input samples with seed + i.")
     flags.mark_flags_as_required(["input", "output"])
-    launch(main)
+    launch(main, several_processes=True)

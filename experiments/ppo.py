@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -43,7 +42,8 @@ from llama2_jax.rlhf.ppo_iteration import (
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, load_reward_model_for
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
-from llama2_jax.sharding.placement import check_batch_size
+from llama2_jax.sharding.placement import check_batch_size, place_leaf
+from llama2_jax.sharding.processes import on_host, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params, require_same_origin
@@ -138,10 +138,6 @@ def _check_config(config: Any) -> None:
     require(config.eval.patience >= 0, f"eval.patience = {config.eval.patience} must not be negative")
     require(config.eval.guard_drop > 0, f"eval.guard_drop = {config.eval.guard_drop} must be positive")
     require_choice("value.init_from", config.value.init_from, VALUE_STARTS)
-    require(
-        jax.process_count() == 1,
-        f"{jax.process_count()} processes: PPO runs in one process, on any number of its devices",
-    )
     build(PPOConfig, config.ppo, name="ppo")
     build(OptimizerConfig, config.optimizer, name="optimizer")
 
@@ -275,9 +271,9 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             writer.flush()
             if state.iteration == last or _is_stuck(run, progress):
                 break  # what is saved last has the best parameters
-            stopping = stop.requested
+            stopping = stop.after(state.iteration)
             if stopping or state.iteration % config.checkpoint_every_steps == 0:
-                checkpointer.save(_to_checkpoint(state), _meta(run, progress))
+                checkpointer.save(_to_checkpoint(run, state), _meta(run, progress))
             if stopping:
                 logging.warning(
                     "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
@@ -286,7 +282,8 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
         best.wait()
         abstract = run.learner.abstract_states[0].params
         params = read_params(run.workdir / "best", abstract, progress.best_step)
-        checkpointer.save(_to_checkpoint(state)._replace(params=params), _meta(run, progress))
+        checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
+    wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
 
 
 def _batch(run: Run, iteration: int) -> PromptBatch:
@@ -311,7 +308,7 @@ def evaluate(
         filled = rows + rows[-1:] * (size - len(rows))  # one compiled shape
         batch = run.heldout.batch(filled, [seeds[row] for row in filled])
         sampled = run.learner.sample(state.policy.params, batch, run.score, Stopwatch())
-        stopped_B = np.asarray(sampled.rollout.stopped_B, np.float64)
+        stopped_B = on_host(sampled.rollout.stopped_B).astype(np.float64)
         found = {"reward": sampled.scores.combined_B, **sampled.scores.by_model, "stopped": stopped_B}
         for name, values_B in found.items():
             sums[name] = sums.get(name, 0.0) + float(np.sum(values_B[: len(rows)], dtype=np.float64))
@@ -327,7 +324,7 @@ def evaluate(
             largest_drop=run.config.eval.guard_drop,
         )
     if progress.add(state.iteration, means["reward"]):
-        kept = _to_checkpoint(state)._replace(opt_state={})  # parameters alone
+        kept = _to_checkpoint(run, state)._replace(opt_state={})  # parameters alone
         best.save(kept, _meta(run, progress))
 
 
@@ -336,14 +333,14 @@ def _is_stuck(run: Run, progress: Progress) -> bool:
     return patience > 0 and progress.evaluations_since >= patience
 
 
-def _to_checkpoint(state: PPOState) -> TrainState:
+def _to_checkpoint(run: Run, state: PPOState) -> TrainState:
     """The policy where ``load`` looks for a chat model; all else beside it."""
     opt_state = {
         "policy": state.policy.opt_state,
         "value_params": state.value.params,
         "value": state.value.opt_state,
     }
-    step = jnp.asarray(state.iteration, jnp.int32)
+    step = place_leaf(np.array(state.iteration, np.int32), run.learner.partitioner.replicated)
     return TrainState(step, state.policy.params, opt_state, state.policy.rng)
 
 
@@ -382,7 +379,7 @@ def _meta(run: Run, progress: Progress) -> dict[str, Any]:
 def _keep_samples(run: Run, step: int, sampled: Sampled) -> None:
     """A few answers of the iteration with their scores, as a table in ``samples.jsonl``."""
     tokenizer, rows = run.policy.require_tokenizer(), []
-    rollout = jax.device_get(sampled.rollout)
+    rollout = on_host(sampled.rollout)
     for row in range(min(run.config.train.num_samples, len(rollout.tokens_BT))):
         start = rollout.prompt_lengths_B[row]
         end = start + rollout.response_lengths_B[row] - int(rollout.stopped_B[row])

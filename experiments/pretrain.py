@@ -48,7 +48,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     partitioner = open_training_mesh(config)
     text = open_text(config, workdir)
-    loader = make_text_loader(config, text.corpora)
+    loader = make_text_loader(config, partitioner, text.corpora)
     train_run = make_train_run(config, workdir, partitioner, text, loader)
     train_config = build(TrainConfig, config.train, name="train")
     train(train_run, train_config, workdir)
@@ -79,13 +79,15 @@ def open_text(config: Any, workdir: Path) -> Text:
     return Text(tokenizer, *open_corpora(config.data, workdir, tokenizer))
 
 
-def make_text_loader(config: Any, corpora: dict[str, TokenisedCorpus]) -> Loader:
+def make_text_loader(config: Any, partitioner: Partitioner, corpora: dict[str, TokenisedCorpus]) -> Loader:
     """Batches of packed documents, the sources mixed by their weights."""
     sources = [
         DataSource(name, config.data.sources[name].weight, packed(corpus, config, seed=config.data.seed))
         for name, corpus in corpora.items()
     ]
-    return make_loader(sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice())
+    return make_loader(
+        sources, batch_size=config.data.batch_size, seed=config.data.seed, **process_slice(partitioner)
+    )
 
 
 def packed(corpus: TokenisedCorpus, config: Any, *, seed: int | None) -> PackedDocuments:
@@ -120,12 +122,12 @@ def make_train_run(
             "corpora": {name: corpus.manifest["recipe"] for name, corpus in corpora.items()},
         },
         config=to_plain(config),
-        evaluate=make_evaluation(config, workdir, model, text),
+        evaluate=make_evaluation(config, workdir, partitioner, model, text),
     )
 
 
 def make_evaluation(
-    config: Any, workdir: Path, model: Transformer, text: Text
+    config: Any, workdir: Path, partitioner: Partitioner, model: Transformer, text: Text
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss in nats per token and bits per byte, and samples of the configured prompts."""
     tokenizer, heldout = text.tokenizer, text.heldout
@@ -140,7 +142,7 @@ def make_evaluation(
         if heldout is None:
             return {}
         rows = packed(heldout, config, seed=None)
-        batches = single_pass(rows, batch_size=config.eval.batch_size, **process_slice())
+        batches = single_pass(rows, batch_size=config.eval.batch_size, **process_slice(partitioner))
         loss = heldout_loss(model, params, batches, loss_chunk=config.train.loss_chunk)
         return {
             "eval/heldout/loss": loss.per_token,

@@ -64,14 +64,14 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = choose_prompts(config)
     archive = workdir / "archive.jsonl"
-    _check_ids(prompts, read_archives([*config.archives, *([archive] if archive.exists() else [])]))
+    _check_ids(prompts, read_archives(config.archives, own=archive))
     policy = load(config.policy, partitioner=open_mesh(config), **config.model)
     score = make_score(config, archive, policy)
     policy = for_decoding(policy)
     temperature, curves = search_temperature(config, archive, policy, prompts, score)
     count = config.sampling.samples_per_prompt
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
-    samples = score(read_archives([*config.archives, archive]))
+    samples = score(read_archives(config.archives, own=archive))
     usable, excluded = without_flaws(samples, policy.template, config.pick.unfinished)
     best = pick_best(usable, rounds=config.pick.rounds)
     write_rows(workdir / "dialogues.jsonl", (training_row(sample) for sample in best))

@@ -104,7 +104,7 @@ def run(config: Any, workdir: Path) -> None:
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [initial_params(config, chat.params)]
     chat = chat._replace(params=None)
-    loader = make_pair_loader(config, pairs)
+    loader = make_pair_loader(config, partitioner, pairs)
     train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params.pop)
     num_steps = math.ceil(config.data.epochs * loader.batches_per_epoch)
     train(train_run, build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train"), workdir)
@@ -236,14 +236,14 @@ def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
     return EncodedAnswers([rated[number] for number in kept], [rows[number] for number in kept])
 
 
-def make_pair_loader(config: Any, pairs: EncodedPairs) -> PairLoader:
+def make_pair_loader(config: Any, partitioner: Partitioner, pairs: EncodedPairs) -> PairLoader:
     """Batches of pairs with their margins, in another order every epoch."""
     return PairLoader(
         pairs.pairs,
         MARGINS[config.loss.margin],
         batch_size=config.data.batch_size,
         seed=config.data.seed,
-        **process_slice(),
+        **process_slice(partitioner),
     )
 
 
@@ -335,13 +335,12 @@ def report(
     answers: EncodedAnswers,
     rows: Sequence[tuple[str, str]],
 ) -> None:
-    """Score what was held out; all processes do that together, the first one writes what was found."""
+    """Score what was held out, and write what was found."""
     batch_size = config.eval.batch_size
     scores = score_pairs(reward_model, heldout.pairs, batch_size=batch_size)
     answer_scores_B = score_rows(reward_model, answers.rows, batch_size=batch_size)
-    if jax.process_index() == 0:
-        more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
-        write_report(workdir, config, heldout.labels, scores, rows, more)
+    more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
+    write_report(workdir, config, heldout.labels, scores, rows, more)
 
 
 def write_report(

@@ -92,4 +92,4 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_string("output", None, "JSONL to write.")
     flags.DEFINE_integer("batch_size", 8, "Rows scored together.", lower_bound=1)
     flags.mark_flags_as_required(["input", "output"])
-    launch(main)
+    launch(main, several_processes=True)

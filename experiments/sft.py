@@ -94,7 +94,7 @@ def make_train_run(
         [DataSource("dialogues", 1.0, rows)],
         batch_size=config.data.batch_size,
         seed=config.data.seed,
-        **process_slice(),
+        **process_slice(partitioner),
     )
     return TrainRun(
         name="sft",
@@ -112,7 +112,7 @@ def make_train_run(
         },
         initial_params=initial_params,
         config=to_plain(config),
-        evaluate=make_evaluation(config, workdir, base),
+        evaluate=make_evaluation(config, workdir, partitioner, base),
     )
 
 
@@ -156,7 +156,7 @@ def answer_bytes(dialogues: Sequence[TrainingDialogue]) -> int:
 
 
 def make_evaluation(
-    config: Any, workdir: Path, base: LoadedModel
+    config: Any, workdir: Path, partitioner: Partitioner, base: LoadedModel
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss on answer tokens, and answers to the configured user messages."""
     tokenizer = base.require_tokenizer()
@@ -176,7 +176,7 @@ def make_evaluation(
             append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
-        batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice())
+        batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice(partitioner))
         loss = heldout_loss(base.model, params, batches, loss_chunk=config.train.loss_chunk)
         return {
             "eval/heldout/loss": loss.per_token,

@@ -1,21 +1,26 @@
 """From the command line to ``run(config, workdir)``: flags, logging, clear errors."""
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, changes, to_plain, write_json
+from llama2_jax.config import ConfigError, changes, require, to_plain, write_json
 from llama2_jax.data.chat import DialogueError
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import TokenizerError
+from llama2_jax.files import leave_writing_to_another, written_whole
 from llama2_jax.generate.decode import LogitsError, PromptError
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.rlhf.doctor import DoctorError
+from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.checkpoint import CheckpointError
 from llama2_jax.train.metrics import NonFiniteError
 
@@ -24,6 +29,7 @@ USER_ERRORS = (
     NonFiniteError, PromptError, TokenizerError, OSError,
 )  # fmt: skip
 EXIT_USER_ERROR = 2
+PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
 SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again
 
 # Changing these does not change what is learned, so a resumed run may.
@@ -37,11 +43,17 @@ def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT", lock_config=True)
     workdir = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics.", required=True)
     flags.mark_flag_as_required("config")
-    launch(lambda: run(config.value, Path(workdir.value)))
+    launch(lambda: run(config.value, Path(workdir.value)), several_processes=True)
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Run ``main`` under absl; a user's mistake prints one message and exits with 2."""
+def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
+    """Run ``main`` under absl; a user's mistake prints one message and exits with 2.
+
+    Args:
+      several_processes: take the flags of ``connect``.
+    """
+    if several_processes:
+        _define_process_flags()
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -50,12 +62,71 @@ def launch(main: Callable[[], Any]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
+            if several_processes:
+                connect(**_process_flags())
             main()
         except USER_ERRORS as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(EXIT_USER_ERROR)
+            _leave(EXIT_USER_ERROR)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            _leave(1)
 
     app.run(guarded)
+
+
+def _leave(code: int) -> None:
+    """Of several processes, one that fails ends at once: at a regular end jax would wait for the others."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _define_process_flags() -> None:
+    cluster = "One of several processes of a run: SLURM, Open MPI, Cloud TPU or Kubernetes tells jax which."
+    flags.DEFINE_bool("distributed", False, cluster)
+    flags.DEFINE_string("coordinator_address", None, "Where none of them runs: HOST:PORT of process 0,")
+    flags.DEFINE_integer("num_processes", None, "how many there are,", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.", lower_bound=0)
+
+
+def _process_flags() -> dict[str, Any]:
+    return {name: flags.FLAGS[name].value for name in PROCESS_FLAGS}
+
+
+def connect(
+    *,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Join the other processes of the run, if there are any; the first one writes all files.
+
+    Args:
+      distributed: ask the cluster; otherwise all of the rest is given, or nothing.
+
+    Raises:
+      ConfigError: no cluster that jax knows, or a part of the rest is missing.
+    """
+    rest = (coordinator_address, num_processes, process_id)
+    names = ", ".join(f"--{name}" for name in PROCESS_FLAGS[1:])
+    if not distributed and rest == (None, None, None):
+        return
+    require(
+        distributed or None not in rest,
+        f"of {names} some are missing; give all, or --distributed where a cluster started the processes",
+    )
+    try:
+        jax.distributed.initialize(*rest)
+    except ValueError as error:  # jax names what it neither was given nor found
+        raise ConfigError(f"{error} Nothing that jax knows started this process; give {names}") from error
+    if jax.process_index() > 0:
+        leave_writing_to_another()
 
 
 def open_workdir(config: Any, workdir: Path) -> bool:
@@ -67,9 +138,11 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
-    done = is_done(workdir)
+    with files_at_rest(workdir):
+        done = is_done(workdir)
+        results = done or has_results(workdir)
     # before the first result there is nothing that a correction could contradict
-    if path.exists() and (done or has_results(workdir)):
+    if results and path.exists():
         lines = changes(json.loads(path.read_text(encoding="utf-8")), new)
         lines = [line for line in lines if not _is_free(line)]
         if lines and not new["train"]["accept_changed_config"]:
@@ -109,4 +182,6 @@ def is_done(workdir: Path) -> bool:
 
 def mark_done(workdir: Path) -> None:
     """Say that everything in ``workdir`` is complete; written last."""
-    (workdir / "DONE").touch()
+    with written_whole(workdir / "DONE") as partial:
+        partial.touch()
+    wait_for_all(f"{workdir} is done")  # the next stage reads what the first process wrote

@@ -18,6 +18,7 @@ from llama2_jax.interop.imported import Imported, check_vocabulary
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, abstract_params, unstack
+from llama2_jax.sharding.placement import place_leaf
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import read_meta, read_params, write_params
@@ -201,6 +202,6 @@ def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Param
     def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if dtype is not None and leaf.dtype != dtype:
             leaf = leaf.astype(jnp.dtype(dtype))
-        return jax.device_put(leaf, sharding)
+        return place_leaf(leaf, sharding)
 
     return jax.tree.map(place, params, partitioner.tree(params))

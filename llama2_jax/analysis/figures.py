@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from llama2_jax.files import written_whole
+
 
 def subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
     """A figure and its axes, as ``plt.subplots`` gives them, that make room for each other's labels."""
@@ -21,5 +23,6 @@ def viridis(at: Any) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write the figure to ``path`` and forget it."""
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
-from llama2_jax.files import written_whole
+from llama2_jax.files import writes, written_whole
 
 T = TypeVar("T")
 
@@ -44,7 +44,12 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first."""
+    """Add rows and wait until they are on disk; a line that an earlier run left cut off is removed first.
+
+    See ``files.py`` for which process does.
+    """
+    if not writes():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:

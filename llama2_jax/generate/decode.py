@@ -35,6 +35,7 @@ from llama2_jax.generate.sampling import SamplingConfig, SamplingNumbers, row_ke
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
@@ -101,9 +102,9 @@ def generate(
     _, completions = advance(
         model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
-    on_host = Completions(*(np.asarray(leaf)[:count] for leaf in completions))
-    check_logprobs(on_host.raw_logprobs_BC)  # argmax takes NaN for the best: the row would be of 0s
-    return on_host
+    found = Completions(*(leaf[:count] for leaf in on_host(completions)))
+    check_logprobs(found.raw_logprobs_BC)  # argmax takes NaN for the best: the row would be of 0s
+    return found
 
 
 def row_ids(completions: Completions, row: int) -> tuple[list[int], list[int]]:

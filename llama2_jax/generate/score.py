@@ -12,6 +12,7 @@ from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.structs import Params
 
 LENGTH_MULTIPLE = 64
@@ -62,7 +63,7 @@ def _score_batch(
     for index, row in enumerate(rows):
         tokens_BT[index, : len(row)] = row
         segment_ids_BT[index, : len(row)] = 1
-    logprobs_BT = np.asarray(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
+    logprobs_BT = on_host(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
     return [logprobs_BT[index, : len(row) - 1] for index, row in enumerate(rows)]
 
 

@@ -28,6 +28,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import model_version, sample_token_rows
 from llama2_jax.rlhf.rewards import combine
+from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.train.metrics import NonFiniteError
 
 BATCHES_PER_WRITE = 8  # what a killed run draws or scores again, at most
@@ -66,17 +67,29 @@ def encoding_name(tokenizer: Tokenizer, template: Template) -> str:
     return f"{template.name}/{tokenizer.content_hash[:12]}"
 
 
-def read_archives(paths: Iterable[str | Path]) -> list[Sample]:
+def read_archives(paths: Iterable[str | Path], *, own: str | Path | None = None) -> list[Sample]:
     """The samples of several archives as one, sorted by key; of equal keys the last row counts.
 
-    A last line that was cut off is passed over with a warning; a file that is not there is an error.
+    A last line that was cut off is passed over with a warning.
+
+    Args:
+      paths: of earlier runs; one that is not there is an error.
+      own: of this run, after the others; it may not have begun.
 
     Raises:
       DataError: a line that is no sample (file, line, reason), or one ``prompt_id`` for two prompts.
     """
+    given = [Path(path) for path in paths]
+    if own is None:
+        return _join(given)
+    with files_at_rest(own):
+        return _join([*given, Path(own)] if Path(own).exists() else given)
+
+
+def _join(paths: Iterable[Path]) -> list[Sample]:
     samples: dict[Any, Sample] = {}
     prompts: dict[str, tuple[Prompt, Path]] = {}
-    for path in map(Path, paths):
+    for path in paths:
         for sample in _read(path):
             known, where = prompts.setdefault(sample.prompt.prompt_id, (sample.prompt, path))
             if known != sample.prompt:
@@ -152,7 +165,7 @@ def draw(
         for prompt in prompts
         for i in range(num_samples)
     ]
-    held = {sample.key: sample for sample in read_archives([path] if path.exists() else [])}
+    held = {sample.key: sample for sample in read_archives([], own=path)}
     rows = prompt_rows(prompts, tokenizer, loaded.template)
     check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
     missing = [sample for sample in wanted if sample.key not in held]
@@ -199,7 +212,7 @@ def rescore(
     _require_encoding(samples, encoding_name(tokenizer, template))
     rows = prompt_rows([sample.prompt for sample in samples], tokenizer, template)
     versions = {kind: scorers[kind].version for kind in TRACKS}
-    held = {sample.key for sample in (read_archives([path]) if Path(path).exists() else [])}
+    held = {sample.key for sample in read_archives([], own=path)}
     results: list[Sample] = []
     for part in _parts(samples, batch_size):
         scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in TRACKS}

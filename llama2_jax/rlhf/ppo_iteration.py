@@ -29,7 +29,8 @@ from llama2_jax.rlhf.rollouts import (
     sample_rollout,
 )
 from llama2_jax.rlhf.update import Experience, make_epoch, make_experience, policy_loss, value_loss
-from llama2_jax.sharding.placement import place_batch
+from llama2_jax.sharding.placement import place_leaf, place_rows
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
@@ -157,10 +158,10 @@ class Learner:
 
     def restored_state(self, iteration: int, policy: TrainState, value: TrainState) -> PPOState:
         """After ``iteration`` iterations, from stored states: with the schedules of this run."""
-        step = jnp.asarray(iteration * self.config.num_updates, jnp.int32)
+        step = np.array(iteration * self.config.num_updates, np.int32)
         states = (
             state._replace(
-                step=jnp.copy(step),
+                step=place_leaf(step, self.partitioner.replicated),
                 opt_state=with_num_steps(state.opt_state, optimizer, num_steps=self._num_steps),
                 rng=jnp.copy(state.rng),  # both states are donated: arrays of its own for each
             )
@@ -181,7 +182,7 @@ class Learner:
         sample = functools.partial(sample_rollout, stop_ids=self._stop_ids, seeds=batch.seeds)
         rollout = stopwatch.run("generate", sample, self._sampler.model, weights, batch.tokens, self.config)
         del weights  # their memory is for the rest of the iteration
-        rollout = place_batch(self.partitioner, rollout)
+        rollout = place_rows(self.partitioner, rollout)
         scores = score(rollout, batch, stopwatch)
         for name, scores_B in {**scores.by_model, "the combined reward": scores.combined_B}.items():
             doctor.check_scores(name, scores_B, batch.prompt_ids)
@@ -198,13 +199,13 @@ class Learner:
         experience, found = self._judge(state, sampled, stopwatch)
         policy, learned = stopwatch.run("update_policy", self._policy_epoch, state.policy, experience)
         value, value_learned = stopwatch.run("update_value", self._value_epoch, state.value, experience)
-        learned, value_learned = jax.device_get((learned, value_learned))
+        learned, value_learned = on_host((learned, value_learned))
         off_policy_tokens = learned.pop("off_policy_tokens")
         doctor.check_first_mini_batch(int(off_policy_tokens[0]), tolerance=self._tolerance)
         stopwatch.run("doctor", self._check_reference)
         metrics = found | _means(learned) | {f"value_{k}": v for k, v in _means(value_learned).items()}
         metrics |= {f"score_{name}": float(s.mean()) for name, s in sampled.scores.by_model.items()}
-        tokens = float(np.sum(sampled.rollout.response_lengths_B))
+        tokens = float(np.sum(on_host(sampled.rollout.response_lengths_B)))
         record = {f"ppo/{name}": value for name, value in metrics.items()}
         record["rate/generated_tokens_per_sec"] = tokens / stopwatch.secs["generate"]
         record |= {f"secs/{phase}": secs for phase, secs in stopwatch.secs.items()}
@@ -224,7 +225,7 @@ class Learner:
         experience, found = stopwatch.run(
             "advantages", self._experience, rollout, combined_B, behaviour_BC, reference_BC, values
         )
-        metrics = {name: float(value) for name, value in jax.device_get(found).items()}
+        metrics = {name: float(value) for name, value in on_host(found).items()}
         if state.iteration == 0:
             doctor.check_start(metrics["kl_largest"])
         doctor.check_sampler_logprobs(metrics["sampler_probability_error"])
@@ -239,7 +240,7 @@ class Learner:
 
 def reward_model_scores(model: ScoreModel, params: Params, rollout: Rollout, *, parts: int) -> np.ndarray:
     """Raw score of each answer with its prompt, at its last token, float32 (B,), on the host."""
-    return np.asarray(_row_scores(model, params, rollout, parts=parts))
+    return on_host(_row_scores(model, params, rollout, parts=parts))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "parts"))

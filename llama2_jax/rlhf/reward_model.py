@@ -28,7 +28,8 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores
 from llama2_jax.pretrained import REWARD_MODEL, LoadedModel, checkpoint_meta, native_tokenizer
 from llama2_jax.shapes import padded_length
-from llama2_jax.sharding.placement import check_batch_size, place_batch, process_slice
+from llama2_jax.sharding.placement import check_batch_size, place_rows
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
 from llama2_jax.train.checkpoint import read_meta, read_params
@@ -226,8 +227,8 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     for first in range(0, len(distinct), batch_size):
         chosen = distinct[first : first + batch_size]
         # the last batch is filled with copies of its last row: one compiled shape per length
-        batch = place_batch(partitioner, _pad(chosen + chosen[-1:] * (batch_size - len(chosen)), context))
-        found = np.asarray(_batch_scores(model, reward_model.params, batch))
+        batch = place_rows(partitioner, _pad(chosen + chosen[-1:] * (batch_size - len(chosen)), context))
+        found = on_host(_batch_scores(model, reward_model.params, batch))
         scores |= zip(chosen, found, strict=False)
     scores_B = np.array([scores[tuple(row)] for row in rows], np.float32)
     bad = np.flatnonzero(~np.isfinite(scores_B))
@@ -252,22 +253,14 @@ def score_dialogues(
 
 
 def _pad(rows: Sequence[Sequence[int]], context: int) -> ScoreBatch:
-    """This process's rows."""
     length = padded_length(max(map(len, rows)), multiple=LENGTH_MULTIPLE, limit=context)
     tokens_BT = np.zeros((len(rows), length), np.int32)
     for own, row in zip(tokens_BT, rows, strict=True):
         own[: len(row)] = row
     lengths_B = np.array([len(row) for row in rows], np.int32)
-    hosts = process_slice()
-    per_host = len(rows) // hosts["host_count"]
-    mine = slice(hosts["host_index"] * per_host, (hosts["host_index"] + 1) * per_host)
-    return ScoreBatch(tokens_BT[mine], lengths_B[mine])
+    return ScoreBatch(tokens_BT, lengths_B)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _batch_scores(model: ScoreModel, params: Params, batch: ScoreBatch) -> jax.Array:
-    scores_B = last_token_scores(model, params, batch.tokens_BT, batch.lengths_B)
-    partitioner = model.partitioner or single_device()
-    if partitioner.mesh.size == 1:
-        return scores_B
-    return jax.lax.with_sharding_constraint(scores_B, partitioner.replicated)  # every process reads all
+    return last_token_scores(model, params, batch.tokens_BT, batch.lengths_B)

@@ -65,3 +65,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
     sizes = config.sizes(len(devices))
     devices = devices[: int(np.prod(sizes))]
     return jax.sharding.Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)
+
+
+def require_all_processes(mesh: jax.sharding.Mesh) -> None:
+    """Raise ``ConfigError`` unless every process of the run has devices in the mesh."""
+    processes = {device.process_index for device in mesh.devices.flat}
+    require(
+        len(processes) == jax.process_count(),
+        f"the mesh {dict(mesh.shape)} has devices of {len(processes)} of {jax.process_count()} processes; "
+        "a run of several needs them all: a preset other than single, and one axis of -1 for the rest",
+    )

@@ -1,12 +1,13 @@
 """From host memory to devices: batches, and trees that already have a sharding."""
 
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, require
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TokenBatch
 
@@ -28,15 +29,62 @@ def check_batch_size(
         )
 
 
+def process_slice(partitioner: Partitioner) -> dict[str, int]:
+    """Which rows of a global batch this process loads, as keyword arguments of the loader.
+
+    Raises:
+      ConfigError: see ``row_block``.
+    """
+    index, count = _own_block(partitioner)
+    return {"host_index": index, "host_count": count}
+
+
+@functools.cache
+def _own_block(partitioner: Partitioner) -> tuple[int, int]:
+    owners = [device.process_index for device in partitioner.mesh.devices.flat]  # the axes of rows come first
+    return row_block(np.reshape(owners, (partitioner.batch_shards, -1)), jax.process_index())
+
+
+def row_block(owners: np.ndarray, process: int) -> tuple[int, int]:
+    """Which block of a batch's rows the devices of a process work on, and how many blocks there are.
+
+    Processes whose devices split a row among them, along ``tensor`` or ``sequence``, load the same block.
+
+    Args:
+      owners: the process of each device, (parts that the rows are split into, devices of a part).
+
+    Raises:
+      ConfigError: processes that share some of their rows but not all.
+    """
+    parts = {owner: frozenset(np.flatnonzero((owners == owner).any(axis=1))) for owner in np.unique(owners)}
+    blocks = sorted(set(parts.values()), key=min)
+    require(
+        sum(map(len, blocks)) == len(owners) and len(set(map(len, blocks))) == 1,
+        "the devices of some processes share a part of their rows with others; choose config.mesh so that "
+        "tensor * sequence divides the devices of a process, or is a multiple of them",
+    )
+    return blocks.index(parts[process]), len(blocks)
+
+
 def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
-    """Make global arrays from this process's rows of a batch (all rows when there is one process)."""
-    processes = jax.process_count()
+    """Make global arrays from this process's rows of a batch (``process_slice``)."""
+    _, blocks = _own_block(partitioner)
     local = {name: np.asarray(value) for name, value in batch._asdict().items()}
-    shapes = {name: (value.shape[0] * processes, *value.shape[1:]) for name, value in local.items()}
+    shapes = {name: (value.shape[0] * blocks, *value.shape[1:]) for name, value in local.items()}
     shardings = {name: partitioner.activation(name.rsplit("_", 1)[1], shapes[name]) for name in local}
     # one call for all: a call for each takes four times as long
     placed = jax.make_array_from_process_local_data(shardings, local, shapes)
     return type(batch)(*(placed[name] for name in local))
+
+
+def place_rows(partitioner: Partitioner, batch: Batch) -> Batch:
+    """Make global arrays of a batch that every process holds whole."""
+    return type(batch)(
+        *(
+            place_leaf(np.asarray(value), partitioner.activation(name.rsplit("_", 1)[1], value.shape))
+            for name, value in batch._asdict().items()
+        )
+    )
 
 
 def abstract_token_batch(partitioner: Partitioner, batch_size: int, length: int) -> TokenBatch:
@@ -52,10 +100,12 @@ def abstract_token_batch(partitioner: Partitioner, batch_size: int, length: int)
 
 
 def place_tree(partitioner: Partitioner, tree: Any) -> Any:
-    """Put a host tree of parameters on the mesh, each leaf where the preset says."""
-    return jax.tree.map(jax.device_put, tree, partitioner.tree(tree))
+    """Put a tree of parameters on the mesh, each leaf where the preset says."""
+    return jax.tree.map(place_leaf, tree, partitioner.tree(tree))
 
 
-def process_slice() -> dict[str, int]:
-    """Which rows of a global batch this process loads, as keyword arguments of the loader."""
-    return {"host_index": jax.process_index(), "host_count": jax.process_count()}
+def place_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array in its place; of one in host memory each process takes what its devices hold."""
+    if jax.process_count() > 1 and isinstance(leaf, np.ndarray):
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+    return jax.device_put(leaf, sharding)

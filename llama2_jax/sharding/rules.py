@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama2_jax.config import ConfigError, require_choice
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh, require_all_processes
 
 Rules = dict[str, str | tuple[str, ...]]
 
@@ -193,11 +193,14 @@ def make_partitioner(config: MeshConfig) -> Partitioner:
     """The mesh of a config over all devices, with its preset.
 
     Raises:
-      ConfigError: the mesh does not fit the number of devices, or there is no such preset.
+      ConfigError: the mesh does not fit the number of devices, leaves out a process of the run, or there is
+        no such preset.
     """
-    return Partitioner(make_mesh(config), config.preset)
+    partitioner = Partitioner(make_mesh(config), config.preset)
+    require_all_processes(partitioner.mesh)
+    return partitioner
 
 
 def single_device() -> Partitioner:
     """Everything on the first device: for notebooks, scoring and tests."""
-    return make_partitioner(MeshConfig(preset="single"))
+    return Partitioner(make_mesh(MeshConfig(preset="single")), "single")

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from llama2_jax.config import changes, require, to_plain
+from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.structs import Params, TrainState
 
 
@@ -114,6 +115,7 @@ class Checkpointer:
                 self._check_shapes(step, abstract.params)
                 reason = _first_line(error)
                 logging.error("checkpoint %d in %s cannot be read (%s)", step, self.folder, reason)
+                self._require_one_process(step)
                 unreadable.append(step)
                 continue
             self._set_aside(unreadable)
@@ -137,6 +139,14 @@ class Checkpointer:
         rest = restored["rest"]
         state = TrainState(rest["step"], restored["params"], rest["opt_state"], rest["rng"])
         return Restored(state, restored["meta"])
+
+    def _require_one_process(self, step: int) -> None:
+        """Of several, others may have read their part of ``step``, and none can go on with another alone."""
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"process {jax.process_index()} cannot read its part of checkpoint {step} in {self.folder}; "
+                "move that folder away to continue from the checkpoint before it"
+            )
 
     def _check_shapes(self, step: int, params: Params) -> None:
         """Raise ``CheckpointError`` if the checkpoint is sound but of another model."""
@@ -199,7 +209,9 @@ def require_same_origin(
 def stored_steps(workdir: Path) -> list[int]:
     """Steps in ``workdir`` that have a complete checkpoint, oldest first; one half written does not count."""
     folder = Path(workdir).absolute() / "checkpoints"
-    if not folder.is_dir():
+    with files_at_rest(workdir):
+        there = folder.is_dir()
+    if not there:
         return []
     with _errors_only(), ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
         return sorted(manager.all_steps())

@@ -10,6 +10,7 @@ from absl import logging
 
 from llama2_jax.kernels.ranges import check_segment_ids
 from llama2_jax.sharding.placement import check_batch_size, place_batch
+from llama2_jax.sharding.processes import wait_for_all
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TokenBatch, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, Restored, require_same_origin
@@ -60,7 +61,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             profile.after(step, state)
             if evaluations.due(step):
                 evaluations.run(step, state.params, last_checkpoint=checkpointer.newest())
-            stopping = stop.requested  # asked once: a signal during the save counts at the next step
+            stopping = stop.after(step)  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
                     checkpointer.save(state, {**run.meta, **recorder.totals(), "config": run.config})
@@ -69,6 +70,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
                     "stopped by SIGTERM after step %d; start again in %s to continue", step, workdir
                 )
                 raise Preempted(step)
+    wait_for_all(f"end of training in {workdir}")  # what the first process wrote can be read
     return state
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tensorboardX
 from absl import logging
 
-from llama2_jax.files import written_whole
+from llama2_jax.files import writes, written_whole
 
 
 class NonFiniteError(FloatingPointError):
@@ -17,16 +17,19 @@ class NonFiniteError(FloatingPointError):
 
 
 class MetricsWriter:
-    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events.
+    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events, in the process that writes.
 
     On a resume, lines of steps that will run again are dropped first, so every step is
     written once. From step 0 that is every line, incl. an evaluation before the first update.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int = 0) -> None:
-        self._path = Path(workdir) / "metrics.jsonl"
-        _drop_lines_after(self._path, resume_step if resume_step else -1)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._writes = writes()
+        if not self._writes:
+            return
+        path = Path(workdir) / "metrics.jsonl"
+        _drop_lines_after(path, resume_step if resume_step else -1)
+        self._file = path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1
         )
@@ -37,6 +40,8 @@ class MetricsWriter:
         Args:
           to_board: also for TensorBoard, whose writer takes longer for a number than this for a line.
         """
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         if not to_board:
             return
@@ -46,13 +51,15 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Make everything written so far visible to readers."""
-        self._file.flush()
-        self._board.flush()
+        if self._writes:
+            self._file.flush()
+            self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

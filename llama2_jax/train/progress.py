@@ -6,14 +6,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llama2_jax.files import writes
+
 
 class ProgressReport:
-    """Shows loss, tokens/s, MFU and time left of one training run."""
+    """Shows loss, tokens/s, MFU and time left of one training run, in the process that writes."""
 
-    def __init__(self, name: str, *, num_steps: int, start_step: int, quiet: bool = False) -> None:
-        self._name, self._num_steps, self._quiet = name, num_steps, quiet
+    def __init__(self, name: str, *, num_steps: int, start_step: int) -> None:
+        self._name, self._num_steps, self._quiet = name, num_steps, not writes()
         self._bar: Progress | None = None
-        if sys.stderr.isatty() and not quiet:
+        if sys.stderr.isatty() and not self._quiet:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

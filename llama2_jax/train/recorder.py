@@ -25,11 +25,8 @@ class Recorder:
         self, run: TrainRun, config: TrainConfig, workdir: Path, *, start_step: int, meta: dict[str, Any]
     ) -> None:
         self._run, self._config = run, config
-        self._primary = jax.process_index() == 0
-        self._writer = MetricsWriter(workdir, resume_step=start_step) if self._primary else None
-        self._progress = ProgressReport(
-            run.name, num_steps=config.num_steps, start_step=start_step, quiet=not self._primary
-        )
+        self._writer = MetricsWriter(workdir, resume_step=start_step)
+        self._progress = ProgressReport(run.name, num_steps=config.num_steps, start_step=start_step)
         self._monitor = LossMonitor()
         self._monitor.spikes += [(step, loss) for step, loss in meta.get("loss_spikes", [])]
         self._source_tokens = dict.fromkeys(run.source_names, 0) | dict(meta.get("source_tokens", {}))
@@ -81,10 +78,9 @@ class Recorder:
                 text = rate_text(record, secs_left=(self._config.num_steps - step) * secs_per_step)
             else:
                 text = f"loss {record['train/loss']:.4f}  (first steps, with compilation)"
-        if self._writer:
-            self._writer.write(step, record, to_board=text is not None)
-            if text is not None:
-                self._writer.flush()
+        self._writer.write(step, record, to_board=text is not None)
+        if text is not None:
+            self._writer.flush()
         self._progress.step(step, text)
 
     def _mfu(self, tokens_per_sec: float, convention: str) -> float:
@@ -102,7 +98,7 @@ class Recorder:
           NonFiniteError: one of them is NaN or infinite.
         """
         require_finite(step, metrics, last_checkpoint=last_checkpoint)
-        if self._writer and metrics:
+        if metrics:
             self._writer.write(step, metrics)
             self._writer.flush()
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -113,8 +109,7 @@ class Recorder:
 
         The lines so far go to disk first: a restart from the checkpoint will not write them again.
         """
-        if self._writer:
-            self._writer.flush()
+        self._writer.flush()
         return {"source_tokens": dict(self._source_tokens), "loss_spikes": list(self._monitor.spikes)}
 
     @contextlib.contextmanager
@@ -133,8 +128,7 @@ class Recorder:
     def close(self) -> None:
         """Close all outputs. Nothing is queued then: the last step of a run is saved, and so settled."""
         self._progress.close()
-        if self._writer:
-            self._writer.close()
+        self._writer.close()
 
 
 class _Clock:

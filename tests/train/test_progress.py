@@ -2,6 +2,7 @@ import io
 
 import pytest
 
+from llama2_jax import files
 from llama2_jax.train.progress import ProgressReport, rate_text
 
 METRICS = {"train/loss": 2.34567, "train/tokens_per_sec": 12345.6, "train/mfu_causal_no_embed": 0.456}
@@ -32,8 +33,11 @@ def test_a_terminal_gets_a_bar_with_the_numbers(monkeypatch: pytest.MonkeyPatch)
     assert "eval/heldout/loss 2.0000" in written
 
 
-def test_a_quiet_report_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    report = ProgressReport("pretrain", num_steps=10, start_step=0, quiet=True)
+def test_processes_that_do_not_write_show_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_writes", False)
+    report = ProgressReport("pretrain", num_steps=10, start_step=0)
     report.step(1, "loss")
     report.note("note")
     report.close()
