@@ -58,6 +58,24 @@ def test_workdir_is_required() -> None:
     assert "--workdir" in result.stderr + result.stdout
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--num_processes=2", "some are missing; give all, or --distributed"),
+        ("--distributed", "Nothing that jax knows started this process; give --coordinator_address"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_told_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, message: str
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR")):
+            monkeypatch.delenv(name)
+    result = pretrain("--config=configs/pretrain.py:tiny", f"--workdir={tmp_path / 'run'}", flag)
+    assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_workdir_keeps_the_resolved_config(tmp_path: Path) -> None:
     config = get_config("tiny")
     assert open_workdir(config, tmp_path) is False

@@ -63,12 +63,15 @@ def _show(process: subprocess.Popen[bytes], number: int) -> None:
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:
     """Until all have ended, or ``GRACE_SECS`` after one failed."""
-    failed, until = 0, float("inf")
-    while any(process.poll() is None for process in started) and time.monotonic() < until:
-        failed = failed or next((process.returncode for process in started if process.returncode), 0)
-        until = min(until, time.monotonic() + GRACE_SECS) if failed else until
+    until = float("inf")
+    while True:
+        codes = [process.poll() for process in started]
+        failed = next((code for code in codes if code), 0)
+        if failed:
+            until = min(until, time.monotonic() + GRACE_SECS)
+        if None not in codes or time.monotonic() > until:
+            return failed
         time.sleep(0.1)
-    return failed or next((process.returncode for process in started if process.returncode), 0)
 
 
 def main() -> None:

@@ -56,8 +56,7 @@ def stages(folder: Path) -> list[tuple[str, Any]]:
     """A programme of every kind: what trains on files, what samples, and PPO, which does both."""
     return [
         ("pretrain", pretrain_config()),
-        ("sft", runs.sft_config(folder / "pretrain", **SPLIT_ROWS, data__epochs=1.0)),
-        ("reward_model", test_reward_model.config(init_from=str(saved_policy()), **MESH)),
+        ("reward_model", test_reward_model.config(init_from=str(saved_policy()), **SPLIT_ROWS)),
         ("rejection_sampling", test_rejection_sampling.config_of(**MESH)),
         ("ppo", test_ppo.config_of(**MESH, sampler_mesh__preset="fsdp", train__num_iterations=2)),
     ]
@@ -94,16 +93,14 @@ def numbers(workdir: Path) -> tuple[list[list[str]], np.ndarray]:
     return [list(line) for line in lines], np.array([value for line in lines for value in line.values()])
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward_model", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "reward_model", "ppo"])
 def test_two_processes_learn_what_one_learns(stage: str) -> None:
     (names, found), (expected_names, expected) = (numbers(finished(n) / stage) for n in (2, 1))
     assert names == expected_names
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "file", ["pretrain/samples.jsonl", "sft/samples.jsonl", "rejection_sampling/dialogues.jsonl"]
-)
+@pytest.mark.parametrize("file", ["pretrain/samples.jsonl", "rejection_sampling/dialogues.jsonl"])
 def test_two_processes_write_what_one_writes(file: str) -> None:
     text = (finished(2) / file).read_text()
     assert text
@@ -116,7 +113,7 @@ def test_two_processes_leave_the_files_of_one() -> None:
         return {str(path) for path in found if not {"checkpoints", "tensorboard"} & set(path.parts)}
 
     assert files(finished(2)) == files(finished(1))
-    for stage in ("pretrain", "sft", "reward_model", "ppo"):
+    for stage in ("pretrain", "reward_model", "ppo"):
         assert len(list((finished(2) / stage / "tensorboard").iterdir())) == 1, stage
 
 

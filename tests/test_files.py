@@ -1,0 +1,57 @@
+"""A process that writes nothing leaves every file to the one that does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama2_jax import files
+from llama2_jax.analysis import figures
+from llama2_jax.config import write_json
+from llama2_jax.data.jsonl import append_rows, write_rows
+from llama2_jax.files import written_whole
+from llama2_jax.launch import mark_done
+from llama2_jax.train.metrics import MetricsWriter
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_writes", True)  # restores what the next line sets
+    files.leave_writing_to_another()
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file"
+    with written_whole(path) as partial:
+        partial.write_text("old")
+    with pytest.raises(TypeError), written_whole(path) as partial:
+        json.dump({"half": object()}, partial.open("w"))
+    assert path.read_text() == "old"
+
+
+@pytest.mark.usefixtures("reader")
+def test_nothing_is_written(tmp_path: Path) -> None:
+    workdir = tmp_path / "workdir"
+    write_json(workdir / "config.json", {})
+    write_rows(workdir / "rows.jsonl", [{}])
+    append_rows(workdir / "rows.jsonl", [{}])
+    figures.save(figures.subplots()[0], workdir / "figure.png")
+    metrics = MetricsWriter(workdir)
+    metrics.write(1, {"loss": 1.0})
+    metrics.flush()
+    metrics.close()
+    mark_done(workdir)
+    assert not files.writes()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("reader")
+def test_what_the_other_process_wrote_stays(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"cut')
+    append_rows(path, [{"a": 2}])
+    write_rows(path, [{"a": 3}])
+    assert path.read_text() == '{"a": 1}\n{"cut'
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps({}))
+    assert not partial.exists()
