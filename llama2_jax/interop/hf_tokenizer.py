@@ -7,7 +7,7 @@ from llama2_jax.config import write_json
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_field, read_token_id
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
-from llama2_jax.interop.imported import check_vocabulary
+from llama2_jax.interop.imported import FormatError, check_vocabulary
 from llama2_jax.interop.json_file import read_json
 
 _CONFIG = "tokenizer_config.json"
@@ -48,10 +48,14 @@ def read_template_text(folder: Path) -> str | None:
     """The Jinja chat template: its own file (transformers 5) or a field of the tokenizer config.
 
     Raises:
-      FormatError: the field is neither text nor a list of named texts.
+      FormatError: the file is not UTF-8, or the field neither text nor a list of named texts.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8 text: {error}; copy it again") from error
     path = folder / _CONFIG
     if not path.is_file():
         return None

@@ -37,7 +37,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in (
             "vocab_size", "model_width", "num_layers", "num_heads",
-            "num_kv_heads", "feed_forward_width", "max_context",
+            "num_kv_heads", "feed_forward_width", "max_context", "norm_epsilon", "rope_base",
         ):  # fmt: skip
             require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
         require(

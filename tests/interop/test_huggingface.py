@@ -308,6 +308,14 @@ def test_an_unknown_template_is_reported_before_the_weights_are_read(folder):
         load_huggingface(folder, template="llama2")
 
 
+def test_a_template_that_is_not_utf8_is_reported_with_its_file(folder):
+    (folder / "chat_template.jinja").write_bytes("{{ café }}".encode("latin-1"))
+    with pytest.raises(
+        FormatError, match=r"chat_template.jinja is not UTF-8 text: .*byte 0xe9.*copy it again"
+    ):
+        load_huggingface(folder)
+
+
 def _to_torch(folder, *, shards) -> None:
     """Replace the safetensors of the folder by pytorch_model.bin, or by shards of it with an index."""
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")

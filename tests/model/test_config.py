@@ -88,6 +88,8 @@ def test_released_sizes_have_heads_of_128_and_context_4096(size, heads):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"rope_base": 0.0}, ["model.rope_base = 0.0 must be positive"]),
+        ({"norm_epsilon": -1e-5}, ["model.norm_epsilon = -1e-05 must be positive"]),
         ({"num_heads": 4, "num_kv_heads": 3}, ["num_heads = 4", "num_kv_heads = 3"]),
         ({"num_heads": 3, "num_kv_heads": 3}, ["model_width = 8", "num_heads = 3"]),
         ({"head_dim": 3}, ["head_dim = 3", "even"]),
