@@ -141,21 +141,14 @@ def sampled_pairs(
         "models": {name: model_version(model) for name, model in models.items()},
         "prompts": file_sha256(config.prompts),
     }
-    pairs: list[Pair] = []
-    dropped: Counter[str] = Counter()
-    batches = list(range(collection.first_batch, collection.first_batch + collection.num_batches))
-    if note.exists():
-        known = read_rows(note)[0]
-        if known["made_from"] != made_from:
-            made = [file for file in (path, note, workdir / "sheet.csv") if file.exists()]
-            raise ConfigError(
-                f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
-                f"change, or delete {' and '.join(map(str, made))} to sample again"
-            )
+    with files_at_rest(path):
+        known = _read_note(path, note, made_from)
         # a run killed between the two files left pairs that the note does not know of
-        pairs = [pair for pair in map(pair_from_row, read_rows(path)) if pair.batch <= known["last_batch"]]
-        dropped += Counter(known["dropped"])
-        batches = [batch for batch in batches if batch > known["last_batch"]]
+        rows = map(pair_from_row, read_rows(path) if note.exists() else [])
+        pairs = [pair for pair in rows if pair.batch <= known["last_batch"]]
+    dropped = Counter(known["dropped"])
+    wanted = range(collection.first_batch, collection.first_batch + collection.num_batches)
+    batches = [batch for batch in wanted if batch > known["last_batch"]]
     if not batches:  # the models need not be laid out for sampling
         return pairs, dropped
     sample = make_sampler(config, {name: for_decoding(model) for name, model in models.items()})
@@ -172,6 +165,20 @@ def sampled_pairs(
         write_rows(path, (pair_row(pair) for pair in pairs))
         write_rows(note, [{"made_from": made_from, "dropped": dict(dropped), "last_batch": batch}])
     return pairs, dropped
+
+
+def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the pairs in ``path``."""
+    if not note.exists():
+        return {"dropped": {}, "last_batch": -1}
+    known = read_rows(note)[0]
+    if known["made_from"] != made_from:
+        made = [file for file in (path, note, path.with_name("sheet.csv")) if file.exists()]
+        raise ConfigError(
+            f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
+            f"change, or delete {' and '.join(map(str, made))} to sample again"
+        )
+    return known
 
 
 def make_sampler(config: Any, models: dict[str, LoadedModel]) -> Sampler:

@@ -6,7 +6,7 @@ from absl import flags
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.pretrained import LoadedModel, load
-from llama2_jax.sharding.mesh import MeshConfig, make_mesh, require_all_processes
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.rules import Partitioner
 
 flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
@@ -56,6 +56,9 @@ def tensor_parallel(num_devices: int) -> Partitioner:
             "lower it or run on more devices"
         )
     config = MeshConfig(preset="fsdp_tensor", fsdp=1, tensor=num_devices)
-    mesh = make_mesh(config, devices[:num_devices])
-    require_all_processes(mesh)
-    return Partitioner(mesh, config.preset)
+    if jax.process_count() > 1 and num_devices < len(devices):
+        raise ConfigError(
+            f"--tensor={num_devices} leaves out some of the {len(devices)} devices of {jax.process_count()} "
+            f"processes, which all take part; set --tensor={len(devices)} or run one process"
+        )
+    return Partitioner(make_mesh(config, devices[:num_devices]), config.preset)

@@ -1,7 +1,8 @@
 """Tokenizer and tokenised text of a pretraining run, from what its config names.
 
 A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tokenised into the
-workdir first, by one process while all others wait: right for a laptop, slow for a cluster.
+workdir first, by one process while all others wait, and a tokenizer is trained by all: right for a laptop,
+slow for a cluster.
 """
 
 import itertools

@@ -34,6 +34,7 @@ from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.sharding.processes import wait_for_all
 from llama2_jax.train.stopping import EXIT_PREEMPTED
 
 TUNE_FROM = ("base", "first", "previous")
@@ -226,6 +227,7 @@ class Recipe:
                 sys.exit(EXIT_PREEMPTED)
             line = {"stage": folder, "secs": round(time.perf_counter() - start, 1)}
             append_rows(self.workdir / "stages.jsonl", [line])
+            wait_for_all(f"{path} is noted")
         return str(path)
 
 

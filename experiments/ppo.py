@@ -271,7 +271,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             writer.flush()
             if state.iteration == last or _is_stuck(run, progress):
                 break  # what is saved last has the best parameters
-            stopping = stop.after(state.iteration)
+            stopping = stop.after_step()
             if stopping or state.iteration % config.checkpoint_every_steps == 0:
                 checkpointer.save(_to_checkpoint(run, state), _meta(run, progress))
             if stopping:

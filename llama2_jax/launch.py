@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ USER_ERRORS = (
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
+TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again
 
 # Changing these does not change what is learned, so a resumed run may.
@@ -116,11 +118,18 @@ def connect(
     rest = (coordinator_address, num_processes, process_id)
     names = ", ".join(f"--{name}" for name in PROCESS_FLAGS[1:])
     if not distributed and rest == (None, None, None):
+        started = max(int(os.environ.get(name, 1)) for name in TASK_COUNTS)
+        require(
+            started == 1, f"{started} processes were started; give --distributed, so that they are one run"
+        )
         return
     require(
         distributed or None not in rest,
         f"of {names} some are missing; give all, or --distributed where a cluster started the processes",
     )
+    jax.config.update(
+        "jax_enable_preemption_service", False
+    )  # it would keep SIGTERM: ``StopRequest`` takes it
     try:
         jax.distributed.initialize(*rest)
     except ValueError as error:  # jax names what it neither was given nor found
@@ -138,6 +147,11 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
+    require(
+        jax.process_count() == 1 or jax.distributed.is_initialized(),
+        f"this is one of {jax.process_count()} processes; give --distributed, so that they are one run",
+    )
+    wait_for_all(f"config {zlib.crc32(json.dumps(new).encode()):08x}")
     with files_at_rest(workdir):
         done = is_done(workdir)
         results = done or has_results(workdir)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from llama2_jax.config import ConfigError, build, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
@@ -198,10 +197,6 @@ def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer |
 
 def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
     """Cast and place leaf by leaf: cast as a whole, a model would sit twice in the host's memory."""
-
-    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        if dtype is not None and leaf.dtype != dtype:
-            leaf = leaf.astype(jnp.dtype(dtype))
-        return place_leaf(leaf, sharding)
-
-    return jax.tree.map(place, params, partitioner.tree(params))
+    return jax.tree.map(
+        lambda leaf, sharding: place_leaf(leaf, sharding, dtype), params, partitioner.tree(params)
+    )

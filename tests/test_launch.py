@@ -59,18 +59,21 @@ def test_workdir_is_required() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("environment", "flag", "message"),
     [
-        ("--num_processes=2", "some are missing; give all, or --distributed"),
-        ("--distributed", "Nothing that jax knows started this process; give --coordinator_address"),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, "--nodistributed", "16 processes were started; give --distributed"),
+        ({}, "--num_processes=2", "some are missing; give all, or --distributed"),
+        ({}, "--distributed", "Nothing that jax knows started this process; give --coordinator_address"),
     ],
 )
 def test_processes_that_cannot_find_each_other_are_told_what_to_give(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], flag: str, message: str
 ) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR")):
             monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     result = pretrain("--config=configs/pretrain.py:tiny", f"--workdir={tmp_path / 'run'}", flag)
     assert (result.returncode, message in result.stderr) == (2, True), result.stderr
     assert not (tmp_path / "run").exists()

@@ -2,11 +2,13 @@
 
     python -m tools.run_processes --processes=2 -- python -m experiments.pretrain --config=... --workdir=...
 
-The flags that tell the processes of each other are appended. All but the first write their output behind
-their number. SIGTERM goes to all of them; when one fails, the others are stopped.
+The flags that tell the processes of each other are appended, and process I gets GPU I where there are any.
+All but the first write their output behind their number. SIGTERM and Ctrl-C go to all of them; when one
+fails, the others are stopped.
 """
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
@@ -22,18 +24,25 @@ GRACE_SECS = 30  # that the others have to end by themselves after one failed
 def run(command: Sequence[str], *, processes: int) -> int:
     """Run ``command`` as ``processes`` processes; returns the first exit code that is not 0, or 0."""
     port = _free_port()
-    started = [_start(command, number, processes, port) for number in range(processes)]
+    started: list[subprocess.Popen[bytes]] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
         for process in started:
             process.send_signal(signum)
 
-    signal.signal(signal.SIGTERM, forward)
+    before = signal.signal(signal.SIGTERM, forward)
     try:
-        return _wait(started)
+        for number in range(processes):
+            started.append(_start(command, number, processes, port))
+        outputs = [_show(process, number) for number, process in enumerate(started) if process.stdout]
+        code = _wait(started)
     finally:
         for process in started:
             process.kill()
+        signal.signal(signal.SIGTERM, before)
+    for output in outputs:
+        output.join()
+    return code
 
 
 def _free_port() -> int:
@@ -48,17 +57,21 @@ def _start(command: Sequence[str], number: int, processes: int, port: int) -> su
         f"--num_processes={processes}",
         f"--process_id={number}",
     ]
-    if number == 0:
-        return subprocess.Popen([*command, *flags])
-    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    threading.Thread(target=_show, args=(process, number), daemon=True).start()
-    return process
+    environment = {"JAX_LOCAL_DEVICE_IDS": str(number), **os.environ}  # of GPUs; what was set before stays
+    output = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*command, *flags], env=environment, **output)  # type: ignore[call-overload]
 
 
-def _show(process: subprocess.Popen[bytes], number: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
+def _show(process: subprocess.Popen[bytes], number: int) -> threading.Thread:
+    """Pass on what the process writes, line by line."""
+
+    def pass_on() -> None:
+        for line in process.stdout or ():
+            sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    return thread
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:

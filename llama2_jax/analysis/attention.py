@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from llama2_jax.model.transformer import Transformer, attention_probabilities
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.structs import Params
 
 
@@ -15,7 +15,7 @@ def max_attention(model: Transformer, params: Params, tokens: Sequence[int]) -> 
     Holds the attention of all layers and heads at once: dialogues of a few hundred tokens.
     """
     weights_LBNTS = attention_probabilities(model, params, np.array([tokens], np.int32))
-    return np.asarray(jax.device_get(weights_LBNTS.max(axis=(0, 2))[0]))
+    return on_host(weights_LBNTS.max(axis=(0, 2))[0])
 
 
 def binned(weights_TS: np.ndarray, size: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import model_version, sample_token_rows
 from llama2_jax.rlhf.rewards import combine
-from llama2_jax.sharding.processes import files_at_rest
+from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.metrics import NonFiniteError
 
 BATCHES_PER_WRITE = 8  # what a killed run draws or scores again, at most
@@ -83,7 +83,9 @@ def read_archives(paths: Iterable[str | Path], *, own: str | Path | None = None)
     if own is None:
         return _join(given)
     with files_at_rest(own):
-        return _join([*given, Path(own)] if Path(own).exists() else given)
+        samples = _join([*given, Path(own)] if Path(own).exists() else given)
+    wait_for_all(f"{own}: {len(samples)} samples")
+    return samples
 
 
 def _join(paths: Iterable[Path]) -> list[Sample]:

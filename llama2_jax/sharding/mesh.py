@@ -64,7 +64,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes(len(devices))
     devices = devices[: int(np.prod(sizes))]
-    return jax.sharding.Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)
+    # on a TPU an axis of the mesh may take a part of an axis of the chips: 2 of 8 x 8
+    arranged = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(arranged, AXES)
 
 
 def require_all_processes(mesh: jax.sharding.Mesh) -> None:

@@ -60,8 +60,8 @@ def row_block(owners: np.ndarray, process: int) -> tuple[int, int]:
     blocks = sorted(set(parts.values()), key=min)
     require(
         sum(map(len, blocks)) == len(owners) and len(set(map(len, blocks))) == 1,
-        "the devices of some processes share a part of their rows with others; choose config.mesh so that "
-        "tensor * sequence divides the devices of a process, or is a multiple of them",
+        "the devices of some processes share a part of their rows with others, where all or none is wanted; "
+        "choose another config.mesh: best if tensor * sequence is at most the devices of a process",
     )
     return blocks.index(parts[process]), len(blocks)
 
@@ -104,8 +104,9 @@ def place_tree(partitioner: Partitioner, tree: Any) -> Any:
     return jax.tree.map(place_leaf, tree, partitioner.tree(tree))
 
 
-def place_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array in its place; of one in host memory each process takes what its devices hold."""
+def place_leaf(leaf: Any, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
+    """An array in its place, cast; of one in host memory each process takes what its devices hold."""
+    dtype = leaf.dtype if dtype is None else jnp.dtype(dtype)
     if jax.process_count() > 1 and isinstance(leaf, np.ndarray):
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
-    return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part].astype(dtype))
+    return jax.device_put(leaf if leaf.dtype == dtype else leaf.astype(dtype), sharding)

@@ -6,19 +6,35 @@ something depends on whether it is there, they wait for each other.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llama2_jax.config import ConfigError
 
 
 def wait_for_all(place: str) -> None:
-    """Return when every process has come to the same ``place``."""
-    if jax.process_count() > 1:
+    """Return when every process has come to the same ``place``, which may name what was decided there.
+
+    Raises:
+      ConfigError: another is elsewhere.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
         multihost_utils.sync_global_devices(place)
+    except AssertionError as error:
+        raise ConfigError(
+            f"the processes of this run do not agree; process {jax.process_index()} is at: {place}. All need "
+            "the same command, and see the same files under the same paths"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -40,3 +56,19 @@ def _whole(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def any_of_all(flag: bool) -> jax.Array:
+    """Whether ``flag`` is set in any process, computed by the devices when they come to it."""
+    own = np.full(jax.local_device_count(), flag)
+    return _any_over_devices()(jax.make_array_from_process_local_data(_one_for_each_device(), own))
+
+
+@functools.cache
+def _one_for_each_device() -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.devices()), ("devices",)), PartitionSpec("devices"))
+
+
+@functools.cache
+def _any_over_devices() -> Any:
+    return jax.jit(jnp.any, out_shardings=NamedSharding(_one_for_each_device().mesh, PartitionSpec()))

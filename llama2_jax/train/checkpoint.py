@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from llama2_jax.config import changes, require, to_plain
-from llama2_jax.sharding.processes import files_at_rest
+from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.structs import Params, TrainState
 
 
@@ -129,6 +129,7 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
+        wait_for_all(f"{self.folder}: restore {step}")  # orbax would mix the parts of two steps
         rest = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
@@ -214,7 +215,9 @@ def stored_steps(workdir: Path) -> list[int]:
     if not there:
         return []
     with _errors_only(), ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
-        return sorted(manager.all_steps())
+        steps = sorted(manager.all_steps())
+    wait_for_all(f"{folder} has {steps}")
+    return steps
 
 
 def read_meta(workdir: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -298,7 +301,9 @@ def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -
         raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another folder")
     if step is not None and step not in known:
         raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {known}")
-    return known[-1] if step is None else step
+    step = known[-1] if step is None else step
+    wait_for_all(f"{folder}: read {step}")
+    return step
 
 
 def _first_line(error: Exception) -> str:

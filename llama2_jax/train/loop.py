@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from llama2_jax.files import writes
 from llama2_jax.kernels.ranges import check_segment_ids
 from llama2_jax.sharding.placement import check_batch_size, place_batch
 from llama2_jax.sharding.processes import wait_for_all
@@ -61,7 +62,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             profile.after(step, state)
             if evaluations.due(step):
                 evaluations.run(step, state.params, last_checkpoint=checkpointer.newest())
-            stopping = stop.after(step)  # asked once: a signal during the save counts at the next step
+            stopping = stop.after_step()  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
                     checkpointer.save(state, {**run.meta, **recorder.totals(), "config": run.config})
@@ -129,7 +130,7 @@ class _Profile:
         self._folder, self._running = str(workdir / "profile"), False
 
     def before(self, step: int) -> None:
-        if self._first < step <= self._last and not self._running:
+        if self._first < step <= self._last and not self._running and writes():
             jax.profiler.start_trace(self._folder)
             self._running = True
 

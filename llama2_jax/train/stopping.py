@@ -6,7 +6,8 @@ from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+
+from llama2_jax.sharding.processes import any_of_all
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again", distinct from success and from any error
 
@@ -22,27 +23,29 @@ class Preempted(SystemExit):
 class StopRequest:
     """Turns a signal into a flag while in scope, so that a step is never cut in half.
 
-    Python's own way, an exception at any line, is lost where it meets a callback of the runtime. Of several
-    processes jax takes the signal: when one gets it, all learn the same next step to stop after.
+    Python's own way, an exception at any line, is lost where it meets a callback of the runtime.
     """
 
     def __init__(self, signum: int = signal.SIGTERM) -> None:
-        self.requested = False  # of one process
+        self.requested = False  # of this process
         self._signum = signum
+        self._flags: jax.Array | None = None  # of all processes, after the step before
 
-    def after(self, step: int) -> bool:
-        """Whether to stop now; to be asked once after every step, by every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.requested
+    def after_step(self) -> bool:
+        """Whether to stop, the same for all processes; each asks once after every step.
+
+        Of several processes it is what they were told one step ago, so that none waits for the devices.
+        """
+        if jax.process_count() == 1:
+            return self.requested
+        before, self._flags = self._flags, any_of_all(self.requested)
+        return before is not None and bool(before)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
 
     def __enter__(self) -> "StopRequest":
         self._previous: Any = None
-        if jax.process_count() > 1:
-            return self
         with contextlib.suppress(ValueError):  # not the main thread (a notebook): the default handling stays
             self._previous = signal.signal(self._signum, self._handle)
         return self
