@@ -118,18 +118,14 @@ def connect(
     rest = (coordinator_address, num_processes, process_id)
     names = ", ".join(f"--{name}" for name in PROCESS_FLAGS[1:])
     if not distributed and rest == (None, None, None):
-        started = max(int(os.environ.get(name, 1)) for name in TASK_COUNTS)
-        require(
-            started == 1, f"{started} processes were started; give --distributed, so that they are one run"
-        )
+        count = max(int(os.environ.get(name, 1)) for name in TASK_COUNTS)
+        require(count == 1, f"{count} processes were started; give --distributed, so that they are one run")
         return
     require(
         distributed or None not in rest,
         f"of {names} some are missing; give all, or --distributed where a cluster started the processes",
     )
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # it would keep SIGTERM: ``StopRequest`` takes it
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, as ``StopRequest`` does
     try:
         jax.distributed.initialize(*rest)
     except ValueError as error:  # jax names what it neither was given nor found
