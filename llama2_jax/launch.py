@@ -91,9 +91,9 @@ def _leave(code: int) -> None:
 def _define_process_flags() -> None:
     cluster = "One of several processes of a run: SLURM, Open MPI, Cloud TPU or Kubernetes tells jax which."
     flags.DEFINE_bool("distributed", False, cluster)
-    flags.DEFINE_string("coordinator_address", None, "Where none of them runs: HOST:PORT of process 0,")
-    flags.DEFINE_integer("num_processes", None, "how many there are,", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no cluster says it.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the run, likewise.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.", lower_bound=0)
 
 
 def _process_flags() -> dict[str, Any]:

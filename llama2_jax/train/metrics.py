@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,11 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, *, resume_step: int = 0) -> None:
-        self._writes = writes()
-        if not self._writes:
-            return
-        path = Path(workdir) / "metrics.jsonl"
+        path = Path(workdir) / "metrics.jsonl" if writes() else Path(os.devnull)
         _drop_lines_after(path, resume_step if resume_step else -1)
         self._file = path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1
+            str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, write_to_disk=writes()
         )
 
     def write(self, step: int, metrics: dict[str, Any], *, to_board: bool = True) -> None:
@@ -40,8 +38,6 @@ class MetricsWriter:
         Args:
           to_board: also for TensorBoard, whose writer takes longer for a number than this for a line.
         """
-        if not self._writes:
-            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         if not to_board:
             return
@@ -51,15 +47,13 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Make everything written so far visible to readers."""
-        if self._writes:
-            self._file.flush()
-            self._board.flush()
+        self._file.flush()
+        self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writes:
-            self._file.close()
-            self._board.close()
+        self._file.close()
+        self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
