@@ -24,6 +24,8 @@ EXTRAS = {
     # checkpoints and tokenizers of other projects
     "import": ["gguf>=0.19", "tokenizers>=0.22"],
     "parquet": ["pyarrow>=18"],
+    # tasks of academic benchmarks; without torch
+    "lm_eval": ["lm_eval>=0.4.13"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else

@@ -21,7 +21,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.sources import to_messages
-from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.data.tokenizer import text_after
 from llama2_jax.generate.decode import check_prompts, check_seeds, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
@@ -64,15 +64,9 @@ def complete_rows(
             }
             if loaded.tokenizer is not None:
                 follows = batch[index] if "prompt" in result else []
-                result["completion"] = _text_after(follows, text_ids, loaded.tokenizer)
+                result["completion"] = text_after(follows, text_ids, loaded.tokenizer)
             results.append(result)
     return results
-
-
-def _text_after(prompt: list[int], ids: list[int], tokenizer: Tokenizer) -> str:
-    """What ``ids`` add to the text of the prompt: alone they would lose a leading space (TOK-5)."""
-    before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
-    return joined[len(before) :] if joined.startswith(before) else tokenizer.decode(ids)
 
 
 def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:

@@ -13,7 +13,6 @@ before it, null for the first; "sum" over all tokens; with texts also "completio
 again, with the same result.
 """
 
-from itertools import takewhile
 from typing import Any
 
 from absl import flags
@@ -22,7 +21,7 @@ from experiments import checkpoint_flags
 from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.data.tokenizer import Tokenizer, shared_prefix
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
@@ -74,8 +73,7 @@ def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[lis
     completion = prompt[len(stripped) :] + completion
     bos = tokenizer.bos_id >= 0
     ids = tokenizer.encode(stripped + completion, bos=bos)
-    both = zip(ids, tokenizer.encode(stripped, bos=bos), strict=False)
-    return ids, len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
+    return ids, shared_prefix(tokenizer.encode(stripped, bos=bos), ids)
 
 
 def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.data.tokenizer import Tokenizer, shared_prefix
 
 TrainOn = Literal["all", "last"]
 """Which answers of a dialogue are learned: of all assistant turns (D25), or the last one (GATT-2)."""
@@ -160,11 +160,20 @@ def encode_prompt(
     Raises:
       DialogueError, SpecialTagError: see ``validate_dialogue`` and ``check_special_tags``.
     """
+    return encode_parts(prompt_parts(dialogue, template), tokenizer)
+
+
+def prompt_parts(dialogue: Sequence[Message], template: Template = LLAMA2) -> Parts:
+    """What ``encode_prompt`` encodes: texts, and the markers that no text can stand for."""
     validate_dialogue(dialogue, ends_with="user")
     check_special_tags(dialogue, template)
     pieces = _render(_with_system(dialogue, template), template, learned_turns=set())
-    pieces += [_Piece(part, False) for part in template.answer_opening]
-    return _encode(pieces, tokenizer).tokens
+    return (*(piece.part for piece in pieces), *template.answer_opening)
+
+
+def encode_parts(parts: Sequence[str | Marker], tokenizer: Tokenizer) -> list[int]:
+    """Ids of texts and markers; neighbouring texts are encoded in one call."""
+    return _encode([_Piece(part, False) for part in parts], tokenizer).tokens
 
 
 def encode_dialogue(
@@ -262,8 +271,7 @@ def _encode_run(run: Sequence[_Piece], tokenizer: Tokenizer) -> tuple[list[int],
     if not any(piece.learned for piece in run):
         return ids, [0] * len(ids)
     before = "".join(str(piece.part) for piece in run if not piece.learned)
-    same = [a == b for a, b in zip(tokenizer.encode(before), ids, strict=False)] if before else []
-    shared = same.index(False) if False in same else len(same)
+    shared = shared_prefix(tokenizer.encode(before), ids) if before else 0
     return ids, [0] * shared + [1] * (len(ids) - shared)
 
 

@@ -1,5 +1,6 @@
 """What a tokenizer is, and what both kinds check of their input."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,22 @@ def wrap(tokenizer: Tokenizer, ids: list[int], *, bos: bool, eos: bool) -> list[
         if wanted and token_id < 0:
             raise TokenizerError(f"{name} was asked for, but this tokenizer has no {name} token")
     return [tokenizer.bos_id] * bos + ids + [tokenizer.eos_id] * eos
+
+
+def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids both begin with.
+
+    Of a text and of a longer one that begins with it: the tokens of the longer one that are the shorter one's
+    own. A token that spans its end is not among them.
+    """
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in same)
+
+
+def text_after(prompt: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What ``ids`` add to the text of the prompt: alone they would lose a leading space (TOK-5)."""
+    before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return joined[len(before) :] if joined.startswith(before) else tokenizer.decode(ids)
 
 
 def require_str(text: object) -> str:

@@ -1,0 +1,95 @@
+"""``report.md`` of academic benchmarks: beside the paper's results, by groups of Table 3, and all metrics."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.report import table, write_report_file
+from llama2_jax.config import write_json
+from llama2_jax.evals.benchmarks import BENCHMARKS, CODE, SIZES, Benchmark, by_size, group_means
+
+
+def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
+    """Write ``report.md`` and ``results.json`` from the results of lm_eval in the folders ``names``."""
+    found = {name: json.loads((output / name / "results.json").read_text(encoding="utf-8")) for name in names}
+    settings = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    ours = {
+        benchmark: 100 * result(benchmark, found[benchmark.name])
+        for benchmark in (*CODE, *BENCHMARKS)
+        if benchmark.name in found
+    }
+    means = group_means({benchmark.name: value for benchmark, value in ours.items()})
+    write_json(
+        output / "results.json", {"benchmarks": {b.name: value for b, value in ours.items()}, "groups": means}
+    )
+    lines = ["# Academic benchmarks", ""]
+    lines += table(("setting", "value"), [(name, str(value)) for name, value in settings.items()])
+    lines += [*_beside_the_paper(ours), *_groups(means), *_all_metrics(found)]
+    write_report_file(output, lines)
+
+
+def result(benchmark: Benchmark, found: dict[str, Any]) -> float:
+    """The benchmark's metric as a share, over the questions of all its tasks."""
+    values = [found["results"][task][benchmark.metric] for task in benchmark.tasks]
+    return by_size(values, [_questions(found, task) for task in benchmark.tasks])
+
+
+def _questions(found: dict[str, Any], task: str) -> int:
+    """How many were asked; of a group, in all its tasks."""
+    if task in found["n-samples"]:
+        return found["n-samples"][task]["effective"]
+    return sum(_questions(found, part) for part in found["group_subtasks"][task])
+
+
+def _beside_the_paper(ours: dict[Benchmark, float]) -> list[str]:
+    if not ours:
+        return []
+    header = (
+        "group",
+        "benchmark",
+        "shots",
+        "here",
+        *(f"Llama 2 {size.upper()}" for size in SIZES),
+        "differs from the paper",
+    )
+    rows = [
+        (b.group, b.name, str(b.shots), f"{value:.1f}", *map(str, b.published), b.note)
+        for b, value in ours.items()
+    ]
+    return [
+        "",
+        "Percent, beside what the paper says of Llama 2 (Tables 3, 19 to 25):",
+        "",
+        *table(header, rows),
+    ]
+
+
+def _groups(means: dict[str, float]) -> list[str]:
+    if not means:
+        return []
+    rows = [(group, f"{value:.1f}") for group, value in means.items()]
+    return ["", "Groups of Table 3 that are complete, plain means:", "", *table(("group", "here"), rows)]
+
+
+def _all_metrics(found: dict[str, Any]) -> list[str]:
+    header = ("task", "shots", "questions", "metric", "value", "standard error")
+    rows = [row for result in found.values() for row in _metrics(result)]
+    return ["", "All metrics, as lm_eval computes them:", "", *table(header, rows)]
+
+
+def _metrics(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for task, values in found["results"].items():
+        for key, value in values.items():
+            metric, _, choice = key.partition(",")  # "exact_match,strict-match"
+            if not choice or metric.endswith("_stderr"):
+                continue
+            error = values.get(f"{metric}_stderr,{choice}")
+            yield (
+                task,
+                str(found["n-shot"].get(task, "")),
+                f"{_questions(found, task):,}",
+                metric if choice == "none" else f"{metric} ({choice})",
+                f"{value:.4f}" if isinstance(value, float) else str(value),
+                f"{error:.4f}" if isinstance(error, float) else "",
+            )

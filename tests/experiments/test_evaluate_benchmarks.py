@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmark_report import result
+from experiments.evaluate_benchmarks import chosen_runs, keep_settings
+from llama2_jax.config import ConfigError
+from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
+from tests.experiments import runs
+
+CHOICE = """
+task: choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: QUESTIONS}}
+output_type: multiple_choice
+test_split: test
+fewshot_split: test
+doc_to_text: question
+doc_to_target: label
+doc_to_choice: choices
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+QUESTIONS = [
+    {"question": "The small model", "choices": ["reads", "xqzv"], "label": 0},
+    {"question": "What is a token?", "choices": ["qqqq zzzz", "A piece"], "label": 1},
+    {"question": "The rain", "choices": ["xqzv", "falls"], "label": 0},
+]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one task of lm_eval and its data."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = runs.write_lines(tmp_path / "questions.jsonl", QUESTIONS)
+    (folder / "choice.yaml").write_text(CHOICE.replace("QUESTIONS", str(questions)))
+    return folder
+
+
+def test_a_task_is_evaluated_reported_and_not_asked_twice(tasks: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"--checkpoint={runs.fine_tuned_workdir()}",
+        "--tasks=choice",
+        f"--include_path={tasks}",
+        f"--output={tmp_path / 'out'}",
+    ]
+    first = runs.run_program("experiments.evaluate_benchmarks", *arguments)
+    assert first.returncode == 0, first.stderr
+    samples = [json.loads(line) for line in (tmp_path / "out/choice/samples_choice.jsonl").open()]
+    assert [sample["doc"]["label"] for sample in samples] == [0, 1, 0]
+    assert samples[0]["arguments"]["gen_args_0"] == {"arg_0": "The small model", "arg_1": " reads"}
+    for sample in samples:  # marked by the likelihoods that the row itself shows
+        logprobs = [answer[0] for answer in sample["filtered_resps"]]
+        assert sample["acc"] == (logprobs.index(max(logprobs)) == sample["doc"]["label"])
+    share = sum(sample["acc"] for sample in samples) / 3
+    assert f"| choice | 0 | 3 | acc | {share:.4f} |" in (tmp_path / "out/report.md").read_text()
+
+    again = runs.run_program("experiments.evaluate_benchmarks", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "requests" not in again.stderr  # nothing was asked
+    other = runs.run_program("experiments.evaluate_benchmarks", *arguments, "--num_shots=1")
+    assert other.returncode == 2
+    assert "has results of other settings" in other.stderr
+
+
+def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    found = runs.run_program(
+        "experiments.evaluate_benchmarks",
+        "--checkpoint=/nowhere",
+        "--tasks=arc_eazy",
+        f"--output={tmp_path}",
+    )
+    assert found.returncode == 2
+    assert "has no arc_eazy" in found.stderr
+
+
+def test_the_papers_suite_has_its_shots() -> None:
+    chosen = chosen_runs(["llama2", "arc_easy"], num_shots=None, run_code=False)
+    assert chosen["MMLU"] == (("mmlu",), 5)
+    assert chosen["GSM8K"] == (("gsm8k",), 8)
+    assert chosen["arc_easy"] == (("arc_easy",), None)
+    assert "HumanEval" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "shots", "words"),
+    [
+        (["llama2"], 5, "--tasks=llama2 has the paper's shots; leave out --num_shots=5"),
+        (["llama2_code"], None, "give --run_generated_code"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(names: list[str], shots: int | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        chosen_runs(names, num_shots=shots, run_code=False)
+
+
+def test_settings_may_be_corrected_before_there_are_results(tmp_path: Path) -> None:
+    keep_settings(tmp_path, {"limit": 3})
+    keep_settings(tmp_path, {"limit": 4})
+    runs.write_lines((tmp_path / "choice").mkdir() or tmp_path / "choice/results.json", ["{}"])
+    with pytest.raises(ConfigError, match="limit"):
+        keep_settings(tmp_path, {"limit": 5})
+
+
+def test_tasks_of_one_benchmark_are_weighted_by_their_questions() -> None:
+    sizes = dict(zip(AGIEVAL, (254, 651, 230, 510, 269, 206, 206, 220), strict=True))  # 2546 in all
+    found = {
+        "results": {task: {"acc,none": float(task == "agieval_logiqa_en")} for task in AGIEVAL},
+        "n-samples": {task: {"effective": size} for task, size in sizes.items()},
+    }
+    agieval = next(benchmark for benchmark in BENCHMARKS if benchmark.tasks == AGIEVAL)
+    assert result(agieval, found) == pytest.approx(651 / 2546)
