@@ -1,8 +1,11 @@
 import json
+from collections import Counter
 
 import pytest
 
 from experiments.corpus_report import named_files, sample
+from experiments.corpus_tables import language_table
+from llama2_jax.analysis.corpus import CorpusCounts, together
 from llama2_jax.config import ConfigError
 from llama2_jax.data.sources import DataError
 from tests.experiments.runs import run_program, write_lines
@@ -102,6 +105,26 @@ def test_sources_by_name(tmp_path):
             named_files([text])
     with pytest.raises(DataError, match="no file matches"):
         named_files([f"x={tmp_path}/d.txt"])
+
+
+def test_rare_languages_have_no_row():
+    def counts(**languages: int) -> CorpusCounts:
+        return CorpusCounts(Counter(languages), Counter(), 0)
+
+    web, books = counts(en=39_989, fr=2, it=1, unknown=8), counts(en=9, fr=1)
+    assert language_table({"web": web}) == [
+        "| % | paper | web |",
+        "|---|---|---|",
+        "| en | 89.70 | 99.97 |",
+        "| unknown | 8.38 | 0.02 |",
+        "| fr | 0.16 | 0.01 |",  # 0.005; Italian has half of that
+    ]
+    rows = language_table({"web": web, "books": books, "all": together([web, books])})
+    assert rows[2:] == [
+        "| en | 89.70 | 99.97 | 90.00 | 99.97 |",
+        "| unknown | 8.38 | 0.02 | 0.00 | 0.02 |",
+        "| fr | 0.16 | 0.01 | 10.00 | 0.01 |",
+    ]
 
 
 def test_a_sample_is_the_same_every_time():
