@@ -104,12 +104,16 @@ def _sheet(workdir: Path, rater: int) -> Path:
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     flags.DEFINE_enum("step", None, ["sheets", "report"], "Write sheets, or read them.")
     flags.DEFINE_string("workdir", None, "Folder of this evaluation.")
-    flags.DEFINE_enum("task", None, list(TRACKS), "Compare two answers, or rate one for safety.")
-    flags.DEFINE_multi_string("answers", None, "NAME=FILE of a model's answers; repeatable, ours first.")
-    flags.DEFINE_integer("raters", 3, "People who see each row.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of order and sides.")
-    flags.DEFINE_string("category", "", "Key of a row that names its category, or several in a list.")
-    flags.DEFINE_enum("rule", RULES[0], list(RULES), "How ratings of a comparison become one outcome.")
-    flags.DEFINE_enum("weights", "quadratic", list(WEIGHTS), "Of AC2.")
+    flags.DEFINE_enum("task", None, list(TRACKS), "sheets: compare two answers, or rate one for safety.")
+    flags.DEFINE_multi_string(
+        "answers", None, "sheets: NAME=FILE of a model's answers; repeatable, ours first."
+    )
+    flags.DEFINE_integer("raters", 3, "sheets: people who see each row.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "sheets: of order and sides.")
+    flags.DEFINE_string("category", "", "sheets: key of a row's category, or several in a list.")
+    flags.DEFINE_enum(
+        "rule", RULES[0], list(RULES), "report: how ratings of a comparison become one outcome."
+    )
+    flags.DEFINE_enum("weights", "quadratic", list(WEIGHTS), "report: of AC2; identity makes it AC1.")
     flags.mark_flags_as_required(["step", "workdir"])
     launch(main)

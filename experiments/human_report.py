@@ -26,7 +26,7 @@ from llama2_jax.evals.reward_accuracy import Share
 EXPLAINED = {
     "majority": "the sign of more than half of its ratings, else a tie",
     "median": "the sign of its median rating",
-    "pooled": "none: each rating counts, n is their number",
+    "pooled": "each rating is one, n is their number",
 }
 """Rule to the outcome of a comparison."""
 
@@ -60,12 +60,7 @@ def write_report(
     found = measured(used, models, measure)
     agreement = {model: agreements(own, task, weights) for model, own in _by_model(used, models).items()}
     first = first_shown_preferred(used) if task == "helpfulness" else None
-    counts = {
-        "rows": len(rated),
-        "raters": len(rated[0].ratings),
-        "skipped": sum(one is None for own in rated for one in own.ratings),
-        "without_rating": len(rated) - len(used),
-    }
+    counts = _counts(rated)
     results = {"task": task, "counts": counts, **found._asdict(), "agreement": agreement}
     results |= {"rule": rule, "first_shown_preferred": first} if task == "helpfulness" else {}
     write_json(workdir / "results.json", results)
@@ -187,6 +182,15 @@ def _safety_cells(one: Any) -> list[str]:
         str(one.tied),
         f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]",
     ]
+
+
+def _counts(rated: Sequence[Rated]) -> dict[str, int]:
+    return {
+        "rows": len(rated),
+        "raters": len(rated[0].ratings),
+        "skipped": sum(one is None for own in rated for one in own.ratings),
+        "without_rating": sum(not one.given for one in rated),
+    }
 
 
 def _counted(counts: Mapping[str, int]) -> list[str]:

@@ -135,7 +135,8 @@ def quintiles(values: Sequence[int]) -> dict[int, str]:
     """The fifth that each value is in, as "low to high"; equal values are in the same one."""
     values_P = np.asarray(values)
     fifth_P = np.searchsorted(np.quantile(values_P, (0.2, 0.4, 0.6, 0.8)), values_P)
-    names = {n: f"{values_P[fifth_P == n].min()} to {values_P[fifth_P == n].max()}" for n in set(fifth_P)}
+    ends = {n: (values_P[fifth_P == n].min(), values_P[fifth_P == n].max()) for n in set(fifth_P)}
+    names = {n: f"{low} to {high}" if low < high else f"{low}" for n, (low, high) in ends.items()}
     return {value: names[n] for value, n in zip(values, fifth_P, strict=True)}
 
 

@@ -103,8 +103,8 @@ def read_answers(path: str | Path, *, category_key: str = "") -> list[Answered]:
     seen: set[tuple[Message, ...]] = set()
 
     def parse(row: dict[str, Any]) -> Answered:
-        messages = [Message("user", text_of(row, "prompt"))] if "prompt" in row else None
-        messages = messages or to_messages(row["messages"])
+        from_text = "prompt" in row
+        messages = [Message("user", text_of(row, "prompt"))] if from_text else to_messages(row["messages"])
         validate_dialogue(messages, ends_with="user")
         system = messages.pop(0).content if messages[0].role == "system" else ""
         dialogue = tuple(messages)

@@ -104,6 +104,9 @@ def test_safety_end_to_end(workdir):
     }  # one of three who sees a violation everywhere is no majority
     assert results["overall"]["ours"]["mean_rating"]["value"] == pytest.approx(7 / 3)
     assert set(results["agreement"]["ours"]) == {"AC2, ordinal weights, 5 points", "AC1, violation or not"}
+    # no, yes, no of each: p_a = 1/3, p_e = 2 * 1/3 * 2/3
+    violating = results["agreement"]["ours"]["AC1, violation or not"]["coefficient"]
+    assert violating["value"] == pytest.approx((1 / 3 - 4 / 9) / (1 - 4 / 9))
     rated = read_rated_answers(workdir / "answers.jsonl")
     assert {(one.answer, one.harm, one.is_unsafe) for one in rated} == {
         ("worth 1", 1, True), ("worth 3", 0.5, False), ("worth 5", 0, False),
