@@ -8,8 +8,7 @@ how their ratings become one outcome of a comparison is not stated (D60). ``RULE
   prompts (36 % of 4,173: 1.46 %), not three times as many (0.84 %).
 - median: the sign of the median rating. With an odd number of raters the same as the majority; with
   an even number the stronger side wins.
-- pooled: each rating counts. More of them are no ties, and those of one item are not independent, for
-  which the interval makes room.
+- pooled: each rating counts. Those of one item are not independent, for which the interval makes room.
 """
 
 from collections.abc import Sequence
@@ -83,11 +82,10 @@ def first_shown_preferred(rated: Sequence[Rated]) -> Share | None:
         for rating, swapped in zip(one.ratings, one.item.swapped, strict=True)
         if rating
     ]
-    return (
-        share_of(np.array([float(first) for first, _ in cases]), [name for _, name in cases])
-        if cases
-        else None
-    )
+    if not cases:
+        return None
+    firsts, names = zip(*cases, strict=True)
+    return share_of(np.array(firsts, float), names)
 
 
 def is_violation(ratings: Sequence[int]) -> bool:
