@@ -13,7 +13,7 @@ from experiments.models import load_scorers, open_mesh
 from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
-from llama2_jax.config import require, require_choice, write_json
+from llama2_jax.config import named_paths, require, require_choice, write_json
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, unit_mean, wilson
@@ -46,7 +46,7 @@ def run(config: Any, workdir: Path) -> None:
     _check_config(config)
     if open_workdir(config, workdir):
         return
-    paths = parse_versions(config.versions)
+    paths = named_paths(config.versions, field="config.versions")
     prompts = read_prompts(config.prompts)
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
@@ -76,29 +76,11 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def parse_versions(versions: Sequence[str]) -> dict[str, str]:
-    """``name=checkpoint`` texts as a mapping, in order.
-
-    Raises:
-      ConfigError: a text of another form, or a name that stands twice.
-    """
-    paths: dict[str, str] = {}
-    for text in versions:
-        name, _, path = text.partition("=")
-        require(
-            bool(name and path) and "/" not in name,
-            f"config.versions has {text!r}; each must be name=checkpoint, the name without /",
-        )
-        require(name not in paths, f"config.versions names {name!r} twice; names must be unique")
-        paths[name] = path
-    return paths
-
-
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
     for name in ("prompts", "helpfulness_rm", "safety_rm"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
-    require_choice("reference", config.reference, parse_versions(config.versions))
+    require_choice("reference", config.reference, named_paths(config.versions, field="config.versions"))
     require_choice("truth", config.truth, TRUTHS)
     _sampling(config)
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,10 +60,28 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_choice(name: str, value: Any, choices: typing.Iterable[Any]) -> None:
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ConfigError`` unless ``value`` is one of ``choices``, listing them."""
     known = list(choices)
     require(value in known, f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def named_paths(texts: Iterable[str], *, field: str) -> dict[str, str]:
+    """``name=path`` texts as a mapping, in order; the names can be parts of file names.
+
+    Raises:
+      ConfigError: a text of another form, or a name that stands twice.
+    """
+    paths: dict[str, str] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        require(
+            bool(name and path) and "/" not in name,
+            f"{field} has {text!r}; each must be name=path, the name without /",
+        )
+        require(name not in paths, f"{field} names {name!r} twice; names must be unique")
+        paths[name] = path
+    return paths
 
 
 def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:

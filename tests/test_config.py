@@ -9,6 +9,7 @@ from llama2_jax.config import (
     ConfigError,
     build,
     changes,
+    named_paths,
     parse_arg,
     require,
     require_choice,
@@ -86,3 +87,12 @@ def test_changes_name_the_leaves_that_differ():
         "new: '(absent)' -> {'x': 1}",
     ]
     assert changes(old, old) == []
+
+
+def test_named_paths_are_in_order():
+    assert list(named_paths(("z=a/b", "a=c=d"), field="F").items()) == [("z", "a/b"), ("a", "c=d")]
+    for wrong in ("", "x", "=x", "x=", "a/b=c"):
+        with pytest.raises(ConfigError, match=f"F has '{wrong}'; each must be name=path"):
+            named_paths((wrong,), field="F")
+    with pytest.raises(ConfigError, match="F names 'a' twice"):
+        named_paths(("a=1", "a=2"), field="F")

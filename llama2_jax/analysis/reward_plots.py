@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.analysis import figures
+from llama2_jax.analysis.share_bars import Share, grouped_bars, with_errors
 
 BANDWIDTH = 0.06  # of the density behind the points of Figure 32
 
 CHOSEN, REJECTED = "tab:blue", "tab:orange"
 SAFE, UNSAFE = "tab:blue", "tab:red"
 
-
-Share = Any
-"""A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/reward_accuracy.py."""
 
 Level = Any
 """Displayed scores of one human score, ``human, mean, std, size``: ``CalibrationBin`` of the same."""
@@ -74,19 +72,9 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
     """
     labels = list(next(iter(shares.values())))
     figure, axes = figures.subplots(figsize=(max(7, 1.1 * len(labels)), 4))
-    width = 0.8 / len(shares)
-    for number, (name, own) in enumerate(shares.items()):
-        places = [
-            i + (number - (len(shares) - 1) / 2) * width for i, label in enumerate(labels) if label in own
-        ]
-        values = [own[label] for label in labels if label in own]
-        axes.bar(places, [100 * share.value for share in values], 0.9 * width, label=name, alpha=0.8)
-        axes.errorbar(places, *_with_errors(values), fmt="none", color="black", linewidth=1, capsize=3)
-        for place, share in zip(places, values, strict=True):
-            axes.text(place, 3, f"n = {share.size:,}", ha="center", fontsize=7)
+    grouped_bars(axes, labels, shares)
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
-    axes.set_xticks(range(len(labels)), [label.replace("_", "\n") for label in labels])
-    axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
+    axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 107))
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(shares) + 1)
     figures.save(figure, path)
@@ -103,9 +91,7 @@ def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]]
     for number, (name, own) in enumerate(shares.items()):
         offset = 0.06 * (number - (len(shares) - 1) / 2)  # so that the intervals can be told apart
         places = [rounds.index(round_) + offset for round_ in own]
-        axes.errorbar(
-            places, *_with_errors(list(own.values())), fmt="o-", capsize=3, markersize=4, label=name
-        )
+        axes.errorbar(places, *with_errors(list(own.values())), fmt="o-", capsize=3, markersize=4, label=name)
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
     axes.set_xticks(range(len(rounds)), rounds)
     axes.set(title=title, xlabel="round", ylabel="accuracy (%)")
@@ -143,10 +129,3 @@ def _density(x_B: Any, y_B: Any) -> tuple[Any, Any, Any]:
     near_xB = np.exp(-0.5 * ((grid[:, None] - x_B) / BANDWIDTH) ** 2)
     near_yB = np.exp(-0.5 * ((grid[:, None] - y_B) / BANDWIDTH) ** 2)
     return grid, grid, near_yB @ near_xB.T
-
-
-def _with_errors(shares: Sequence[Share]) -> tuple[list[float], list[list[float]]]:
-    """Percentages, and the lengths of their intervals downwards and upwards."""
-    lower = [100 * (share.value - share.low) for share in shares]
-    upper = [100 * (share.high - share.value) for share in shares]
-    return [100 * share.value for share in shares], [lower, upper]

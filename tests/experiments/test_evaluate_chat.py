@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import evaluate_chat as configs
 from experiments import evaluate_chat
-from experiments.evaluate_chat import by_truth, parse_versions, prompt_sets, truth_of
+from experiments.evaluate_chat import by_truth, prompt_sets, truth_of
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
@@ -153,15 +153,6 @@ def test_prompts_are_split_by_what_they_measure() -> None:
     assert prompt_sets(PROMPTS, "borderline") == ([0, 3], [1], [2])
     with pytest.raises(ConfigError, match="2 prompts for helpfulness and 0 tagged"):
         prompt_sets([FACT, SUM], "borderline")
-
-
-def test_versions_are_names_and_paths_in_order() -> None:
-    assert list(parse_versions(("z=a/b", "a=c=d")).items()) == [("z", "a/b"), ("a", "c=d")]
-    for wrong in ("", "x", "=x", "x=", "a/b=c"):
-        with pytest.raises(ConfigError, match="must be name=checkpoint"):
-            parse_versions((wrong,))
-    with pytest.raises(ConfigError, match="names 'a' twice"):
-        parse_versions(("a=1", "a=2"))
 
 
 @pytest.mark.parametrize(

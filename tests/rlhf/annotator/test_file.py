@@ -63,10 +63,18 @@ def test_a_sheet_is_never_overwritten(sheet):
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        (0, {"preferred": ""}, "comparison 1-a: preferred is ''; it must be one of a, b"),
-        (0, {"rating": "good"}, "1-a: rating is 'good'; it must be one of significantly_better, better"),
+        (
+            0,
+            {"preferred": ""},
+            "1 of 2 rows have no valid preferred: comparison_id 1-a has ''; it must be one of a, b",
+        ),
+        (0, {"rating": "good"}, "1-a has 'good'; it must be one of significantly_better, better"),
         (0, {"annotator_id": " "}, "1-a: annotator_id is empty"),
-        (1, {"unsafe_b": ""}, "1-b: unsafe_b is ''; it must be one of yes, no"),
+        (
+            1,
+            {"unsafe_b": ""},
+            "1 of 1 rows have no valid unsafe_b: comparison_id 1-b has ''; it must be one of yes, no",
+        ),
         (0, {"comparison_id": "9-z"}, r"1 unknown \(9-z\); 1 missing \(1-a\)"),
         (0, {"a": "It is 9."}, r"1 changed \(1-a\)"),
     ],
@@ -79,7 +87,7 @@ def test_wrong_fields_are_named(sheet, row, changes, message):
 
 def test_missing_and_repeated_rows(sheet):
     fill_in(sheet, drop=(0,), repeat=(1,))
-    with pytest.raises(DataError, match=r"1 twice \(1-b\); 1 missing \(1-a\); .* each of the 2 pairs once"):
+    with pytest.raises(DataError, match=r"1 twice \(1-b\); 1 missing \(1-a\); .* each of the 2 rows once"):
         read_sheet(sheet, COMPARISONS)
 
 

@@ -1,0 +1,38 @@
+"""Shares as bars, side by side, with their intervals and numbers of cases."""
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+Share = Any
+"""A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/reward_accuracy.py."""
+
+
+def grouped_bars(axes: Any, labels: Sequence[str], shares: Mapping[str, Mapping[str, Share]]) -> None:
+    """Draw a bar per label, in percent, side by side for each series; above it the number of cases.
+
+    Args:
+      shares: name of each series to label to share; a series may lack labels.
+    """
+    width = 0.8 / len(shares)
+    crowded = len(labels) * len(shares) > 16
+    for number, (name, own) in enumerate(shares.items()):
+        places = [
+            i + (number - (len(shares) - 1) / 2) * width for i, label in enumerate(labels) if label in own
+        ]
+        values = [own[label] for label in labels if label in own]
+        axes.bar(places, [100 * share.value for share in values], 0.9 * width, label=name, alpha=0.8)
+        axes.errorbar(places, *with_errors(values), fmt="none", color="black", linewidth=1, capsize=3)
+        for place, share in zip(places, values, strict=True):
+            axes.annotate(
+                f"n = {share.size:,}", (place, 100 * share.high), (0, 3), textcoords="offset points",
+                ha="center", va="bottom", fontsize=7, rotation=90 if crowded else 0,
+            )  # fmt: skip
+    axes.set_xticks(range(len(labels)), [fill(label.replace("_", " "), 16) for label in labels])
+
+
+def with_errors(shares: Sequence[Share]) -> tuple[list[float], list[list[float]]]:
+    """Percentages, and the lengths of their intervals downwards and upwards."""
+    lower = [100 * (share.value - share.low) for share in shares]
+    upper = [100 * (share.high - share.value) for share in shares]
+    return [100 * share.value for share in shares], [lower, upper]
