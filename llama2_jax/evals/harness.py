@@ -144,7 +144,7 @@ class HarnessLM(TemplateLM):
                 batch_size=self._batch_size,
             )
             for index, result in zip(chosen, found, strict=True):
-                results[index] = tuple(result)
+                results[index] = (result.logprob, result.is_greedy)
                 if requests[index][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
         return [results[index] for index in range(len(requests))]

@@ -129,9 +129,9 @@ def _batches(
         padded = padded_length(longest, multiple=LENGTH_MULTIPLE, limit=model.config.max_context)
         tokens_BT = np.zeros((batch_size, padded), np.int32)  # a full batch, to compile once per length
         segment_ids_BT = np.zeros((batch_size, padded), np.int32)
-        for place, row in enumerate(chosen):
-            tokens_BT[place, : len(rows[row])] = rows[row]
-            segment_ids_BT[place, : len(rows[row])] = 1
+        for place, index in enumerate(chosen):
+            tokens_BT[place, : len(rows[index])] = rows[index]
+            segment_ids_BT[place, : len(rows[index])] = 1
         yield chosen, tokens_BT, segment_ids_BT
 
 
