@@ -25,11 +25,11 @@ SHOWN = 5  # matches of each dataset in the report
 QUOTED = 400  # characters of each
 
 INTRODUCTION = (
-    "Llama 2, section A.6. A token is contaminated if it lies in a span of at least L tokens that stands in a",
-    "training document too, with at most 4 differences and none in the first 10 tokens. By the paper's rule",
-    "contamination moved a metric if |Z| > 2 in all four subsets: the cleaner ones worse and the dirtier ones",
-    "better than all samples. A subset that is nearly all samples cannot differ from them, so where few are",
-    "clean, or few dirty, the rule sees nothing.",
+    "Llama 2, section A.6. A token is contaminated if it lies in a span of at least L tokens that a training",
+    "document has too, with at most 4 differences and none in the first 10 tokens. By the paper's rule",
+    "contamination moved a metric if |Z| > 2 in all four subsets: cleaner ones worse and dirtier ones better",
+    "than all samples. A subset that is nearly all samples cannot differ from them, so where few are clean,",
+    "or few dirty, the rule sees nothing.",
 )
 
 Shares = dict[int, np.ndarray]  # minimum length -> contaminated share of each sample
@@ -184,8 +184,10 @@ def _examples(matches: Sequence[Mapping[str, Any]]) -> list[str]:
         where = f"{match['source']}, document {match['document']}, token {match['document_offset']}"
         text = match["document_text"]
         lines += [
-            f"> **{quote(match['id'])}**, {match['length']} tokens, {match['differences']} differences, in",
-            f"> {quote(where)}: {quote(text[:QUOTED])}{' [...]' if len(text) > QUOTED else ''}",
+            f"> **{quote(match['id'])}**, {match['length']} tokens, {match['differences']} differences; "
+            f"{quote(where)}",
+            ">",
+            f"> {quote(text[:QUOTED])}{' [...]' if len(text) > QUOTED else ''}",
             "",
         ]
     return lines

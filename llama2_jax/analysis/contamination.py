@@ -64,7 +64,7 @@ class Scan(NamedTuple):
 
 
 class _Spans(NamedTuple):
-    """Spans as arrays: first place in the training text and in the samples, and length."""
+    """Spans as arrays: first place in the training text, first place in the samples, length."""
 
     text: np.ndarray
     sample: np.ndarray
@@ -97,7 +97,7 @@ def merge(one: Scan, other: Scan) -> Scan:
 def contaminated_share(index: SampleIndex, found: Scan, *, length: int) -> np.ndarray:
     """Of each sample, the share of its tokens that is contaminated at minimum length ``length`` (CONT-2)."""
     sums = np.concatenate([[0], np.cumsum(found.longest >= length)])
-    return (sums[index.starts + index.sizes] - sums[index.starts]) / index.sizes
+    return (sums[index.starts + index.sizes] - sums[index.starts]) / np.maximum(index.sizes, 1)
 
 
 def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -117,7 +117,7 @@ def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def _scan_block(index: SampleIndex, block: list[Document]) -> Scan:
     text, starts, sizes = join([document.tokens for document in block], gap=_GAP)
     longest = np.zeros(index.tokens.size, np.int32)
-    matches: dict[int, Match] = {}
+    best = _Spans(*np.zeros((3, index.sizes.size), np.int64))  # of each sample
     unused = 0
     for places, grams in _hits(index, text):
         usable = index.usable[grams]
@@ -125,17 +125,9 @@ def _scan_block(index: SampleIndex, block: list[Document]) -> Scan:
         for pairs in _pairs(index, places[usable], grams[usable]):
             spans = _spans(index, text, starts + sizes, *_run_starts(index, text, *pairs))
             _raise_longest(longest, index, text, spans)
-            for sample, at in _longest_by_sample(index, spans):
-                place, sample_place, length = (int(values[at]) for values in spans)
-                if sample not in matches or length > matches[sample].length:
-                    number = int(np.searchsorted(starts, place, side="right")) - 1
-                    matches[sample] = Match(
-                        *block[number][:2],
-                        document_offset=place - int(starts[number]),
-                        sample_offset=sample_place - int(index.starts[sample]),
-                        length=length,
-                        tokens=tuple(text[place : place + length].tolist()),
-                    )
+            _keep_best(best, index, spans)
+    found = np.flatnonzero(best.length).tolist()
+    matches = {sample: _match(index, block, text, starts, best, sample) for sample in found}
     return Scan(longest, matches, len(block), int(sizes.sum()), unused)
 
 
@@ -207,16 +199,36 @@ def _spans(
 
 def _raise_longest(longest: np.ndarray, index: SampleIndex, text: np.ndarray, spans: _Spans) -> None:
     """Set ``longest``, in place, to at least the length of each span where its sides agree."""
-    place, sample = _ranges(spans.text, spans.length), _ranges(spans.sample, spans.length)
+    sample, length = _ranges(spans.sample, spans.length), np.repeat(spans.length, spans.length)
+    raised = length > longest[sample]  # few, of a text that is met again and again
+    sample, place = sample[raised], _ranges(spans.text, spans.length)[raised]
     same = text[place] == index.tokens[sample]
-    np.maximum.at(longest, sample[same], np.repeat(spans.length, spans.length)[same].astype(np.int32))
+    np.maximum.at(longest, sample[same], length[raised][same].astype(np.int32))
 
 
-def _longest_by_sample(index: SampleIndex, spans: _Spans) -> Iterator[tuple[int, int]]:
-    """Number of each sample that has spans, and which of them is the longest (the first of equals)."""
-    order = np.lexsort((spans.sample, spans.text, -spans.length))
-    samples, firsts = np.unique(index.sample_at(spans.sample[order]), return_index=True)
-    yield from zip(samples.tolist(), order[firsts].tolist(), strict=True)
+def _keep_best(best: _Spans, index: SampleIndex, spans: _Spans) -> None:
+    """Put the longest span of a sample, the first of equals, in its place in ``best``, if it is longer."""
+    samples = index.sample_at(spans.sample)
+    longer = np.flatnonzero(spans.length > best.length[samples])
+    order = longer[np.lexsort((spans.text[longer], -spans.length[longer]))]
+    samples, firsts = np.unique(samples[order], return_index=True)
+    for kept, new in zip(best, spans, strict=True):
+        kept[samples] = new[order[firsts]]
+
+
+def _match(
+    index: SampleIndex, block: list[Document], text: np.ndarray, starts: np.ndarray, best: _Spans, sample: int
+) -> Match:
+    place, sample_place, length = (int(values[sample]) for values in best)
+    number = int(np.searchsorted(starts, place, side="right")) - 1
+    return Match(
+        block[number].source,
+        block[number].number,
+        document_offset=place - int(starts[number]),
+        sample_offset=sample_place - int(index.starts[sample]),
+        length=length,
+        tokens=tuple(text[place : place + length].tolist()),
+    )
 
 
 def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Evaluation samples by the hashes of their 10-grams, for ``contamination.py``."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ SEED = 10
 _GAP = -1  # around every sample, so that none agrees with anything beyond its ends
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, its bits without a pattern: 2^64 divided by the golden ratio
 _ENTRIES_PER_GRAM = 16  # of the table of leading bits: at most 1 in 16 places of other text passes it
+
+log = logging.getLogger(__name__)
 
 
 class SampleIndex(NamedTuple):
@@ -44,6 +47,12 @@ def index_samples(samples: Sequence[Sequence[int]], *, max_places: int) -> Sampl
     places = places[order]
     unique, firsts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
     usable = (counts <= max_places) & (smallest != largest)[places[firsts]]
+    if not usable.all():
+        log.warning(
+            "no span is started at %d of the %d different 10-grams of the samples: one token repeated, or in "
+            "more than %d places; how often training text has them is counted",
+            *((~usable).sum(), usable.size, max_places),
+        )
     starts_span = np.zeros(tokens.size, bool)
     starts_span[places] = np.repeat(usable, counts)
     bits = max(16, (_ENTRIES_PER_GRAM * unique.size - 1).bit_length())

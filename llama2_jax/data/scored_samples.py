@@ -68,9 +68,12 @@ def _parse(row: dict[str, Any], *, task: str, **lm_eval: str) -> tuple[str, Scor
 
 
 def _lm_eval_sample(row: dict[str, Any], task: str, *, metric: str, fewshot_delimiter: str) -> ScoredSample:
+    check(isinstance(row["arguments"], dict), "'arguments' is not an object, as newer lm_eval logs it")
     requests = [list(arguments.values()) for arguments in row["arguments"].values()]
-    prompt, *rest = _right_request(requests, row["target"])
+    prompt, *rest = _right_request(requests, text_of(row, "target"))
+    check(isinstance(prompt, str), f"the prompt is {type(prompt).__name__}, not text")
     if fewshot_delimiter:
+        check(fewshot_delimiter in prompt, f"the prompt has no {fewshot_delimiter!r} before its own question")
         prompt = prompt.rpartition(fewshot_delimiter)[2]
     value = _number(row, metric or row["metrics"][0])
     return ScoredSample(f"{task}/{row['doc_id']}", prompt + _continuation(prompt, rest, row), task, value)

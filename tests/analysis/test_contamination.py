@@ -196,11 +196,12 @@ def test_samples_without_a_place_to_start(samples):
     assert contaminated_share(index, found, length=10).tolist() == [0.0] * len(samples)
 
 
-def test_boilerplate_does_not_hide_what_follows_it():
+def test_boilerplate_does_not_hide_what_follows_it(caplog):
     prompt = list(range(40))
     samples = [[*prompt, *range(1000 + 20 * i, 1020 + 20 * i)] for i in range(5)]
     index, found = run(samples, [prompt, samples[3]], max_places=4)
     assert found.unused_hits == 2 * 31
+    assert "no span is started at 31 of the 131 different 10-grams" in caplog.text
     assert contaminated_share(index, found, length=50).tolist() == [0, 0, 0, 1, 0]
 
 

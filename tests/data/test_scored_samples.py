@@ -62,6 +62,12 @@ def test_examples_are_cut_off_where_a_delimiter_is_given(tmp_path):
     assert read_scored_samples(path)[0].text == "Q: 1\nA: 1\n\nQ: 2\nA: 2\n\nQ: 3\nA: 3"
 
 
+def test_a_delimiter_that_is_not_there_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", [logged(0, CHOICES, "1")])
+    with pytest.raises(DataError, match="line 1: the prompt has no"):
+        read_scored_samples(path, fewshot_delimiter="\n\n")
+
+
 def test_one_filter_and_one_metric_count(tmp_path, caplog):
     metrics = {"metrics": ["strict", "loose"], "strict": 0.0, "loose": 1.0}
     rows = [
@@ -84,6 +90,8 @@ def test_one_filter_and_one_metric_count(tmp_path, caplog):
         ({"id": "a", "text": "x", "dataset": "d", "metric": float("nan")}, "'metric' is nan, not a number"),
         (logged(0, CHOICES, "six"), "0 of 3 continuations are the target 'six'"),
         (logged(0, [("a", " c"), ("b", " c")], "c"), "2 of 2 continuations are the target 'c'"),
+        (logged(0, CHOICES, "1", arguments=[["a", "b"]]), "'arguments' is not an object"),
+        (logged(0, [([{"role": "user"}], {})], "c"), "the prompt is list, not text"),
         (logged(0, CHOICES, "1", acc=[0.5, 7]), "'acc' is [0.5, 7], not a number"),
     ],
 )
