@@ -5,12 +5,13 @@ python -m experiments.contamination --tokenizer=PATH --train='text/*.jsonl' --sa
 ``--train`` are files of text or folders made by ``tools.tokenize_corpus`` with the same tokenizer; encoding
 takes most of the time, so a corpus that is looked at twice is best tokenised first. A folder's shards and
 different files are worked on by ``--num_workers`` processes. The samples are rows
-{"id", "text", "dataset", "metric"} or logs of lm_eval, see ``llama2_jax/data/scored_samples.py``.
+{"id", "text", "dataset", "metric"} or logs of lm_eval, see ``llama2_jax/data/scored_samples.py``; the metric
+is one of which more is better.
 
 Writes into ``--output``:
   report.md      each dataset at each minimum length L, as in Table 51, and the largest L with an effect
   samples.jsonl  each sample: number of tokens, contaminated percent at each L, longest span
-  matches.jsonl  of each sample that has one, its longest span: where it stands, and both texts
+  matches.jsonl  of each sample that has one, its longest span (one of them): where it stands, both texts
 
 Offsets are in tokens. Those of a document count its BOS, those of a sample have none.
 """

@@ -184,7 +184,7 @@ def _examples(matches: Sequence[Mapping[str, Any]]) -> list[str]:
         where = f"{match['source']}, document {match['document']}, token {match['document_offset']}"
         text = match["document_text"]
         lines += [
-            f"> **{quote(match['id'])}**, {match['length']} tokens, {match['differences']} differences; "
+            f"> **{quote(match['id'])}**, {match['length']} tokens, differing in {match['differences']}; "
             f"{quote(where)}",
             ">",
             f"> {quote(text[:QUOTED])}{' [...]' if len(text) > QUOTED else ''}",
