@@ -40,6 +40,8 @@ from llama2_jax.launch import launch
 
 TASKS_PER_WORKER = 8  # more than one, because files differ in size
 
+log = logging.getLogger(__name__)
+
 
 class Part(NamedTuple):
     """A training file, or of a tokenised folder the documents of one shard."""
@@ -51,6 +53,7 @@ class Part(NamedTuple):
 def main() -> None:
     """Read, index, scan, write."""
     args = flags.FLAGS
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # what cannot be written to is found now
     tokenizer = load_tokenizer(args.tokenizer)
     parts = training_parts(args.train, tokenizer)
     samples = read_scored_samples(
@@ -104,7 +107,7 @@ def _scan_some(parts: Sequence[Part], index: SampleIndex, tokenizer_path: str) -
 
 
 def _documents(part: Part, tokenizer: Tokenizer) -> Iterator[Document]:
-    logging.info("reading %s", part.path)
+    log.info("reading %s", part.path)
     if part.documents is not None:
         corpus = TokenisedCorpus.open(part.path)
         yield from (Document(part.path, number, corpus[number]) for number in part.documents)
