@@ -49,7 +49,7 @@ $(VENV)/installed: $(VENV)/bin/python setup.py constraints.txt
 
 # torch is needed for the live comparison only; on Python 3.12 and later committed results stand in
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e ".[dev,import,parquet,lm_eval,analysis$(shell $(BIN)/python -c 'import sys; print(",parity" if sys.version_info < (3, 12) else "")' 2>/dev/null)]"
+	$(PIP) -e ".[dev,import,parquet,benchmarks,analysis$(shell $(BIN)/python -c 'import sys; print(",parity" if sys.version_info < (3, 12) else "")' 2>/dev/null)]"
 	touch $@
 
 # the TPU compiler in a folder of its own: where jax finds it, it looks for a TPU and complains

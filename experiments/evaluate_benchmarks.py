@@ -34,7 +34,7 @@ try:
 
     from llama2_jax.evals.harness import HarnessLM
 except ImportError as error:
-    raise SystemExit(f'{error}; install the extra: pip install -e ".[lm_eval]"') from error
+    raise SystemExit(f'{error}; install the extra: pip install -e ".[benchmarks]"') from error
 
 SUITES = {"llama2": BENCHMARKS, "llama2_code": CODE}
 KEPT = (
