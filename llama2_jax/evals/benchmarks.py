@@ -2,7 +2,7 @@
 
 Tasks are lm_eval's, by name. Where they are not quite the paper's, ``note`` says how; the paper does not give
 its prompts, and of multiple choice not the normalisation either: where lm_eval has it, the likelihood per
-character is taken, as the first Llama paper did (EVAL-4). SQuAD and QuAC, which lm_eval does not have in the
+character is taken, as the first Llama paper did (EVAL-4, D17). SQuAD and QuAC, which lm_eval does not have in the
 paper's form, are missing, and with them the mean of reading comprehension.
 """
 
@@ -120,9 +120,9 @@ BENCHMARKS = (
         3,
         "exact_match,none",
         (32.6, 39.4, 44.1, 51.2),
-        "answers without a chain of thought; the paper does not say",
+        "answers without a chain of thought; the paper does not say (D16)",
     ),
-    Benchmark("AGI Eval", "AGIEval", AGIEVAL, 3, ACC, (29.3, 39.1, 43.4, 54.2), "3 shots of 3 to 5"),
+    Benchmark("AGI Eval", "AGIEval", AGIEVAL, 3, ACC, (29.3, 39.1, 43.4, 54.2), "3 shots of 3 to 5 (D19)"),
 )
 
 INCOMPLETE = ("Reading comprehension",)
