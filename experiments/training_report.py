@@ -10,6 +10,7 @@ import jax
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.curves import plot_loss
 from llama2_jax.evals.samples import read_samples
+from llama2_jax.train.carbon import PUE, TONNES_PER_MWH, WATTS, carbon_tonnes
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
@@ -56,8 +57,9 @@ def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list
                 )
             )
     if timed:
+        tokens_per_sec = median(line["train/tokens_per_sec"] for line in timed)
         rows += [
-            ("tokens per second, median", f"{median(line['train/tokens_per_sec'] for line in timed):,.0f}"),
+            ("tokens per second, median", f"{tokens_per_sec:,.0f}"),
             (
                 "MFU (causal_no_embed), median",
                 f"{100 * median(line['train/mfu_causal_no_embed'] for line in timed):.1f} %",
@@ -72,6 +74,22 @@ def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list
             (
                 "peak that MFU refers to",
                 f"{flops / 1e12:.3f} TFLOP/s per device ({origin}), {jax.device_count()} device(s)",
+            )
+        )
+        rows += _carbon(updates[-1]["train/tokens_seen"] / tokens_per_sec * jax.device_count() / 3600)
+    return rows
+
+
+def _carbon(device_hours: float) -> list[tuple[str, str]]:
+    """What Table 2 says of the paper's models, of updates at their median rate."""
+    rows = [("device hours in updates", f"{device_hours:,.2f}")]
+    watts = WATTS.get(jax.devices()[0].device_kind)
+    if watts is not None:
+        rows.append(
+            (
+                "carbon (Table 2's formula)",
+                f"{carbon_tonnes(device_hours, watts):,.3g} tCO2eq: {watts} W per device, power usage "
+                f"effectiveness {PUE}, {TONNES_PER_MWH} t/MWh",
             )
         )
     return rows

@@ -2,8 +2,8 @@
 
 Tasks are lm_eval's, by name. Where they are not quite the paper's, ``note`` says how; the paper does not give
 its prompts, and of multiple choice not the normalisation either: where lm_eval has it, the likelihood per
-character is taken, as the first Llama paper did (EVAL-4, D17). SQuAD and QuAC, which lm_eval does not have in the
-paper's form, are missing, and with them the mean of reading comprehension.
+character is taken, as the first Llama paper did (EVAL-4, D17). SQuAD and QuAC, which lm_eval does not have in
+the paper's form, are missing, and with them the mean of reading comprehension.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,9 @@
+import jax
 import pytest
 
 from experiments.report import table, write_report_file
+from experiments.training_report import _carbon
+from llama2_jax.train.carbon import WATTS
 
 
 def test_an_empty_cell_is_one_space():
@@ -21,3 +24,9 @@ def test_a_report_that_fails_half_way_leaves_the_old_one(tmp_path):
     with pytest.raises(RuntimeError):
         write_report_file(tmp_path, lines())
     assert (tmp_path / "report.md").read_text() == "# Title\n\nold\n"
+
+
+def test_a_device_whose_power_is_known_reports_its_carbon(monkeypatch):
+    assert _carbon(2.0) == [("device hours in updates", "2.00")]
+    monkeypatch.setitem(WATTS, jax.devices()[0].device_kind, 400)
+    assert dict(_carbon(184_320))["carbon (Table 2's formula)"].startswith("31.2 tCO2eq: 400 W per device")
