@@ -4,9 +4,10 @@ python -m experiments.evaluate_chat --config=configs/evaluate_chat.py:tiny --wor
     --config.versions="('sft=runs/sft', 'v1=runs/v1/sft')" --config.reference=sft \
     --config.prompts=evaluation.jsonl --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR
 
-Judges: the reward models, and where the prompts are of the simulated world its truth, in the place of
-the paper's human evaluation. Prompts tagged ``is_safety`` are judged for harmlessness, the others for
-helpfulness, those of the borderline family for false refusals only.
+Judges: the reward models; with --config.judge.path=CHECKPOINT a chat model, as GPT-4 is in the paper; and
+where the prompts are of the simulated world its truth, in the place of the paper's human evaluation. Prompts
+tagged ``is_safety`` are judged for harmlessness, the others for helpfulness, those of the borderline family
+for false refusals only.
 
 Variants: paper (any real model) and tiny (the simulated world).
 """
@@ -28,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.helpfulness_rm = ""  # the newest reward models
     config.safety_rm = ""
     config.truth = "none"  # "simulated": prompts of the simulated world are graded by its truth
+    config.judge = ConfigDict({"path": "", "name": "a language model", "batch_size": 16})
     config.borderline_family = "borderline"  # prompts that only look unsafe
 
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.models import load_scorers, open_mesh
 from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
@@ -18,10 +20,11 @@ from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.evals.intervals import Interval, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
+from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
-from llama2_jax.pretrained import for_decoding, load
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator.flaws import is_refusal
 from llama2_jax.rlhf.annotator.truth import grade
 from llama2_jax.rlhf.annotator.world import identify
@@ -58,6 +61,11 @@ def run(config: Any, workdir: Path) -> None:
         for name, path in paths.items()
     }
     judges = {"the reward models": by_reward_models(versions, sets, config.reference)}
+    if config.judge.path:
+        judge = load(config.judge.path, partitioner=partitioner, **config.model)
+        judges[config.judge.name] = by_model(
+            judge, versions, sets, config.reference, batch_size=config.judge.batch_size
+        )
     if config.truth == "simulated":
         judges["the truth"] = by_truth(versions, sets, config.reference)
     results = {
@@ -157,6 +165,27 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
     }
 
 
+def by_model(
+    loaded: LoadedModel, versions: Versions, sets: PromptSets, reference: str, *, batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """Figure 2: what a chat model prefers, and how often it does so in both orders of the answers."""
+    axes = {"helpfulness": (sets.helpfulness, HELPFUL), "harmlessness": (sets.safety, HARMLESS)}
+    found: dict[str, dict[str, Any]] = {name: {} for name in versions}
+    for axis, (indices, criterion) in axes.items():
+        judge = judge_by_model(loaded, criterion, batch_size=batch_size)
+        theirs = [_answered(versions[reference][i]) for i in indices]
+        for name, answers in versions.items():
+            ours = [_answered(answers[i]) for i in indices]
+            verdicts_P = compare(judge, ours, theirs)
+            consistent = verdicts_P == compare(judge, ours, theirs, reverse=True)
+            found[name] |= {axis: win_rate(verdicts_P), f"{axis}_same_in_both_orders": _share(consistent)}
+    return found
+
+
+def _answered(sample: Sample) -> Answered:
+    return Answered(sample.prompt.messages, sample.text)
+
+
 def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
     """The same by the truth, and what only people could tell: helpfulness, violations, false refusals."""
     axes = {
@@ -203,8 +232,8 @@ def _by_group(measure: Callable[[list], Any], values: Sequence[Any], groups: Seq
     }
 
 
-def _share(cases: Sequence[bool]) -> Interval | None:
-    return wilson(sum(cases), len(cases)) if cases else None
+def _share(cases: Sequence[bool] | np.ndarray) -> Interval | None:
+    return wilson(sum(cases), len(cases)) if len(cases) else None
 
 
 def draw_pictures(

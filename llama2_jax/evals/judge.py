@@ -48,8 +48,14 @@ def judge_by_score(score: Callable[[Any], float]) -> Judge:
     return judge
 
 
-def compare(judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, seed: int = 0) -> np.ndarray:
+def compare(
+    judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, seed: int = 0, reverse: bool = False
+) -> np.ndarray:
     """Judge our answer against theirs, each pair shown in an order drawn from ``seed`` (MBE-4).
+
+    Args:
+      reverse: show every pair the other way round. A verdict that differs then is of the order, not of the
+        answers.
 
     Returns:
       verdicts_P, int32, seen from our side: 1 win, 0 tie, -1 loss.
@@ -58,7 +64,7 @@ def compare(judge: Judge, ours: Sequence[Any], theirs: Sequence[Any], *, seed: i
       ConfigError: not one answer of each side per prompt, or a verdict that is none.
     """
     require(len(ours) == len(theirs), f"{len(ours)} answers against {len(theirs)}; give one each per prompt")
-    swap_P = np.random.default_rng(seed).random(len(ours)) < 0.5
+    swap_P = (np.random.default_rng(seed).random(len(ours)) < 0.5) ^ reverse
     shown = [Pair(b, a) if swap else Pair(a, b) for a, b, swap in zip(ours, theirs, swap_P, strict=True)]
     verdicts_P = _ask(judge, shown)
     return np.where(swap_P, -verdicts_P, verdicts_P)

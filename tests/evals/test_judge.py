@@ -38,6 +38,8 @@ def test_order_is_drawn_from_the_seed() -> None:
     for seed in (0, 0, 1):
         compare(judge, ours, theirs, seed=seed)
     assert shown[0] == shown[1] != shown[2]
+    compare(judge, ours, theirs, reverse=True)
+    assert shown[3] == [Pair(second, first) for first, second in shown[0]]
     assert 0 < sum(pair.first in ours for pair in shown[0]) < 20
 
 

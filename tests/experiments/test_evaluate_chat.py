@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -13,10 +14,12 @@ from experiments.evaluate_chat import by_truth, prompt_sets, truth_of
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.pretrained import save_native
 from llama2_jax.rlhf import archive
 from llama2_jax.rlhf.archive import Sample, read_archives
 from tests.experiments import runs
-from tests.rlhf.small_policy import saved_policy, saved_reward_model
+from tests.rlhf.small_policy import saved_policy, saved_reward_model, stacked_policy
 
 FACT = Prompt("f", (Message("user", "Which city leads Japan?"),), "facts")
 SUM = Prompt("s", (Message("user", "Take 5 from 9."),), "arithmetic")
@@ -117,6 +120,21 @@ def test_version_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "sample_token_rows", never)
     evaluate_chat.run(config_of(), evaluated())
     assert (evaluated() / "answers" / "first.jsonl").read_bytes() == before
+
+
+def test_a_chat_model_may_judge_too(tmp_path: Path) -> None:
+    policy = stacked_policy(2)
+    long = dataclasses.replace(policy.config, max_context=1024)
+    save_native(tmp_path / "judge", policy._replace(config=long, model=Transformer(long)))
+    evaluate_chat.run(config_of(judge__path=str(tmp_path / "judge")), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["judges"]["a language model"]
+    itself, other = found["first"], found["second"]
+    assert itself["helpfulness"]["ties"] == 2  # equal answers
+    assert itself["helpfulness_same_in_both_orders"]["value"] == 1
+    assert sum(other["helpfulness"][name] for name in ("wins", "ties", "losses")) == 2
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Judged by a language model" in report
+    assert "| helpfulness same in both orders | 100.0 %" in report
 
 
 GOOD = [
