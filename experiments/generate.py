@@ -2,9 +2,9 @@
 
 python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=out.jsonl
 
-Rows of the input: {"prompt": text} (continued as it is, after BOS), {"tokens": [ids]} or
-{"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template). Errors and
-seeds count rows from 0. Each output row repeats the input row and adds "completion",
+Rows of the input: {"prompt": text} (continued as it is, after BOS if the model read its texts so),
+{"tokens": [ids]} or {"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template).
+Errors and seeds count rows from 0. Each output row repeats the input row and adds "completion",
 "completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". A
 completion follows its prompt as it is, with the space between them if there is one, so that
 experiments.score reads the output; an answer to messages, or to tokens, begins without. In a row with
@@ -21,7 +21,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.sources import to_messages
-from llama2_jax.data.tokenizer import text_after
+from llama2_jax.data.tokenizer import text_after, wants_bos
 from llama2_jax.generate.decode import check_prompts, check_seeds, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
@@ -72,8 +72,8 @@ def complete_rows(
 def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:
     """Token ids of one input row. Raises ``ConfigError`` that begins with ``where``."""
     if "prompt" in row:
-        tokenizer = loaded.require_tokenizer()
-        return tokenizer.encode(row_text(row, "prompt", where=where), bos=tokenizer.bos_id >= 0)
+        tokenizer, text = loaded.require_tokenizer(), row_text(row, "prompt", where=where)
+        return tokenizer.encode(text, bos=wants_bos(text, tokenizer))
     if "messages" in row:
         try:
             return encode_prompt(to_messages(row["messages"]), loaded.require_tokenizer(), loaded.template)

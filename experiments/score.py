@@ -3,14 +3,14 @@
 python -m experiments.score --checkpoint=PATH --input=in.jsonl --output=out.jsonl
 
 Rows of the input: {"prompt": text, "completion": text} or {"tokens": [ids]}. Texts are joined and
-encoded once, after BOS. The completion begins where these ids stop being those of the prompt alone: a
-token that spans both counts as completion, because the model has to produce it, and so do spaces at the
-prompt's end. An empty completion has 0 tokens and the sum 0; a text without a token that can be scored
-is refused. A row with all three keys is scored by its texts. Each output row is the input row with
-these keys set: "tokens", the ids that were scored; "logprobs", natural log of each token given all
-before it, null for the first; "sum" over all tokens; with texts also "completion_sum" and
-"completion_tokens", the sum over the completion and its number of tokens. So output rows can be scored
-again, with the same result.
+encoded once, after BOS if the model read its texts so, or if the prompt is empty. The completion begins
+where these ids stop being those of the prompt alone: a token that spans both counts as completion, because
+the model has to produce it, and so do spaces at the prompt's end. An empty completion has 0 tokens and the
+sum 0; a text without a token that can be scored is refused. A row with all three keys is scored by its
+texts. Each output row is the input row with these keys set: "tokens", the ids that were scored; "logprobs",
+natural log of each token given all before it, null for the first; "sum" over all tokens; with texts also
+"completion_sum" and "completion_tokens", the sum over the completion and its number of tokens. So output
+rows can be scored again, with the same result.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from experiments import checkpoint_flags
 from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.tokenizer import Tokenizer, shared_prefix
+from llama2_jax.data.tokenizer import Tokenizer, shared_prefix, wants_bos
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
@@ -68,10 +68,10 @@ def _has_texts(row: dict[str, Any]) -> bool:
 
 
 def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Ids of the joined text after BOS, and the number of them that are the prompt's own, from the first."""
+    """Ids of the joined text, and the number of them that are the prompt's own, from the first."""
     stripped = prompt.rstrip(" ")
     completion = prompt[len(stripped) :] + completion
-    bos = tokenizer.bos_id >= 0
+    bos = wants_bos(stripped, tokenizer)
     ids = tokenizer.encode(stripped + completion, bos=bos)
     return ids, shared_prefix(tokenizer.encode(stripped, bos=bos), ids)
 

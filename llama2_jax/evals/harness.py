@@ -97,12 +97,12 @@ class HarnessLM(TemplateLM):
         return "".join(_as_text(part) for part in (*parts, begun))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text after BOS, or of a rendered chat, which says itself where BOS stands."""
+        """Ids of a text, or of a rendered chat, which says itself where BOS stands."""
         if MARK in string:
             texts, names = string.split(MARK)[::2], string.split(MARK)[1::2]
             parts = [part for text, name in zip(texts, names, strict=False) for part in (text, Marker(name))]
             return encode_parts([part for part in (*parts, texts[-1]) if part], self._tokenizer)
-        bos = self._tokenizer.bos_id >= 0 and add_special_tokens is not False
+        bos = self._tokenizer.begins_with_bos and add_special_tokens is not False
         return self._tokenizer.encode(string, bos=bos)
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:

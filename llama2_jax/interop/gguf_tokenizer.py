@@ -51,6 +51,7 @@ def _sentencepiece(metadata: dict[str, Any], where: Path) -> Tokenizer:
         bos_id=token_id(_KEY + "bos_token_id", 1),
         eos_id=token_id(_KEY + "eos_token_id", 2),
         unk_id=token_id(_KEY + "unknown_token_id", 0),
+        add_bos=read_flag(metadata, _KEY + "add_bos_token", True, where=where),
         add_space_prefix=read_flag(metadata, _KEY + "add_space_prefix", True, where=where),
     )
 
@@ -69,6 +70,7 @@ def _byte_level(metadata: dict[str, Any], where: Path) -> Tokenizer:
         token_types=_types(metadata, len(tokens), where),
         bos_id=token_id(_KEY + "bos_token_id", -1),
         eos_id=token_id(_KEY + "eos_token_id", -1),
+        add_bos=read_flag(metadata, _KEY + "add_bos_token", False, where=where),
         split_digits=_SPLIT_DIGITS[before],
     )
 

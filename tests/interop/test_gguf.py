@@ -324,6 +324,25 @@ def test_byte_level_header(tmp_path):
     assert load_gguf(path).tokenizer.encode("ab", bos=True) == [3, 2]
 
 
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_headers_say_whether_texts_begin_with_bos(tmp_path, flag):
+    def header(fill):
+        def write(writer):
+            fill(writer)
+            if flag is not None:
+                writer.add_add_bos_token(flag)
+
+        return write
+
+    for fill, vocab_size, unless_told in (
+        (_sentencepiece_header, 264, True),
+        (_byte_level_header, 64, False),
+    ):
+        config = ModelConfig(**{**vars(CONFIG), "vocab_size": vocab_size})
+        path = _write(tmp_path / f"{vocab_size}.gguf", config, random_params(config), header=header(fill))
+        assert load_gguf(path).tokenizer.begins_with_bos == (unless_told if flag is None else flag)
+
+
 TOKENIZERS = {"llama": _sentencepiece_header, "gpt2": _byte_level_header}
 
 

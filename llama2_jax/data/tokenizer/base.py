@@ -1,12 +1,15 @@
 """What a tokenizer is, and what both kinds check of their input."""
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from llama2_jax.files import written_whole
+
+CONFIG = "tokenizer_config.json"
 
 
 class TokenizerError(ValueError):
@@ -21,6 +24,11 @@ class Tokenizer(Protocol):
     eos_id: int
     pad_id: int
     content_hash: str  # sha256 of the tokenizer file, hex
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether the model read its texts after BOS; chat formats say themselves where BOS stands."""
+        ...
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of ``text``, with the BOS id before and the EOS id after on request."""
@@ -65,6 +73,11 @@ def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return sum(1 for _ in same)
 
 
+def wants_bos(prompt: str, tokenizer: Tokenizer) -> bool:
+    """Whether BOS belongs before a prompt: as the model was trained, or for want of anything else."""
+    return tokenizer.begins_with_bos or (not prompt and tokenizer.bos_id >= 0)
+
+
 def text_after(prompt: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """What ``ids`` add to the text of the prompt: alone they would lose a leading space (TOK-5)."""
     before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
@@ -91,6 +104,23 @@ def require_ids(ids: Sequence[int]) -> list[int]:
     if min(plain, default=0) < 0:
         raise TokenizerError(f"token id {min(plain)} is negative; an id is at least 0: drop padding first")
     return plain
+
+
+def adds_bos(folder: Path) -> bool | None:
+    """``add_bos_token`` of the ``tokenizer_config.json`` in a folder; None if nothing is said.
+
+    Raises:
+      TokenizerError: it is neither true nor false, or the file no JSON.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    with naming(path):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        flag = config.get("add_bos_token") if isinstance(config, dict) else None
+        if flag is not None and not isinstance(flag, bool):
+            raise TokenizerError(f"add_bos_token is {flag!r}; it must be true or false")
+        return flag
 
 
 def no_special(piece: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.data.tokenizer.base import (
+    CONFIG,
     TokenizerError,
+    adds_bos,
     naming,
     no_special,
     require_ids,
@@ -27,7 +29,16 @@ class JsonTokenizer:
     Face behaviour: a user must not be able to type a control token.
     """
 
-    def __init__(self, text: str, *, bos_id: int = -1, eos_id: int = -1, pad_id: int = -1) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        bos_id: int = -1,
+        eos_id: int = -1,
+        pad_id: int = -1,
+        add_bos: bool | None = None,
+    ) -> None:
+        """``add_bos`` overrules what the post-processor of the ``tokenizer.json`` says."""
         library = _tokenizers()
         try:
             self._backend = library.Tokenizer.from_str(text)
@@ -42,6 +53,7 @@ class JsonTokenizer:
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.pad_id = pad_id
+        self._add_bos = add_bos
         self.content_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     @classmethod
@@ -51,13 +63,22 @@ class JsonTokenizer:
         with naming(path):
             text = path.read_bytes().decode("utf-8")  # read_text would change line ends, and so the hash
             plain = cls(text)
-        config_path = path.with_name("tokenizer_config.json")
+        config_path = path.with_name(CONFIG)
         if not config_path.exists():
             return plain
         with naming(config_path):
             config = json.loads(config_path.read_text(encoding="utf-8"))
             ids = {f"{role}_id": _config_id(config, role, plain) for role in ("bos", "eos", "pad")}
-        return cls(text, **ids)
+        return cls(text, **ids, add_bos=adds_bos(path.parent))
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """See ``Tokenizer.begins_with_bos``."""
+        if self._add_bos is None:  # BOS may be named after the tokenizer was made
+            return self.bos_id >= 0 and self._backend.encode("", add_special_tokens=True).ids[:1] == [
+                self.bos_id
+            ]
+        return self._add_bos and self.bos_id >= 0
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
@@ -87,8 +108,9 @@ class JsonTokenizer:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
         path = Path(folder) / "tokenizer.json"
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
-        config = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
-        write(path.with_name("tokenizer_config.json"), (json.dumps(config, indent=2) + "\n").encode())
+        config: dict[str, Any] = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
+        config["add_bos_token"] = self.begins_with_bos
+        write(path.with_name(CONFIG), (json.dumps(config, indent=2) + "\n").encode())
         write(path, self._text.encode("utf-8"))
         return path
 
@@ -100,6 +122,7 @@ def byte_level_from_merges(
     token_types: Sequence[int],
     bos_id: int = -1,
     eos_id: int = -1,
+    add_bos: bool = False,
     split_digits: bool = True,
 ) -> JsonTokenizer:
     """Rebuild a GPT-2 style BPE from the lists in a GGUF header.
@@ -134,7 +157,7 @@ def byte_level_from_merges(
     for kind, add in ((3, backend.add_special_tokens), (4, backend.add_tokens)):
         added = [token for token, its_kind in zip(tokens, token_types, strict=True) if its_kind == kind]
         add([library.AddedToken(token, special=kind == 3, normalized=False) for token in added])
-    return JsonTokenizer(backend.to_str(), bos_id=bos_id, eos_id=eos_id)
+    return JsonTokenizer(backend.to_str(), bos_id=bos_id, eos_id=eos_id, add_bos=add_bos)
 
 
 def _tokenizers() -> Any:

@@ -10,7 +10,9 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from llama2_jax.data.tokenizer.base import (
+    CONFIG,
     TokenizerError,
+    adds_bos,
     naming,
     no_special,
     require_ids,
@@ -69,8 +71,8 @@ class SentencePieceTokenizer:
     strings apart differs from encoding them joined (TOK-5).
     """
 
-    def __init__(self, model: bytes) -> None:
-        """``model`` is the content of a ``.model`` file."""
+    def __init__(self, model: bytes, *, add_bos: bool = True) -> None:
+        """``model`` is the content of a ``.model`` file; ``add_bos``: if it has BOS, texts begin with it."""
         if not model:
             raise TokenizerError("not a SentencePiece model: it is empty; copy or download it again")
         try:
@@ -83,13 +85,14 @@ class SentencePieceTokenizer:
         self.eos_id: int = self._processor.eos_id()
         self.pad_id: int = self._processor.pad_id()
         self.unk_id: int = self._processor.unk_id()
+        self.begins_with_bos: bool = add_bos and self.bos_id >= 0
         self.content_hash = hashlib.sha256(model).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> "SentencePieceTokenizer":
-        """Read a ``.model`` file."""
+        """Read a ``.model`` file; a ``tokenizer_config.json`` beside it may say that texts lack BOS."""
         with naming(path):
-            return cls(Path(path).read_bytes())
+            return cls(Path(path).read_bytes(), add_bos=adds_bos(Path(path).parent) is not False)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
@@ -130,14 +133,20 @@ class SentencePieceTokenizer:
         model = self._proto()
         for piece in pieces:
             model.pieces.add(piece=piece, score=0.0, type=proto.ModelProto.SentencePiece.CONTROL)
-        return SentencePieceTokenizer(model.SerializeToString(deterministic=True)) if pieces else self
+        if not pieces:
+            return self
+        return SentencePieceTokenizer(
+            model.SerializeToString(deterministic=True), add_bos=self.begins_with_bos
+        )
 
     def _proto(self) -> Any:
         return proto.ModelProto.FromString(self._model)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``tokenizer.model`` into ``folder`` and return its path."""
+        """Write ``tokenizer.model`` into ``folder``, and beside it that texts lack BOS; return its path."""
         path = Path(folder) / "tokenizer.model"
+        if self.bos_id >= 0 and not self.begins_with_bos:
+            write(path.with_name(CONFIG), b'{"add_bos_token": false}\n')
         write(path, self._model)
         return path
 
@@ -192,6 +201,7 @@ def sentencepiece_from_pieces(
     bos_id: int = 1,
     eos_id: int = 2,
     unk_id: int = 0,
+    add_bos: bool = True,
     add_space_prefix: bool = True,
 ) -> SentencePieceTokenizer:
     """Rebuild a SentencePiece BPE from the lists in a GGUF header.
@@ -223,7 +233,7 @@ def sentencepiece_from_pieces(
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = add_space_prefix
     normalizer.remove_extra_whitespaces = False
-    return SentencePieceTokenizer(model.SerializeToString(deterministic=True))
+    return SentencePieceTokenizer(model.SerializeToString(deterministic=True), add_bos=add_bos)
 
 
 def _sentences(text: str) -> Iterator[str]:
