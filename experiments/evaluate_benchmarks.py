@@ -27,6 +27,7 @@ from llama2_jax.config import ConfigError, changes, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
 from llama2_jax.launch import launch
+from llama2_jax.sharding.processes import files_at_rest
 
 try:
     import lm_eval
@@ -58,8 +59,9 @@ def main() -> None:
     args = flags.FLAGS
     output = Path(args.output)
     runs = chosen_runs(args.tasks, num_shots=args.num_shots, run_code=args.run_generated_code)
-    keep_settings(output, {name: args[name].value for name in SETTINGS})
-    missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
+    with files_at_rest(output):
+        keep_settings(output, {name: args[name].value for name in SETTINGS})
+        missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
         manager = TaskManager(include_path=args.include_path)
         load_tasks(manager, [task for tasks, _ in missing.values() for task in tasks])
@@ -76,7 +78,8 @@ def main() -> None:
                 confirm_run_unsafe_code=args.run_generated_code,
             )
             write_results(output / name, found)
-    write_benchmark_report(output, list(runs))
+    with files_at_rest(output):
+        write_benchmark_report(output, list(runs))
 
 
 def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) -> Runs:
