@@ -21,7 +21,7 @@ from experiments import checkpoint_flags
 from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.tokenizer import Tokenizer, shared_prefix, wants_bos
+from llama2_jax.data.tokenizer import encode_pair, wants_bos
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
@@ -48,7 +48,10 @@ def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[li
     """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
     if _has_texts(row):
         prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
-        ids, prompt_length = encode_pair(prompt, completion, loaded.require_tokenizer())
+        tokenizer = loaded.require_tokenizer()
+        bos = wants_bos(prompt.rstrip(" "), tokenizer)
+        own, rest = encode_pair(lambda text: tokenizer.encode(text, bos=bos), prompt, completion)
+        ids, prompt_length = own + rest, len(own)
         if completion and len(ids) <= max(prompt_length, 1):  # the first token of all has no probability
             raise ConfigError(
                 f"{where}: its completion has no token to score (tokens after the prompt: "
@@ -65,15 +68,6 @@ def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[li
 
 def _has_texts(row: dict[str, Any]) -> bool:
     return "prompt" in row and "completion" in row
-
-
-def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Ids of the joined text, and the number of them that are the prompt's own, from the first."""
-    stripped = prompt.rstrip(" ")
-    completion = prompt[len(stripped) :] + completion
-    bos = wants_bos(stripped, tokenizer)
-    ids = tokenizer.encode(stripped + completion, bos=bos)
-    return ids, shared_prefix(tokenizer.encode(stripped, bos=bos), ids)
 
 
 def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ rules by which they differ from its own backends:
 * A token that spans context and continuation is the continuation's: cut at the number of the context's
   tokens, a part of the continuation would be dropped, and one without a token of its own would be certain.
 * What is too long loses tokens after BOS, not BOS itself, and a warning says how many requests did.
-* The text of a completion is what it adds to its prompt; decoded alone it would lose a leading space (TOK-5).
-
-In a chat, lm_eval passes the rendered prompt as a string. Control tokens are no text here (TOK-6), so they
-stand in that string between two private characters and only ``tok_encode`` turns them into ids.
+* A completion is what the joined text adds to its prompt; decoded alone, SentencePiece would lose a leading
+  space (TOK-5), which is indentation where code is asked for. But one space between a prompt and its
+  completion is what lm_eval separates questions and answers by, no part of the answer: metrics that compare
+  literally would find every answer wrong (BBH).
 """
 
 import collections
@@ -21,20 +21,20 @@ from typing import Any
 
 from absl import logging
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Marker, Message, encode_parts, prompt_parts, stop_ids
-from llama2_jax.data.tokenizer import shared_prefix, text_after
+from llama2_jax.data.chat import Message, stop_ids
+from llama2_jax.data.tokenizer import encode_pair, text_after
+from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score_continuations
 from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel, for_decoding
 
-MARK = "\ue000"  # around the name of a control token in a rendered chat
 BATCHES_AT_ONCE = 16  # between two entries of lm_eval's cache of results
 SAMPLING_KEYS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
 
@@ -42,7 +42,7 @@ Pair = tuple[list[int], list[int]]
 """Ids of a context and of its continuation."""
 
 
-class HarnessLM(TemplateLM):
+class HarnessLM(LM):
     """``lm_eval.api.model.LM`` for any checkpoint that ``llama2_jax.load`` opens.
 
     Args:
@@ -55,16 +55,6 @@ class HarnessLM(TemplateLM):
         require(batch_size > 0, f"batch_size = {batch_size} must be positive")
         self._loaded, self._tokenizer = loaded, loaded.require_tokenizer()
         self._batch_size = batch_size
-
-    @property
-    def eot_token_id(self) -> int:
-        """The id that ends a text; -1 where the vocabulary has none."""
-        return self._tokenizer.eos_id
-
-    @property
-    def prefix_token_id(self) -> int:
-        """What a text without context follows: BOS, or else EOS."""
-        return self._tokenizer.bos_id if self._tokenizer.bos_id >= 0 else self._tokenizer.eos_id
 
     @property
     def max_length(self) -> int:
@@ -83,60 +73,65 @@ class HarnessLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The dialogue as one string, up to where the model writes on.
+        """The dialogue as one string, up to where the model writes on; see ``chat_text``."""
+        dialogue = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        return chat_text(dialogue, self._loaded.template)
 
-        That is the beginning of an answer, or, without ``add_generation_prompt``, the end of the last
-        message.
+    def _encode(self, text: str) -> list[int]:
+        return encode_text(text, self._tokenizer, bos=self._tokenizer.begins_with_bos)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Natural log of the probability of each continuation, and whether greedy decoding makes it."""
+        pairs = [self._pair(*request.args) for request in requests]
+        return self._score([request.args for request in requests], pairs, silent=disable_tqdm)
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Ids of both. White space at the end of the context is the continuation's, as in lm_eval.
+
+        Raises:
+          ConfigError: a continuation without a token, which has no likelihood.
         """
-        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
-        begun = "" if add_generation_prompt else messages.pop().content
-        template = self._loaded.template
-        parts = prompt_parts(messages, template)
-        if not template.answer_opening:  # Llama 2's answers begin with a space; lm_eval joins without one
-            parts += template.assistant.before
-        return "".join(_as_text(part) for part in (*parts, begun))
+        # a chat ends where its answer begins; the space of Llama 2's format is the answer's
+        before, rest = encode_pair(
+            self._encode, context, continuation, spaces=" " if is_chat(context) else None
+        )
+        require(
+            bool(rest), f"the continuation {continuation!r} of ...{context[-60:]!r} has no token to score"
+        )
+        return (before or [self._prefix_id]), rest
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, or of a rendered chat, which says itself where BOS stands."""
-        if MARK in string:
-            texts, names = string.split(MARK)[::2], string.split(MARK)[1::2]
-            parts = [part for text, name in zip(texts, names, strict=False) for part in (text, Marker(name))]
-            return encode_parts([part for part in (*parts, texts[-1]) if part], self._tokenizer)
-        bos = self._tokenizer.begins_with_bos and add_special_tokens is not False
-        return self._tokenizer.encode(string, bos=bos)
-
-    def _encode_pair(self, context: str, continuation: str) -> Pair:
-        """As in lm_eval, white space that ends the context is the continuation's; of a chat, spaces only."""
-        stripped = context.rstrip(" " if MARK in context else None)
-        ids = self.tok_encode(stripped + context[len(stripped) :] + continuation)
-        cut = shared_prefix(self.tok_encode(stripped), ids)
-        return (ids[:cut], ids[cut:]) if cut else ([self.prefix_token_id], ids)
+    @property
+    def _prefix_id(self) -> int:
+        """What a text without context follows."""
+        return self._tokenizer.bos_id if self._tokenizer.bos_id >= 0 else self._tokenizer.eos_id
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Natural log of the probability of each whole text, in windows of the model's context."""
         windows = [list(self._windows(request.args[0])) for request in requests]
         pairs = [pair for text in windows for pair in text]
-        scored = iter(self._loglikelihood_tokens([(None, *pair) for pair in pairs], disable_tqdm))
+        scored = iter(self._score([None] * len(pairs), pairs, silent=disable_tqdm))
         totals = [sum(next(scored)[0] for _ in text) for text in windows]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def _windows(self, text: str) -> Iterator[Pair]:
-        ids = self.tok_encode(text, add_special_tokens=False)
-        for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+        ids = self._tokenizer.encode(text)
+        for window in get_rolling_token_windows(ids, self._prefix_id, self.max_length, context_len=1):
             yield make_disjoint_window(window)
 
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
-        """Results in the order given; requests that share all but the last token stay together."""
-        self._warn_of_cuts([len(context) + len(rest) - 1 for _, context, rest in requests])
-        pairs = [self._fit(context, continuation) for _, context, continuation in requests]
+    def _score(self, keys: Sequence[Any], pairs: Sequence[Pair], *, silent: bool) -> list[tuple[float, bool]]:
+        """Results in the order given; pairs that share all but the last token stay together.
+
+        Args:
+          keys: of lm_eval's cache, or None for what is no request of its own.
+        """
+        self._warn_of_cuts([len(context) + len(rest) - 1 for context, rest in pairs], self.max_length)
+        pairs = [self._fit(*pair) for pair in pairs]
         rows = [(*context, *continuation[:-1]) for context, continuation in pairs]
         order = sorted(range(len(pairs)), key=lambda index: (-len(rows[index]), rows[index]))
         results: dict[int, tuple[float, bool]] = {}
-        for chosen in self._progress(order, self._batch_size * BATCHES_AT_ONCE, disable_tqdm):
+        for chosen in self._progress(order, self._batch_size * BATCHES_AT_ONCE, silent):
             found = score_continuations(
                 self._loaded.model,
                 self._loaded.params,
@@ -145,9 +140,9 @@ class HarnessLM(TemplateLM):
             )
             for index, result in zip(chosen, found, strict=True):
                 results[index] = (result.logprob, result.is_greedy)
-                if requests[index][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
-        return [results[index] for index in range(len(requests))]
+                if keys[index] is not None:
+                    self.cache_hook.add_partial("loglikelihood", keys[index], results[index])
+        return [results[index] for index in range(len(pairs))]
 
     def _fit(self, context: list[int], continuation: list[int]) -> Pair:
         """The pair with as much of the context as the model can read; the last token is only predicted."""
@@ -165,8 +160,7 @@ class HarnessLM(TemplateLM):
         first = ids[:1] if ids[0] == self._tokenizer.bos_id and room > 1 else []
         return first + ids[len(ids) - room + len(first) :]
 
-    def _warn_of_cuts(self, lengths: list[int], room: int | None = None) -> None:
-        room = room or self.max_length
+    def _warn_of_cuts(self, lengths: list[int], room: int) -> None:
         if cut := sum(length > room for length in lengths):
             logging.warning(
                 "%d of %d requests are longer than the %d tokens that the model can read; they lost the "
@@ -223,8 +217,10 @@ class HarnessLM(TemplateLM):
 
     def _prompts(self, contexts: list[str], new_tokens: int) -> list[list[int]]:
         # the space that an answer begins with is the model's to write, as it was trained
-        ids = [self.tok_encode(text.rstrip(" ") if MARK in text else text) for text in contexts]
-        ids = [prompt or [self.prefix_token_id] for prompt in ids]
+        ids = [
+            self._encode(text.rstrip(" ") if is_chat(text) else text) or [self._prefix_id]
+            for text in contexts
+        ]
         room = self.max_length - new_tokens
         self._warn_of_cuts([len(prompt) for prompt in ids], room)
         return [self._cut(prompt, room) for prompt in ids]
@@ -237,7 +233,9 @@ class HarnessLM(TemplateLM):
         filled = prompts + [prompts[place] for place in missing]
 
         def text(row: int, ids: list[int]) -> str:
-            return text_after(filled[row], ids, self._tokenizer)
+            before = self._tokenizer.decode(filled[row])
+            completion = text_after(filled[row], ids, self._tokenizer)
+            return completion if before[-1:].isspace() else completion.removeprefix(" ")
 
         made = generate_until(
             self._loaded.model,
@@ -256,15 +254,6 @@ class HarnessLM(TemplateLM):
             for first in range(0, len(order), size):
                 yield order[first : first + size]
                 bar.update(len(order[first : first + size]))
-
-
-def _as_text(part: str | Marker) -> str:
-    if isinstance(part, Marker):
-        return f"{MARK}{part.piece}{MARK}"
-    require(
-        MARK not in part, "a message holds U+E000, which marks control tokens in a rendered chat; remove it"
-    )
-    return part
 
 
 def _before_any(stops: list[str], text: str) -> str:

@@ -7,7 +7,8 @@ from lm_eval.api.instance import Instance
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
-from llama2_jax.evals.harness import MARK, HarnessLM
+from llama2_jax.evals import harness as harness_module
+from llama2_jax.evals.harness import HarnessLM
 from llama2_jax.generate.decode import generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.transformer import Transformer
@@ -83,8 +84,8 @@ def test_greedy_is_what_generation_makes():
         loaded().model, loaded().params, [[1, *encode(text)]], SamplingConfig(max_new_tokens=3, temperature=0)
     )
     ids = row_ids(made, 0)[0]
-    pairs = [(("", ""), [1, *encode(text)], ids), (("", ""), [1, *encode(text)], [*ids[:2], ids[2] + 1])]
-    found = harness()._loglikelihood_tokens(pairs, disable_tqdm=True)
+    pairs = [([1, *encode(text)], ids), ([1, *encode(text)], [*ids[:2], ids[2] + 1])]
+    found = harness()._score([None, None], pairs, silent=True)
     assert [is_greedy for _, is_greedy in found] == [True, False]
 
 
@@ -114,7 +115,7 @@ def test_completions_end_before_the_first_stop_text(batch_size):
     for prompt in prompts:
         out = generate(model.model, model.params, [[1, *encode(prompt)]], sampling, stop_ids=(2,))
         text = tokenizer.decode([1, *encode(prompt), *row_ids(out, 0)[1]])[len(prompt) :]
-        wanted.append(text)
+        wanted.append(text.removeprefix(" "))
     stop = wanted[0][5:8]  # within the first completion, whatever tokens it is made of
     cut = [text.split(stop)[0] for text in wanted]
     assert cut != wanted
@@ -155,7 +156,7 @@ def test_a_chat_is_encoded_as_for_training(template):
     text = lm.apply_chat_template(as_history(*DIALOGUE))
     assert lm._prompts([text], 8) == [encode_prompt(DIALOGUE, tokenizer, model.template)]
     whole = encode_dialogue([*DIALOGUE, Message("assistant", ANSWER)], tokenizer, model.template)
-    context, answer = lm._encode_pair(text, ANSWER)
+    context, answer = lm._pair(text, ANSWER)
     assert context + answer == whole.tokens[: len(context + answer)]
     assert answer == [i for i, m in zip(whole.tokens, whole.loss_mask, strict=True) if m][: len(answer)]
     assert template == "chatml" or (context + answer).count(tokenizer.bos_id) == 1
@@ -166,15 +167,37 @@ def test_an_answer_that_was_begun_goes_on():
     history = as_history(*DIALOGUE, Message("assistant", "A piece"))
     text = lm.apply_chat_template(history, add_generation_prompt=False)
     whole = encode_dialogue([*DIALOGUE, Message("assistant", "A piece of a word.")], tokenizer).tokens
-    ids = lm.tok_encode(text)
+    ids = lm._encode(text)
     assert ids == whole[: len(ids)]
 
 
 def test_texts_that_look_like_control_tokens_stay_texts():
     lm = harness()
-    assert lm.tok_encode("<s>The rain</s>").count(1) == 1
-    with pytest.raises(ConfigError, match=r"U\+E000"):
-        lm.apply_chat_template(as_history(Message("user", f"{MARK}eos{MARK}")))
+    assert lm._encode("<s>The rain</s>").count(1) == 1
+    tokenizer = loaded().require_tokenizer()
+    for text in ("a\ue000b", "\ue000eos\ue000", "\ue000control token:\ue000"):
+        assert lm._encode(text) == tokenizer.encode(text, bos=True)
+    with pytest.raises(ConfigError, match="a message holds the mark of a control token"):
+        lm.apply_chat_template(as_history(Message("user", "\ue000control token:eos\ue000")))
+
+
+def test_one_space_after_a_prompt_is_no_part_of_the_answer(monkeypatch):
+    tokenizer = loaded().require_tokenizer()
+    made = tokenizer.encode("   x")  # as decoded after a text: three spaces
+    monkeypatch.setattr(harness_module, "generate_until", lambda *_, **__: [made, made])
+    kwargs = {"until": [], "max_gen_toks": 8}
+    asked = requests("generate_until", ("A:", kwargs), ("def f():\n", kwargs))
+    joined = [
+        tokenizer.decode([*tokenizer.encode(prompt, bos=True), *made]) for prompt in ("A:", "def f():\n")
+    ]
+    assert [text.count(" ") for text in joined] == [4, 5]  # a word boundary before each, and "def f"
+    assert harness(2).generate_until(asked, disable_tqdm=True) == ["   x", "    x"]
+
+
+def test_an_answer_without_a_token_is_refused():
+    for context in ("", "The rain"):
+        with pytest.raises(ConfigError, match="the continuation '' of ...*has no token to score"):
+            harness().loglikelihood(requests("loglikelihood", (context, "")))
 
 
 def test_what_is_too_long_loses_its_beginning_but_not_bos(caplog):

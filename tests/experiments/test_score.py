@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.score import encode_pair, score_rows
+from experiments.score import score_rows
 from llama2_jax.config import ConfigError
+from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.generate.decode import PromptError
 from tests.experiments import runs
 
@@ -76,8 +77,10 @@ def test_texts_count_before_tokens_and_a_lone_text_does_not() -> None:
 
 
 def test_space_at_the_end_of_a_prompt_belongs_to_the_completion() -> None:
-    tokenizer = runs.chat_model().require_tokenizer()
-    assert encode_pair("The model ", "reads", tokenizer) == encode_pair("The model", " reads", tokenizer)
+    encode = runs.chat_model().require_tokenizer().encode
+    assert encode_pair(encode, "The model ", "reads") == encode_pair(encode, "The model", " reads")
+    assert encode_pair(encode, "The model\n", "reads") != encode_pair(encode, "The model", "\nreads")
+    assert encode_pair(encode, "A\n", "b", spaces=None) == encode_pair(encode, "A", "\nb", spaces=None)
 
 
 def test_token_that_spans_prompt_and_completion_is_of_the_completion() -> None:
@@ -87,7 +90,8 @@ def test_token_that_spans_prompt_and_completion_is_of_the_completion() -> None:
     longer_alone = 0
     for cut in range(len(text)):
         alone = tokenizer.encode(text[:cut], bos=True)
-        ids, before = encode_pair(text[:cut], text[cut:], tokenizer)
+        own, rest = encode_pair(lambda text: tokenizer.encode(text, bos=True), text[:cut], text[cut:])
+        ids, before = own + rest, len(own)
         assert ids == whole
         assert 1 <= before < len(ids)
         assert ids[:before] == alone[:before]

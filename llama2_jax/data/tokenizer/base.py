@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +76,20 @@ def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 def wants_bos(prompt: str, tokenizer: Tokenizer) -> bool:
     """Whether BOS belongs before a prompt: as the model was trained, or for want of anything else."""
     return tokenizer.begins_with_bos or (not prompt and tokenizer.bos_id >= 0)
+
+
+def encode_pair(
+    encode: Callable[[str], list[int]], context: str, continuation: str, *, spaces: str | None = " "
+) -> tuple[list[int], list[int]]:
+    """Ids of both joined: the context's own, and the rest, among it a token that spans both.
+
+    Args:
+      spaces: characters at the end of the context that belong to the continuation; None for all white space.
+    """
+    stripped = context.rstrip(spaces)
+    ids = encode(context + continuation)
+    own = shared_prefix(encode(stripped), ids)
+    return ids[:own], ids[own:]
 
 
 def text_after(prompt: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -1,0 +1,52 @@
+import functools
+
+import numpy as np
+
+from llama2_jax.generate import until
+from llama2_jax.generate.decode import generate, row_ids
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.generate.until import CHUNK, generate_until
+from tests.model import tiny
+
+PROMPTS = [tiny.tokens(n, seed=n).tolist() for n in (9, 3, 14)]
+GREEDY = SamplingConfig(max_new_tokens=2 * CHUNK + 5, temperature=0)
+make = functools.partial(generate_until, tiny.MODEL, tiny.params(), PROMPTS, seeds=[0, 1, 2])
+
+
+def wanted(sampling: SamplingConfig, stop_ids: tuple[int, ...] = ()) -> list[list[int]]:
+    out = generate(tiny.MODEL, tiny.params(), PROMPTS, sampling, stop_ids=stop_ids, seeds=[0, 1, 2])
+    return [row_ids(out, row)[1] for row in range(len(PROMPTS))]
+
+
+def calls_of(monkeypatch) -> list[int]:
+    calls = []
+    advance = until.advance
+    monkeypatch.setattr(until, "advance", lambda *a, **k: calls.append(k["num_tokens"]) or advance(*a, **k))
+    return calls
+
+
+def test_rows_that_are_never_complete_are_those_of_generate(monkeypatch):
+    calls = calls_of(monkeypatch)
+    assert make(GREEDY, is_complete=lambda row, ids: False, stop_ids=()) == wanted(GREEDY)
+    assert calls == [CHUNK] * 3
+    warm = SamplingConfig(max_new_tokens=20, temperature=1.0)
+    assert make(warm, is_complete=lambda row, ids: False, stop_ids=()) == wanted(warm)
+
+
+def test_stop_ids_end_rows_and_are_left_out():
+    stop = wanted(GREEDY)[0][4]
+    found = make(GREEDY, is_complete=lambda row, ids: False, stop_ids=(stop,))
+    assert found == wanted(GREEDY, (stop,))
+    assert stop not in found[0]
+    assert len(found[0]) < len(wanted(GREEDY)[0])
+
+
+def test_complete_rows_make_no_more_and_nothing_runs_once_all_are(monkeypatch):
+    calls = calls_of(monkeypatch)
+    found = make(GREEDY, is_complete=lambda row, ids: len(ids) >= 5, stop_ids=())
+    assert calls == [CHUNK]
+    assert found == [row[:CHUNK] for row in wanted(GREEDY)]
+    calls.clear()
+    found = make(GREEDY, is_complete=lambda row, ids: row != 1, stop_ids=())
+    assert calls == [CHUNK] * 3  # for row 1 alone
+    np.testing.assert_equal([len(ids) for ids in found], [CHUNK, GREEDY.max_new_tokens, CHUNK])
