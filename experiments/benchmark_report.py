@@ -32,14 +32,14 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
 def result(benchmark: Benchmark, found: dict[str, Any]) -> float:
     """The benchmark's metric as a share, over the questions of all its tasks."""
     values = [found["results"][task][benchmark.metric] for task in benchmark.tasks]
-    return by_size(values, [_questions(found, task) for task in benchmark.tasks])
+    return by_size(values, [_questions(found, task, benchmark.metric) for task in benchmark.tasks])
 
 
-def _questions(found: dict[str, Any], task: str) -> int:
-    """How many were asked; of a group, in all its tasks."""
+def _questions(found: dict[str, Any], task: str, metric: str) -> int:
+    """How many the metric is of; of a group, in those of its tasks that have it."""
     if task in found["n-samples"]:
-        return found["n-samples"][task]["effective"]
-    return sum(_questions(found, part) for part in found["group_subtasks"][task])
+        return found["n-samples"][task]["effective"] if metric in found["results"][task] else 0
+    return sum(_questions(found, part, metric) for part in found["group_subtasks"][task])
 
 
 def _beside_the_paper(ours: dict[Benchmark, float]) -> list[str]:
@@ -88,7 +88,7 @@ def _metrics(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (
                 task,
                 str(found["n-shot"].get(task, "")),
-                f"{_questions(found, task):,}",
+                f"{_questions(found, task, key):,}",
                 metric if choice == "none" else f"{metric} ({choice})",
                 f"{value:.4f}" if isinstance(value, float) else str(value),
                 f"{error:.4f}" if isinstance(error, float) else "",

@@ -13,12 +13,14 @@ form of ``lm_eval --log_samples``), and ``report.md``. A run that is killed goes
 the next benchmark when it is started again.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 
 from experiments import checkpoint_flags
@@ -27,6 +29,7 @@ from llama2_jax.config import ConfigError, changes, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
 from llama2_jax.launch import launch
+from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest
 
 try:
@@ -38,20 +41,16 @@ except ImportError as error:
     raise SystemExit(f'{error}; install the extra: pip install -e ".[benchmarks]"') from error
 
 SUITES = {"llama2": BENCHMARKS, "llama2_code": CODE}
-KEPT = (
-    "results",
-    "groups",
-    "group_subtasks",
-    "configs",
-    "versions",
-    "n-shot",
-    "n-samples",
-    "lm_eval_version",
-)
+KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples")
 SETTINGS = ("checkpoint", "dtype", "template", "chat", "num_shots", "limit", "include_path")
 
-Runs = dict[str, tuple[tuple[str, ...], int | None]]
-"""By name, the tasks of lm_eval evaluated together, and their shots; None is the task's own number."""
+
+class Run(NamedTuple):
+    """What is evaluated together and has a folder of its own."""
+
+    tasks: tuple[str, ...]  # of lm_eval
+    shots: int | None = None  # None is the task's own number
+    changes: tuple[tuple[str, Any], ...] = ()  # to the fields of the tasks
 
 
 def main() -> None:
@@ -64,42 +63,55 @@ def main() -> None:
         missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
         manager = TaskManager(include_path=args.include_path)
-        load_tasks(manager, [task for tasks, _ in missing.values() for task in tasks])
-        model = HarnessLM(checkpoint_flags.load_checkpoint(), batch_size=args.batch_size)
-        for name, (tasks, shots) in missing.items():
-            found = lm_eval.simple_evaluate(
-                model,
-                tasks=list(tasks),
-                num_fewshot=shots,
-                limit=args.limit,
-                apply_chat_template=args.chat,
-                fewshot_as_multiturn=args.chat,
-                task_manager=manager,
-                confirm_run_unsafe_code=args.run_generated_code,
-            )
-            write_results(output / name, found)
+        tasks = {name: load_tasks(manager, run) for name, run in missing.items()}
+        check_code(tasks, run_code=args.run_generated_code)
+        evaluate(output, missing, tasks, manager)
     with files_at_rest(output):
         write_benchmark_report(output, list(runs))
 
 
-def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) -> Runs:
+def evaluate(output: Path, runs: dict[str, Run], tasks: dict[str, list[Any]], manager: TaskManager) -> None:
+    """One run after another, each written when it is done."""
+    args = flags.FLAGS
+    loaded = checkpoint_flags.load_checkpoint()
+    origin = {"model": model_version(loaded), "lm_eval_version": lm_eval.__version__}
+    with files_at_rest(output):
+        check_origin(output, origin)
+    model = HarnessLM(loaded, batch_size=args.batch_size)
+    for task in _each(tasks):
+        if task.OUTPUT_TYPE == "generate_until":
+            model.sampling(task.config.generation_kwargs)  # refuses what it cannot do, before hours of others
+    os.environ.pop("LOCAL_RANK", None)  # which lm_eval takes for a process without results
+    for name, run in runs.items():
+        found = lm_eval.simple_evaluate(
+            model,
+            tasks=tasks[name],
+            num_fewshot=run.shots,
+            limit=args.limit,
+            apply_chat_template=args.chat,
+            fewshot_as_multiturn=args.chat,
+            task_manager=manager,
+            confirm_run_unsafe_code=args.run_generated_code,
+        )
+        write_results(output / name, found, origin)
+
+
+def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) -> dict[str, Run]:
     """What ``--tasks`` names: suites of the paper with its shots, and tasks of lm_eval.
 
     Raises:
-      ConfigError: a suite with other shots, or code without leave to run it.
+      ConfigError: no task, a suite with other shots, or generated code run by several processes.
     """
-    runs: Runs = {}
+    runs: dict[str, Run] = {}
+    require(bool(names), "--tasks is empty; name llama2, or tasks of lm_eval")
     for name in names:
         if name not in SUITES:
-            runs[name] = ((name,), num_shots)
+            runs[name] = Run((name,), num_shots)
             continue
         require(num_shots is None, f"--tasks={name} has the paper's shots; leave out --num_shots={num_shots}")
-        runs |= {benchmark.name: (benchmark.tasks, benchmark.shots) for benchmark in SUITES[name]}
-    require(
-        run_code or "llama2_code" not in names,
-        "--tasks=llama2_code executes what the model writes, on this machine; give --run_generated_code too",
-    )
+        runs |= {one.name: Run(one.tasks, one.shots, one.changes) for one in SUITES[name]}
     if run_code:
+        require(jax.process_count() == 1, "--run_generated_code runs in one process, not in several at once")
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for it
     return runs
 
@@ -115,30 +127,61 @@ def keep_settings(output: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def load_tasks(manager: TaskManager, names: Sequence[str]) -> None:
-    """Fetch the data of all tasks.
+def check_origin(output: Path, origin: dict[str, str]) -> None:
+    """Raise ``ConfigError`` if there are results of other parameters, or by another version of lm_eval."""
+    for path in sorted(output.glob("*/results.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines = changes({key: found[key] for key in origin}, origin)
+        require(
+            not lines,
+            f"{path} was made with something else:\n  " + "\n  ".join(lines) + "\ngive another --output",
+        )
+
+
+def load_tasks(manager: TaskManager, run: Run) -> list[Any]:
+    """The tasks and groups of a run, with their data.
 
     Raises:
       ConfigError: an unknown task, or data that cannot be fetched.
     """
-    unknown = [name for name in names if name not in manager.all_tasks]
+    unknown = [name for name in run.tasks if name not in manager.all_tasks]
     require(
         not unknown,
         f"--tasks: lm_eval {lm_eval.__version__} has no {', '.join(unknown)}; known: {', '.join(SUITES)} and "
         "what `lm_eval ls tasks` lists",
     )
-    for name in names:
+    loaded: list[Any] = []
+    for name in run.tasks:
         try:
-            manager.load([name])
+            found = manager.load([{"task": name, **dict(run.changes)} if run.changes else name])
         except Exception as error:  # of the hub, the network, a YAML file
             raise ConfigError(f"the data of {name} could not be loaded: {error}") from error
+        # a name may be of a group, of a task, or a tag that several tasks have
+        loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
+    return loaded
 
 
-def write_results(folder: Path, found: dict[str, Any]) -> None:
+def check_code(tasks: dict[str, list[Any]], *, run_code: bool) -> None:
+    """Raise ``ConfigError`` for tasks that execute what the model writes, unless that is allowed."""
+    unsafe = [task.task_name for task in _each(tasks) if getattr(task, "UNSAFE_CODE", False)]
+    require(
+        run_code or not unsafe,
+        f"{', '.join(unsafe)} executes what the model writes, on this machine; give --run_generated_code too",
+    )
+
+
+def _each(tasks: dict[str, list[Any]]) -> Iterator[Any]:
+    """Every single task, also those in groups."""
+    for item in itertools.chain.from_iterable(tasks.values()):
+        yield from item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+
+
+def write_results(folder: Path, found: dict[str, Any], origin: dict[str, str]) -> None:
     """The samples of every task, then lm_eval's results without them: where these are, all is there."""
     for task, samples in found["samples"].items():
         write_rows(folder / f"samples_{task}.jsonl", (_plain(sample) for sample in samples))
-    write_json(folder / "results.json", _as_json({key: found[key] for key in KEPT if key in found}))
+    kept = {key: found[key] for key in KEPT if key in found}
+    write_json(folder / "results.json", _as_json({**origin, **kept}))
 
 
 def _plain(sample: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +190,7 @@ def _plain(sample: dict[str, Any]) -> dict[str, Any]:
         f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(request)}
         for i, request in enumerate(sample["arguments"])
     }
-    return _as_json({**sample, "arguments": requests})
+    return _as_json({**sample, "arguments": requests, "target": str(sample["target"])})
 
 
 def _as_json(value: Any) -> Any:

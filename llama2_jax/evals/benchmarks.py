@@ -7,7 +7,7 @@ the paper's form, are missing, and with them the mean of reading comprehension.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SIZES = ("7b", "13b", "34b", "70b")
 
@@ -22,6 +22,7 @@ class Benchmark(NamedTuple):
     metric: str  # lm_eval's name, with its filter
     published: tuple[float, float, float, float]  # of Llama 2 in SIZES, in percent (Tables 3, 19 to 25)
     note: str = ""
+    changes: tuple[tuple[str, Any], ...] = ()  # fields of lm_eval's tasks that have another value
 
 
 AGIEVAL = tuple(
@@ -122,7 +123,17 @@ BENCHMARKS = (
         (32.6, 39.4, 44.1, 51.2),
         "answers without a chain of thought; the paper does not say (D16)",
     ),
-    Benchmark("AGI Eval", "AGIEval", AGIEVAL, 3, ACC, (29.3, 39.1, 43.4, 54.2), "3 shots of 3 to 5 (D19)"),
+    Benchmark(
+        "AGI Eval",
+        "AGIEval",
+        AGIEVAL,
+        3,
+        ACC,
+        (29.3, 39.1, 43.4, 54.2),
+        "3 shots of 3 to 5 (D19), other questions of the test, without their explanations",
+        # lm_eval makes no examples of a list of answers; without the split one may be the question itself
+        (("doc_to_target", "{{gold[0]}}"), ("fewshot_split", "test")),
+    ),
 )
 
 INCOMPLETE = ("Reading comprehension",)

@@ -179,7 +179,7 @@ class HarnessLM(LM):
             groups[json.dumps(request.args[1], sort_keys=True)].append(index)
         results: dict[int, str] = {}
         for key, indices in groups.items():
-            sampling, until = self._sampling(json.loads(key))
+            sampling, until = self.sampling(json.loads(key))
             prompts = self._prompts([requests[index].args[0] for index in indices], sampling.max_new_tokens)
             order = sorted(range(len(indices)), key=lambda place: -len(prompts[place]))
             for chosen in self._progress(order, self._batch_size, disable_tqdm):
@@ -194,7 +194,7 @@ class HarnessLM(LM):
                     self.cache_hook.add_partial("generate_until", requests[indices[place]].args, text)
         return [results[index] for index in range(len(requests))]
 
-    def _sampling(self, kwargs: dict[str, Any]) -> tuple[SamplingConfig, list[str]]:
+    def sampling(self, kwargs: dict[str, Any]) -> tuple[SamplingConfig, list[str]]:
         """How to choose tokens, and the texts that end a completion.
 
         Raises:

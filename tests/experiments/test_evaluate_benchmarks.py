@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmark_report import result
-from experiments.evaluate_benchmarks import chosen_runs, keep_settings
+from experiments.evaluate_benchmarks import Run, check_origin, chosen_runs, keep_settings
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
 from tests.experiments import runs
@@ -78,9 +78,9 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path: Path) -
 
 def test_the_papers_suite_has_its_shots() -> None:
     chosen = chosen_runs(["llama2", "arc_easy"], num_shots=None, run_code=False)
-    assert chosen["MMLU"] == (("mmlu",), 5)
-    assert chosen["GSM8K"] == (("gsm8k",), 8)
-    assert chosen["arc_easy"] == (("arc_easy",), None)
+    assert chosen["MMLU"] == Run(("mmlu",), 5)
+    assert chosen["GSM8K"] == Run(("gsm8k",), 8)
+    assert chosen["arc_easy"] == Run(("arc_easy",))
     assert "HumanEval" not in chosen
 
 
@@ -88,12 +88,21 @@ def test_the_papers_suite_has_its_shots() -> None:
     ("names", "shots", "words"),
     [
         (["llama2"], 5, "--tasks=llama2 has the paper's shots; leave out --num_shots=5"),
-        (["llama2_code"], None, "give --run_generated_code"),
+        ([], None, "--tasks is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(names: list[str], shots: int | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         chosen_runs(names, num_shots=shots, run_code=False)
+
+
+def test_results_of_another_model_are_not_joined(tmp_path: Path) -> None:
+    origin = {"model": "workdir w, step 10, checksum 0", "lm_eval_version": "0.4.13"}
+    (tmp_path / "choice").mkdir()
+    runs.write_lines(tmp_path / "choice" / "results.json", [origin | {"results": {}}])
+    check_origin(tmp_path, origin)
+    with pytest.raises(ConfigError, match=r"choice/results.json was made with something else:\n.*step 16"):
+        check_origin(tmp_path, origin | {"model": "workdir w, step 16, checksum 1"})
 
 
 def test_settings_may_be_corrected_before_there_are_results(tmp_path: Path) -> None:
