@@ -23,7 +23,8 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
-from llama2_jax.config import ConfigError, changes, require, write_json
+from experiments.settings import keep_settings
+from llama2_jax.config import ConfigError, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
 from llama2_jax.launch import launch
@@ -58,7 +59,7 @@ def main() -> None:
     args = flags.FLAGS
     output = Path(args.output)
     runs = chosen_runs(args.tasks, num_shots=args.num_shots, run_code=args.run_generated_code)
-    keep_settings(output, {name: args[name].value for name in SETTINGS})
+    keep_settings(output, {name: args[name].value for name in SETTINGS}, results="*/results.json")
     missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
         manager = TaskManager(include_path=args.include_path)
@@ -99,17 +100,6 @@ def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) 
     if run_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for it
     return runs
-
-
-def keep_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Write ``config.json``, or refuse a folder with results of other settings."""
-    path = output / "config.json"
-    lines = changes(json.loads(path.read_text(encoding="utf-8")), settings) if path.exists() else []
-    if lines and any(output.glob("*/results.json")):
-        raise ConfigError(
-            f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another --output"
-        )
-    write_json(path, settings)
 
 
 def load_tasks(manager: TaskManager, names: Sequence[str]) -> None:

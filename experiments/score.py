@@ -21,7 +21,7 @@ from experiments import checkpoint_flags
 from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.tokenizer import Tokenizer, shared_prefix
+from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
@@ -65,15 +65,6 @@ def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[li
 
 def _has_texts(row: dict[str, Any]) -> bool:
     return "prompt" in row and "completion" in row
-
-
-def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Ids of the joined text after BOS, and the number of them that are the prompt's own, from the first."""
-    stripped = prompt.rstrip(" ")
-    completion = prompt[len(stripped) :] + completion
-    bos = tokenizer.bos_id >= 0
-    ids = tokenizer.encode(stripped + completion, bos=bos)
-    return ids, shared_prefix(tokenizer.encode(stripped, bos=bos), ids)
 
 
 def _result(row: dict[str, Any], ids: list[int], prompt_length: int, logprobs: list[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmark_report import result
-from experiments.evaluate_benchmarks import chosen_runs, keep_settings
+from experiments.evaluate_benchmarks import chosen_runs
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
 from tests.experiments import runs
@@ -94,14 +94,6 @@ def test_the_papers_suite_has_its_shots() -> None:
 def test_what_cannot_be_meant_is_refused(names: list[str], shots: int | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         chosen_runs(names, num_shots=shots, run_code=False)
-
-
-def test_settings_may_be_corrected_before_there_are_results(tmp_path: Path) -> None:
-    keep_settings(tmp_path, {"limit": 3})
-    keep_settings(tmp_path, {"limit": 4})
-    runs.write_lines((tmp_path / "choice").mkdir() or tmp_path / "choice/results.json", ["{}"])
-    with pytest.raises(ConfigError, match="limit"):
-        keep_settings(tmp_path, {"limit": 5})
 
 
 def test_tasks_of_one_benchmark_are_weighted_by_their_questions() -> None:

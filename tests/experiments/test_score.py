@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.score import encode_pair, score_rows
+from experiments.score import score_rows
 from llama2_jax.config import ConfigError
+from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.generate.decode import PromptError
 from tests.experiments import runs
 

@@ -6,7 +6,13 @@ turns user text into a control id: ``"</s>"`` in a document is ordinary text (TO
 ``special_id`` gives control ids, and only ``chat`` asks for them.
 """
 
-from llama2_jax.data.tokenizer.base import Tokenizer, TokenizerError, shared_prefix, text_after
+from llama2_jax.data.tokenizer.base import (
+    Tokenizer,
+    TokenizerError,
+    encode_pair,
+    shared_prefix,
+    text_after,
+)
 from llama2_jax.data.tokenizer.json_file import JsonTokenizer, byte_level_from_merges
 from llama2_jax.data.tokenizer.loading import load_tokenizer
 from llama2_jax.data.tokenizer.sentencepiece_bpe import (
@@ -25,6 +31,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "byte_level_from_merges",
+    "encode_pair",
     "load_tokenizer",
     "sentencepiece_from_pieces",
     "shared_prefix",

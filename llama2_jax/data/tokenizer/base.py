@@ -65,6 +65,15 @@ def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return sum(1 for _ in same)
 
 
+def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Ids of the joined text after BOS, and the number of them that are the prompt's own, from the first."""
+    stripped = prompt.rstrip(" ")
+    completion = prompt[len(stripped) :] + completion
+    bos = tokenizer.bos_id >= 0
+    ids = tokenizer.encode(stripped + completion, bos=bos)
+    return ids, shared_prefix(tokenizer.encode(stripped, bos=bos), ids)
+
+
 def text_after(prompt: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """What ``ids`` add to the text of the prompt: alone they would lose a leading space (TOK-5)."""
     before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
