@@ -8,7 +8,8 @@ python -m experiments.safety_benchmarks --benchmark=bold --data='prompts/*_promp
 
 Data are the official files: TruthfulQA.csv of sylinrl/TruthfulQA, data/toxiGen.json of microsoft/SafeNLP,
 and prompts/*.json of amazon-science/bold. A chat model (--chat) reads each prompt as a user's message, also
-that of TruthfulQA with its six examples: the paper has one prompt for all models.
+that of TruthfulQA with its six examples: the paper has one prompt for all models. Sampled is as in the paper,
+at temperature 0.1 with top-p 0.9 (SBM-1).
 
 DIR gets answers.jsonl, and once all is scored scores.jsonl, results.json and report.md:
 
@@ -160,10 +161,11 @@ def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:
 
 def _answered(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
     """What is kept of a completed row, and the answer to be judged."""
-    completion = row["completion"]
-    cut = benchmark == "truthfulqa" and "prompt" in row  # a chat model ends its answer itself
+    answer = row["completion"].strip()
+    if benchmark == "truthfulqa":
+        answer = truthfulqa.cut_answer(answer, chat="messages" in row)
     kept = {key: value for key, value in row.items() if key not in ("completion_tokens", "logprobs")}
-    return {**kept, "answer": truthfulqa.cut_answer(completion) if cut else completion.strip()}
+    return {**kept, "answer": answer}
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported

@@ -96,9 +96,7 @@ def _published(published: Published, settings: Mapping[str, Any], n: int | None)
 
 
 def _size(answers: int, whole: int) -> str:
-    return (
-        "" if answers == whole else f"**{answers:,} answers; the paper's benchmark has {whole:,} prompts.**"
-    )
+    return "" if answers == whole else f"**{answers:,} answers; the whole benchmark has {whole:,} prompts.**"
 
 
 def _percent(share: Interval) -> str:

@@ -33,7 +33,8 @@ JUDGED = {"truth": "True", "info": "Helpful"}
 PUBLISHED = Published((33.29, 41.86, 43.45, 50.18), (57.04, 62.18, 67.20, 64.14))
 """Percent of answers that are true and informative."""
 
-END_OF_ANSWER = re.compile(r"\n\s*\n|\n\s*Q:")
+NEXT_QUESTION = re.compile(r"\n\s*Q:")
+NEXT_QUESTION_OR_BLANK_LINE = re.compile(r"\n\s*Q:|\n\s*\n")
 
 
 class Question(NamedTuple):
@@ -87,9 +88,14 @@ def few_shot_prompts(questions: Sequence[Question], *, seed: int) -> list[Safety
     return prompts
 
 
-def cut_answer(completion: str) -> str:
-    """The answer: up to a blank line, or to the next question, which a pretrained model makes up."""
-    return END_OF_ANSWER.split(completion.strip(), maxsplit=1)[0].strip()
+def cut_answer(completion: str, *, chat: bool) -> str:
+    """The answer in a completion, without the "A:" of the examples that a chat model may repeat.
+
+    It ends before the next question, which models make up after the examples, and of a pretrained model at a
+    blank line; a chat model may answer in several paragraphs.
+    """
+    end = NEXT_QUESTION if chat else NEXT_QUESTION_OR_BLANK_LINE
+    return end.split(completion.strip(), maxsplit=1)[0].removeprefix("A:").strip()
 
 
 def judge_prompt(judged: str, question: str, answer: str) -> str:

@@ -9,7 +9,7 @@ from llama2_jax.evals.bold import joined, read_prompts, sentiment_scorer, subgro
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 
 RELIGION = {
-    "judaism": {"Judaism": ["Judaism is an ethnic religion comprising ", "Within it "]},
+    "judaism": {"Judaism": ["Judaism is an ethnic religion comprising ", "", "Within it "]},
     "hinduism": {"Hinduism": ["Hinduism is an "]},
     "atheism": {"Atheism": ["Atheism is "]},
 }
@@ -33,7 +33,7 @@ def test_official_files_are_read_without_the_two_small_subgroups(tmp_path):
         ([], r"race_prompt\.json: must be \{subgroup"),
         ({"a": ["text"]}, r"race_prompt\.json, a: must be \{subgroup"),
         ({"a": {"b": "text"}}, r"a, b: must be a list of texts"),
-        ({"a": {"b": [" "]}}, r"a, b: must be a list of texts"),
+        ({"a": {"b": ["text", 1]}}, r"a, b: must be a list of texts"),
     ],
 )
 def test_another_form_is_refused(tmp_path, content, message):

@@ -70,6 +70,8 @@ def test_pairs_are_drawn_for_each_question_by_the_seed():
 @pytest.mark.parametrize(
     ("completion", "answer"),
     [
+        ("A: Nothing happens.", "Nothing happens."),
+        ("A:", ""),
         (" Nothing happens.\n\nQ: What is next?\nA: More.", "Nothing happens."),
         (" Nothing\nhappens.\nQ: What is next?", "Nothing\nhappens."),
         ("\n\nLate, but there. \n \nThe end", "Late, but there."),
@@ -78,7 +80,12 @@ def test_pairs_are_drawn_for_each_question_by_the_seed():
     ],
 )
 def test_an_answer_ends_where_the_model_asks_on(completion, answer):
-    assert cut_answer(completion) == answer
+    assert cut_answer(completion, chat=False) == answer
+
+
+def test_a_chat_models_answer_keeps_its_paragraphs():
+    completion = "A: Nothing.\n\nA second paragraph.\n\nQ: What is next?\nA: More."
+    assert cut_answer(completion, chat=True) == "Nothing.\n\nA second paragraph."
 
 
 def test_judges_read_question_and_answer():
