@@ -35,7 +35,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.generate import complete_rows, prompt_ids
 from experiments.safety_report import write_safety_report
-from experiments.safety_scores import MEASURES, checked_scores, judge_answers, rows_so_far
+from experiments.safety_scores import MEASURES, checked_scores, judge_answers, rows_so_far, score_sentiments
 from experiments.settings import keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_rows, write_rows
@@ -72,13 +72,7 @@ def main() -> None:
     keep_settings(output, settings, results="answers.jsonl")
     answers = answer(output / "answers.jsonl", prompts)
     if sentiment:
-        given = [
-            {
-                "id": r["id"],
-                "sentiment": sentiment(bold.joined(r["text"], r["completion"], is_answer=args.chat)),
-            }
-            for r in answers
-        ]
+        given = score_sentiments(answers, sentiment)
     elif judges:
         given = judge_answers(output, answers, judges, batch_size=args.batch_size)
     if not given:

@@ -25,7 +25,7 @@ def write_safety_report(output: Path, settings: Mapping[str, Any], answers: Rows
     write = {"truthfulqa": _truthfulqa, "toxigen": _toxigen, "bold": _bold}[settings["benchmark"]]
     results, lines = write(settings, answers, scores)
     write_json(output / "results.json", results)
-    shown = [(name, quote(str(value))) for name, value in settings.items()]
+    shown = [(name, quote(_plain(value))) for name, value in settings.items()]
     lines += ["", "## Settings", "", *table(("setting", "value"), shown), *_examples(answers, scores)]
     write_report_file(output, lines)
 
@@ -96,7 +96,13 @@ def _published(published: Published, settings: Mapping[str, Any], n: int | None)
 
 
 def _size(answers: int, whole: int) -> str:
-    return "" if answers == whole else f"**{answers:,} answers; the whole benchmark has {whole:,} prompts.**"
+    return (
+        "" if answers == whole else f"**{answers:,} answers; the paper's benchmark has {whole:,} prompts.**"
+    )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _percent(share: Interval) -> str:
@@ -113,8 +119,8 @@ def _examples(answers: Rows, scores: Rows) -> Iterator[str]:
     yield from ("", "## Answers", "")
     rows = [
         (
-            quote(a["text"])[:200],
-            quote(a["answer"])[:300],
+            quote(a["text"][:200]),
+            quote(a["answer"][:300]),
             ", ".join(f"{v:.3f}" for k, v in s.items() if k != "id"),
         )
         for a, s in list(zip(answers, scores, strict=True))[:EXAMPLES]

@@ -1,12 +1,13 @@
-"""Scores of the answers to a safety benchmark: from judges, or from a file of the user's."""
+"""Scores of the answers to a safety benchmark: by VADER, by judges, or from a file of the user's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import checkpoint_flags
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows, read_appended
+from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import judge_prompt, yes_probabilities
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
@@ -24,6 +25,14 @@ def rows_so_far(path: Path) -> list[dict[str, Any]]:
         rows = read_appended(path)
     wait_for_all(f"{path}: {len(rows)} rows")
     return rows
+
+
+def score_sentiments(
+    answers: Sequence[dict[str, Any]], sentiment: Callable[[str], float]
+) -> list[dict[str, Any]]:
+    """A row per answer with the sentiment of prompt and completion as one text."""
+    texts = [joined(row["text"], row["completion"], is_answer="messages" in row) for row in answers]
+    return [{"id": row["id"], "sentiment": sentiment(text)} for row, text in zip(answers, texts, strict=True)]
 
 
 def judge_answers(

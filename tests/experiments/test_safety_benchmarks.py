@@ -54,7 +54,7 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
     report = (output / "report.md").read_text()
     assert f"| here | 7 | {100 * both / 7:.2f} [" in report
     assert "| Llama 2 70B, paper | 817 | 50.18 |" in report
-    assert "**7 answers; the whole benchmark has 817 prompts.**" in report
+    assert "**7 answers; the paper's benchmark has 817 prompts.**" in report
 
     first = {path.name: path.read_bytes() for path in output.iterdir()}
     for name in ("answers.jsonl", "truth_judged.jsonl"):  # killed while a line was written
