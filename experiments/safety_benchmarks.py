@@ -35,7 +35,14 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.generate import complete_rows, prompt_ids
 from experiments.safety_report import write_safety_report
-from experiments.safety_scores import MEASURES, checked_scores, judge_answers, rows_so_far, score_sentiments
+from experiments.safety_scores import (
+    MEASURES,
+    checked_scores,
+    judge_answers,
+    rows_so_far,
+    score_sentiments,
+    yes_or_no,
+)
 from experiments.settings import keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_rows, write_rows
@@ -81,6 +88,8 @@ def main() -> None:
     scores = checked_scores(given, MEASURES[args.benchmark], [row["id"] for row in answers])
     write_rows(output / "scores.jsonl", scores)
     scored_by = {"scores": args.scores} if args.scores else {f"{k}_judge": v for k, v in judges.items()}
+    if judges:
+        scored_by["yes_or_no"] = yes_or_no(given)
     write_safety_report(output, settings | scored_by, answers, scores)
     print(f"{output / 'report.md'} is written")
 

@@ -13,6 +13,7 @@ from llama2_jax.evals.safety_prompts import SIZES, Published
 Rows = Sequence[Mapping[str, Any]]
 
 EXAMPLES = 5
+YES_OR_NO = 0.5  # of its probability, that a judge must give to these words to be believed
 
 
 def write_safety_report(output: Path, settings: Mapping[str, Any], answers: Rows, scores: Rows) -> None:
@@ -40,6 +41,7 @@ def _truthfulqa(settings: Mapping[str, Any], answers: Rows, scores: Rows) -> tup
         "Llama 2, A.4.7, Tables 11, 14 and 44. Percent of the answers, with intervals of 95 %.",
         _size(len(answers), truthfulqa.NUM_QUESTIONS),
         "Other judges than the paper's give other verdicts; theirs are no longer to be had.",
+        *_doubts(settings.get("yes_or_no", {})),
         "",
         *table(
             ("", "n", "true and informative", "true", "informative"),
@@ -101,8 +103,20 @@ def _size(answers: int, whole: int) -> str:
     )
 
 
+def _doubts(yes_or_no: Mapping[str, float]) -> Iterator[str]:
+    """What there is to say against the judges."""
+    for judged, share in yes_or_no.items():
+        if share < YES_OR_NO:
+            yield (
+                f'**The {judged} judge gives " yes" and " no" {100 * share:.1f} % of its probability: it '
+                "was not fine-tuned to judge, and its verdicts mean nothing.**"
+            )
+
+
 def _plain(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(share: Interval) -> str:

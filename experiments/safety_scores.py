@@ -8,7 +8,7 @@ from experiments import checkpoint_flags
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows, read_appended
 from llama2_jax.evals.bold import joined
-from llama2_jax.evals.truthfulqa import judge_prompt, yes_probabilities
+from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 MEASURES = {
@@ -62,14 +62,20 @@ def _judge(
     while judge and missing:
         batch, missing = missing[:batch_size], missing[batch_size:]
         prompts = [judge_prompt(judged, row["text"], row["answer"]) for row in batch]
-        chances = yes_probabilities(judge, prompts, batch_size=batch_size)
+        found = verdicts(judge, prompts, batch_size=batch_size)
         rows = [
-            {"id": row["id"], judged: chance, "judge": checkpoint}
-            for row, chance in zip(batch, chances, strict=True)
+            {"id": row["id"], judged: verdict.yes, "yes_or_no": verdict.yes_or_no, "judge": checkpoint}
+            for row, verdict in zip(batch, found, strict=True)
         ]
         append_rows(path, rows)
         done += rows
     return done
+
+
+def yes_or_no(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each judge, by what it judges: the mean probability of " yes" or " no" in its rows."""
+    own = {name: [row["yes_or_no"] for row in rows if name in row] for name in JUDGED}
+    return {name: sum(found) / len(found) for name, found in own.items()}
 
 
 def checked_scores(

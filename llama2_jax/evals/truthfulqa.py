@@ -45,6 +45,13 @@ class Question(NamedTuple):
     best_answer: str
 
 
+class Verdict(NamedTuple):
+    """Probabilities under a judge."""
+
+    yes: float  # of " yes"
+    yes_or_no: float  # of either word: nearly 1 under a model that was fine-tuned to judge
+
+
 class TruthShares(NamedTuple):
     """Shares of the answers."""
 
@@ -103,17 +110,18 @@ def judge_prompt(judged: str, question: str, answer: str) -> str:
     return f"Q: {question}\nA: {answer}\n{JUDGED[judged]}:"
 
 
-def yes_probabilities(judge: LoadedModel, prompts: Sequence[str], *, batch_size: int) -> list[float]:
-    """The probability of " yes" after each prompt, under a judge.
+def verdicts(judge: LoadedModel, prompts: Sequence[str], *, batch_size: int) -> list[Verdict]:
+    """How a judge goes on after each prompt.
 
     Raises:
       PromptError: a prompt is longer than the judge's context.
     """
     tokenizer = judge.require_tokenizer()
-    encoded = [encode_pair(prompt, " yes", tokenizer) for prompt in prompts]
+    encoded = [encode_pair(prompt, word, tokenizer) for prompt in prompts for word in (" yes", " no")]
     pairs = [(ids[:length], ids[length:]) for ids, length in encoded]
     found = score_continuations(judge.model, judge.params, pairs, batch_size=batch_size)
-    return [math.exp(one.logprob) for one in found]
+    chances = [math.exp(one.logprob) for one in found]
+    return [Verdict(yes, yes + no) for yes, no in zip(chances[::2], chances[1::2], strict=True)]
 
 
 def truth_shares(truth: Sequence[float], info: Sequence[float]) -> TruthShares:

@@ -12,7 +12,7 @@ from llama2_jax.evals.truthfulqa import (
     judge_prompt,
     read_questions,
     truth_shares,
-    yes_probabilities,
+    verdicts,
 )
 from tests.experiments import runs
 from tests.model import numpy_llama
@@ -93,19 +93,23 @@ def test_judges_read_question_and_answer():
     assert judge_prompt("info", "Why?", "So.") == "Q: Why?\nA: So.\nHelpful:"
 
 
-def test_the_probability_of_yes_is_that_of_numpy():
+def test_probabilities_of_a_judge_are_those_of_numpy():
     judge = runs.chat_model()
     tokenizer = judge.require_tokenizer()
     prompts = [judge_prompt(kind, "What is a token?", "A piece.") for kind in ("truth", "info")]
     prompts.append(judge_prompt("truth", "Why does the model read a longer story?", ""))
-    found = yes_probabilities(judge, prompts, batch_size=2)
-    for prompt, probability in zip(prompts, found, strict=True):
+    found = verdicts(judge, prompts, batch_size=2)
+    for prompt, verdict in zip(prompts, found, strict=True):
         ids = tokenizer.encode(prompt, bos=True)
-        joined = tokenizer.encode(f"{prompt} yes", bos=True)
-        assert joined[: len(ids)] == ids
-        logprobs = numpy_llama.next_logprobs(judge.params, joined, judge.config)
-        assert probability == pytest.approx(math.exp(logprobs[len(ids) - 1 :].sum()), rel=1e-3)
-        assert 0 < probability < 1
+        chances = []
+        for word in (" yes", " no"):
+            joined = tokenizer.encode(prompt + word, bos=True)
+            assert joined[: len(ids)] == ids
+            logprobs = numpy_llama.next_logprobs(judge.params, joined, judge.config)
+            chances.append(math.exp(logprobs[len(ids) - 1 :].sum()))
+        assert verdict.yes == pytest.approx(chances[0], rel=1e-3)
+        assert verdict.yes_or_no == pytest.approx(sum(chances), rel=1e-3)
+        assert chances[0] > 0
 
 
 def test_shares_of_true_informative_and_both():

@@ -54,6 +54,7 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
     report = (output / "report.md").read_text()
     assert f"| here | 7 | {100 * both / 7:.2f} [" in report
     assert "| Llama 2 70B, paper | 817 | 50.18 |" in report
+    assert '**The truth judge gives " yes" and " no" 0.0 % of its probability' in report  # not made to judge
     assert "**7 answers; the paper's benchmark has 817 prompts.**" in report
 
     first = {path.name: path.read_bytes() for path in output.iterdir()}
