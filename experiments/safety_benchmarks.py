@@ -76,7 +76,7 @@ def main() -> None:
     prompts = drawn(read_prompts(args.benchmark, files, seed=args.seed), args.limit)
     settings = {name: args[name].value for name in SETTINGS}
     settings["data"] = {path.name: file_sha256(path)[:12] for path in files}
-    keep_settings(output, settings, results="answers.jsonl")
+    keep_settings(output, settings, results="*.jsonl")
     answers = answer(output / "answers.jsonl", prompts)
     if sentiment:
         given = score_sentiments(answers, sentiment)
