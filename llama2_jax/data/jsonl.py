@@ -59,6 +59,22 @@ def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def read_appended(path: str | Path) -> list[dict[str, Any]]:
+    """The rows that ``append_rows`` has written so far, if any; a last line cut off is passed over.
+
+    Raises:
+      DataError: another line that is not a JSON object (file, line, reason).
+    """
+    records = list(json_lines(Path(path))) if Path(path).exists() else []
+    rows = [record.parsed(dict) for record in records[:-1]]
+    for last in records[-1:]:
+        try:
+            rows.append(last.parsed(dict))
+        except DataError as error:
+            log.warning("%s: the line was cut off and is passed over", error)
+    return rows
+
+
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, stop_ids
-from llama2_jax.data.tokenizer import encode_pair, text_after
+from llama2_jax.data.tokenizer import split_ids, text_after
 from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score_continuations
@@ -92,7 +92,7 @@ class HarnessLM(LM):
           ConfigError: a continuation without a token, which has no likelihood.
         """
         # a chat ends where its answer begins; the space of Llama 2's format is the answer's
-        before, rest = encode_pair(
+        before, rest = split_ids(
             self._encode, context, continuation, spaces=" " if is_chat(context) else None
         )
         require(

@@ -3,7 +3,7 @@ import gzip
 
 import pytest
 
-from llama2_jax.data.jsonl import append_rows, parse_rows, read_rows, write_rows
+from llama2_jax.data.jsonl import append_rows, parse_rows, read_appended, read_rows, write_rows
 from llama2_jax.data.sources import DataError
 
 ROWS = [{"text": "naïve 中 \u2028"}, {"text": "two"}]
@@ -58,3 +58,17 @@ def test_a_line_that_was_cut_off_is_removed_by_the_next_rows(tmp_path, cut, capl
     kept = ROWS if cut == -1 else ROWS[:1]  # -1: only the newline was lost
     assert read_rows(path) == [*kept, {"text": "three"}]
     assert ("cut off" in caplog.text) == (cut > 0)
+
+
+def test_appended_rows_are_read_without_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_appended(path) == []
+    append_rows(path, ROWS)
+    assert read_appended(path) == ROWS
+    path.write_bytes(path.read_bytes() + b'{"text": "thr')
+    assert read_appended(path) == ROWS
+    append_rows(path, ROWS)
+    assert read_appended(path) == ROWS + ROWS
+    path.write_bytes(b'{"text": \n' + path.read_bytes())
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1"):
+        read_appended(path)

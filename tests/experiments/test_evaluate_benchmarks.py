@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmark_report import result
-from experiments.evaluate_benchmarks import Run, check_origin, chosen_runs, keep_settings
+from experiments.evaluate_benchmarks import Run, check_origin, chosen_runs
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
 from tests.experiments import runs
@@ -103,14 +103,6 @@ def test_results_of_another_model_are_not_joined(tmp_path: Path) -> None:
     check_origin(tmp_path, origin)
     with pytest.raises(ConfigError, match=r"choice/results.json was made with something else:\n.*step 16"):
         check_origin(tmp_path, origin | {"model": "workdir w, step 16, checksum 1"})
-
-
-def test_settings_may_be_corrected_before_there_are_results(tmp_path: Path) -> None:
-    keep_settings(tmp_path, {"limit": 3})
-    keep_settings(tmp_path, {"limit": 4})
-    runs.write_lines((tmp_path / "choice").mkdir() or tmp_path / "choice/results.json", ["{}"])
-    with pytest.raises(ConfigError, match="limit"):
-        keep_settings(tmp_path, {"limit": 5})
 
 
 def test_tasks_of_one_benchmark_are_weighted_by_their_questions() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.score import score_rows
 from llama2_jax.config import ConfigError
-from llama2_jax.data.tokenizer import encode_pair
+from llama2_jax.data.tokenizer import encode_pair, split_ids
 from llama2_jax.generate.decode import PromptError
 from tests.experiments import runs
 
@@ -77,10 +77,15 @@ def test_texts_count_before_tokens_and_a_lone_text_does_not() -> None:
 
 
 def test_space_at_the_end_of_a_prompt_belongs_to_the_completion() -> None:
-    encode = runs.chat_model().require_tokenizer().encode
-    assert encode_pair(encode, "The model ", "reads") == encode_pair(encode, "The model", " reads")
-    assert encode_pair(encode, "The model\n", "reads") != encode_pair(encode, "The model", "\nreads")
-    assert encode_pair(encode, "A\n", "b", spaces=None) == encode_pair(encode, "A", "\nb", spaces=None)
+    tokenizer = runs.chat_model().require_tokenizer()
+    assert encode_pair("The model ", "reads", tokenizer) == encode_pair("The model", " reads", tokenizer)
+    assert encode_pair("The model\n", "reads", tokenizer) != encode_pair("The model", "\nreads", tokenizer)
+    either = {
+        (before, spaces): split_ids(tokenizer.encode, before, "b", spaces=spaces)[0]
+        for before in ("A", "A\n")
+        for spaces in (" ", None)
+    }
+    assert either["A\n", None] == either["A", None] != either["A\n", " "]
 
 
 def test_token_that_spans_prompt_and_completion_is_of_the_completion() -> None:
@@ -90,7 +95,9 @@ def test_token_that_spans_prompt_and_completion_is_of_the_completion() -> None:
     longer_alone = 0
     for cut in range(len(text)):
         alone = tokenizer.encode(text[:cut], bos=True)
-        own, rest = encode_pair(lambda text: tokenizer.encode(text, bos=True), text[:cut], text[cut:])
+        own, rest = split_ids(
+            lambda text: tokenizer.encode(text, bos=True), text[:cut], text[cut:], spaces=" "
+        )
         ids, before = own + rest, len(own)
         assert ids == whole
         assert 1 <= before < len(ids)

@@ -36,6 +36,7 @@ __all__ = [
     "load_tokenizer",
     "sentencepiece_from_pieces",
     "shared_prefix",
+    "split_ids",
     "text_after",
     "train_sentencepiece",
     "wants_bos",

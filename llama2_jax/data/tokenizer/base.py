@@ -78,17 +78,22 @@ def wants_bos(prompt: str, tokenizer: Tokenizer) -> bool:
     return tokenizer.begins_with_bos or (not prompt and tokenizer.bos_id >= 0)
 
 
-def encode_pair(
-    encode: Callable[[str], list[int]], context: str, continuation: str, *, spaces: str | None = " "
+def encode_pair(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids of both joined, after BOS if the prompt wants it: the prompt's own, and the completion's."""
+    bos = wants_bos(prompt.rstrip(" "), tokenizer)
+    return split_ids(lambda text: tokenizer.encode(text, bos=bos), prompt, completion, spaces=" ")
+
+
+def split_ids(
+    encode: Callable[[str], list[int]], context: str, continuation: str, *, spaces: str | None
 ) -> tuple[list[int], list[int]]:
     """Ids of both joined: the context's own, and the rest, among it a token that spans both.
 
     Args:
       spaces: characters at the end of the context that belong to the continuation; None for all white space.
     """
-    stripped = context.rstrip(spaces)
     ids = encode(context + continuation)
-    own = shared_prefix(encode(stripped), ids)
+    own = shared_prefix(encode(context.rstrip(spaces)), ids)
     return ids[:own], ids[own:]
 
 

@@ -1,0 +1,192 @@
+"""TruthfulQA, ToxiGen and BOLD with any checkpoint (Llama 2, 4.1, 4.4, A.4.7, Tables 11, 14, 44 to 50).
+
+python -m experiments.safety_benchmarks --benchmark=truthfulqa --data=TruthfulQA.csv --checkpoint=PATH \
+    --truth_judge=PATH --info_judge=PATH --output=DIR
+python -m experiments.safety_benchmarks --benchmark=toxigen --data=toxiGen.json --checkpoint=PATH --output=DIR
+python -m experiments.safety_benchmarks --benchmark=bold --data='prompts/*_prompt.json' --checkpoint=PATH \
+    --output=DIR
+
+Data are the official files: TruthfulQA.csv of sylinrl/TruthfulQA, data/toxiGen.json of microsoft/SafeNLP,
+and prompts/*.json of amazon-science/bold. A chat model (--chat) reads each prompt as a user's message, also
+that of TruthfulQA with its six examples: the paper has one prompt for all models. Sampled is as in the paper,
+at temperature 0.1 with top-p 0.9 (SBM-1).
+
+DIR gets answers.jsonl, and once all is scored scores.jsonl, results.json and report.md:
+
+* BOLD is scored here, by VADER (needs the extra "analysis").
+* TruthfulQA is scored by two judges, checkpoints that go on with " yes" or " no" after "Q: ... A: ... True:"
+  and "... Helpful:". The paper's are gone; allenai/truthfulqa-truth-judge-llama2-7B and -info-judge- replace
+  them.
+* ToxiGen's classifier, a RoBERTa model, is not part of this repository. Let it score "answer" in each row of
+  answers.jsonl, and give the same command again with --scores=FILE, JSONL rows {"id": 0, "toxicity": 0.02}:
+  the probability that the answer is toxic. The same way go verdicts of other judges of TruthfulQA, rows
+  {"id": 0, "truth": 0.9, "info": 0.4}.
+
+A run that is killed goes on where it was when the same command is given again; at most a batch is lost.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import checkpoint_flags
+from experiments.generate import complete_rows, prompt_ids
+from experiments.safety_report import write_safety_report
+from experiments.safety_scores import (
+    MEASURES,
+    checked_scores,
+    judge_answers,
+    rows_so_far,
+    score_sentiments,
+    yes_or_no,
+)
+from experiments.settings import keep_settings
+from llama2_jax.config import require
+from llama2_jax.data.jsonl import append_rows, read_rows, write_rows
+from llama2_jax.data.shards import file_sha256
+from llama2_jax.data.sources import expand_paths
+from llama2_jax.evals import bold, toxigen, truthfulqa
+from llama2_jax.evals.safety_prompts import SafetyPrompt
+from llama2_jax.generate.decode import check_prompts, check_seeds
+from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.launch import launch
+from llama2_jax.pretrained import for_decoding
+
+SETTINGS = (
+    "benchmark", "checkpoint", "dtype", "template", "chat", "limit", "seed",
+    "max_new_tokens", "temperature", "top_p",
+)  # fmt: skip
+
+Numbered = tuple[int, SafetyPrompt]
+"""A prompt and its number in the file, from 0."""
+
+
+def main() -> None:
+    """Read the prompts, let the model answer, score, report; what is there is not done again."""
+    args = flags.FLAGS
+    output = Path(args.output)
+    judges = {name: path for name in truthfulqa.JUDGED if (path := args[f"{name}_judge"].value)}
+    check_flags(args.benchmark, judges, args.scores)
+    sentiment = bold.sentiment_scorer() if args.benchmark == "bold" else None
+    given = read_rows(args.scores) if args.scores else []
+    files = expand_paths(args.data)
+    prompts = drawn(read_prompts(args.benchmark, files, seed=args.seed), args.limit)
+    settings = {name: args[name].value for name in SETTINGS}
+    settings["data"] = {path.name: file_sha256(path)[:12] for path in files}
+    keep_settings(output, settings, results="*.jsonl")
+    answers = answer(output / "answers.jsonl", prompts)
+    if sentiment:
+        given = score_sentiments(answers, sentiment)
+    elif judges:
+        given = judge_answers(output, answers, judges, batch_size=args.batch_size)
+    if not given:
+        print(f"{len(answers)} answers are in {output / 'answers.jsonl'}; score them and give --scores=FILE")
+        return
+    scores = checked_scores(given, MEASURES[args.benchmark], [row["id"] for row in answers])
+    write_rows(output / "scores.jsonl", scores)
+    scored_by = {"scores": args.scores} if args.scores else {f"{k}_judge": v for k, v in judges.items()}
+    if judges:
+        scored_by["yes_or_no"] = yes_or_no(given)
+    write_safety_report(output, settings | scored_by, answers, scores)
+    print(f"{output / 'report.md'} is written")
+
+
+def check_flags(benchmark: str, judges: Mapping[str, str], scores: str | None) -> None:
+    """Refuse what cannot be meant, before anything is read."""
+    given = [f"--{name}_judge" for name in judges]
+    require(
+        not given or benchmark == "truthfulqa",
+        f"{', '.join(given)}: only --benchmark=truthfulqa has judges, not {benchmark}",
+    )
+    require(
+        len(given) in (0, len(truthfulqa.JUDGED)),
+        f"{', '.join(given)} alone; give --truth_judge and --info_judge",
+    )
+    require(not (given and scores), f"both {', '.join(given)} and --scores={scores}; leave one out")
+    require(not (scores and benchmark == "bold"), f"--scores={scores}: BOLD is scored here; leave it out")
+
+
+def read_prompts(benchmark: str, files: Sequence[Path], *, seed: int) -> list[SafetyPrompt]:
+    """All prompts of a benchmark's official files."""
+    if benchmark == "bold":
+        return bold.read_prompts(files)
+    require(len(files) == 1, f"--data has {len(files)} files; {benchmark} is one")
+    if benchmark == "toxigen":
+        return toxigen.read_prompts(files[0])
+    return truthfulqa.few_shot_prompts(truthfulqa.read_questions(files[0]), seed=seed)
+
+
+def drawn(prompts: Sequence[SafetyPrompt], limit: int | None) -> list[Numbered]:
+    """The prompts with their numbers, or ``limit`` of them drawn at random, the same ones every time."""
+    numbered = list(enumerate(prompts))
+    if limit is None or limit >= len(numbered):
+        return numbered
+    return sorted(random.Random(0).sample(numbered, limit))
+
+
+def answer(path: Path, prompts: Sequence[Numbered]) -> list[dict[str, Any]]:
+    """The rows of ``answers.jsonl``, one per prompt and in their order; those missing are sampled and added.
+
+    Raises:
+      PromptError: a prompt is longer than the model's context.
+    """
+    args = flags.FLAGS
+    done = rows_so_far(path)
+    missing = [_row(*one, chat=args.chat) for one in prompts[len(done) :]]
+    if not missing:
+        return done
+    loaded = for_decoding(checkpoint_flags.load_checkpoint())
+    # of all, before the first batch and not after hours
+    check_prompts(loaded.model, [prompt_ids(row, loaded, where=f"prompt {row['id']}") for row in missing])
+    check_seeds([args.seed, args.seed + len(prompts) - 1])
+    sampling = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p)
+    for first in range(0, len(missing), args.batch_size):
+        completed = complete_rows(
+            loaded,
+            missing[first : first + args.batch_size],
+            sampling,
+            batch_size=args.batch_size,
+            seed=args.seed + len(done),
+        )
+        rows = [_answered(row, args.benchmark) for row in completed]
+        append_rows(path, rows)
+        done += rows
+    return done
+
+
+def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": prompt.prompt}]} if chat else {"prompt": prompt.prompt}
+    return {"id": number, "groups": list(prompt.groups), "text": prompt.text, **asked}
+
+
+def _answered(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
+    """What is kept of a completed row, and the answer to be judged."""
+    answer = row["completion"].strip()
+    if benchmark == "truthfulqa":
+        answer = truthfulqa.cut_answer(answer, chat="messages" in row)
+    kept = {key: value for key, value in row.items() if key not in ("completion_tokens", "logprobs")}
+    return {**kept, "answer": answer}
+
+
+if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
+    checkpoint_flags.define()
+    flags.DEFINE_enum("benchmark", None, list(MEASURES), "Which one.")
+    flags.DEFINE_list("data", None, "Its official file; of BOLD files or a pattern.")
+    flags.DEFINE_string("output", None, "Folder to write.")
+    flags.DEFINE_bool("chat", False, "Ask as a chat, in the checkpoint's template.")
+    flags.DEFINE_string("truth_judge", None, "Checkpoint that judges whether answers are true.")
+    flags.DEFINE_string("info_judge", None, "Checkpoint that judges whether answers are informative.")
+    flags.DEFINE_string("scores", None, "JSONL of scores from a classifier or judges of your own.")
+    flags.DEFINE_integer(
+        "limit", None, "Prompts, drawn at random, to try it; all if not given.", lower_bound=1
+    )
+    flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)
+    flags.DEFINE_integer("max_new_tokens", 128, "Longest answer; the paper does not say.")
+    flags.DEFINE_float("temperature", 0.1, "The paper's.")
+    flags.DEFINE_float("top_p", 0.9, "The paper's.")
+    flags.DEFINE_integer("seed", 0, "Of the examples and the samples.")
+    flags.mark_flags_as_required(["benchmark", "data", "output"])
+    launch(main, several_processes=True)

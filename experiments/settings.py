@@ -1,0 +1,28 @@
+"""Settings of a run that goes on where it was stopped, of programmes with flags instead of a config."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llama2_jax.config import ConfigError, changes, write_json
+from llama2_jax.sharding.processes import files_at_rest
+
+
+def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> None:
+    """Write ``config.json``, or refuse a folder with results of other settings.
+
+    Args:
+      results: glob pattern of the files in ``output`` that later runs build on.
+
+    Raises:
+      ConfigError: what differs.
+    """
+    path = output / "config.json"
+    with files_at_rest(output):
+        lines = changes(json.loads(path.read_text(encoding="utf-8")), settings) if path.exists() else []
+        has_results = any(output.glob(results))
+    if lines and has_results:
+        raise ConfigError(
+            f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another --output"
+        )
+    write_json(path, settings)
