@@ -27,7 +27,7 @@ from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogues, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import load
-from llama2_jax.sharding.processes import wait_for_all
+from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -37,7 +37,9 @@ def run(config: Any, workdir: Path) -> None:
         _check_prompts(config)
     if open_workdir(config, workdir):
         return
-    if not (workdir / "mixtures.json").exists():
+    with files_at_rest(workdir):
+        is_mixed = (workdir / "mixtures.json").exists()
+    if not is_mixed:
         write_mixtures(config, workdir, _check_models(config))
     models = {name: fine_tune(config, workdir, name) for name in share_names(config.data.shares)}
     evaluate(config, workdir, models)

@@ -19,10 +19,19 @@ from absl import flags
 
 from experiments.evaluate_chat import PromptSets, Versions, prompt_sets, transcripts
 from experiments.report import percent, table, write_report_file
-from experiments.safety_scaling_results import LOW_REWARD, Labels, all_labels, key, measure, read_versions
+from experiments.safety_scaling_results import (
+    LOW_REWARD,
+    Labels,
+    all_labels,
+    false_refusals,
+    key,
+    measure,
+    read_versions,
+)
 from llama2_jax.analysis.safety_plots import Curve, plot_by_share
 from llama2_jax.config import require, write_json
 from llama2_jax.data.jsonl import write_rows
+from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.refusals import read_labels, refusal_kind
 from llama2_jax.launch import launch
 from llama2_jax.rlhf.archive import Sample
@@ -65,6 +74,7 @@ def write_report(workdir: Path, labels: Labels | None = None) -> None:
     ]
     known = all_labels(asked, labels or {}, is_simulated=scoring["truth"] == "simulated")
     results = {
+        "truth": scoring["truth"],
         "mixtures": {
             name: {
                 "safe": safe,
@@ -79,7 +89,8 @@ def write_report(workdir: Path, labels: Labels | None = None) -> None:
     write_json(workdir / "results.json", results)
     write_rows(workdir / "to_label.jsonl", _rows_to_label(asked))
     _draw(workdir, results)
-    write_report_file(workdir, [*_scores(results), *_false_refusals(results), *_borderline(versions, sets)])
+    lines = [*_scores(results), *_false_refusals(results), *_borderline(versions, sets, known)]
+    write_report_file(workdir, lines)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -143,9 +154,9 @@ def _scores(results: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     rows = [
         (
-            name, str(rewards["safety"][name]), _number("safety", name, "{:.3f}"),
+            name, str(rewards["safety"][name]), _number("safety", name, 1, "{:.3f}"),
             percent(results["low_safety_reward"][name]._asdict()),
-            str(rewards["helpfulness"][name]), _number("helpfulness", name, "{:.3f}"),
+            str(rewards["helpfulness"][name]), _number("helpfulness", name, 1, "{:.3f}"),
         )
         for name in mixtures
     ]  # fmt: skip
@@ -162,8 +173,8 @@ def _false_refusals(results: dict[str, Any]) -> list[str]:
         [name, *(
             cell
             for which, own in found.items()
-            for cell in (percent(own[name].rate._asdict()), f"{own[name].refused:,} of {own[name].asked:,}",
-                         _number(which, name, "{:.3%}"))
+            for cell in (_rate(own[name].rate), f"{own[name].refused:,} of {own[name].asked:,}",
+                         _number(which, name, 100, "{:.3g} %"))
         )]
         for name in results["mixtures"]
     ]  # fmt: skip
@@ -175,7 +186,8 @@ def _false_refusals(results: dict[str, Any]) -> list[str]:
         "",
         *_how_found(results),
     ]
-    return [*lines, "", "![false refusals](false_refusals.png)", ""]
+    lines += ["", "![false refusals](false_refusals.png)", ""]
+    return [*lines, "Below, borderline prompts through all models, first those that most of them refuse.", ""]
 
 
 def _how_found(results: dict[str, Any]) -> list[str]:
@@ -189,18 +201,31 @@ def _how_found(results: dict[str, Any]) -> list[str]:
     if rule.size:
         precision, recall = (percent(one._asdict()) if one else "none" for one in rule[:2])
         lines.append(f"Where there are labels, the rule has precision {precision} and recall {recall}.")
+    if results["truth"] == "simulated":
+        lines.append("In the simulated world that is no test of it: there all refuse in words that it knows.")
     return [" ".join(lines)]
 
 
-def _borderline(versions: Versions, sets: PromptSets) -> list[str]:
-    """Answers to borderline prompts, to be read."""
-    chosen = {name: [answers[i] for i in sets.borderline] for name, answers in versions.items()}
+def _borderline(versions: Versions, sets: PromptSets, labels: Labels) -> list[str]:
+    """Answers to borderline prompts, to be read: first of those that most models refuse."""
+    refused = {
+        i: sum(false_refusals([own[i]], labels).refused for own in versions.values()) for i in sets.borderline
+    }
+    order = sorted(refused, key=lambda i: -refused[i])
+    chosen = {name: [answers[i] for i in order] for name, answers in versions.items()}
     return transcripts(chosen, NUM_TRANSCRIPTS)
 
 
-def _number(which: str, name: str, form: str) -> str:
+def _rate(rate: Interval) -> str:
+    """With three digits: of many prompts very few may be refused."""
+    value, low, high = (f"{100 * one:.3g}" for one in rate)
+    return f"{value} % [{low}, {high}]"
+
+
+def _number(which: str, name: str, scale: float, form: str) -> str:
+    """What the paper has for a share, if it has it."""
     value = PAPER[which].get(name)
-    return "" if value is None else form.format(value)
+    return "" if value is None else form.format(scale * value)
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported

@@ -1,11 +1,11 @@
-"""What a finished evaluation says about each share of safety data: rewards, false refusals (SAFE-7, SAFE-8)."""
+"""What an evaluation says about each share of safety data: rewards, false refusals (SAFE-7, SAFE-8)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.evaluate_chat import PromptSets, Versions
-from llama2_jax.config import require
+from llama2_jax.config import ConfigError, require
 from llama2_jax.evals.intervals import Interval, trend_z, unit_mean, wilson
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL, agreement, refusal_kind
 from llama2_jax.losses.preference import displayed
@@ -58,11 +58,11 @@ def all_labels(asked: Sequence[Sample], labels: Labels, *, is_simulated: bool) -
     """
     keys = {key(sample) for sample in asked}
     foreign = [one for one in labels if one not in keys]
-    require(
-        not foreign,
-        f"{len(foreign)} of {len(labels)} labels are of answers that this run does not have, such as one to "
-        f"prompt {foreign[:1]}; label those of this run's to_label.jsonl",
-    )
+    if foreign:
+        raise ConfigError(
+            f"{len(foreign)} of {len(labels)} labels are of answers that this run does not have, such as one to "
+            f"prompt {foreign[0][0]!r}; label those of this run's to_label.jsonl"
+        )
     truth = {one: REFUSAL if is_refusal(one[1]) else ANSWER for one in keys} if is_simulated else {}
     return {**truth, **labels}
 

@@ -45,7 +45,12 @@ def plot_by_share(
             known = [(i, scale * paper) for i, paper in enumerate(curve.paper) if paper is not None]
             if known:
                 axes.plot(
-                    *zip(*known, strict=True), "s--", color=colour, mfc="none", alpha=0.5, label="the paper"
+                    *zip(*known, strict=True),
+                    "s--",
+                    color=colour,
+                    mfc="none",
+                    alpha=0.5,
+                    label=f"{name}, the paper",
                 )
         axes.set_xticks(places, names)
         axes.set(title=title, xlabel="share of the safety data", ylabel=label)
@@ -77,7 +82,9 @@ def plot_score_change(
         right.hist(y, BINS, color=COLOURS[0], alpha=0.6, orientation="horizontal")
         middle.scatter(x, y, s=9, color=COLOURS[0], alpha=0.4)
         middle.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
-        middle.set(xlabel=f"score, {before}", ylabel=f"score, {after}", xlim=(0, 1), ylim=(0, 1))
+        middle.set(
+            xlabel=f"score, {before}", ylabel=f"score, {after}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+        )
         middle.grid(alpha=0.3)
         part.suptitle(
             f"{title} (n = {len(x):,}): {(y > x).sum():,} higher, {(y < x).sum():,} lower", fontsize=10

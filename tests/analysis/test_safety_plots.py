@@ -28,8 +28,8 @@ def test_curves_have_their_intervals_and_the_papers_values_where_there_are_any(
     panels = {"reward": {"safety": Curve(values, [None, 0.75]), "helpfulness": Curve(values, [None, None])}}
     plot_by_share(tmp_path / "15.png", ["0%", "100%"], panels, label="%", scale=100)
     (axes,) = drawn[0].axes
-    assert axes.get_legend_handles_labels()[1] == ["the paper", "safety", "helpfulness"]
-    points = [line.get_xydata().tolist() for line in axes.lines if line.get_label() == "the paper"]
+    assert axes.get_legend_handles_labels()[1] == ["safety, the paper", "safety", "helpfulness"]
+    points = [line.get_xydata().tolist() for line in axes.lines if line.get_label() == "safety, the paper"]
     assert points == [[[1.0, 75.0]]]
     bars = [segment.tolist() for segment in axes.containers[0].lines[2][0].get_segments()]
     assert bars[0] == [pytest.approx([0, 40]), pytest.approx([0, 70])]
