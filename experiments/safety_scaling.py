@@ -43,7 +43,7 @@ def run(config: Any, workdir: Path) -> None:
         write_mixtures(config, workdir, _check_models(config))
     models = {name: fine_tune(config, workdir, name) for name in share_names(config.data.shares)}
     evaluate(config, workdir, models)
-    safety_scaling_report.write_report(workdir)
+    safety_scaling_report.write_report(workdir, labels={})
     mark_done(workdir)
     print(f"The report is {workdir / 'report.md'}")
 

@@ -1,13 +1,13 @@
 """Reward and false refusals by share of safety data, from a finished evaluation (Llama 2, Figures 15 and 33).
 
-python -m experiments.safety_scaling_report --workdir=RUN --labels=labels.jsonl
+python -m experiments.safety_scaling_report --workdir=RUN
 
 ``experiments.safety_scaling`` writes the report with refusals found by a rule
 (``llama2_jax/evals/refusals.py``) and ``to_label.jsonl``: each different answer to a helpful or borderline
 prompt, and what the rule says. Fill in "label" (answer, refusal, or capability: declined for what a model
-cannot know or do) for all or some of them, by hand or with a classifier of your own, and run this: labels
-count before the rule, and tell how often it is right. In the simulated world its truth is the label of every
-answer that has none.
+cannot know or do) for all or some of them, by hand or with a classifier of your own, there or in another file
+(``--labels``), and run this: labels count before the rule, and tell how often it is right. In the simulated
+world its truth is the label of every answer that has none.
 """
 
 import json
@@ -51,19 +51,22 @@ NUM_TRANSCRIPTS = 10
 
 def main() -> None:
     """Read the labels, write the report again."""
-    write_report(Path(flags.FLAGS.workdir), read_labels(flags.FLAGS.labels))
+    labels = read_labels(flags.FLAGS.labels) if flags.FLAGS.labels else {}
+    write_report(Path(flags.FLAGS.workdir), labels)
     print(f"{flags.FLAGS.workdir}/report.md")
 
 
-def write_report(workdir: Path, labels: Labels | None = None) -> None:
+def write_report(workdir: Path, labels: Labels) -> None:
     """Write ``report.md``, ``results.json``, ``to_label.jsonl`` and pictures from what the stages left.
+
+    Labels that stand in ``to_label.jsonl`` already count too, and stay there with those that are given.
 
     Raises:
       ConfigError: no finished evaluation, or labels of answers that this run does not have.
     """
     scoring = _read_json(workdir / "config.json")["evaluate_chat"]
-    mixtures = _read_json(workdir / "mixtures.json")
-    versions = read_versions(workdir / "evaluation" / "answers", list(mixtures["safe"]))
+    mixtures = _mixtures(workdir)
+    versions = read_versions(workdir / "evaluation" / "answers", list(mixtures))
     prompts = [sample.prompt for sample in next(iter(versions.values()))]
     sets = prompt_sets(prompts, scoring["borderline_family"])
     asked = [
@@ -72,22 +75,17 @@ def write_report(workdir: Path, labels: Labels | None = None) -> None:
         for answers in versions.values()
         for i in indices
     ]
-    known = all_labels(asked, labels or {}, is_simulated=scoring["truth"] == "simulated")
+    sheet = workdir / "to_label.jsonl"
+    labels = {**(read_labels(sheet) if sheet.exists() else {}), **labels}
+    known = all_labels(asked, labels, is_simulated=scoring["truth"] == "simulated")
     results = {
         "truth": scoring["truth"],
-        "mixtures": {
-            name: {
-                "safe": safe,
-                "helpful": mixtures["helpful"],
-                "updates": read_meta(workdir / "sft" / name)[0],
-            }
-            for name, safe in mixtures["safe"].items()
-        },
+        "mixtures": mixtures,
         "prompts": {name: len(indices) for name, indices in sets._asdict().items()},
         **measure(versions, sets, known),
     }
     write_json(workdir / "results.json", results)
-    write_rows(workdir / "to_label.jsonl", _rows_to_label(asked))
+    write_rows(sheet, _rows_to_label(asked, labels))
     _draw(workdir, results)
     lines = [*_scores(results), *_false_refusals(results), *_borderline(versions, sets, known)]
     write_report_file(workdir, lines)
@@ -98,7 +96,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _rows_to_label(asked: Sequence[Sample]) -> list[dict[str, str]]:
+def _mixtures(workdir: Path) -> dict[str, dict[str, int]]:
+    """Dialogues of each share, and how many updates two epochs of them took."""
+    found = _read_json(workdir / "mixtures.json")
+    return {
+        name: {"safe": safe, "helpful": found["helpful"], "updates": read_meta(workdir / "sft" / name)[0]}
+        for name, safe in found["safe"].items()
+    }
+
+
+def _rows_to_label(asked: Sequence[Sample], labels: Labels) -> list[dict[str, str]]:
     """Each different answer once: whoever labels does not know which model gave it."""
     rows = {
         key(sample): {
@@ -106,7 +113,7 @@ def _rows_to_label(asked: Sequence[Sample]) -> list[dict[str, str]]:
             "prompt": "\n".join(f"{message.role}: {message.content}" for message in sample.prompt.messages),
             "answer": sample.text,
             "rule": refusal_kind(sample.text),
-            "label": "",
+            "label": labels.get(key(sample), ""),
         }
         for sample in asked
     }
@@ -230,5 +237,5 @@ def _number(which: str, name: str, scale: float, form: str) -> str:
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     flags.DEFINE_string("workdir", None, "A finished run of experiments.safety_scaling.", required=True)
-    flags.DEFINE_string("labels", None, "Labels of answers: JSONL, see above.", required=True)
+    flags.DEFINE_string("labels", None, "More labels of answers: JSONL, see above.")
     launch(main)

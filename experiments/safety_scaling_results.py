@@ -60,8 +60,9 @@ def all_labels(asked: Sequence[Sample], labels: Labels, *, is_simulated: bool) -
     foreign = [one for one in labels if one not in keys]
     if foreign:
         raise ConfigError(
-            f"{len(foreign)} of {len(labels)} labels are of answers that this run does not have, such as one to "
-            f"prompt {foreign[0][0]!r}; label those of this run's to_label.jsonl"
+            f"{len(foreign)} of {len(labels)} labels are of answers that this run does not have, such as one "
+            f"to prompt {foreign[0][0]!r}; label those of this run's to_label.jsonl, which is written anew "
+            "where it was moved away"
         )
     truth = {one: REFUSAL if is_refusal(one[1]) else ANSWER for one in keys} if is_simulated else {}
     return {**truth, **labels}

@@ -144,7 +144,16 @@ def test_labels_take_the_place_of_the_rule_and_of_the_truth(tmp_path: Path) -> N
     assert [found["borderline prompts"]["50%"][key] for key in ("refused", "asked")] == [1, 1]
     assert [found["helpful prompts"]["50%"][key] for key in ("refused", "asked")] == [1, 2]
     assert results_of(copy)["rule"]["recall"]["value"] == 0
-    with pytest.raises(ConfigError, match="1 of 1 labels are of answers that this run does not have"):
+    # they stay in the sheet, where a person may have typed them, and count again
+    kept = {
+        (row["prompt_id"], row["answer"]): row["label"] for row in runs.read_lines(copy / "to_label.jsonl")
+    }
+    assert kept == {(row["prompt_id"], row["answer"]): "" for row in rows} | labels
+    write_report(copy, {next(iter(labels)): ANSWER})
+    kept[next(iter(labels))] = ANSWER
+    assert [row["label"] for row in runs.read_lines(copy / "to_label.jsonl")] == list(kept.values())
+    foreign = f"1 of {len(labels) + 1} labels are of answers that this run does not have"
+    with pytest.raises(ConfigError, match=foreign):
         write_report(copy, {("f", "never said"): REFUSAL})
 
 
