@@ -8,3 +8,12 @@ PAPER_SIZES = ("7b", "13b", "34b", "70b")
 def mesh(*, data: int = 1, fsdp: int = -1) -> ConfigDict:
     """Devices along the axes (-1: all that remain); parameters are split over the ``fsdp`` axis."""
     return ConfigDict({"preset": "fsdp", "data": data, "fsdp": fsdp, "tensor": 1, "sequence": 1})
+
+
+def set_seeds(config: ConfigDict, seed: int) -> None:
+    """One seed for all that is drawn in any stage."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            set_seeds(value, seed)
+        elif name == "seed":
+            config.seed = seed

@@ -26,7 +26,7 @@ from configs import (
     reward_model,
     sft,
 )
-from configs.common import PAPER_SIZES
+from configs.common import PAPER_SIZES, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 
 VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
@@ -77,17 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
         _smollm2(config)
     if variant == "smoke":
         _smoke(config)
-    _set_seeds(config, parsed.seed)
+    set_seeds(config, parsed.seed)
     return config.lock()
-
-
-def _set_seeds(config: ConfigDict, seed: int) -> None:
-    """One seed for all that is drawn in any stage."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            _set_seeds(value, seed)
-        elif name == "seed":
-            config.seed = seed
 
 
 def _tiny(config: ConfigDict) -> None:

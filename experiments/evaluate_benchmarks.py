@@ -26,7 +26,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
 from experiments.settings import keep_settings
-from llama2_jax.config import ConfigError, require, write_json
+from llama2_jax.config import ConfigError, changes, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
 from llama2_jax.launch import launch

@@ -15,6 +15,7 @@ from experiments.models import load_scorers, open_mesh
 from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
+from llama2_jax.analysis.safety_plots import plot_score_change
 from llama2_jax.config import named_paths, require, require_choice, write_json
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -239,7 +240,7 @@ def _share(cases: Sequence[bool] | np.ndarray) -> Interval | None:
 def draw_pictures(
     workdir: Path, versions: Versions, sets: PromptSets, judges: dict[str, Any], reference: str
 ) -> None:
-    """Figures 11 and 20."""
+    """Figures 11 and 20, and of the reference and the last version Figure 14."""
     panels = {
         judge: [
             VersionPoint(name, found["helpfulness"].ties_half, found["harmlessness"].ties_half)
@@ -258,6 +259,9 @@ def draw_pictures(
         )
     }
     plot_distributions(workdir / "rewards.png", rewards)
+    last = list(versions)[-1]
+    change = {title: (scores[reference], scores[last]) for title, scores in rewards.items()}
+    plot_score_change(workdir / "score_change.png", change, before=reference, after=last)
 
 
 def tension(workdir: Path, versions: Versions, sets: PromptSets) -> list[str]:
@@ -288,8 +292,9 @@ def report(results: dict[str, Any]) -> list[str]:
         name: {"answers that end by themselves": share} for name, share in results["finished"].items()
     }
     lines += ["", "## How answers end", "", *_measures(finished)]
-    lines += ["", "![win rates](win_rates.png)", "", "![rewards](rewards.png)", ""]
-    return lines
+    for title, name in (("win rates", "win_rates"), ("rewards", "rewards"), ("change", "score_change")):
+        lines += ["", f"![{title}]({name}.png)"]
+    return [*lines, ""]
 
 
 def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]:

@@ -8,13 +8,9 @@ people are those that ``config.annotate`` names, simulated in the variants that 
 """
 
 import operator
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from experiments import (
     annotate,
@@ -29,13 +25,11 @@ from experiments import (
     sft,
 )
 from experiments.recipe_report import write_report
+from experiments.stages import run_stage, stage_config
 from llama2_jax.config import ConfigError, require, require_choice
-from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
-from llama2_jax.sharding.processes import wait_for_all
-from llama2_jax.train.stopping import EXIT_PREEMPTED
 
 TUNE_FROM = ("base", "first", "previous")
 
@@ -217,26 +211,7 @@ class Recipe:
 
     def stage(self, programme: Callable[[Any, Path], None], section: str, folder: str, **changes: Any) -> str:
         """Run one programme in its folder unless it is done; returns the folder."""
-        path = self.workdir / folder
-        if not is_done(path):
-            print(f"== {folder}", flush=True)
-            start = time.perf_counter()
-            programme(stage_config(self.config, section, **changes), path)
-            if not is_done(path):
-                print(f"{path} waits for people: see there, then give the same command again")
-                sys.exit(EXIT_PREEMPTED)
-            line = {"stage": folder, "secs": round(time.perf_counter() - start, 1)}
-            append_rows(self.workdir / "stages.jsonl", [line])
-            wait_for_all(f"{path} is noted")
-        return str(path)
-
-
-def stage_config(config: Any, section: str, **changes: Any) -> ConfigDict:
-    """The config of one stage, with what only this programme knows (keys may be dotted)."""
-    stage = config[section].copy_and_resolve_references().unlock()  # deep: the recipe's own stays as it is
-    stage.update_from_flattened_dict(changes)
-    stage.train.accept_changed_config = config.train.accept_changed_config
-    return stage.lock()
+        return run_stage(self.workdir, folder, programme, stage_config(self.config, section, **changes))
 
 
 if __name__ == "__main__":

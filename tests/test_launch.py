@@ -11,7 +11,7 @@ import pytest
 from configs.evaluate_chat import get_config as evaluation_config
 from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
-from experiments.llama2_chat import stage_config
+from experiments.stages import stage_config
 from llama2_jax.config import ConfigError
 from llama2_jax.launch import has_checkpoints, is_done, mark_done, open_workdir
 

@@ -8,8 +8,9 @@ dialogues for fine-tuning. About 2 % of chapters and conversations are held out,
 of their name, so a conversation is in the same part as document and as dialogue.
 World: documents to learn it from, demonstrations for fine-tuning (about half of them good), prompts
 for the rounds of annotation and sampling, held-out prompts for early stopping and the reward models'
-test, prompts of which no other file has the text, for the final evaluation, and preferences that no model
-of ours had part in, for the guard (RM-18).
+test, prompts of which no other file has the text, for the final evaluation, preferences that no model of
+ours had part in, for the guard (RM-18), and helpful and safe dialogues apart with prompts of the evaluation's
+part, for the scaling of safety data (SAFE-7).
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import write_preferences
 from llama2_jax.data.prompts import write_prompts
-from llama2_jax.rlhf.annotator import public, world
+from llama2_jax.rlhf.annotator import public, safety_data, world
 from tools import command_line
 from tools.fetch_assets import asset_path
 
@@ -115,6 +116,9 @@ class WorldSizes:
     heldout_prompts: int = 300
     evaluation_prompts: int = 400
     public_preferences: int = 800
+    helpful_dialogues: int = 2700
+    safe_dialogues: int = 300
+    scaling_prompts: int = 800
 
 
 def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str, int]:
@@ -135,6 +139,18 @@ def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str
         path = output / f"public_preferences_{part}.jsonl"
         write_preferences(path, public.draw_preferences(Random(f"{part} public {seed}"), count, part=part))
         counts[str(path)] = count
+    for kind, draw, count in (
+        ("helpful", safety_data.draw_helpful, sizes.helpful_dialogues),
+        ("safe", safety_data.draw_safe, sizes.safe_dialogues),
+    ):
+        path = output / f"dialogues_{kind}.jsonl"
+        write_rows(path, (_dialogue_row(shown)[1] for shown in draw(Random(f"{kind} {seed}"), count)))
+        counts[str(path)] = count
+    path = output / "prompts_scaling.jsonl"
+    shares = safety_data.PROMPT_SHARES
+    rng, count = Random(f"scaling prompts {seed}"), sizes.scaling_prompts
+    write_prompts(path, world.draw_prompts(rng, count, part="evaluation", multi_turn=0.0, shares=shares))
+    counts[str(path)] = count
     return counts
 
 

@@ -16,6 +16,11 @@ def subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
     return plt.subplots(rows, columns, layout="constrained", **options)
 
 
+def figure(**options: Any) -> Any:
+    """A figure without axes, laid out as those of ``subplots``."""
+    return plt.figure(layout="constrained", **options)
+
+
 def viridis(at: Any) -> Any:
     """Colours of the map viridis, RGBA, at places in [0, 1]."""
     return plt.get_cmap("viridis")(at)

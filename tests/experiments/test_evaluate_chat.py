@@ -87,7 +87,7 @@ def test_run_leaves_every_artefact() -> None:
     ):
         assert (evaluated() / name).exists(), name
     report = (evaluated() / "report.md").read_text()
-    for picture in ("win_rates.png", "rewards.png", "tension.png"):
+    for picture in ("win_rates.png", "rewards.png", "score_change.png", "tension.png"):
         assert (evaluated() / picture).stat().st_size > 10_000
         assert f"]({picture})" in report
     for prompt in PROMPTS:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs.common import PAPER_SIZES
 from configs.llama2_chat import SMOLLM2, WORLD, get_config
 from experiments import llama2_chat
+from experiments.stages import stage_config
 from llama2_jax import load
 from llama2_jax.config import ConfigError
 from llama2_jax.data.preferences import TRACKS
@@ -29,7 +30,8 @@ STAGES = [
 def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """The smoke variant on the simulated world alone: nothing is fetched."""
     world = tmp_path_factory.mktemp("world")
-    prepare_world(world, WorldSizes(600, 600, 300, 24, evaluation_prompts=60, public_preferences=80))
+    sizes = WorldSizes(600, 600, 300, 24, 60, 80, helpful_dialogues=1, safe_dialogues=1, scaling_prompts=1)
+    prepare_world(world, sizes)
     config = get_config("smoke").unlock()
     _move(config, WORLD, str(world))
     del config.pretrain.data.sources["kjv"], config.pretrain.data.sources["chitchat"]
@@ -193,7 +195,7 @@ class Planned(llama2_chat.Recipe):
         self.configs: dict[str, ConfigDict] = {}
 
     def stage(self, programme: Any, section: str, folder: str, **changes: Any) -> str:
-        self.configs[folder] = llama2_chat.stage_config(self.config, section, **changes)
+        self.configs[folder] = stage_config(self.config, section, **changes)
         return f"run/{folder}"
 
 

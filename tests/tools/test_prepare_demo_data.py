@@ -132,6 +132,9 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
         heldout_prompts=30,
         evaluation_prompts=40,
         public_preferences=20,
+        helpful_dialogues=30,
+        safe_dialogues=10,
+        scaling_prompts=60,
     )
     counts = prepare_world(tmp_path / "a", sizes)
     prompts = {
@@ -150,6 +153,14 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
         assert sum(map(len, parts)) == 200
         assert 2 <= len(parts[1]) <= 25
     assert counts[str(tmp_path / "a/public_preferences_train.jsonl")] == 20
+    shown = {
+        kind: list(read_dialogues(tmp_path / f"a/dialogues_{kind}.jsonl")) for kind in ("helpful", "safe")
+    }
+    assert {kind: len(rows) for kind, rows in shown.items()} == {"helpful": 30, "safe": 10}
+    scaling = read_prompts(tmp_path / "a/prompts_scaling.jsonl")
+    assert {prompt.family for prompt in scaling} >= {"adversarial", "borderline", "facts"}
+    learned = {tuple(row.messages[:-1]) for rows in shown.values() for row in rows}
+    assert not learned & {prompt.messages for prompt in scaling}
     prepare_world(tmp_path / "b", sizes)
     prepare_world(tmp_path / "c", sizes, seed=1)
     for name in (Path(path).name for path in counts):

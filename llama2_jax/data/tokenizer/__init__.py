@@ -11,6 +11,7 @@ from llama2_jax.data.tokenizer.base import (
     TokenizerError,
     encode_pair,
     shared_prefix,
+    split_ids,
     text_after,
     wants_bos,
 )

@@ -1,0 +1,132 @@
+"""How much safety data is enough: models fine-tuned with shares of it (Llama 2, 4.2.3, Figures 15 and 33).
+
+See ``configs/safety_scaling.py``. The helpful dialogues are the same for every model; the safe ones are
+nested subsets, so that a larger share only adds to a smaller one. Each model is fine-tuned from the
+pretrained one for two epochs of its own mixture and answers the same prompts once. A killed run continues
+where it stopped.
+
+    RUN/mixtures/25%.jsonl   the safe dialogues of a share; mixtures.json: how many
+    RUN/sft/25%              the model of a share
+    RUN/evaluation           answers and scores of all (``evaluate_chat``; Figures 14, 15 right and 20)
+    RUN/report.md            see ``safety_scaling_report.py``, which reads labels of refusals afterwards
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments import evaluate_chat, safety_scaling_report, sft
+from experiments.evaluate_chat import prompt_sets
+from experiments.models import load_scorers, open_mesh
+from experiments.stages import run_stage, stage_config
+from llama2_jax.config import require, write_json
+from llama2_jax.data.chat import Template
+from llama2_jax.data.jsonl import write_rows
+from llama2_jax.data.nested import check_shares, nested_subsets
+from llama2_jax.data.prompts import read_prompts
+from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogues, split_paths
+from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.pretrained import load
+from llama2_jax.sharding.processes import files_at_rest, wait_for_all
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Run or continue all stages in ``workdir``, then write ``report.md``."""
+    _check_config(config)
+    if not is_done(workdir):  # a finished run needs them no more
+        _check_prompts(config)
+    if open_workdir(config, workdir):
+        return
+    with files_at_rest(workdir):
+        is_mixed = (workdir / "mixtures.json").exists()
+    if not is_mixed:
+        write_mixtures(config, workdir, _check_models(config))
+    models = {name: fine_tune(config, workdir, name) for name in share_names(config.data.shares)}
+    evaluate(config, workdir, models)
+    safety_scaling_report.write_report(workdir, labels={})
+    mark_done(workdir)
+    print(f"The report is {workdir / 'report.md'}")
+
+
+def _check_config(config: Any) -> None:
+    """What can be said before anything is read."""
+    for name in ("data.helpfulness", "data.safety", "init_from"):
+        section, _, field = name.rpartition(".")
+        value = config[section][field] if section else config[field]
+        require(bool(value), f"config.{name} is empty; name the files or the checkpoint")
+    for name in ("prompts", "helpfulness_rm", "safety_rm"):
+        require(bool(config.evaluate_chat[name]), f"config.evaluate_chat.{name} is empty; name it")
+    check_shares(config.data.shares)
+
+
+def _check_prompts(config: Any) -> None:
+    """Prompts of all three kinds: what is measured last, said before the first update."""
+    family = config.evaluate_chat.borderline_family
+    sets = prompt_sets(read_prompts(config.evaluate_chat.prompts), family)
+    require(
+        bool(sets.borderline),
+        f"config.evaluate_chat.prompts has no prompt of family {family!r}; add some that only look unsafe",
+    )
+
+
+def _check_models(config: Any) -> Template:
+    """The template of the chats, once the reward models are known to read what will be written."""
+    scoring = config.evaluate_chat
+    template = config.sft.template or None
+    base = load(config.init_from, partitioner=open_mesh(scoring), template=template, **scoring.model)
+    load_scorers(scoring, base)
+    return base.template
+
+
+def share_names(shares: Any) -> list[str]:
+    """Names of the versions, such as 25%."""
+    return [f"{100 * share:g}%" for share in shares]
+
+
+def write_mixtures(config: Any, workdir: Path, template: Template) -> None:
+    """The safe dialogues of every share, and ``mixtures.json``: the number of dialogues of each kind."""
+    helpful, safe = (
+        _read(paths, config, template) for paths in (config.data.helpfulness, config.data.safety)
+    )
+    names = share_names(config.data.shares)
+    subsets = dict(zip(names, nested_subsets(safe, config.data.shares, seed=config.data.seed), strict=True))
+    for name, subset in subsets.items():
+        rows = (dialogue_row(dialogue.messages, train_on=dialogue.train_on) for dialogue in subset)
+        write_rows(workdir / "mixtures" / f"{name}.jsonl", rows)
+    counts = {"helpful": len(helpful), "safe": {name: len(subset) for name, subset in subsets.items()}}
+    write_json(workdir / "mixtures.json", counts)
+    wait_for_all(f"mixtures {counts}")
+
+
+def _read(paths: str, config: Any, template: Template) -> list[TrainingDialogue]:
+    return list(
+        read_dialogues(
+            split_paths(paths),
+            template=template,
+            train_on=config.sft.data.train_on,
+            on_bad_line=config.sft.data.on_bad_line,
+        )
+    )
+
+
+def fine_tune(config: Any, workdir: Path, name: str) -> str:
+    """The model of one share: section 3.1 from the pretrained model on, whatever the size of its mixture."""
+    files = [config.data.helpfulness]
+    if json.loads((workdir / "mixtures.json").read_text(encoding="utf-8"))["safe"][name]:
+        files.append(str(workdir / "mixtures" / f"{name}.jsonl"))
+    changes = {"init_from": config.init_from, "data.dialogues": ",".join(files)}
+    return run_stage(workdir, f"sft/{name}", sft.run, stage_config(config, "sft", **changes))
+
+
+def evaluate(config: Any, workdir: Path, models: dict[str, str]) -> None:
+    """Answers of all models to the same prompts, compared with the first."""
+    changes = {
+        "versions": tuple(f"{name}={path}" for name, path in models.items()),
+        "reference": next(iter(models)),
+    }
+    stage = stage_config(config, "evaluate_chat", **changes)
+    run_stage(workdir, "evaluation", evaluate_chat.run, stage)
+
+
+if __name__ == "__main__":
+    launch_experiment(run)
