@@ -83,7 +83,10 @@ def _lm_eval_sample(row: dict[str, Any], task: str, *, metric: str, fewshot_deli
         check(fewshot_delimiter in prompt, f"the prompt has no {fewshot_delimiter!r} before its own question")
         prompt = prompt.rpartition(fewshot_delimiter)[2]
     metrics = [metric] if metric else row["metrics"]
-    check(isinstance(metrics, list) and metrics, f"'metrics' is {metrics!r}; it must name one or more")
+    check(
+        isinstance(metrics, list) and metrics and isinstance(metrics[0], str),
+        f"'metrics' is {metrics!r}; it must name one or more",
+    )
     value = _number(row, metrics[0])
     return ScoredSample(f"{task}/{row['doc_id']}", prompt + _continuation(prompt, rest, row), task, value)
 
@@ -168,7 +171,7 @@ def _first_of_several(target: str) -> str:
     """The first text of a list that was logged as text; "[-2,7]" is an answer of its own."""
     try:
         found = ast.literal_eval(target) if target.startswith("[") else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # MemoryError: nested too deeply
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what it raises on other texts
         return target
     if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
         return found[0]
