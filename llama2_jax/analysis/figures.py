@@ -25,9 +25,16 @@ def viridis(at: Any) -> Any:
 
 
 def label_powers(axis: Any) -> None:
-    """Label a logarithmic axis in plain numbers, 1e-02, where matplotlib would write formulas."""
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    """Label a logarithmic axis in plain numbers, where matplotlib would write formulas."""
+    axis.set_major_formatter(_PlainNumbers())
+    axis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False))
+
+
+class _PlainNumbers(LogFormatter):
+    """Labels those ticks that matplotlib would."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
 def save(figure: Any, path: Path) -> None:

@@ -13,12 +13,15 @@ def test_a_dollar_in_a_label_is_no_formula(tmp_path):
     assert imread(tmp_path / "a.png").shape[2] == 4
 
 
-@pytest.mark.parametrize("limits", [(1e-4, 1), (0.2, 0.5)])
-def test_labels_of_powers_are_plain_numbers(limits):
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((2e-5, 1), [1e-4, 1e-3, 0.01, 0.1, 1]), ((0.44, 0.53), [0.44, 0.46, 0.48, 0.5, 0.52])],
+)
+def test_labels_of_powers_are_plain_numbers(limits, expected):
     figure, axes = figures.subplots()
     axes.set(yscale="log", ylim=limits)
     figures.label_powers(axes.yaxis)
     figure.canvas.draw()
     labels = [one.get_text() for one in axes.get_yticklabels() + axes.get_yticklabels(minor=True)]
-    numbers = [float(label.replace("\u2212", "-")) for label in labels if label]
-    assert any(limits[0] <= number <= limits[1] for number in numbers)
+    numbers = [float(label) for label in labels if label]
+    assert [one for one in numbers if limits[0] <= one <= limits[1]] == expected
