@@ -139,7 +139,7 @@ def _verdicts(tables: Mapping[str, Tables], shares: Shares, members: Mapping[str
         ),
         (
             (
-                name,
+                quote(name),
                 f"{members[name].sum():,}",
                 f"{by_length[LENGTHS[0]]['clean'].expected:.3f}",
                 *(f"{100 * shares[length][members[name]].mean():.1f} %" for length in LENGTHS),
@@ -159,7 +159,7 @@ def _verdict(by_length: Tables) -> str:
 
 
 def _dataset(name: str, by_length: Tables, sizes: np.ndarray) -> list[str]:
-    lines = [f"## {name}", "", "Samples shorter than L tokens cannot be contaminated at L.", ""]
+    lines = [f"## {quote(name)}", "", "Samples shorter than L tokens cannot be contaminated at L.", ""]
     header = ("L", "shorter", "effect", "subset", "contamination", "n", "mean", "mu_n", "Z_n")
     rows = []
     for length, found in by_length.items():

@@ -30,7 +30,7 @@ from llama2_jax.analysis.demographics import PRONOUNS, mention_finder
 from llama2_jax.analysis.identity_terms import IdentityAxis, identity_families, read_identity_axes
 from llama2_jax.analysis.languages import language_identifier
 from llama2_jax.analysis.toxicity import document_score, plot_toxicity, score_bin, toxic_share
-from llama2_jax.config import require, write_json
+from llama2_jax.config import named_paths, require, write_json
 from llama2_jax.data.sources import BadLines, expand_paths, read_documents, read_records
 from llama2_jax.launch import launch
 
@@ -41,7 +41,10 @@ def main() -> None:
     """Read, count, write."""
     args = flags.FLAGS
     output = Path(args.output)
-    sources, scored = named_files(args.source), named_files(args.line_scores)
+    sources, scored = (
+        named_files(args.source, field="--source"),
+        named_files(args.line_scores, field="--line_scores"),
+    )
     axes = read_identity_axes(args.descriptors) if args.descriptors else {}
     families = {**PRONOUNS, **identity_families(axes)}
     identify, mentioned = language_identifier(), mention_finder(families)
@@ -68,7 +71,7 @@ def main() -> None:
     print(f"{output / 'report.md'} is written")
 
 
-def named_files(values: Iterable[str]) -> dict[str, list[Path]]:
+def named_files(values: Iterable[str], *, field: str) -> dict[str, list[Path]]:
     """The files of each source, from texts ``NAME=PATH``; a name may come several times.
 
     Raises:
@@ -77,11 +80,8 @@ def named_files(values: Iterable[str]) -> dict[str, list[Path]]:
     """
     patterns: dict[str, list[str]] = {}
     for value in values:
-        name, _, pattern = value.partition("=")
-        require(
-            bool(name and pattern) and name != ALL,
-            f"{value!r} does not name a source; write NAME=PATH, and another name than {ALL!r}",
-        )
+        ((name, pattern),) = named_paths([value], field=field).items()
+        require(name != ALL, f"{field} names {ALL!r}, which is the column of all sources; name it otherwise")
         patterns.setdefault(name, []).append(pattern)
     return {name: expand_paths(paths) for name, paths in patterns.items()}
 

@@ -17,16 +17,19 @@ writes report.md, results.json and pictures: Figures 1, 12, 30 and 31, or 3 and 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
 from experiments.human_report import write_report
 from llama2_jax.config import named_paths, require, write_json
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.data.sources import DataError
 from llama2_jax.evals.agreement import WEIGHTS
 from llama2_jax.evals.human import RULES
 from llama2_jax.evals.human_sheets import (
     INSTRUCTIONS,
+    Item,
     item_from_row,
     make_items,
     read_answers,
@@ -35,6 +38,16 @@ from llama2_jax.evals.human_sheets import (
 )
 from llama2_jax.files import written_whole
 from llama2_jax.launch import launch
+
+
+class Key(NamedTuple):
+    """``key.json``: whose answer stood where, on the sheets of one evaluation."""
+
+    task: str
+    models: list[str]
+    raters: int
+    seed: int
+    items: list[Item]
 
 
 def main() -> None:
@@ -70,9 +83,7 @@ def make_sheets(
         for name, path in named_paths(answers, field="--answers").items()
     }
     items = make_items(models, task, num_raters=num_raters, seed=seed)
-    write_json(
-        key, {"task": task, "models": list(models), "raters": num_raters, "seed": seed, "items": items}
-    )
+    write_json(key, Key(task, list(models), num_raters, seed, items))
     for rater in range(num_raters):
         write_rater_sheet(_sheet(workdir, rater), items, rater)
     with written_whole(sheets / "instructions.txt") as partial:
@@ -89,12 +100,32 @@ def report(workdir: Path, *, rule: str, weights: str) -> None:
     Raises:
       DataError: sheets that are not complete.
     """
-    key = json.loads((workdir / "key.json").read_text(encoding="utf-8"))
-    items = [item_from_row(row) for row in key["items"]]
-    paths = [_sheet(workdir, rater) for rater in range(key["raters"])]
-    rated = read_ratings(paths, items, key["task"])
-    lines = write_report(workdir, rated, key["models"], task=key["task"], rule=rule, weights=weights)
+    key = read_key(workdir / "key.json")
+    paths = [_sheet(workdir, rater) for rater in range(key.raters)]
+    rated = read_ratings(paths, key.items, key.task)
+    lines = write_report(workdir, rated, key.models, task=key.task, rule=rule, weights=weights)
     print("\n".join(lines))
+
+
+def read_key(path: Path) -> Key:
+    """What ``make_sheets`` wrote.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Key(**{**fields, "items": [item_from_row(row) for row in fields["items"]]})
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # Unicode and JSON errors are ValueErrors
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or write sheets "
+            "with the same flags into another --workdir and take the key.json from there"
+        ) from error
 
 
 def _sheet(workdir: Path, rater: int) -> Path:

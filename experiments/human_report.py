@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report import percent, table, write_report_file
+from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.human_plots import plot_mean_ratings, plot_outcomes, plot_panels
 from llama2_jax.config import require, to_plain, write_json
 from llama2_jax.data.jsonl import write_rows
@@ -25,7 +25,6 @@ from llama2_jax.evals.reward_accuracy import Share
 
 EXPLAINED = {
     "majority": "the sign of more than half of its ratings, else a tie",
-    "median": "the sign of its median rating",
     "pooled": "each rating is one, n is their number",
 }
 """Rule to the outcome of a comparison."""
@@ -124,7 +123,7 @@ def _helpfulness(workdir: Path, found: Measured, *, ours: str, rule: str) -> lis
         title = f"{ours}: % won, by opponent"
         plot_panels(workdir / "win_rates.png", panels, list(found.overall), ylabel="% won", title=title)
     lines = [
-        f"# {ours} compared by people",
+        f"# {quote(ours)} compared by people",
         "",
         f"Llama 2, 3.4.2. Outcome of a comparison, by the rule {rule}: {EXPLAINED[rule]}.",
         "Intervals are of 95 %.",

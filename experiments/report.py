@@ -1,5 +1,6 @@
 """What the reports of all stages share: the file, and pieces of Markdown."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +14,19 @@ def write_report_file(workdir: Path, lines: Iterable[str]) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, its columns left aligned."""
+    """The lines of a Markdown table, its columns left aligned.
+
+    Cells may hold markup; line ends in them become spaces, and a "|" is one of the text.
+    """
     return [_row(header), "|---" * len(header) + "|", *map(_row, rows)]
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+    return "|" + "".join(f" {_cell(cell)} |" if cell else " |" for cell in cells)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.splitlines()))  # those that ``quote`` escaped stay
 
 
 def quote(text: str) -> str:

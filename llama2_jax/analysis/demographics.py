@@ -3,7 +3,8 @@
 A family is a set of named groups of terms: the pronouns by gender, or an identity axis of which every
 term is a group. Counted are documents, not words: those with any term of the family, and of these the
 share with a term of each group (D64). A term is found as whole words in any case, so "US" is "us" and
-"Americans" is not "American"; only the pronoun "I" is looked for as written. Each term is looked for
+"Americans" is not "American"; only the pronoun "I" is looked for as written. Words are letters and
+digits: "_" is Markdown's italics more often than part of one. Each term is looked for
 by itself: "African-American" mentions "American" too.
 """
 
@@ -30,7 +31,8 @@ PRONOUNS: Families = {
 }
 
 AS_WRITTEN = frozenset({"I"})  # D64
-WORD = re.compile(r"\w+")
+LETTER = r"[^\W_]"  # or digit
+WORD = re.compile(f"{LETTER}+")
 BREAK = r"[\s\u2010\u2011-]+"  # inside a term: white space and hyphens stand for each other
 APOSTROPHE = "['\u2019]"
 
@@ -120,4 +122,4 @@ def _share(part: int, whole: int) -> float:
 
 def _phrase(term: str) -> re.Pattern[str]:
     pieces = (re.escape(piece).replace("'", APOSTROPHE) for piece in re.split(BREAK, term))
-    return re.compile(rf"(?<!\w){BREAK.join(pieces)}(?!\w)")
+    return re.compile(rf"(?<!{LETTER}){BREAK.join(pieces)}(?!{LETTER})")

@@ -57,6 +57,7 @@ def plot_toxicity(path: Path, sources: Mapping[str, Mapping[int, int]]) -> None:
         axes.stairs(shares, np.linspace(0, 1, BINS + 1), label=f"{name} (n = {sum(bins.values()):,})")
     axes.axvline(TOXIC, color="gray", linestyle="--", linewidth=1)
     axes.set(yscale="log", xlim=(0, 1), xlabel="toxicity of the document", ylabel="share of documents")
+    figures.label_powers(axes.yaxis)
     axes.grid(alpha=0.3)
     axes.legend()
     figures.save(figure, path)

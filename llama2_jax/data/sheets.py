@@ -5,8 +5,10 @@ as an answer that begins with a list ("- "), gets an apostrophe in front.
 """
 
 import csv
+import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +18,8 @@ from llama2_jax.files import written_whole
 
 FORMULA = ("=", "+", "-", "@")
 NAMED = 5  # rows that an error names
+SHOWN = 80  # characters of a text in an error
+DELIMITERS = (",", ";", "\t")
 
 T = TypeVar("T")
 Row = dict[str, str]
@@ -42,19 +46,23 @@ def write_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in:
 
 
 def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: Sequence[str]) -> list[Row]:
-    """The rows of a filled sheet, in the order of ``shown``.
+    """The rows of a filled sheet, in the order of ``shown``; ";" or tabs may stand between its cells.
 
     Raises:
-      DataError: no such columns, or rows that are missing, unknown, twice or changed.
+      DataError: no CSV in UTF-8, no such columns, or rows that are missing, unknown, twice or changed.
     """
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, restval=""))
-    lacking = [column for column in (*shown[0], *filled_in) if not rows or column not in rows[0]]
+    rows = _csv_rows(Path(path))
+    columns = (*shown[0], *filled_in)
+    lacking = [column for column in columns if not rows or column not in rows[0]]
     if lacking:
-        raise DataError(f"{path} has no column {', '.join(lacking)}, or no rows; write the sheet again")
-    name = next(iter(shown[0]))
+        raise DataError(
+            f"{path} has no column {', '.join(lacking)}, or no rows; its first line must be "
+            f"{','.join(columns)} as it was written, put it back"
+        )
+    name = columns[0]
     known = {row[name]: row for row in shown}
     _check_rows(path, rows, known, name)
+    _check_cells(path, rows, known, name)
     by_name = {row[name]: row for row in rows}
     return [by_name[one] for one in known]
 
@@ -81,24 +89,60 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def _check_rows(
-    path: str | Path, rows: Sequence[Row], known: Mapping[str, Mapping[str, str]], name: str
-) -> None:
+def _csv_rows(path: Path) -> list[Row]:
+    """The rows as a spreadsheet saved them, which takes the delimiter from the country it is set to."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        delimiter = max(DELIMITERS, key=(text.splitlines() or [""])[0].count)
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is not CSV in UTF-8 ({error}); open it in the programme that saved it and save it as "
+            "'CSV UTF-8'"
+        ) from error
+
+
+def _check_rows(path: str | Path, rows: Sequence[Row], known: Collection[str], name: str) -> None:
     counts = Counter(row[name] for row in rows)
     found = {
         "unknown": [one for one in counts if one not in known],
         "twice": sorted(one for one, count in counts.items() if count > 1),
         "missing": [one for one in known if one not in counts],
-        "changed": [row[name] for row in rows if not _same(row, known.get(row[name], {}))],
     }
     wrong = [f"{len(those)} {fault} ({', '.join(those[:NAMED])})" for fault, those in found.items() if those]
     if wrong:
         raise DataError(
             f"{path} has {len(rows)} rows: by {name} {'; '.join(wrong)}; it must have each of the "
-            f"{len(known)} rows once, with its texts as they were written"
+            f"{len(known)} rows once"
         )
 
 
-def _same(row: Row, expected: Mapping[str, str]) -> bool:
-    """Whether the texts are those that were shown; spreadsheets may change line ends."""
-    return all(row[key].split() == _cell(text).split() for key, text in expected.items())
+def _check_cells(
+    path: str | Path, rows: Sequence[Row], known: Mapping[str, Mapping[str, str]], name: str
+) -> None:
+    """Refuse texts that are not those that were shown; spreadsheets make dates and numbers of some."""
+    changed = [
+        f"{column} of {name} {row[name]} is {_from_difference(row[column], text)}, it was "
+        f"{_from_difference(text, row[column])}"
+        for row in rows
+        for column, text in known[row[name]].items()
+        if _words(row[column]) != _words(text)
+    ]
+    if changed:
+        raise DataError(
+            f"{path}: {len(changed)} changed: {'; '.join(changed[:NAMED])}; format these cells as text, then "
+            "write back what it was"
+        )
+
+
+def _words(cell: str) -> list[str]:
+    """What must not change: spreadsheets may change line ends, and take away the apostrophe of ``_cell``."""
+    return cell.removeprefix("'").split()
+
+
+def _from_difference(text: str, other: str) -> str:
+    """A text as an error shows it: if it is long, from a little before it differs from the other one."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+    begin = max(0, same - SHOWN // 2)
+    shown = text[begin : begin + SHOWN]
+    return ("..." if begin else "") + repr(shown) + ("..." if begin + SHOWN < len(text) else "")

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -55,6 +56,85 @@ def test_a_logged_sample_is_the_prompt_with_the_right_answer(tmp_path, requests,
     assert read_one(tmp_path, requests, target) == ScoredSample("sums/7", text, "sums", 1.0)
 
 
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("[-2,7]", "[-2,7]"),  # of MATH
+        ("[2,5)", "[2,5)"),
+        ("[]", "[]"),
+        ("[a\nb]", "[a\nb]"),
+        ("['a', 1]", "['a', 1]"),
+        ("[" * 300, "[" * 300),
+        ("[{[]: 1}]", "[{[]: 1}]"),
+        ("['4', 'four']", "4"),
+        (["4", "four"], "4"),
+        (4, "4"),
+    ],
+)
+def test_targets_of_a_generated_answer(tmp_path, target, text):
+    assert read_one(tmp_path, [("Q:", {"until": ["\n"]})], target).text == f"Q: {text}"
+
+
+def test_targets_of_a_multiple_choice_in_older_logs(tmp_path):
+    assert read_one(tmp_path, CHOICES, 1).text == "2 + 2 = 4"
+    assert read_one(tmp_path, CHOICES, ["5", "five"]).text == "2 + 2 = 5"
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "acc", "right"),
+    [
+        ((-1.5, -2.5), 1.0, "trophy"),  # the first is likelier, and that was right
+        ((-1.5, -2.5), 0.0, "suitcase"),
+        ((-10.5, -9.5), 1.0, "suitcase"),  # as text "-10.5" is the smaller one too, but "-9.5" > "-10.5"
+        ((-10.5, -9.5), 0.0, "trophy"),
+        ((-2.0, -2.0), 1.0, "trophy"),  # argmax takes the first of equal ones
+        ((-2.0, -2.0), 0.0, "suitcase"),
+    ],
+)
+def test_the_right_one_of_two_prompts_follows_from_whether_the_model_was_right(
+    tmp_path, likelihoods, acc, right
+):
+    requests = [(f"It is too big, the {name}", " is.") for name in ("trophy", "suitcase")]
+    for answers in ([[str(one), "False"] for one in likelihoods], [[one, False] for one in likelihoods]):
+        sample = read_one(tmp_path, requests, "is.", acc=acc, filtered_resps=answers)
+        assert sample.text == f"It is too big, the {right} is."
+        assert sample.metric == acc
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "samples_a_b.jsonl",
+        "samples_a_b_2025-01-02T03-04-05.678.jsonl",
+        "samples_a_b_2025-01-02T03-04-05.jsonl.gz",
+        "a_b.jsonl",
+    ],
+)
+def test_the_dataset_is_the_task(tmp_path, name):
+    path = write(tmp_path / name, [logged(0, CHOICES, "1")])
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_scored_samples(path)[0].dataset == "a_b"
+
+
+def test_whole_prompts_are_warned_of_once_per_file(tmp_path, caplog):
+    rows = [logged(doc, [("Q: 1\nA: 1\n\nQ: 3\nA:", " 3")], "3") for doc in range(3)]
+    own = write(tmp_path / "own.jsonl", [{"id": "a", "text": "x", "dataset": "d", "metric": 1}])
+    files = [write(tmp_path / f"{name}.jsonl", rows) for name in "ab"]
+    read_scored_samples(files, fewshot_delimiter="\n\n")
+    read_scored_samples(own)
+    assert caplog.messages == []
+    read_scored_samples([own, *files])
+    assert [message.split(":")[0] for message in caplog.messages] == [str(file) for file in files]
+    assert "give their fewshot_delimiter" in caplog.messages[0]
+
+
+def test_rows_of_our_own_beside_logged_ones_are_kept(tmp_path):
+    own = {"id": "a", "text": "x", "dataset": "d", "metric": 1}
+    path = write(tmp_path / "a.jsonl", [logged(0, CHOICES, "1"), own, logged(1, CHOICES, "1")])
+    assert [sample.id for sample in read_scored_samples(path)] == ["a/0", "a", "a/1"]
+
+
 def test_examples_are_cut_off_where_a_delimiter_is_given(tmp_path):
     row = logged(0, [("Q: 1\nA: 1\n\nQ: 2\nA: 2\n\nQ: 3\nA:", " 3")], "3")
     path = write(tmp_path / "a.jsonl", [row])
@@ -89,7 +169,32 @@ def test_one_filter_and_one_metric_count(tmp_path, caplog):
         ({"id": "a", "text": "x", "dataset": "d", "metric": "1"}, "'metric' is '1', not a number"),
         ({"id": "a", "text": "x", "dataset": "d", "metric": float("nan")}, "'metric' is nan, not a number"),
         (logged(0, CHOICES, "six"), "0 of 3 continuations are the target 'six'"),
-        (logged(0, [("a", " c"), ("b", " c")], "c"), "2 of 2 continuations are the target 'c'"),
+        (logged(0, [("a", " c"), ("b", " c"), ("d", " c")], "c"), "3 of 3 continuations are the target 'c'"),
+        (logged(0, [("a", " c"), ("b", " c")], "c"), "'filtered_resps' is []; it must be two pairs"),
+        (
+            logged(0, [("a", " c"), ("b", " c")], "c", filtered_resps=[[-1, True]] * 2, acc=0.5),
+            "'acc' is 0.5; of two prompts with one continuation it must be 0 or 1",
+        ),
+        (
+            logged(0, [("a", " c"), ("b", " c")], "c", filtered_resps=[["nan", 0]] * 2),
+            "a log-likelihood is no number",
+        ),
+        (
+            logged(0, [("a", " c"), ("b", " c")], "c", filtered_resps=[[None, 0]] * 2),
+            "line 1: could not convert string to float: 'None'",
+        ),
+        (logged(0, CHOICES, 1.5), "'target' is 1.5; it must be a text, a list of texts or the number"),
+        (logged(0, [("Q", {})], [1, 2]), "'target' is [1, 2]; it must be a text"),
+        (logged(0, [("Q", {})], []), "'target' is []; it must be a text"),
+        (logged(0, [("Q", {})], {"a": 1}), "'target' is {'a': 1}; it must be a text"),
+        (logged(0, CHOICES, "1", metrics=[]), "line 1: 'metrics' is []; it must name one or more"),
+        (logged(0, CHOICES, "1", metrics=[[1]]), "line 1: 'metrics' is [[1]]; it must name one or more"),
+        (logged(0, CHOICES, "1", arguments={}), "'arguments' is not an object"),
+        (logged(0, CHOICES, "1", arguments={"g": "a"}), "line 1: 'g' of 'arguments' is 'a', not an object"),
+        (logged(0, CHOICES, "1", arguments={"g": {}}), "line 1: 'g' of 'arguments' is {}, not an object"),
+        (logged(0, [("a",), ("b",)], "b"), "there are 2 requests, but not all have a continuation"),
+        (logged(0, [("a", {}), ("b", {})], "b"), "there are 2 requests, but not all have a continuation"),
+        (logged(0, [("\ud800", " c")], "c"), "character 0 is a lone surrogate"),
         (logged(0, CHOICES, "1", arguments=[["a", "b"]]), "'arguments' is not an object"),
         (logged(0, [([{"role": "user"}], {})], "c"), "the prompt is list, not text"),
         (logged(0, CHOICES, "1", acc=[0.5, 7]), "'acc' is [0.5, 7], not a number"),

@@ -98,13 +98,15 @@ def test_one_source_without_terms_and_with_a_bad_line(tmp_path):
 def test_sources_by_name(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}=.txt").write_text(name)
-    files = named_files([f"x={tmp_path}/a=.txt", f"y={tmp_path}/c*.txt", f"x={tmp_path}/b=.txt"])
+    files = named_files([f"x={tmp_path}/a=.txt", f"y={tmp_path}/c*.txt", f"x={tmp_path}/b=.txt"], field="F")
     assert files == {"x": [tmp_path / "a=.txt", tmp_path / "b=.txt"], "y": [tmp_path / "c=.txt"]}
-    for text in ("web.jsonl", "=a.txt", "x=", "all=a.txt"):
-        with pytest.raises(ConfigError, match="NAME=PATH"):
-            named_files([text])
+    for text in ("web.jsonl", "=a.txt", "x=", "data/lang=en.txt"):
+        with pytest.raises(ConfigError, match=f"F has '{text}'; each must be name=path"):
+            named_files([text], field="F")
+    with pytest.raises(ConfigError, match="F names 'all', which is the column of all sources"):
+        named_files(["all=a.txt"], field="F")
     with pytest.raises(DataError, match="no file matches"):
-        named_files([f"x={tmp_path}/d.txt"])
+        named_files([f"x={tmp_path}/d.txt"], field="F")
 
 
 def test_rare_languages_have_no_row():

@@ -141,6 +141,28 @@ def test_sheets_that_are_not_complete_leave_no_report(workdir):
     assert not (workdir / "report.md").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:99],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"answers"', '"a"'),
+    ],
+)
+def test_a_damaged_key(workdir, damage):
+    key = workdir / "safety" / "key.json"
+    key.write_text(damage(key.read_text()))
+    with pytest.raises(DataError, match=r"key.json is damaged \(.*restore it from a copy"):
+        report(workdir / "safety", rule="majority", weights="quadratic")
+
+
+def test_a_key_that_is_made_again_is_the_same(sheets, tmp_path):
+    answers = [f"{name}={sheets / name}.jsonl" for name in ("ours", "theirs")]
+    make_sheets(tmp_path, answers, task="safety", num_raters=3, seed=0, category_key="risk_category")
+    assert (tmp_path / "key.json").read_bytes() == (sheets / "safety" / "key.json").read_bytes()
+
+
 def test_an_evaluation_is_not_begun_twice(sheets):
     with pytest.raises(ConfigError, match="key.json exists, and its sheets may have been filled in"):
         make_sheets(sheets / "safety", ["a=b"], task="safety", num_raters=3, seed=0, category_key="")

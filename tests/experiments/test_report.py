@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from experiments.report import table, write_report_file
+from experiments.report import quote, table, write_report_file
 from experiments.training_report import _carbon
 from llama2_jax.train.carbon import WATTS
 
@@ -12,6 +12,13 @@ def test_an_empty_cell_is_one_space():
         "|---|---|",
         "| a | 1 |",
         "| b | |",
+    ]
+
+
+def test_a_name_does_not_break_a_table():
+    assert table(("a|b", "value"), [("x\ny\r\nz", quote("|"))])[::2] == [
+        r"| a\|b | value |",
+        r"| x y z | \| |",
     ]
 
 

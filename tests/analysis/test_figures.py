@@ -1,0 +1,27 @@
+import pytest
+from matplotlib.image import imread
+
+from llama2_jax.analysis import figures
+
+
+def test_a_dollar_in_a_label_is_no_formula(tmp_path):
+    figure, axes = figures.subplots()
+    axes.bar(["$x^{$"], [1], label="$y_{$")
+    axes.set_title("$z^$")
+    axes.legend()
+    figures.save(figure, tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").shape[2] == 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((2e-5, 1), [1e-4, 1e-3, 0.01, 0.1, 1]), ((0.44, 0.53), [0.44, 0.46, 0.48, 0.5, 0.52])],
+)
+def test_labels_of_powers_are_plain_numbers(limits, expected):
+    figure, axes = figures.subplots()
+    axes.set(yscale="log", ylim=limits)
+    figures.label_powers(axes.yaxis)
+    figure.canvas.draw()
+    labels = [one.get_text() for one in axes.get_yticklabels() + axes.get_yticklabels(minor=True)]
+    numbers = [float(label) for label in labels if label]
+    assert [one for one in numbers if limits[0] <= one <= limits[1]] == expected
