@@ -141,15 +141,13 @@ def load_tasks(manager: TaskManager, run: Run) -> list[Any]:
         f"--tasks: lm_eval {lm_eval.__version__} has no {', '.join(unknown)}; known: {', '.join(SUITES)} and "
         "what `lm_eval ls tasks` lists",
     )
-    loaded: list[Any] = []
-    for name in run.tasks:
-        try:
-            found = manager.load([{"task": name, **dict(run.changes)} if run.changes else name])
-        except Exception as error:  # of the hub, the network, a YAML file
-            raise ConfigError(f"the data of {name} could not be loaded: {error}") from error
-        # a name may be of a group, of a task, or a tag that several tasks have
-        loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
-    return loaded
+    changed = [{"task": name, **dict(run.changes)} for name in run.tasks]
+    try:  # fields are changed only of the members of a group
+        found = manager.load([{"group": "changed", "task": changed}] if run.changes else list(run.tasks))
+    except Exception as error:  # of the hub, the network, a YAML file
+        raise ConfigError(f"the data of {', '.join(run.tasks)} could not be loaded: {error}") from error
+    groups = [found["groups"][name] for name in run.tasks if name in found["groups"]]
+    return groups or list(found["tasks"].values())  # a name may be of a group, a task, or several tasks
 
 
 def check_code(tasks: dict[str, list[Any]], *, run_code: bool) -> None:

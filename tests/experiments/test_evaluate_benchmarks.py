@@ -21,6 +21,26 @@ doc_to_target: label
 doc_to_choice: choices
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
+WRITE = """
+task: write
+dataset_path: json
+dataset_kwargs: {data_files: {test: QUESTIONS}}
+output_type: generate_until
+test_split: test
+doc_to_text: question
+doc_to_target: "{{choices[label]}}"
+generation_kwargs: {until: ["."], max_gen_toks: 8, do_sample: true, temperature: 1.0}
+repeats: 2
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+filter_list:
+  - {name: first, filter: [{function: take_first}]}
+  - {name: vote, filter: [{function: majority_vote}, {function: take_first}]}
+"""
+GROUP = """
+group: both
+task: [choice, write]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
 QUESTIONS = [
     {"question": "The small model", "choices": ["reads", "xqzv"], "label": 0},
     {"question": "What is a token?", "choices": ["qqqq zzzz", "A piece"], "label": 1},
@@ -30,19 +50,20 @@ QUESTIONS = [
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one task of lm_eval and its data."""
+    """A folder with two tasks of lm_eval, a group of both, and their data."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     folder = tmp_path / "tasks"
     folder.mkdir()
     questions = runs.write_lines(tmp_path / "questions.jsonl", QUESTIONS)
-    (folder / "choice.yaml").write_text(CHOICE.replace("QUESTIONS", str(questions)))
+    for name, text in (("choice", CHOICE), ("write", WRITE), ("both", GROUP)):
+        (folder / f"{name}.yaml").write_text(text.replace("QUESTIONS", str(questions)))
     return folder
 
 
 def test_a_task_is_evaluated_reported_and_not_asked_twice(tasks: Path, tmp_path: Path) -> None:
     arguments = [
         f"--checkpoint={runs.fine_tuned_workdir()}",
-        "--tasks=choice",
+        "--tasks=choice,both",
         f"--include_path={tasks}",
         f"--output={tmp_path / 'out'}",
     ]
@@ -57,6 +78,21 @@ def test_a_task_is_evaluated_reported_and_not_asked_twice(tasks: Path, tmp_path:
     share = sum(sample["acc"] for sample in samples) / 3
     assert f"| choice | 0 | 3 | acc | {share:.4f} |" in (tmp_path / "out/report.md").read_text()
 
+    both = json.loads((tmp_path / "out/both/results.json").read_text())
+    assert both["results"]["choice"]["acc,none"] == both["groups"]["both"]["acc,none"] == share
+    assert "| both | " in (report := (tmp_path / "out/report.md").read_text())
+    assert f"| 3 | acc | {share:.4f} |" in report  # of the group: its other task has another metric
+    written = [json.loads(line) for line in (tmp_path / "out/both/samples_write.jsonl").open()]
+    assert [(row["doc_id"], row["filter"]) for row in written] == [
+        (n, name) for name in ("first", "vote") for n in range(3)
+    ]
+    assert any(len(set(row["resps"][0])) == 2 for row in written)  # repeats are different samples
+
+    (tmp_path / "out/both/results.json").unlink()  # as if it had been killed there
+    again = runs.run_program("experiments.evaluate_benchmarks", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "requests: 100%" in again.stderr
+    assert json.loads((tmp_path / "out/both/results.json").read_text()) == both
     again = runs.run_program("experiments.evaluate_benchmarks", *arguments)
     assert again.returncode == 0, again.stderr
     assert "requests" not in again.stderr  # nothing was asked

@@ -1,0 +1,149 @@
+"""lm_eval's tasks in the paper's setting, on documents in the form of their data sets, which are on a hub.
+
+The model is one that knows the answers: every benchmark must then have its metric, and it must be 1.
+"""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from llama2_jax.evals.benchmarks import BENCHMARKS, Benchmark
+
+NUM_DOCUMENTS = 12
+ABCD = ["water", "fire", "wood", "iron"]
+# one document of each data set, with a number in it; of several tasks of one benchmark, the form of one
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "piqa": {"goal": "open jar {n}", "sol1": "twist it", "sol2": "eat it", "label": 0},
+    "social_iqa": {
+        "context": "Ann fell {n} times.",
+        "question": "How is Ann?",
+        "answerA": "hurt",
+        "answerB": "glad",
+        "answerC": "tall",
+        "label": "1",
+    },
+    "hellaswag": {
+        "activity_label": "Sitting",
+        "ctx_a": "Man {n} sits.",
+        "ctx_b": "he",
+        "endings": ["stands.", "flies.", "melts.", "sings."],
+        "label": "0",
+    },
+    "winogrande": {
+        "sentence": "Tom beat Bob {n} times because _ was fast.",
+        "option1": "Tom",
+        "option2": "Bob",
+        "answer": "1",
+    },
+    "arc_easy": {
+        "question": "What is rain {n}?",
+        "choices": {"text": ABCD, "label": list("ABCD")},
+        "answerKey": "A",
+    },
+    "openbookqa": {
+        "question_stem": "Rain {n} is",
+        "choices": {"text": ABCD, "label": list("ABCD")},
+        "answerKey": "A",
+    },
+    "commonsense_qa": {
+        "question": "What is rain {n}?",
+        "choices": {"text": [*ABCD, "gold"], "label": list("ABCDE")},
+        "answerKey": "A",
+    },
+    "nq_open": {"question": "who wrote hamlet {n}", "answer": ["Shakespeare"]},
+    "triviaqa": {
+        "question": "Who wrote Hamlet {n}?",
+        "answer": {"value": "Shakespeare", "aliases": ["Shakespeare"]},
+    },
+    "boolq": {"passage": "Rain {n} is wet.", "question": "is rain wet", "label": 1},
+    "gsm8k": {"question": "2 and 3 apples, {n}?", "answer": "2+3=5\n#### 5"},
+    "minerva_math_algebra": {
+        "problem": "What is $1+1$, {n}?",
+        "solution": "It is $\\boxed{2}$.",
+        "level": "Level 1",
+        "type": "Algebra",
+    },
+    "mmlu_anatomy": {"question": "What is rain {n}?", "choices": ABCD, "answer": 0, "subject": "anatomy"},
+    "bbh_fewshot_navigate": {"input": "Do you return, {n}?", "target": "No"},
+    "agieval_aqua_rat": {"query": "Q: rain {n}? A:", "choices": ["(A)water", "(B)fire"], "gold": [0]},
+}
+RIGHT = (" twist it", " hurt", " stands.", " water", " A", " yes", " (A)water")
+WRITTEN = {
+    "nq_open": "Shakespeare",
+    "triviaqa": "Shakespeare",
+    "gsm8k": "2+3=5\n#### 5",
+    "minerva_math_algebra": "Final Answer: The final answer is $2$. I hope it is correct.",
+    "bbh_fewshot_navigate": "No",
+}
+
+
+class Oracle(LM):
+    """Knows the answers."""
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        right = [
+            "because Tom" in context or (text in RIGHT and " was fast" not in text)
+            for context, text in (request.args for request in requests)
+        ]
+        return [(-1.0 if is_right else -100.0, False) for is_right in right]
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        return [WRITTEN[request.task_name] for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        raise NotImplementedError
+
+
+@functools.cache
+def manager() -> TaskManager:
+    return TaskManager()
+
+
+def of(task: str) -> Benchmark:
+    """The benchmark that has this task, or a group of it."""
+    group = {"mmlu_anatomy": "mmlu", "bbh_fewshot_navigate": "bbh_fewshot"}.get(task, task)
+    return next(benchmark for benchmark in BENCHMARKS if group in benchmark.tasks)
+
+
+def documents(task: str, folder: Path) -> dict[str, Any]:
+    """Fields of the task that make it read documents of ours."""
+    paths = {}
+    for first, splits in ((0, ("validation", "test")), (50, ("train", "dev"))):
+        path = folder / f"{first}.jsonl"
+        numbers = range(first, first + NUM_DOCUMENTS)
+        lines = [json.dumps(DOCUMENTS[task]).replace("{n}", f"number {n:02}") for n in numbers]
+        path.write_text("\n".join(lines) + "\n")
+        paths |= dict.fromkeys(splits, str(path))
+    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": paths}}
+
+
+def test_every_benchmark_is_among_them() -> None:
+    assert {of(task).name for task in DOCUMENTS} | {"ARC-challenge"} == {b.name for b in BENCHMARKS}
+
+
+@pytest.mark.parametrize("task", DOCUMENTS)
+def test_right_answers_are_right(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    benchmark = of(task)
+    member = {"task": task, **dict(benchmark.changes), **documents(task, tmp_path)}
+    loaded = manager().load([{"group": "paper", "task": [member]}])["tasks"]
+    found = lm_eval.simple_evaluate(
+        Oracle(),
+        tasks=list(loaded.values()),
+        num_fewshot=benchmark.shots,
+        limit=NUM_DOCUMENTS,
+        bootstrap_iters=0,
+        task_manager=manager(),
+    )
+    assert found["results"][task][benchmark.metric] == 1
+    assert found["n-shot"][task] == benchmark.shots
+    for sample in found["samples"][task]:  # the question itself is asked, and is no example
+        (own,) = set(re.findall(r"number \d\d", json.dumps(sample["doc"])))
+        assert sample["arguments"][0][0].count(own) == 1
