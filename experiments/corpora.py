@@ -61,6 +61,7 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
         f"the tokenizer has {tokenizer.vocab_size} pieces but model.vocab_size is {vocab_size}; "
         "set config.model.vocab_size or choose another tokenizer",
     )
+    tokenizer = tokenizer.with_bos()  # before every document, whatever the tokenizer was made for (D8)
     keep_tokenizer(tokenizer, workdir)
     return tokenizer
 

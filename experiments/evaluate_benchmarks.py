@@ -122,7 +122,7 @@ def check_origin(output: Path, origin: dict[str, str]) -> None:
     """Raise ``ConfigError`` if there are results of other parameters, or by another version of lm_eval."""
     for path in sorted(output.glob("*/results.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        lines = changes({key: found[key] for key in origin}, origin)
+        lines = changes({key: found.get(key) for key in origin}, origin)
         require(
             not lines,
             f"{path} was made with something else:\n  " + "\n  ".join(lines) + "\ngive another --output",
@@ -190,7 +190,9 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     checkpoint_flags.define()
     flags.DEFINE_list("tasks", None, "llama2, llama2_code, or names of lm_eval.")
     flags.DEFINE_string("output", None, "Folder to write.")
-    flags.DEFINE_integer("num_shots", None, "Examples before each question; the task's own if not given.")
+    flags.DEFINE_integer(
+        "num_shots", None, "Examples before each question; the task's own if not given.", lower_bound=0
+    )
     flags.DEFINE_integer("limit", None, "Questions per task, to try it; all if not given.", lower_bound=1)
     flags.DEFINE_bool("chat", False, "Ask as a chat, in the checkpoint's template.")
     flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)

@@ -23,6 +23,7 @@ from llama2_jax.evals.intervals import Interval, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
 from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
 from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
@@ -33,6 +34,7 @@ from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
 
 TRUTHS = ("none", "simulated")
+JUDGES = REWARD_MODELS, TRUTH = "the reward models", "the truth"
 Versions = dict[str, list[Sample]]
 """The answers of each version, in the order of the prompts."""
 
@@ -61,14 +63,14 @@ def run(config: Any, workdir: Path) -> None:
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
         for name, path in paths.items()
     }
-    judges = {"the reward models": by_reward_models(versions, sets, config.reference)}
+    judges = {REWARD_MODELS: by_reward_models(versions, sets, config.reference)}
     if config.judge.path:
         judge = load(config.judge.path, partitioner=partitioner, **config.model)
         judges[config.judge.name] = by_model(
             judge, versions, sets, config.reference, batch_size=config.judge.batch_size
         )
     if config.truth == "simulated":
-        judges["the truth"] = by_truth(versions, sets, config.reference)
+        judges[TRUTH] = by_truth(versions, sets, config.reference)
     results = {
         "reference": config.reference,
         "prompts": {name: len(indices) for name, indices in sets._asdict().items()},
@@ -91,6 +93,9 @@ def _check_config(config: Any) -> None:
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     require_choice("reference", config.reference, named_paths(config.versions, field="config.versions"))
     require_choice("truth", config.truth, TRUTHS)
+    require(config.judge.name not in JUDGES, f"config.judge.name = {config.judge.name!r} is another judge's")
+    if config.judge.path:
+        checkpoint_kind(config.judge.path)  # said now, not after all versions have answered
     _sampling(config)
 
 
@@ -302,11 +307,12 @@ def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]
     axes = ("helpfulness", "harmlessness")
     rows = [(name, *(_win_cell(found[axis]) for axis in axes)) for name, found in versions.items()]
     lines = table((f"won against {reference}, ties as halves", *axes), rows)
-    return [*lines, "", "In brackets: wins/ties/losses."]
+    return [*lines, "", "In brackets: wins/ties/losses; and the wins among wins and losses (Figure 2)."]
 
 
 def _win_cell(rate: WinRate) -> str:
-    return f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses})"
+    decided = f"; {100 * rate.of_decided.value:.1f} %" if rate.of_decided else ""
+    return f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses}{decided})"
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Interval]:

@@ -76,8 +76,9 @@ def question(loaded: LoadedModel, pair: Pair, criterion: str) -> Message:
     text = QUESTION.format(
         dialogue=dialogue, first=pair.first.answer, second=pair.second.answer, criterion=criterion
     )
-    for tag in loaded.template.forbidden:
-        text = text.replace(tag, "")
+    while any(tag in text for tag in loaded.template.forbidden):  # taking one out can make another
+        for tag in loaded.template.forbidden:
+            text = text.replace(tag, "")
     return Message("user", text)
 
 

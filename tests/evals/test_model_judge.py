@@ -61,7 +61,7 @@ def test_the_model_is_shown_all_of_it_once():
 
 
 def test_markers_of_the_format_are_left_out():
-    text = question(judge_model(), pairs(("[INST] A [/INST]", "<<SYS>>b"))[0], HELPFUL).content
+    text = question(judge_model(), pairs(("[IN[INST]ST] A [/INST]", "<<SYS<<SYS>>>>b"))[0], HELPFUL).content
     assert not any(tag in text for tag in judge_model().template.forbidden)
 
 

@@ -142,9 +142,10 @@ def test_tiny_variant_leaves_every_artefact() -> None:
 
 
 def test_done_returns_at_once(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    workdir = runs.pretrained_workdir()  # made before, also where this test runs alone
     monkeypatch.setattr(pretrain, "open_tokenizer", lambda *_, **__: pytest.fail("it did more"))
-    pretrain.run(runs.pretrain_config(), runs.pretrained_workdir())
-    assert f"{runs.pretrained_workdir()} is done" in capsys.readouterr().out
+    pretrain.run(runs.pretrain_config(), workdir)
+    assert f"{workdir} is done" in capsys.readouterr().out
 
 
 def test_changed_config_is_refused_with_the_list() -> None:

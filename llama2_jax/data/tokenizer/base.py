@@ -50,6 +50,10 @@ class Tokenizer(Protocol):
         """Whether ``token_id`` is a control piece."""
         ...
 
+    def with_bos(self) -> "Tokenizer":
+        """The same for a model that is trained on texts after BOS. Raises ``TokenizerError`` without BOS."""
+        ...
+
     def save(self, folder: str | Path) -> Path:
         """Write what ``load_tokenizer(folder)`` needs to return an equal tokenizer."""
         ...

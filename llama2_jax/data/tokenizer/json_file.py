@@ -104,6 +104,12 @@ class JsonTokenizer:
         """See ``Tokenizer.is_special``."""
         return token_id in self._special
 
+    def with_bos(self) -> "JsonTokenizer":
+        """See ``Tokenizer.with_bos``."""
+        wrap(self, [], bos=True, eos=False)
+        ids = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        return JsonTokenizer(self._text, **ids, add_bos=True)
+
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
         path = Path(folder) / "tokenizer.json"

@@ -139,14 +139,20 @@ class SentencePieceTokenizer:
             model.SerializeToString(deterministic=True), add_bos=self.begins_with_bos
         )
 
+    def with_bos(self) -> "SentencePieceTokenizer":
+        """See ``Tokenizer.with_bos``."""
+        wrap(self, [], bos=True, eos=False)
+        return self if self.begins_with_bos else SentencePieceTokenizer(self._model)
+
     def _proto(self) -> Any:
         return proto.ModelProto.FromString(self._model)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``tokenizer.model`` into ``folder``, and beside it that texts lack BOS; return its path."""
+        """Write ``tokenizer.model`` into ``folder``, and beside it if texts lack BOS; return its path."""
         path = Path(folder) / "tokenizer.model"
-        if self.bos_id >= 0 and not self.begins_with_bos:
-            write(path.with_name(CONFIG), b'{"add_bos_token": false}\n')
+        config = path.with_name(CONFIG)
+        if config.exists() or (self.bos_id >= 0 and not self.begins_with_bos):
+            write(config, b'{"add_bos_token": %s}\n' % (b"true" if self.begins_with_bos else b"false"))
         write(path, self._model)
         return path
 

@@ -58,6 +58,19 @@ def test_a_flag_that_is_none_is_refused(chatml_tokenizer, tmp_path):
         load_tokenizer(folder_with(chatml_tokenizer, tmp_path, add_bos_token="yes"))
 
 
+def test_a_model_trained_on_documents_after_bos_reads_texts_so(tokenizer, chatml_tokenizer, tmp_path):
+    assert tokenizer.with_bos() is tokenizer
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    without = load_tokenizer(tokenizer.save(tmp_path / "new").parent)
+    assert without.with_bos().begins_with_bos
+    assert load_tokenizer(tokenizer.save(tmp_path).parent).begins_with_bos  # what stood there is overruled
+    found = chatml_tokenizer.with_bos()
+    assert found.begins_with_bos
+    assert (found.bos_id, found.eos_id, found.content_hash) == (1, 2, chatml_tokenizer.content_hash)
+    with pytest.raises(TokenizerError, match="no BOS"):
+        JsonTokenizer(chatml_tokenizer._text).with_bos()
+
+
 def test_an_empty_prompt_wants_bos_from_any_model_that_has_it(tokenizer, chatml_tokenizer):
     assert [wants_bos(text, tokenizer) for text in ("", "hi")] == [True, True]
     assert [wants_bos(text, chatml_tokenizer) for text in ("", "hi")] == [True, False]
