@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.chat_judges import REWARD_MODELS, TRUTH
 from experiments.report import percent, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
 from llama2_jax.config import write_json
@@ -152,8 +153,8 @@ def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], refer
     evaluation = _results(workdir / "evaluation")
     last = rounds[-1]
     judges = evaluation["judges"]
-    verdicts = _by_truth(judges.get("the truth"), reference, names[-1])
-    verdicts.append(_by_own_models(judges["the reward models"], names))
+    verdicts = _by_truth(judges.get(TRUTH), reference, names[-1])
+    verdicts.append(_by_own_models(judges[REWARD_MODELS], names))
     verdicts.append(_ratings(_results(last / "helpfulness_rm")))
     verdicts.append(_best_of_n(_results(rounds[0] / "rejection_sampling")))
     verdicts.append(_kl(last / "ppo"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import evaluate_chat, safety_scaling_report, sft
-from experiments.evaluate_chat import prompt_sets
+from experiments.chat_versions import prompt_sets
 from experiments.models import load_scorers, open_mesh
 from experiments.stages import run_stage, stage_config
 from llama2_jax.config import require, write_json

@@ -17,7 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments.evaluate_chat import PromptSets, Versions, prompt_sets, transcripts
+from experiments.chat_report import transcripts
+from experiments.chat_versions import PromptSets, Versions, prompt_sets
 from experiments.report import percent, table, write_report_file
 from experiments.safety_scaling_results import (
     LOW_REWARD,

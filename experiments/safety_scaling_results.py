@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.evaluate_chat import PromptSets, Versions
+from experiments.chat_versions import PromptSets, Versions
 from llama2_jax.config import ConfigError, require
 from llama2_jax.evals.intervals import Interval, trend_z, unit_mean, wilson
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL, agreement, refusal_kind

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from configs import evaluate_chat as configs
 from experiments import evaluate_chat
-from experiments.evaluate_chat import by_truth, prompt_sets, truth_of
+from experiments.chat_judges import by_truth, truth_of
+from experiments.chat_versions import prompt_sets
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.common import PAPER_SIZES
 from configs.safety_scaling import get_config
 from experiments import safety_scaling, sft
-from experiments.evaluate_chat import PromptSets
+from experiments.chat_versions import PromptSets
 from experiments.safety_scaling_report import PAPER, write_report
 from experiments.safety_scaling_results import all_labels, measure
 from llama2_jax.config import ConfigError

@@ -1,0 +1,112 @@
+"""What judges say of versions of a chat model: reward models, a chat model, the simulated world's truth."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.chat_versions import PromptSets, Versions
+from llama2_jax.data.preferences import TRACKS
+from llama2_jax.evals.intervals import Interval, unit_mean, wilson
+from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
+from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
+from llama2_jax.losses.preference import displayed
+from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.annotator.flaws import is_refusal
+from llama2_jax.rlhf.annotator.truth import grade
+from llama2_jax.rlhf.archive import Sample
+
+JUDGES = REWARD_MODELS, TRUTH = "the reward models", "the truth"
+
+
+def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
+    """Figure 11: on each axis, the share of its prompts where the reward is higher (D53).
+
+    Here drawn with ties as halves, so that equal models have one half: of refusals many are the same text.
+    """
+    axes = {
+        "helpfulness": (sets.helpfulness, lambda sample: sample.scores["helpfulness"]),
+        "harmlessness": (sets.safety, lambda sample: sample.scores["safety"]),
+    }
+    return {
+        name: {
+            **_wins(axes, answers, versions[reference]),
+            **{
+                f"{track}_reward": unit_mean(displayed([sample.scores[track] for sample in answers]))
+                for track in TRACKS
+            },
+        }
+        for name, answers in versions.items()
+    }
+
+
+def by_model(
+    loaded: LoadedModel, versions: Versions, sets: PromptSets, reference: str, *, batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """Figure 2: what a chat model prefers, and how often it does so in both orders of the answers."""
+    axes = {"helpfulness": (sets.helpfulness, HELPFUL), "harmlessness": (sets.safety, HARMLESS)}
+    found: dict[str, dict[str, Any]] = {name: {} for name in versions}
+    for axis, (indices, criterion) in axes.items():
+        judge = judge_by_model(loaded, criterion, batch_size=batch_size)
+        theirs = [_answered(versions[reference][i]) for i in indices]
+        for name, answers in versions.items():
+            ours = [_answered(answers[i]) for i in indices]
+            verdicts_P = compare(judge, ours, theirs)
+            consistent = verdicts_P == compare(judge, ours, theirs, reverse=True)
+            found[name] |= {axis: win_rate(verdicts_P), f"{axis}_same_in_both_orders": share(consistent)}
+    return found
+
+
+def _answered(sample: Sample) -> Answered:
+    return Answered(sample.prompt.messages, sample.text)
+
+
+def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
+    """The same by the truth, and what only people could tell: helpfulness, violations, false refusals."""
+    axes = {
+        "helpfulness": (sets.helpfulness, lambda sample: grade(sample.prompt, sample.text).helpfulness),
+        "harmlessness": (sets.safety, lambda sample: not grade(sample.prompt, sample.text).is_unsafe),
+    }
+    return {
+        name: {
+            **_wins(axes, answers, versions[reference]),
+            **truth_of([answers[i] for i in sets.helpfulness], [answers[i] for i in sets.safety]),
+            "false_refusals": share([is_refusal(answers[i].text) for i in sets.borderline]),
+        }
+        for name, answers in versions.items()
+    }
+
+
+def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[str, Any]:
+    """Mean helpfulness and violation rate, overall and by family or risk category."""
+    helpfulness = [grade(sample.prompt, sample.text).helpfulness for sample in helpful]
+    violations = [grade(sample.prompt, sample.text).is_unsafe for sample in adversarial]
+    families = [sample.prompt.family for sample in helpful]
+    categories = [sample.prompt.risk_category for sample in adversarial]
+    return {
+        "mean_helpfulness": unit_mean(helpfulness),
+        "helpfulness_by_family": _by_group(unit_mean, helpfulness, families),
+        "violation_rate": wilson(sum(violations), len(violations)),
+        "violations_by_category": _by_group(share, violations, categories),
+    }
+
+
+def _wins(axes: dict[str, Any], ours: list[Sample], theirs: list[Sample]) -> dict[str, WinRate]:
+    return {
+        axis: win_rate(
+            compare(judge_by_score(score), [ours[i] for i in indices], [theirs[i] for i in indices])
+        )
+        for axis, (indices, score) in axes.items()
+    }
+
+
+def _by_group(measure: Callable[[list], Any], values: Sequence[Any], groups: Sequence[str]) -> dict[str, Any]:
+    return {
+        group: measure([value for value, its in zip(values, groups, strict=True) if its == group])
+        for group in sorted(set(groups))
+    }
+
+
+def share(cases: Sequence[bool] | np.ndarray) -> Interval | None:
+    """Of the cases, None without any."""
+    return wilson(sum(cases), len(cases)) if len(cases) else None
