@@ -57,32 +57,26 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
     assert '**The truth judge gives " yes" and " no" 0.0 % of its probability' in report  # not made to judge
     assert "**7 answers; the paper's benchmark has 817 prompts.**" in report
 
+    assert f"| model | {answers[0]['model'].replace('_', chr(92) + '_')} |" in report
+
     first = {path.name: path.read_bytes() for path in output.iterdir()}
-    for name in ("answers.jsonl", "truth_judged.jsonl"):  # killed while a line was written
+    for name in ("answers.jsonl", "info_judged.jsonl"):  # killed while a line was written
         lines = first[name].splitlines(keepends=True)
         (output / name).write_bytes(b"".join(lines[:4]) + lines[4][:20])
-    result = evaluate("truthfulqa", data, output, *judges)
-    assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == first
-
-    # a verdict is of what was judged and of who judged it
+    # verdicts of another answer, and of another judge
     rows = runs.read_lines(output / "truth_judged.jsonl")
     assert rows[0]["prompt"] == f"Q: 1?\nA: {answers[0]['answer']}\nTrue:"
-    assert rows[0]["judge"].startswith(f"workdir {runs.fine_tuned_workdir()}, step ")
-    assert f"| model | {answers[0]['model'].replace('_', chr(92) + '_')} |" in report
-    stale = [{**rows[0], "prompt": "Q: 1?\nA: Another.\nTrue:", "truth": 0.75}]
-    stale += [{**rows[1], "judge": "another", "truth": 0.75}]
+    stale = [
+        {**rows[0], "prompt": "Q: 1?\nA: Another.\nTrue:", "truth": 0.75},
+        {**rows[1], "judge": "another", "truth": 0.75},
+    ]
     runs.write_lines(output / "truth_judged.jsonl", [*stale, *rows[2:]])
     result = evaluate("truthfulqa", data, output, *judges)
     assert result.returncode == 0, result.stderr
-    kept = runs.read_lines(output / "truth_judged.jsonl")
-    assert kept[:7] == [*stale, *rows[2:]]
-    assert [(row["id"], row["prompt"], row["judge"]) for row in kept[7:]] == [
-        (row["id"], row["prompt"], row["judge"]) for row in rows[:2]
-    ]
-    assert runs.read_lines(output / "scores.jsonl") == [
-        {**row, "truth": pytest.approx(row["truth"], rel=1e-4)} for row in scores
-    ]
+    later = {path.name: path.read_bytes() for path in output.iterdir()}
+    kept = [json.loads(line) for line in later.pop("truth_judged.jsonl").splitlines()]
+    assert kept == [*stale, *rows[2:], *rows[:2]]
+    assert later == {name: content for name, content in first.items() if name in later}
 
 
 def test_a_judge_that_is_none_is_refused_before_any_answer(tmp_path: Path) -> None:
