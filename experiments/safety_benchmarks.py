@@ -22,7 +22,8 @@ DIR gets answers.jsonl, and once all is scored scores.jsonl, results.json and re
   the probability that the answer is toxic. The same way go verdicts of other judges of TruthfulQA, rows
   {"id": 0, "truth": 0.9, "info": 0.4}.
 
-A run that is killed goes on where it was when the same command is given again; at most a batch is lost.
+A run that is killed goes on where it was when the same command is given again; at most a batch is lost. Rows
+name the model that answered: a checkpoint that has changed since is refused, until all answers are there.
 """
 
 import random
@@ -39,9 +40,9 @@ from experiments.safety_scores import (
     MEASURES,
     checked_scores,
     judge_answers,
+    judged_by,
     rows_so_far,
     score_sentiments,
-    yes_or_no,
 )
 from experiments.settings import keep_settings
 from llama2_jax.config import require
@@ -52,14 +53,17 @@ from llama2_jax.evals import bold, toxigen, truthfulqa
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 from llama2_jax.generate.decode import check_prompts, check_seeds
 from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import for_decoding
+from llama2_jax.rlhf.answers import model_version
 
 SETTINGS = (
     "benchmark", "checkpoint", "dtype", "template", "chat", "limit", "seed",
     "max_new_tokens", "temperature", "top_p",
 )  # fmt: skip
 
+Rows = Sequence[Mapping[str, Any]]
 Numbered = tuple[int, SafetyPrompt]
 """A prompt and its number in the file, from 0."""
 
@@ -72,10 +76,12 @@ def main() -> None:
     check_flags(args.benchmark, judges, args.scores)
     sentiment = bold.sentiment_scorer() if args.benchmark == "bold" else None
     given = read_rows(args.scores) if args.scores else []
+    for path in judges.values():
+        checkpoint_kind(path)  # refuses what is none now, and not once all answers are sampled
     files = expand_paths(args.data)
     prompts = drawn(read_prompts(args.benchmark, files, seed=args.seed), args.limit)
     settings = {name: args[name].value for name in SETTINGS}
-    settings["data"] = {path.name: file_sha256(path)[:12] for path in files}
+    settings["data"] = [f"{path.name} {file_sha256(path)[:12]}" for path in files]  # prompts are in its order
     keep_settings(output, settings, results="*.jsonl")
     answers = answer(output / "answers.jsonl", prompts)
     if sentiment:
@@ -87,10 +93,12 @@ def main() -> None:
         return
     scores = checked_scores(given, MEASURES[args.benchmark], [row["id"] for row in answers])
     write_rows(output / "scores.jsonl", scores)
-    scored_by = {"scores": args.scores} if args.scores else {f"{k}_judge": v for k, v in judges.items()}
+    made_by = {"model": answers[0]["model"]}
+    if args.scores:
+        made_by["scores"] = args.scores
     if judges:
-        scored_by["yes_or_no"] = yes_or_no(given)
-    write_safety_report(output, settings | scored_by, answers, scores)
+        made_by |= judged_by(given)
+    write_safety_report(output, settings | made_by, answers, scores)
     print(f"{output / 'report.md'} is written")
 
 
@@ -132,13 +140,18 @@ def answer(path: Path, prompts: Sequence[Numbered]) -> list[dict[str, Any]]:
 
     Raises:
       PromptError: a prompt is longer than the model's context.
+      ConfigError: rows of other prompts or of another model are there.
     """
     args = flags.FLAGS
+    asked = [_row(*one, chat=args.chat) for one in prompts]
     done = rows_so_far(path)
-    missing = [_row(*one, chat=args.chat) for one in prompts[len(done) :]]
+    check_answered(path, done, asked)
+    missing = asked[len(done) :]
     if not missing:
         return done
     loaded = for_decoding(checkpoint_flags.load_checkpoint())
+    model = model_version(loaded)
+    check_models(path, done, model)
     # of all, before the first batch and not after hours
     check_prompts(loaded.model, [prompt_ids(row, loaded, where=f"prompt {row['id']}") for row in missing])
     check_seeds([args.seed, args.seed + len(prompts) - 1])
@@ -151,10 +164,33 @@ def answer(path: Path, prompts: Sequence[Numbered]) -> list[dict[str, Any]]:
             batch_size=args.batch_size,
             seed=args.seed + len(done),
         )
-        rows = [_answered(row, args.benchmark) for row in completed]
+        rows = [{**_answered(row, args.benchmark), "model": model} for row in completed]
         append_rows(path, rows)
         done += rows
     return done
+
+
+def check_answered(path: Path, done: Rows, asked: Rows) -> None:
+    """Raise ``ConfigError`` unless the rows in ``path`` answer the first of ``asked``, in their order."""
+    require(
+        len(done) <= len(asked),
+        f"{path} has {len(done)} answers to {len(asked)} prompts; give another --output",
+    )
+    for number, (row, prompt) in enumerate(zip(done, asked, strict=False), start=1):
+        require(
+            all(row.get(key) == value for key, value in prompt.items()),
+            f"{path}, row {number} answers {row.get('text')!r}, but prompt {prompt['id']} is "
+            f"{prompt['text']!r}; give another --output",
+        )
+
+
+def check_models(path: Path, done: Rows, model: str) -> None:
+    """Raise ``ConfigError`` if another model than ``model`` gave the answers in ``path``."""
+    others = sorted({str(row.get("model")) for row in done} - {model})
+    require(
+        not others,
+        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another --output",
+    )
 
 
 def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def _doubts(yes_or_no: Mapping[str, float]) -> Iterator[str]:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -57,6 +57,12 @@ def _check_config(config: Any) -> None:
     for name in ("prompts", "helpfulness_rm", "safety_rm"):
         require(bool(config.evaluate_chat[name]), f"config.evaluate_chat.{name} is empty; name it")
     check_shares(config.data.shares)
+    names = share_names(config.data.shares)
+    require(
+        len(set(names)) == len(names),
+        f"config.data.shares = {tuple(config.data.shares)} have the names {', '.join(names)}, of which "
+        "some are the same; let shares differ within six digits",
+    )
 
 
 def _check_prompts(config: Any) -> None:

@@ -9,6 +9,7 @@ from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows, read_appended
 from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
+from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 MEASURES = {
@@ -40,6 +41,8 @@ def judge_answers(
 ) -> list[dict[str, Any]]:
     """A row per answer and judge, with the probability of " yes"; those missing are computed and kept.
 
+    A verdict is of what the judge read and of the judge's parameters; where either changed, it is missing.
+
     Args:
       output: gets ``truth_judged.jsonl`` and ``info_judged.jsonl``.
       judges: checkpoints, by what they judge.
@@ -54,28 +57,29 @@ def judge_answers(
 def _judge(
     path: Path, judged: str, checkpoint: str, answers: Sequence[dict[str, Any]], batch_size: int
 ) -> list[dict[str, Any]]:
-    """The rows of one judge, which is loaded if any are missing."""
-    done = [row for row in rows_so_far(path) if row["judge"] == checkpoint]
-    known = {row["id"] for row in done}
-    missing = [row for row in answers if row["id"] not in known]
-    judge = checkpoint_flags.load_checkpoint(path=checkpoint) if missing else None
-    while judge and missing:
-        batch, missing = missing[:batch_size], missing[batch_size:]
-        prompts = [judge_prompt(judged, row["text"], row["answer"]) for row in batch]
-        found = verdicts(judge, prompts, batch_size=batch_size)
+    """The rows of one judge, in the order of the answers."""
+    judge = checkpoint_flags.load_checkpoint(path=checkpoint)
+    version = model_version(judge)
+    asked = [(row["id"], judge_prompt(judged, row["text"], row["answer"])) for row in answers]
+    done = {(row["id"], row.get("prompt")): row for row in rows_so_far(path) if row.get("judge") == version}
+    missing = [one for one in asked if one not in done]
+    for first in range(0, len(missing), batch_size):
+        batch = missing[first : first + batch_size]
+        found = verdicts(judge, [prompt for _, prompt in batch], batch_size=batch_size)
         rows = [
-            {"id": row["id"], judged: verdict.yes, "yes_or_no": verdict.yes_or_no, "judge": checkpoint}
-            for row, verdict in zip(batch, found, strict=True)
+            {"id": number, "prompt": prompt, judged: yes, "yes_or_no": yes_or_no, "judge": version}
+            for (number, prompt), (yes, yes_or_no) in zip(batch, found, strict=True)
         ]
         append_rows(path, rows)
-        done += rows
-    return done
+        done |= zip(batch, rows, strict=True)
+    return [done[one] for one in asked]
 
 
-def yes_or_no(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each judge, by what it judges: the mean probability of " yes" or " no" in its rows."""
-    own = {name: [row["yes_or_no"] for row in rows if name in row] for name in JUDGED}
-    return {name: sum(found) / len(found) for name, found in own.items()}
+def judged_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a report says of the judges: who they are, and their mean probability of " yes" or " no"."""
+    own = {name: [row for row in rows if name in row] for name in JUDGED}
+    shares = {name: sum(row["yes_or_no"] for row in found) / len(found) for name, found in own.items()}
+    return {**{f"{name}_judge": found[0]["judge"] for name, found in own.items()}, "yes_or_no": shares}
 
 
 def checked_scores(
@@ -88,14 +92,17 @@ def checked_scores(
       measures: their names and lowest values.
 
     Raises:
-      ConfigError: an answer without a score, or a score outside its range.
+      ConfigError: an answer without a score or with two that differ, or a score outside its range.
     """
-    scores: dict[str, dict[Any, float]] = {name: {} for name in measures}
+    scores: dict[str, dict[int, float]] = {name: {} for name in measures}
     for number, row in enumerate(given):
-        require("id" in row, f"row {number} of the scores has no id; it has {', '.join(row) or 'nothing'}")
+        one = _id(row, number)
         for name in measures.keys() & row.keys():
-            scores[name][row["id"]] = _checked(
-                row[name], measures[name], where=f"{name} of answer {row['id']}"
+            where = f"{name} of answer {one}"
+            score = _checked(row[name], measures[name], where=where)
+            known = scores[name].setdefault(one, score)
+            require(
+                known == score, f"{where} is {known} and, in row {number}, {score}; leave one of them out"
             )
     for name, own in scores.items():
         lacking = [one for one in ids if one not in own]
@@ -105,6 +112,14 @@ def checked_scores(
                 "none. Give a row for each answer"
             )
     return [{"id": one, **{name: scores[name][one] for name in measures}} for one in ids]
+
+
+def _id(row: Mapping[str, Any], number: int) -> int:
+    require("id" in row, f"row {number} of the scores has no id; it has {', '.join(row) or 'nothing'}")
+    one = row["id"]
+    whole = isinstance(one, int) and not isinstance(one, bool)
+    require(whole, f"row {number} of the scores has id {one!r}; it must be the number of an answer")
+    return one
 
 
 def _checked(value: Any, lowest: float, *, where: str) -> float:

@@ -12,7 +12,9 @@ T = TypeVar("T")
 
 
 def check_shares(shares: Sequence[float]) -> None:
-    """Raise ``ConfigError`` unless shares rise within [0, 1]."""
+    """Raise ``ConfigError`` unless shares are numbers that rise within [0, 1]."""
+    numbers = all(isinstance(share, int | float) for share in shares)
+    require(numbers, f"shares {tuple(shares)} must be numbers")
     rises = all(smaller < larger for smaller, larger in itertools.pairwise(shares))
     require(
         bool(shares) and rises and shares[0] >= 0 and shares[-1] <= 1,

@@ -32,7 +32,7 @@ def read_prompts(paths: Sequence[Path]) -> list[SafetyPrompt]:
     official files are empty; they are passed over.
 
     Raises:
-      DataError: another form (file, subgroup, article).
+      DataError: another form (file, subgroup, article), or no prompt at all.
     """
     prompts = []
     for path in paths:
@@ -46,6 +46,11 @@ def read_prompts(paths: Sequence[Path]) -> list[SafetyPrompt]:
                     for text in _texts(texts, where=f"{path}, {subgroup}, {article}")
                     if text.strip()
                 ]
+    if not prompts:
+        raise DataError(
+            f"{', '.join(map(str, paths))}: no prompt is left; empty ones and the subgroups "
+            f"{', '.join(DROPPED)}, which are too small, are passed over"
+        )
     return prompts
 
 

@@ -33,5 +33,7 @@ def read_json_file(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise DataError(f"{path}: the JSON is nested too deeply") from error
     except ValueError as error:  # Unicode and JSON errors are ValueErrors
         raise DataError(f"{path} is not JSON: {error}") from error

@@ -34,7 +34,7 @@ PUBLISHED = Published((33.29, 41.86, 43.45, 50.18), (57.04, 62.18, 67.20, 64.14)
 """Percent of answers that are true and informative."""
 
 NEXT_QUESTION = re.compile(r"\n\s*Q:")
-NEXT_QUESTION_OR_BLANK_LINE = re.compile(r"\n\s*Q:|\n\s*\n")
+NEXT_QUESTION_OR_BLANK_LINE = re.compile(r"(?:^|\n)\s*Q:|\n\s*\n")  # ^: there may be no answer before it
 
 
 class Question(NamedTuple):
@@ -64,23 +64,36 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of the official TruthfulQA.csv.
 
     Raises:
-      DataError: no such table (columns, row), or too few questions for a prompt.
+      DataError: no such table (columns, row), or too few different questions for a prompt.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        columns = ("Category", "Question", "Best Answer")
-        missing = [name for name in columns if name not in (table.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {', '.join(missing)}; give the official TruthfulQA.csv")
-        cells = [[(row[name] or "").strip() for name in columns] for row in table]
+    columns = ("Category", "Question", "Best Answer")
+    try:
+        cells = _read_columns(path, columns)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no CSV table in UTF-8: {error}; give the official TruthfulQA.csv"
+        ) from error
     for number, row in enumerate(cells, start=1):
         if not all(row):
             raise DataError(
                 f"{path}, question {number}: {', '.join(columns)} must not be empty, they are {row}"
             )
-    if len(cells) <= SHOTS:
-        raise DataError(f"{path} has {len(cells)} questions; a prompt of {SHOTS} others needs {SHOTS + 1}")
-    return [Question(*row) for row in cells]
+    questions = [Question(*row) for row in cells]
+    different = len({one.question for one in questions})
+    if different <= SHOTS:
+        raise DataError(
+            f"{path} has {different} different questions; a prompt of {SHOTS} others needs {SHOTS + 1}"
+        )
+    return questions
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file)
+        missing = [name for name in columns if name not in (table.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(missing)}; give the official TruthfulQA.csv")
+        return [[(row[name] or "").strip() for name in columns] for row in table]
 
 
 def few_shot_prompts(questions: Sequence[Question], *, seed: int) -> list[SafetyPrompt]:
@@ -99,7 +112,7 @@ def cut_answer(completion: str, *, chat: bool) -> str:
     """The answer in a completion, without the "A:" of the examples that a chat model may repeat.
 
     It ends before the next question, which models make up after the examples, and of a pretrained model at a
-    blank line; a chat model may answer in several paragraphs.
+    blank line; a chat model may answer in several paragraphs, or repeat the question before its answer.
     """
     end = NEXT_QUESTION if chat else NEXT_QUESTION_OR_BLANK_LINE
     return end.split(completion.strip(), maxsplit=1)[0].removeprefix("A:").strip()

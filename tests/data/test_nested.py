@@ -43,6 +43,12 @@ def test_shares_that_do_not_rise_within_zero_and_one_are_refused(shares: tuple[f
         nested_subsets(range(10), shares, seed=0)
 
 
+@pytest.mark.parametrize("shares", [("a",), (0.5, "1"), (None, 1.0)])
+def test_shares_that_are_no_numbers_are_refused(shares: tuple[object, ...]) -> None:
+    with pytest.raises(ConfigError, match="must be numbers"):
+        nested_subsets(range(10), shares, seed=0)  # type: ignore[arg-type]
+
+
 def test_a_share_that_would_be_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a share of 0\.01 of 49 items is none"):
         nested_subsets(range(49), (0.0, 0.01), seed=0)

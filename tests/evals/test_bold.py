@@ -33,6 +33,10 @@ def test_official_files_are_read_without_the_two_small_subgroups(tmp_path):
         ([], r"race_prompt\.json: must be \{subgroup"),
         ({"a": ["text"]}, r"race_prompt\.json, a: must be \{subgroup"),
         ({"a": {"b": "text"}}, r"a, b: must be a list of texts"),
+        (
+            {"hinduism": {"b": ["text "]}, "c": {"d": [" "]}},
+            r"race_prompt\.json: no prompt is left; .* hinduism",
+        ),
         ({"a": {"b": ["text", 1]}}, r"a, b: must be a list of texts"),
     ],
 )

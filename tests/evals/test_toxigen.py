@@ -25,6 +25,7 @@ def test_the_official_file_is_read(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "the JSON is nested too deeply"),
         ("{}", "must be a list of"),
         ("[3]", "entry 1: it is int, not an object"),
         (json.dumps([*ROWS, {"text": "x"}]), "entry 3 has no 'target_groups'"),

@@ -38,12 +38,18 @@ def test_the_official_table_is_read(tmp_path):
     [
         ("Category,Question\nLaw,Why?\n", "has no column Best Answer; give the official TruthfulQA.csv"),
         (CSV.replace("Answer 3.", " "), r"question 3: Category, Question, Best Answer must not be empty"),
-        (CSV.rsplit("Other", 1)[0], "has 6 questions; a prompt of 6 others needs 7"),
+        (CSV.rsplit("Other", 1)[0], "has 6 different questions; a prompt of 6 others needs 7"),
+        (CSV.replace("Question 3?", "Question 4?"), "has 6 different questions; a prompt of 6 others"),
+        (CSV.replace("Question 3?", "x" * 200_000), r"no CSV table in UTF-8: field larger than field limit"),
+        (
+            CSV.replace("Question 3?", "Quésti\xf6n").encode("latin-1", "replace"),
+            "no CSV table in UTF-8: .*utf-8",
+        ),
     ],
 )
 def test_another_table_is_refused(tmp_path, content, message):
     path = tmp_path / "TruthfulQA.csv"
-    path.write_text(content, encoding="utf-8")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         read_questions(path)
 
@@ -77,6 +83,9 @@ def test_pairs_are_drawn_for_each_question_by_the_seed():
         ("\n\nLate, but there. \n \nThe end", "Late, but there."),
         (" About Q: and A: in a line", "About Q: and A: in a line"),
         (" ", ""),
+        ("\n\nQ: What?\nA: x", ""),
+        ("Q: What?", ""),
+        ("A:\n\nQ: What?\nA: x", ""),
     ],
 )
 def test_an_answer_ends_where_the_model_asks_on(completion, answer):
@@ -86,6 +95,7 @@ def test_an_answer_ends_where_the_model_asks_on(completion, answer):
 def test_a_chat_models_answer_keeps_its_paragraphs():
     completion = "A: Nothing.\n\nA second paragraph.\n\nQ: What is next?\nA: More."
     assert cut_answer(completion, chat=True) == "Nothing.\n\nA second paragraph."
+    assert cut_answer("Q: What?\nA: Nothing.", chat=True) == "Q: What?\nA: Nothing."  # the question, repeated
 
 
 def test_judges_read_question_and_answer():

@@ -233,6 +233,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
     write_prompts(borderless, [FACT, NEST])
     for changes, message in (
         ({"init_from": ""}, "config.init_from is empty"),
+        ({"data__shares": (0.1, 0.10000001)}, r"have the names 10%, 10%, of which some are the same"),
         ({"data__safety": ""}, "config.data.safety is empty"),
         ({"evaluate_chat__safety_rm": ""}, "config.evaluate_chat.safety_rm is empty"),
         ({"data__shares": (0.5, 0.25)}, "must rise"),
