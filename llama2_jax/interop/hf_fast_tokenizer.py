@@ -24,7 +24,7 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "added_tokens": _added_tokens(pieces),
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(prefix)},
         "pre_tokenizer": None,
-        "post_processor": _bos_first(pieces[bos_id].text, bos_id) if tokenizer.begins_with_bos else None,
+        "post_processor": bos_first(pieces[bos_id].text, bos_id) if tokenizer.begins_with_bos else None,
         "decoder": {"type": "Sequence", "decoders": _decoders(prefix)},
         "model": {
             "type": "BPE",
@@ -75,7 +75,7 @@ def _decoders(prefix: bool) -> list[dict[str, Any]]:
     return [*decoders, {"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else decoders
 
 
-def _bos_first(piece: str, token_id: int) -> dict[str, Any]:
+def bos_first(piece: str, token_id: int) -> dict[str, Any]:
     """``tokenizer(text)`` begins with BOS, as in Hugging Face's own Llama folders."""
     bos = {"SpecialToken": {"id": piece, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))

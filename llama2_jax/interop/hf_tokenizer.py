@@ -6,7 +6,7 @@ from typing import Any
 from llama2_jax.config import write_json
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_field, read_token_id
-from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
+from llama2_jax.interop.hf_fast_tokenizer import bos_first, fast_tokenizer
 from llama2_jax.interop.imported import FormatError, check_vocabulary
 from llama2_jax.interop.json_file import read_json
 
@@ -15,6 +15,13 @@ _SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
     "clean_up_tokenization_spaces": False,  # the default removes spaces before punctuation
 }
+
+
+def _say_bos(path: Path, piece: str, token_id: int) -> None:
+    """Have a ``tokenizer.json`` whose post-processor does nothing put BOS first, for ``transformers``."""
+    content = read_json(path)
+    if content.get("post_processor") is None:
+        write_json(path, content | {"post_processor": bos_first(piece, token_id)})
 
 
 def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size: int) -> Tokenizer | None:
@@ -89,6 +96,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | 
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         config |= {role: pieces[token_id] for role, token_id in ids.items() if token_id in pieces}
         config["unk_token"] = fast["model"]["unk_token"]
+    elif tokenizer.begins_with_bos:
+        _say_bos(folder / "tokenizer.json", config["bos_token"], tokenizer.bos_id)
     if template_text is not None:
         config["chat_template"] = template_text
     write_json(path, config)

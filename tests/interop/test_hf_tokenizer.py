@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
-from llama2_jax.data.tokenizer import SentencePieceTokenizer
+from llama2_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
@@ -206,8 +206,38 @@ def test_auto_tokenizer_gives_the_same_ids(tmp_path, kind):
         ids = ours.encode(text)
         assert theirs.encode(text, add_special_tokens=False) == ids, text
         assert theirs.decode(ids) == ours.decode(ids)
-        if kind == "sentencepiece":
-            assert theirs.encode(text) == ours.encode(text, bos=True)
+        assert theirs.encode(text) == ours.encode(text, bos=ours.begins_with_bos)
+
+
+def _without_bos(kind):
+    if kind == "byte_level":
+        return byte_level_tokenizer()
+    return SentencePieceTokenizer(sentencepiece_tokenizer()._model, add_bos=False)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_auto_tokenizer_puts_bos_where_we_do(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    for ours in (_without_bos(kind), _without_bos(kind).with_bos()):
+        folder = _save(tmp_path / str(ours.begins_with_bos), ours)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert theirs.encode("The rain") == ours.encode("The rain", bos=ours.begins_with_bos)
+        assert load_tokenizer(folder).begins_with_bos == ours.begins_with_bos
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("says_bos", [True, False])
+def test_for_auto_tokenizer_too_the_post_processor_decides(tmp_path, flag, says_bos):
+    transformers = pytest.importorskip("transformers")
+    ours = byte_level_tokenizer()
+    folder = _save(tmp_path / "m", ours.with_bos() if says_bos else ours)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("begins_with_bos", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": flag}))
+    found = load_tokenizer(folder)
+    assert found.begins_with_bos == says_bos
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs.encode("The rain") == found.encode("The rain", bos=says_bos)
 
 
 @pytest.mark.parametrize("template", JINJA)

@@ -10,7 +10,6 @@ from typing import Any
 from llama2_jax.data.tokenizer.base import (
     CONFIG,
     TokenizerError,
-    adds_bos,
     naming,
     no_special,
     require_ids,
@@ -18,6 +17,10 @@ from llama2_jax.data.tokenizer.base import (
     wrap,
     write,
 )
+
+# of ours, beside the tokenizer of a model that we trained on texts after BOS. Hugging Face's add_bos_token is
+# not asked: for a tokenizer.json transformers does not either, its post-processor decides
+_ADD_BOS = "begins_with_bos"
 
 
 class JsonTokenizer:
@@ -36,9 +39,9 @@ class JsonTokenizer:
         bos_id: int = -1,
         eos_id: int = -1,
         pad_id: int = -1,
-        add_bos: bool | None = None,
+        add_bos: bool = False,
     ) -> None:
-        """``add_bos`` overrules what the post-processor of the ``tokenizer.json`` says."""
+        """``add_bos``: texts begin with BOS, whether the post-processor of ``text`` says so or not."""
         library = _tokenizers()
         try:
             self._backend = library.Tokenizer.from_str(text)
@@ -69,16 +72,14 @@ class JsonTokenizer:
         with naming(config_path):
             config = json.loads(config_path.read_text(encoding="utf-8"))
             ids = {f"{role}_id": _config_id(config, role, plain) for role in ("bos", "eos", "pad")}
-        return cls(text, **ids, add_bos=adds_bos(path.parent))
+            add_bos = config.get(_ADD_BOS) is True
+        return cls(text, **ids, add_bos=add_bos)
 
     @property
     def begins_with_bos(self) -> bool:
         """See ``Tokenizer.begins_with_bos``."""
-        if self._add_bos is None:  # BOS may be named after the tokenizer was made
-            return self.bos_id >= 0 and self._backend.encode("", add_special_tokens=True).ids[:1] == [
-                self.bos_id
-            ]
-        return self._add_bos and self.bos_id >= 0
+        before = self._backend.encode("", add_special_tokens=True).ids[:1]
+        return self.bos_id >= 0 and (self._add_bos or before == [self.bos_id])
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
@@ -115,7 +116,8 @@ class JsonTokenizer:
         path = Path(folder) / "tokenizer.json"
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         config: dict[str, Any] = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
-        config["add_bos_token"] = self.begins_with_bos
+        if self._add_bos:
+            config[_ADD_BOS] = True
         write(path.with_name(CONFIG), (json.dumps(config, indent=2) + "\n").encode())
         write(path, self._text.encode("utf-8"))
         return path

@@ -49,13 +49,15 @@ def test_tokenizer_json_says_it_in_its_post_processor(chatml_tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_the_config_overrules_the_post_processor(chatml_tokenizer, tmp_path, flag):
-    assert load_tokenizer(folder_with(chatml_tokenizer, tmp_path, add_bos_token=flag)).begins_with_bos == flag
+def test_the_config_does_not_overrule_the_post_processor(chatml_tokenizer, tmp_path, flag):
+    """``transformers`` does not ask it either (tests/interop/test_hf_tokenizer.py)."""
+    folder = folder_with(chatml_tokenizer, tmp_path, add_bos_token=flag)
+    assert not load_tokenizer(folder).begins_with_bos
 
 
-def test_a_flag_that_is_none_is_refused(chatml_tokenizer, tmp_path):
+def test_a_flag_that_is_none_is_refused(tokenizer, tmp_path):
     with pytest.raises(TokenizerError, match="add_bos_token is 'yes'; it must be true or false"):
-        load_tokenizer(folder_with(chatml_tokenizer, tmp_path, add_bos_token="yes"))
+        load_tokenizer(folder_with(tokenizer, tmp_path, add_bos_token="yes"))
 
 
 def test_a_model_trained_on_documents_after_bos_reads_texts_so(tokenizer, chatml_tokenizer, tmp_path):
@@ -66,6 +68,7 @@ def test_a_model_trained_on_documents_after_bos_reads_texts_so(tokenizer, chatml
     assert load_tokenizer(tokenizer.save(tmp_path).parent).begins_with_bos  # what stood there is overruled
     found = chatml_tokenizer.with_bos()
     assert found.begins_with_bos
+    assert load_tokenizer(found.save(tmp_path / "found").parent).begins_with_bos
     assert (found.bos_id, found.eos_id, found.content_hash) == (1, 2, chatml_tokenizer.content_hash)
     with pytest.raises(TokenizerError, match="no BOS"):
         JsonTokenizer(chatml_tokenizer._text).with_bos()
