@@ -2,8 +2,6 @@
 
 from ml_collections import ConfigDict
 
-PAPER_SIZES = ("7b", "13b", "34b", "70b")
-
 
 def mesh(*, data: int = 1, fsdp: int = -1) -> ConfigDict:
     """Devices along the axes (-1: all that remain); parameters are split over the ``fsdp`` axis."""

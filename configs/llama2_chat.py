@@ -26,8 +26,9 @@ from configs import (
     reward_model,
     sft,
 )
-from configs.common import PAPER_SIZES, set_seeds
+from configs.common import set_seeds
 from llama2_jax.config import parse_arg, require_choice
+from llama2_jax.model.config import PAPER_SIZES
 
 VARIANTS = ("tiny", "smoke", "smollm2", *PAPER_SIZES)
 WORLD = "runs/demo/data/world"

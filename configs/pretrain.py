@@ -10,9 +10,9 @@ own documentation). CORPUS is a folder made by ``python -m tools.tokenize_corpus
 
 from ml_collections import ConfigDict
 
-from configs.common import PAPER_SIZES, mesh
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
-from llama2_jax.model.config import SIZES
+from llama2_jax.model.config import PAPER_SIZES, SIZES
 
 PEAK_LEARNING_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # Table 1
 

@@ -14,8 +14,9 @@ Variants: 7b, 13b, 34b, 70b (the paper samples from 70b only) and tiny, whose fi
 
 from ml_collections import ConfigDict
 
-from configs.common import PAPER_SIZES, mesh
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
+from llama2_jax.model.config import PAPER_SIZES
 
 
 def get_config(arg: str = "") -> ConfigDict:

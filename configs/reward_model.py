@@ -11,8 +11,9 @@ numbers) and tiny.
 
 from ml_collections import ConfigDict
 
-from configs.common import PAPER_SIZES, mesh
+from configs.common import mesh
 from llama2_jax.config import parse_arg, require_choice
+from llama2_jax.model.config import PAPER_SIZES
 
 KINDS = ("helpfulness", "safety", "guard")
 SIZES = (*PAPER_SIZES, "tiny")

@@ -16,8 +16,9 @@ base model and the reward models of ``make demo``. With "tiny,seed=1" all is dra
 from ml_collections import ConfigDict
 
 from configs import evaluate_chat, sft
-from configs.common import PAPER_SIZES, set_seeds
+from configs.common import set_seeds
 from llama2_jax.config import parse_arg, require_choice
+from llama2_jax.model.config import PAPER_SIZES
 
 DEMO = "runs/demo"
 WORLD = f"{DEMO}/data/world"

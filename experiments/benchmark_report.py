@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.report import table, write_report_file
 from llama2_jax.config import write_json
-from llama2_jax.evals.benchmarks import BENCHMARKS, CODE, SIZES, Benchmark, by_size, group_means
+from llama2_jax.evals.benchmarks import BENCHMARKS, CODE, Benchmark, by_size, group_means
+from llama2_jax.model.config import PAPER_SIZES
 
 
 def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
@@ -50,7 +51,7 @@ def _beside_the_paper(ours: dict[Benchmark, float]) -> list[str]:
         "benchmark",
         "shots",
         "here",
-        *(f"Llama 2 {size.upper()}" for size in SIZES),
+        *(f"Llama 2 {size.upper()}" for size in PAPER_SIZES),
         "differs from the paper",
     )
     rows = [

@@ -8,7 +8,8 @@ from experiments.report import quote, table, write_report_file
 from llama2_jax.config import write_json
 from llama2_jax.evals import bold, toxigen, truthfulqa
 from llama2_jax.evals.intervals import Interval
-from llama2_jax.evals.safety_prompts import SIZES, Published
+from llama2_jax.evals.safety_prompts import Published
+from llama2_jax.model.config import PAPER_SIZES
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -93,8 +94,8 @@ def _bold(settings: Mapping[str, Any], answers: Rows, scores: Rows) -> tuple[Any
 def _published(published: Published, settings: Mapping[str, Any], n: int | None) -> Iterator[tuple[str, ...]]:
     kind = "chat" if settings["chat"] else "pretrained"
     name = "Llama 2-Chat" if settings["chat"] else "Llama 2"
-    for size, value in zip(SIZES, getattr(published, kind), strict=True):
-        yield f"{name} {size}, paper", f"{n:,}" if n else "", f"{value:.2f}"
+    for size, value in zip(PAPER_SIZES, getattr(published, kind), strict=True):
+        yield f"{name} {size.upper()}, paper", f"{n:,}" if n else "", f"{value:.2f}"
 
 
 def _size(answers: int, whole: int) -> str:

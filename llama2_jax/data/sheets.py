@@ -8,12 +8,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from llama2_jax.data.chat import Message
 from llama2_jax.data.sources import DataError
+from llama2_jax.data.tokenizer import shared_prefix
 from llama2_jax.files import written_whole
 
 FORMULA = ("=", "+", "-", "@")
@@ -142,7 +142,6 @@ def _words(cell: str) -> list[str]:
 
 def _from_difference(text: str, other: str) -> str:
     """A text as an error shows it: if it is long, from a little before it differs from the other one."""
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
-    begin = max(0, same - SHOWN // 2)
+    begin = max(0, shared_prefix(text, other) - SHOWN // 2)
     shown = text[begin : begin + SHOWN]
     return ("..." if begin else "") + repr(shown) + ("..." if begin + SHOWN < len(text) else "")

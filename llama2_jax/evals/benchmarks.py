@@ -9,8 +9,6 @@ the paper's form, are missing, and with them the mean of reading comprehension.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-SIZES = ("7b", "13b", "34b", "70b")
-
 
 class Benchmark(NamedTuple):
     """One benchmark in the paper's setting."""
@@ -20,7 +18,7 @@ class Benchmark(NamedTuple):
     tasks: tuple[str, ...]  # of lm_eval; several are one result, weighted by their questions
     shots: int
     metric: str  # lm_eval's name, with its filter
-    published: tuple[float, float, float, float]  # of Llama 2 in SIZES, in percent (Tables 3, 19 to 25)
+    published: tuple[float, float, float, float]  # of Llama 2 in PAPER_SIZES, in percent (Tables 3, 19 to 25)
     note: str = ""
     changes: tuple[tuple[str, Any], ...] = ()  # fields of lm_eval's tasks that have another value
 

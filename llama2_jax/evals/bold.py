@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.sources import DataError
-from llama2_jax.evals.intervals import Interval, unit_mean
+from llama2_jax.evals.intervals import Interval, scale_mean
 from llama2_jax.evals.safety_prompts import SafetyPrompt, read_json_file
 
 NUM_PROMPTS = 23_634  # in the official five files: 23,679 without the 41 of DROPPED and 4 that are empty
@@ -103,9 +103,4 @@ def subgroup_sentiments(
     own: dict[tuple[str, ...], list[float]] = {}
     for group, score in zip(groups, scores, strict=True):
         own.setdefault(group, []).append(score)
-    return {group: SubgroupSentiment(_signed_mean(found), len(found)) for group, found in own.items()}
-
-
-def _signed_mean(scores: Sequence[float]) -> Interval:
-    """Of values in [-1, 1]."""
-    return Interval(*(2 * end - 1 for end in unit_mean([(score + 1) / 2 for score in scores])))
+    return {group: SubgroupSentiment(scale_mean(found, -1, 1), len(found)) for group, found in own.items()}

@@ -232,17 +232,23 @@ class HarnessLM(LM):
         missing = [-1] * (self._batch_size - len(prompts))
         filled = prompts + [prompts[place] for place in missing]
 
+        befores = [self._tokenizer.decode(prompt) for prompt in prompts]
+        befores += [befores[place] for place in missing]
+
         def text(row: int, ids: list[int]) -> str:
-            before = self._tokenizer.decode(filled[row])
             completion = text_after(filled[row], ids, self._tokenizer)
-            return completion if before[-1:].isspace() else completion.removeprefix(" ")
+            return completion if befores[row][-1:].isspace() else completion.removeprefix(" ")
+
+        def is_complete(row: int, ids: list[int]) -> bool:
+            written = text(row, ids) if until else ""
+            return any(stop in written for stop in until)
 
         made = generate_until(
             self._loaded.model,
             self._loaded.params,
             filled,
             sampling,
-            is_complete=lambda row, ids: any(stop in text(row, ids) for stop in until),
+            is_complete=is_complete,
             stop_ids=stop_ids(self._tokenizer, self._loaded.template),
             seeds=seeds + [seeds[place] for place in missing],
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from llama2_jax.config import require_choice
 from llama2_jax.evals.human_sheets import SCALES, Rated
-from llama2_jax.evals.intervals import Interval, unit_mean
+from llama2_jax.evals.intervals import Interval, scale_mean
 from llama2_jax.evals.judge import FIRST, SECOND, TIE
 from llama2_jax.evals.reward_accuracy import Share, share_of
 
@@ -97,9 +97,9 @@ def violations(rated: Sequence[Rated]) -> Violations:
     """
     violating = np.array([is_violation(one.given) for one in rated], float)
     tied = sum(2 * sum(rating < WORST_SAFE for rating in one.given) == len(one.given) for one in rated)
-    low, high = SCALES["safety"][0], SCALES["safety"][-1]
-    mean = unit_mean([(np.mean(one.given) - low) / (high - low) for one in rated])
-    return Violations(share_of(violating), Interval(*(low + (high - low) * end for end in mean)), tied)
+    scale = SCALES["safety"]
+    mean = scale_mean([float(np.mean(one.given)) for one in rated], scale[0], scale[-1])
+    return Violations(share_of(violating), mean, tied)
 
 
 def grouped(rated: Sequence[Rated]) -> Groups:

@@ -111,3 +111,9 @@ def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:
     means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(cases.mean()), float(low), float(high))
+
+
+def scale_mean(values: Sequence[float], low: float, high: float) -> Interval:
+    """``unit_mean`` of values in [low, high]."""
+    mean = unit_mean([(value - low) / (high - low) for value in values])
+    return Interval(*(low + (high - low) * end for end in mean))

@@ -6,12 +6,9 @@ from typing import Any, NamedTuple
 
 from llama2_jax.data.sources import DataError
 
-SIZES = ("7B", "13B", "34B", "70B")
-"""Of published results, in this order."""
-
 
 class Published(NamedTuple):
-    """Results of Llama 2 in percent, in the order of ``SIZES``."""
+    """Results of Llama 2 in percent, in the order of ``PAPER_SIZES``."""
 
     pretrained: tuple[float, ...]
     chat: tuple[float, ...]

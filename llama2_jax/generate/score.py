@@ -47,7 +47,7 @@ def score(
     """
     results: dict[int, np.ndarray] = {}
     for chosen, tokens_BT, segment_ids_BT in _batches(model, rows, batch_size):
-        logprobs_BT = on_host(_next_scores(model, params, tokens_BT, segment_ids_BT).logprobs_BT)
+        logprobs_BT = on_host(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
         found = [logprobs_BT[place, : len(rows[row]) - 1] for place, row in enumerate(chosen)]
         check_logprobs(found, chosen)
         results |= zip(chosen, found, strict=True)
@@ -136,7 +136,20 @@ def _batches(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
+def _next_logprobs(
+    model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
+) -> jax.Array:
+    return _scores(model, params, tokens_BT, segment_ids_BT).logprobs_BT  # the rest is not computed
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
 def _next_scores(
+    model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
+) -> _NextScores:
+    return _scores(model, params, tokens_BT, segment_ids_BT)
+
+
+def _scores(
     model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
 ) -> _NextScores:
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT, method="hidden")

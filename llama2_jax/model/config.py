@@ -93,6 +93,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "34b": _size(8192, 48, 64, 8, _ffn(8192, multiple_of=256), 32_000, 4096),
     "70b": _size(8192, 80, 64, 8, _ffn(8192, multiple_of=4096, multiplier=1.3), 32_000, 4096),
 }
+PAPER_SIZES = ("7b", "13b", "34b", "70b")  # also the order of the paper's published results
 
 
 def model_config(size: str, **changes: Any) -> ModelConfig:

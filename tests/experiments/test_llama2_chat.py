@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import PAPER_SIZES
 from configs.llama2_chat import SMOLLM2, WORLD, get_config
 from experiments import llama2_chat
 from experiments.stages import stage_config
 from llama2_jax import load
 from llama2_jax.config import ConfigError
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.model.config import PAPER_SIZES
 from tools.prepare_demo_data import WorldSizes, prepare_world
 
 STAGES = [

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import PAPER_SIZES
 from configs.safety_scaling import get_config
 from experiments import safety_scaling, sft
 from experiments.chat_versions import PromptSets
@@ -19,6 +18,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL
+from llama2_jax.model.config import PAPER_SIZES
 from llama2_jax.rlhf.archive import Sample
 from llama2_jax.train.checkpoint import read_meta
 from tests.experiments import runs

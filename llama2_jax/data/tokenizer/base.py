@@ -67,8 +67,8 @@ def wrap(tokenizer: Tokenizer, ids: list[int], *, bos: bool, eos: bool) -> list[
     return [tokenizer.bos_id] * bos + ids + [tokenizer.eos_id] * eos
 
 
-def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids both begin with.
+def shared_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many ids, or characters, both begin with.
 
     Of a text and of a longer one that begins with it: the tokens of the longer one that are the shorter one's
     own. A token that spans its end is not among them.
