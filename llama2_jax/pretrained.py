@@ -10,6 +10,7 @@ from llama2_jax.config import ConfigError, build, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.detect import checkpoint_kind
+from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.gguf import load_gguf
 from llama2_jax.interop.huggingface import load_huggingface
 from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
@@ -17,7 +18,7 @@ from llama2_jax.interop.imported import Imported, check_vocabulary
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, abstract_params, unstack
-from llama2_jax.sharding.placement import place_leaf
+from llama2_jax.sharding.placement import place_leaf, place_parts
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import read_meta, read_params, write_params
@@ -196,7 +197,11 @@ def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer |
 
 
 def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
-    """Cast and place leaf by leaf: cast as a whole, a model would sit twice in the host's memory."""
-    return jax.tree.map(
-        lambda leaf, sharding: place_leaf(leaf, sharding, dtype), params, partitioner.tree(params)
-    )
+    """Read, cast and place leaf by leaf: as a whole, a model would sit twice in the host's memory."""
+
+    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(leaf, FileLeaf):
+            return place_parts(leaf.shape, sharding, lambda parts: leaf.read(parts, dtype or leaf.dtype))
+        return place_leaf(leaf, sharding, dtype)
+
+    return jax.tree.map(place, params, partitioner.tree(params))

@@ -24,7 +24,7 @@ from llama2_jax.interop.gguf_tokenizer import header_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, check_vocabulary
 from llama2_jax.interop.mapping import embedding_rows
 from llama2_jax.interop.templates import guess_template
-from llama2_jax.interop.tree import read_params
+from llama2_jax.interop.tree import file_params
 from llama2_jax.model.config import ModelConfig
 
 _PLAIN = {
@@ -53,7 +53,7 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     template = template or guess_template(read_text(file.metadata, "tokenizer.chat_template", "", where=path))
     tokenizer = header_tokenizer(file.metadata, where=path)
     check_vocabulary(tokenizer, config.vocab_size, where=path)
-    params = read_params(config, file.tensors, style="gguf", where=path)
+    params = file_params(config, file.tensors, style="gguf", where=path)
     name = file.metadata.get("general.name", path.stem)
     return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")
 

@@ -20,7 +20,7 @@ from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from llama2_jax.interop.templates import JINJA, guess_template
 from llama2_jax.interop.torch_file import open_torch
-from llama2_jax.interop.tree import file_tensors, read_params
+from llama2_jax.interop.tree import file_params, file_tensors
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
@@ -52,7 +52,7 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     tensors = _open_weights(folder)
     if config.tie_embeddings:
         tensors = _drop_tied_head(tensors, folder)
-    params = read_params(config, tensors, style="huggingface", where=folder)
+    params = file_params(config, tensors, style="huggingface", where=folder)
     return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
 
 

@@ -17,21 +17,17 @@ class FormatError(ValueError):
 
 
 class Imported(NamedTuple):
-    """A model read from a foreign checkpoint, on the host."""
+    """A foreign checkpoint whose headers fit each other; the values are still in its files."""
 
     config: ModelConfig
-    params: Params  # numpy leaves in the dtype of the file
+    params: Params  # ``FileLeaf`` leaves in the dtype of the file
     tokenizer: Tokenizer | None  # None if the checkpoint has none
     template: str  # chat template name, see ``templates.py``
     source: str  # one line for logs: kind and place
 
 
 class LazyTensor(NamedTuple):
-    """A named array of a checkpoint whose values are read only when asked for.
-
-    A 70B checkpoint never sits twice in memory because of this: one tensor is read, put
-    into its place of the stacked parameter, and forgotten.
-    """
+    """A named array of a checkpoint whose values are read only when asked for."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

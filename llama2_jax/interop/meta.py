@@ -18,7 +18,7 @@ from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check
 from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row, embedding_rows
 from llama2_jax.interop.torch_file import open_torch
-from llama2_jax.interop.tree import read_params
+from llama2_jax.interop.tree import file_params
 from llama2_jax.model.config import ModelConfig, feed_forward_width
 
 _NULLABLE = ("n_kv_heads", "ffn_dim_multiplier", "use_scaled_rope")  # null says the same as no field
@@ -42,7 +42,7 @@ def load_meta(folder: Path | str, *, template: str | None = None) -> Imported:
     tensors = _join_shards(shards, where=folder)
     config = _model_config(settings, tensors, folder)
     tokenizer = _load_tokenizer(folder, config)  # before the weights, which take minutes to read
-    params = read_params(config, tensors, style="meta", where=folder)
+    params = file_params(config, tensors, style="meta", where=folder)
     source = f"Meta folder {folder} ({len(shards)} shard{'s' if len(shards) > 1 else ''})"
     return Imported(config, params, tokenizer, template or "llama2", source)
 

@@ -1,11 +1,13 @@
 """Between a dict of lazily read file tensors and our parameter tree, both ways."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.imported import FormatError, LazyTensor
 from llama2_jax.interop.mapping import (
     Row,
@@ -23,10 +25,8 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
 
-def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: Path) -> Params:
-    """Our parameter tree (numpy leaves, dtype of the file) from the tensors of a checkpoint.
-
-    Holds one file tensor at a time beside the result.
+def file_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style: str, where: Path) -> Params:
+    """Our parameter tree from the tensors of a checkpoint; its leaves are read when they are placed.
 
     Raises:
       FormatError: tensors are missing, left over, or of the wrong shape or dtype.
@@ -38,21 +38,24 @@ def read_params(config: ModelConfig, tensors: Mapping[str, LazyTensor], *, style
         node = params
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[name] = _read_leaf(row, config, tensors, style)
+        node[name] = _file_leaf(row, config, tensors, style)
     return params
 
 
-def _read_leaf(row: Row, config: ModelConfig, tensors: Mapping[str, LazyTensor], style: str) -> np.ndarray:
+def _file_leaf(row: Row, config: ModelConfig, tensors: Mapping[str, LazyTensor], style: str) -> FileLeaf:
     pattern = getattr(row, style)
     layers = range(config.num_layers) if row.per_layer else [0]
-    sources = [tensors[pattern.format(layer=layer)] for layer in layers]
-    leaf = np.empty((len(sources), *our_shape(row, config)[row.per_layer :]), _joint_dtype(sources))
-    for layer, source in enumerate(sources):
-        leaf[layer] = from_file(row, source.read(), config, style=style)
-    return leaf if row.per_layer else leaf[0]
+    sources = tuple(tensors[pattern.format(layer=layer)] for layer in layers)
+    return FileLeaf(
+        our_shape(row, config),
+        _joint_dtype(sources),
+        sources,
+        functools.partial(from_file, row, config=config, style=style),
+        stacked=row.per_layer,
+    )
 
 
-def _joint_dtype(sources: list[LazyTensor]) -> np.dtype:
+def _joint_dtype(sources: Sequence[LazyTensor]) -> np.dtype:
     """The dtype of all layers; float32, which holds the others exactly, where they differ."""
     dtypes = {source.dtype for source in sources}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -1,6 +1,7 @@
 """From host memory to devices: batches, and trees that already have a sharding."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -110,3 +111,16 @@ def place_leaf(leaf: Any, sharding: jax.sharding.Sharding, dtype: Any = None) ->
     if jax.process_count() > 1 and isinstance(leaf, np.ndarray):
         return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part].astype(dtype))
     return jax.device_put(leaf if leaf.dtype == dtype else leaf.astype(dtype), sharding)
+
+
+def place_parts(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    read: Callable[[list[tuple[slice, ...]]], list[np.ndarray]],
+) -> jax.Array:
+    """An array in its place; ``read`` gives the parts that this process holds, one for all replicas."""
+    held = sharding.addressable_devices_indices_map(shape)
+    parts = {str(part): part for part in held.values()}
+    values = dict(zip(parts, read(list(parts.values())), strict=True))
+    arrays = [jax.device_put(values[str(part)], device) for device, part in held.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)

@@ -1,5 +1,6 @@
 import json
 
+import jax
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy for the safetensors package
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_foreign_folder_round_trip_is_bitwise(tmp_path, dtype):
     }
     safetensors.numpy.save_file(wanted, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
     loaded = load_huggingface(tmp_path / "a")
-    save_huggingface(tmp_path / "b", loaded.config, loaded.params, tokenizer=None, max_shard_bytes=MANY_FILES)
+    params = jax.tree.map(np.asarray, loaded.params)
+    save_huggingface(tmp_path / "b", loaded.config, params, tokenizer=None, max_shard_bytes=MANY_FILES)
     found = _read_all(tmp_path / "b")
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
