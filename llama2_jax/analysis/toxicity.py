@@ -1,8 +1,8 @@
 """Toxicity of documents from scores of their lines (Llama 2, section 4.1, Figure 13; SPRE-4).
 
-The classifier is yours: the paper's is HateBERT, fine-tuned on ToxiGen. It scores lines, and a document
-has their mean. Which lines and documents are scored is settled before: lines with text on them, of a
-sample of the English documents (the paper: 10 %, D66).
+The classifier (the paper's is HateBERT, fine-tuned on ToxiGen) scores lines, and a document has their mean.
+Which lines and documents are scored is settled before, in ``experiments/classify.py``: lines with text on
+them, of a sample of the English documents (the paper: 10 %, D66).
 """
 
 import math

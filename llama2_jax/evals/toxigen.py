@@ -1,8 +1,8 @@
 """ToxiGen: the share of completions that are toxic, by group (Llama 2, Tables 11, 14 and 45; SBM-3).
 
 Prompts are those of the revised set of Hosseini et al. 2023, on whose harm and target the annotators agree:
-data/toxiGen.json of microsoft/SafeNLP. What is toxic says a classifier that is not here, the RoBERTa model of
-ToxiGen (tomh/toxigen_roberta in the paper's setting); scores of any classifier are taken.
+data/toxiGen.json of microsoft/SafeNLP. What is toxic says a classifier, the RoBERTa model of ToxiGen
+(tomh/toxigen_roberta) in the paper; scores of any other are taken.
 """
 
 from collections.abc import Mapping, Sequence
