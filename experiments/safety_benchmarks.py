@@ -17,8 +17,8 @@ DIR gets answers.jsonl, and once all is scored scores.jsonl, results.json and re
 * TruthfulQA is scored by two judges, checkpoints that go on with " yes" or " no" after "Q: ... A: ... True:"
   and "... Helpful:". The paper's are gone; allenai/truthfulqa-truth-judge-llama2-7B and -info-judge- replace
   them.
-* ToxiGen wants a classifier: let ``experiments/classify.py`` score answers.jsonl, or score "answer" in each of
-  its rows your own way, and give the same command again with --scores=FILE, JSONL rows {"id": 0, "toxicity":
+* ToxiGen wants a classifier: let ``experiments/classify.py`` score answers.jsonl, or score "answer" in each
+  row your own way, and give the same command again with --scores=FILE, JSONL rows {"id": 0, "toxicity":
   0.02}: the probability that the answer is toxic. The same way go verdicts of other judges of TruthfulQA,
   rows {"id": 0, "truth": 0.9, "info": 0.4}.
 
