@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.chat_judges import REWARD_MODELS, TRUTH
-from experiments.report import percent, table, write_report_file
+from experiments.report import included, percent, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import read_rows
@@ -44,12 +44,12 @@ def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> 
         "",
     ]
     lines += [*_stage_table(workdir), "", "## The versions", ""]
-    lines += _include(workdir / "evaluation" / "report.md", workdir)
+    lines += included(workdir / "evaluation" / "report.md", workdir)
     lines += ["", "## Reward models by round", "", *_accuracy_by_round(workdir, rounds)]
     lines += _tension(workdir, rounds[-1])
     lines += ["", "## Rejection sampling", "", *_sampling(workdir, rounds)]
     for title, folder in _once(workdir, rounds):
-        lines += ["", f"## {title}", "", *_include(folder / "report.md", workdir)]
+        lines += ["", f"## {title}", "", *included(folder / "report.md", workdir)]
     verdicts = _verdicts(workdir, rounds, list(versions), reference)
     lines += [
         "",
@@ -82,13 +82,6 @@ def _stage_table(workdir: Path) -> list[str]:
         name = f"[{folder}]({folder}/report.md)" if (workdir / folder / "report.md").exists() else folder
         rows.append((name, f"{stage['secs']:,.0f}"))
     return table(("stage", "seconds"), [*rows, ("all", f"{sum(stage['secs'] for stage in stages):,.0f}")])
-
-
-def _include(report: Path, workdir: Path) -> list[str]:
-    """A stage's report without its title, headings two levels lower, its pictures where they are."""
-    folder = report.parent.relative_to(workdir)
-    _, *lines = report.read_text(encoding="utf-8").splitlines()
-    return [("##" + line if line.startswith("#") else line).replace("](", f"]({folder}/") for line in lines]
 
 
 def _results(folder: Path) -> dict[str, Any]:

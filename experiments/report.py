@@ -1,5 +1,6 @@
 """What the reports of all stages share: the file, and pieces of Markdown."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,13 @@ def write_report_file(workdir: Path, lines: Iterable[str]) -> None:
     """Write ``report.md``, whole or not at all: other reports include it."""
     with written_whole(workdir / "report.md") as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def included(report: Path, folder: Path) -> list[str]:
+    """A report for one in ``folder``: no title, headings two levels lower, pictures where they are."""
+    own = os.path.relpath(report.parent, folder)
+    _, *lines = report.read_text(encoding="utf-8").splitlines()
+    return [("##" + line if line.startswith("#") else line).replace("](", f"]({own}/") for line in lines]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.curves import plot_loss
+from llama2_jax.config import write_json
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.train.carbon import PUE, TONNES_PER_MWH, WATTS, carbon_tonnes
 from llama2_jax.train.checkpoint import read_meta
@@ -24,10 +25,12 @@ def write_stage_report(
     reference: dict[str, float] | None = None,
     peak: tuple[float, str],
 ) -> None:
-    """Write ``report.md`` and ``loss.png`` into a finished stage's workdir."""
+    """Write ``report.md``, ``results.json`` and ``loss.png`` into a finished stage's workdir."""
     metrics = read_metrics(workdir)
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
-    rows = _numbers(metrics, peak)
+    results = _results(metrics)
+    write_json(workdir / "results.json", results)
+    rows = _numbers(metrics, results, peak)
     rows += [(name, f"{value:.3f} nats per token") for name, value in (reference or {}).items()]
     lines = [f"# {title}", "", f"Llama 2, {paper}.", "", *table(("", ""), rows), ""]
     lines += [f"- {note}" for note in [*notes, *_from_checkpoint(workdir)]]
@@ -35,20 +38,33 @@ def write_stage_report(
     write_report_file(workdir, lines)
 
 
-def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list[tuple[str, str]]:
+def _results(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, for programmes that read it: tokens, and the hours and carbon of its updates."""
     updates = [line for line in metrics if "train/loss" in line]
-    evals = [line for line in metrics if "eval/heldout/loss" in line]
-    timed = [line for line in updates if "train/tokens_per_sec" in line]
+    found = {"updates": updates[-1]["step"], "tokens_seen": updates[-1]["train/tokens_seen"]}
+    rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]
+    if not rates:
+        return found
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    hours = found["tokens_seen"] / median(rates) * count / 3600
+    found |= {"tokens_per_sec": median(rates), "device": kind, "num_devices": count, "device_hours": hours}
+    return found | ({"tonnes_co2eq": carbon_tonnes(hours, WATTS[kind])} if kind in WATTS else {})
+
+
+def _numbers(
+    metrics: Sequence[dict[str, Any]], results: dict[str, Any], peak: tuple[float, str]
+) -> list[tuple[str, str]]:
+    losses = [line["train/loss"] for line in metrics if "train/loss" in line]
     rows = [
-        ("updates", f"{updates[-1]['step']:,}"),
-        ("tokens seen", f"{updates[-1]['train/tokens_seen']:,}"),
+        ("updates", f"{results['updates']:,}"),
+        ("tokens seen", f"{results['tokens_seen']:,}"),
         (
             "training loss, first and last update",
-            f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f} nats per token",
+            f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token",
         ),
     ]
     for name, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
-        values = [line[f"eval/heldout/{name}"] for line in evals if f"eval/heldout/{name}" in line]
+        values = [line[f"eval/heldout/{name}"] for line in metrics if f"eval/heldout/{name}" in line]
         if values:
             rows.append(
                 (
@@ -56,42 +72,27 @@ def _numbers(metrics: Sequence[dict[str, Any]], peak: tuple[float, str]) -> list
                     f"{values[0]:.3f} to {values[-1]:.3f} {unit}",
                 )
             )
-    if timed:
-        tokens_per_sec = median(line["train/tokens_per_sec"] for line in timed)
-        rows += [
-            ("tokens per second, median", f"{tokens_per_sec:,.0f}"),
-            (
-                "MFU (causal_no_embed), median",
-                f"{100 * median(line['train/mfu_causal_no_embed'] for line in timed):.1f} %",
-            ),
-            (
-                "MFU (full_no_embed), median",
-                f"{100 * median(line['train/mfu_full_no_embed'] for line in timed):.1f} %",
-            ),
-        ]
-        flops, origin = peak
-        rows.append(
-            (
-                "peak that MFU refers to",
-                f"{flops / 1e12:.3f} TFLOP/s per device ({origin}), {jax.device_count()} device(s)",
-            )
-        )
-        rows += _carbon(updates[-1]["train/tokens_seen"] / tokens_per_sec * jax.device_count() / 3600)
-    return rows
+    return rows + (_speed(metrics, results, peak) if "device_hours" in results else [])
 
 
-def _carbon(device_hours: float) -> list[tuple[str, str]]:
-    """What Table 2 says of the paper's models, of updates at their median rate."""
-    rows = [("device hours in updates", f"{device_hours:,.2f}")]
-    watts = WATTS.get(jax.devices()[0].device_kind)
-    if watts is not None:
-        rows.append(
-            (
-                "carbon (Table 2's formula)",
-                f"{carbon_tonnes(device_hours, watts):,.3g} tCO2eq: {watts} W per device, power usage "
-                f"effectiveness {PUE}, {TONNES_PER_MWH} t/MWh",
-            )
-        )
+def _speed(
+    metrics: Sequence[dict[str, Any]], results: dict[str, Any], peak: tuple[float, str]
+) -> list[tuple[str, str]]:
+    """How fast the updates were, and what they cost (Table 2)."""
+    rows = [("tokens per second, median", f"{results['tokens_per_sec']:,.0f}")]
+    for kind in ("causal_no_embed", "full_no_embed"):
+        shares = [line[f"train/mfu_{kind}"] for line in metrics if f"train/mfu_{kind}" in line]
+        rows.append((f"MFU ({kind}), median", f"{100 * median(shares):.1f} %"))
+    flops, origin = peak
+    devices = f"{results['num_devices']} device(s)"
+    rows += [
+        ("peak that MFU refers to", f"{flops / 1e12:.3f} TFLOP/s per device ({origin}), {devices}"),
+        ("device hours in updates", f"{results['device_hours']:,.2f}"),
+    ]
+    if "tonnes_co2eq" in results:
+        power = f"{WATTS[results['device']]} W per device, power usage effectiveness {PUE}"
+        carbon = f"{results['tonnes_co2eq']:,.3g} tCO2eq: {power}, {TONNES_PER_MWH} t/MWh"
+        rows.append(("carbon (Table 2's formula)", carbon))
     return rows
 
 

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from experiments.report import quote, table, write_report_file
-from experiments.training_report import _carbon
+from experiments.training_report import _numbers, _results
 from llama2_jax.train.carbon import WATTS
 
 
@@ -34,6 +34,26 @@ def test_a_report_that_fails_half_way_leaves_the_old_one(tmp_path):
 
 
 def test_a_device_whose_power_is_known_reports_its_carbon(monkeypatch):
-    assert _carbon(2.0) == [("device hours in updates", "2.00")]
+    """The 7B's hours in Table 2, as so many tokens at one per second and device."""
+    tokens, rate = 184_320 * 3600, jax.device_count()
+    mfu = {"train/mfu_causal_no_embed": 0.4, "train/mfu_full_no_embed": 0.5}
+    line = {"step": 9, "train/loss": 2.0, "train/tokens_seen": tokens, "train/tokens_per_sec": rate, **mfu}
+    assert "tonnes_co2eq" not in _results([line])
     monkeypatch.setitem(WATTS, jax.devices()[0].device_kind, 400)
-    assert dict(_carbon(184_320))["carbon (Table 2's formula)"].startswith("31.2 tCO2eq: 400 W per device")
+    results = _results([line])
+    assert results["device_hours"] == 184_320
+    assert results["tonnes_co2eq"] == pytest.approx(31.22, abs=0.01)
+    rows = dict(_numbers([line], results, (1e12, "measured")))
+    assert rows["device hours in updates"] == "184,320.00"
+    assert rows["carbon (Table 2's formula)"].startswith("31.2 tCO2eq: 400 W per device")
+
+
+def test_a_run_too_short_to_be_timed_reports_no_hours():
+    line = {"step": 1, "train/loss": 2.0, "train/tokens_seen": 8}
+    results = _results([line])
+    assert results == {"updates": 1, "tokens_seen": 8}
+    assert [name for name, _ in _numbers([line], results, (1e12, "measured"))] == [
+        "updates",
+        "tokens seen",
+        "training loss, first and last update",
+    ]

@@ -1,0 +1,95 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.model_card import STATED, card, lineage, read_statements
+from llama2_jax.config import ConfigError
+from llama2_jax.model.config import parameter_count
+from llama2_jax.pretrained import convert, load
+from tests.compilations import share
+from tests.experiments import runs
+
+share()
+
+
+def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
+    """From the programme: a fine-tuned model, its pretraining, one report, three statements."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "report.md").write_text("# Title\n\n## Wins\n\n![wins](wins.png)\n")
+    said = {"license": "apache-2.0", "developers": "Some people", "ethics": "Has | seen *no* English."}
+    (tmp_path / "card.json").write_text(json.dumps(said))
+    done = runs.run_program(
+        "experiments.model_card",
+        f"--checkpoint={runs.fine_tuned_workdir()}",
+        f"--statements={tmp_path}/card.json",
+        f"--evaluations={tmp_path}/evaluation",
+        f"--output={tmp_path}/cards/CARD.md",
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "cards" / "CARD.md").read_text()
+    _, metadata, body = text.split("---\n", 2)
+    assert yaml.safe_load(metadata) == {
+        "license": "apache-2.0",
+        "library_name": "llama2_jax",
+        "pipeline_tag": "text-generation",
+    }
+    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", body, re.MULTILINE))
+    config = load(runs.fine_tuned_workdir()).config
+    assert cells["Parameters"] == f"{parameter_count(config):,}"
+    assert cells["Model developers"] == "Some people"
+    assert cells["Model dates"] == "not stated"
+    assert "language, dates" in done.stdout
+    assert r"Has \| seen \*no\* English." in body
+    assert body.index("| Pretraining |") < body.index("| Supervised fine-tuning |")
+    assert "#### Wins" in body
+    assert "![wins](../evaluation/wins.png)" in body
+
+
+def test_tokens_and_carbon_are_those_of_the_stages(tmp_path, monkeypatch):
+    stages = lineage(runs.fine_tuned_workdir())
+    assert [stage.path for stage in stages] == [runs.pretrained_workdir(), runs.fine_tuned_workdir()]
+    written = [json.loads((stage.path / "results.json").read_text()) for stage in stages]
+    assert [stage.results for stage in stages] == written
+    hours = {"device_hours": 1.0, "tonnes_co2eq": 0.25}
+    monkeypatch.setattr(
+        "experiments.model_card.lineage", lambda _: [stage._replace(results=hours) for stage in stages]
+    )
+    lines = card(runs.fine_tuned_workdir(), {}, [], tmp_path)
+    assert any("2.00 device hours in updates" in line and "0.5 tCO2eq" in line for line in lines)
+
+
+def test_the_chain_ends_at_what_is_not_ours_or_not_here(tmp_path):
+    convert(runs.pretrained_workdir(), tmp_path / "native", output_format="native")
+    (stage,) = lineage(tmp_path / "native")
+    assert stage.title.startswith("imported from workdir")
+    (gone,) = lineage(tmp_path / "gone")
+    assert gone.title == "not found here"
+    convert(runs.pretrained_workdir(), tmp_path / "hub", output_format="huggingface")
+    (foreign,) = lineage(tmp_path / "hub")
+    assert foreign.title == "a huggingface checkpoint"
+    with pytest.raises(ConfigError, match="a card is made from a workdir of ours"):
+        card(tmp_path / "hub", {}, [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must be a JSON object whose values are texts"),
+        ('{"dates": 2023}', "must be a JSON object whose values are texts"),
+        ('{"licence": "mit"}', "unknown key.* licence; known are license"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_statements_that_cannot_be_meant(tmp_path: Path, text, words):
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_statements(tmp_path / "card.json")
+
+
+def test_every_field_of_the_table_can_be_stated(tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps(dict.fromkeys(STATED, "said")))
+    lines = card(runs.pretrained_workdir(), read_statements(tmp_path / "card.json"), [], tmp_path)
+    assert sum("| said |" in line for line in lines) == len(STATED)
