@@ -31,7 +31,7 @@ def write_code_report(
         "not give n (D18), the prompts, or the longest completion (D92).",
     ]
     if mean is not None:
-        lines += ["", f"Code in Table 3, the plain mean of both pass@1: {100 * mean:.1f} %"]
+        lines += ["", f"Code, as in Table 3 the plain mean of both pass@1: {100 * mean:.1f} %"]
     lines += ["", "How the programs ended:", "", *_outcomes(results)]
     write_report_file(output, lines)
 

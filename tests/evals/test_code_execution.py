@@ -114,5 +114,5 @@ def test_several_at_once_keep_their_order() -> None:
 def test_a_machine_that_runs_no_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_execution()
     monkeypatch.setattr(code_execution, "MEMORY_BYTES", 1 << 20)
-    with pytest.raises(ConfigError, match="'assert True' gave 'MemoryError' instead of 'passed'"):
+    with pytest.raises(ConfigError, match=r"'assert True' gave '.+' instead of 'passed'"):
         check_execution()
