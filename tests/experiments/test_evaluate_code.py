@@ -74,7 +74,7 @@ def test_an_oracle_solves_all_and_half_an_oracle_half(files: dict[str, Path], tm
 def test_pass_at_k_is_estimated_for_each_problem(files: dict[str, Path]) -> None:
     (run,) = (one for one in chosen(files, "80", num_samples=160))
     outcomes = (
-        ["passed"] + ["timed out"] * 159 + ["SyntaxError"] * 160
+        ["timed out"] * 159 + ["passed"] + ["SyntaxError"] * 160
     )  # 1 of 160: in half of all draws of 80
     rows = [{"outcome": outcome} for outcome in outcomes]
     assert [(one["metric"], one["passed"]) for one in solved_problems(run, rows)] == [(0.5, 1), (0, 0)]

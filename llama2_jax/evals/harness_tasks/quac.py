@@ -16,9 +16,7 @@ def questions(dialogues: "datasets.Dataset") -> "datasets.Dataset":
 
 def last_questions(dialogues: "datasets.Dataset") -> "datasets.Dataset":
     """A row for each dialogue, its last question: all others stand before it."""
-    return dialogues.map(
-        lambda row: _row(row, len(row["questions"]) - 1), remove_columns=dialogues.column_names
-    )
+    return dialogues.map(_last_row, remove_columns=dialogues.column_names)
 
 
 def marks(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
