@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.report import table, write_report_file
 from llama2_jax.config import write_json
-from llama2_jax.evals.benchmarks import BENCHMARKS, CODE, Benchmark, by_size, group_means
+from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark, by_size, group_means
 from llama2_jax.model.config import PAPER_SIZES
 
 
@@ -17,7 +17,7 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
     settings = json.loads((output / "config.json").read_text(encoding="utf-8"))
     ours = {
         benchmark: 100 * result(benchmark, found[benchmark.name])
-        for benchmark in (*CODE, *BENCHMARKS)
+        for benchmark in (*BENCHMARKS, *READING_SHOTS)
         if benchmark.name in found
     }
     means = group_means({benchmark.name: value for benchmark, value in ours.items()})
@@ -38,8 +38,8 @@ def result(benchmark: Benchmark, found: dict[str, Any]) -> float:
 
 def _questions(found: dict[str, Any], task: str, metric: str) -> int:
     """How many the metric is of; of a group, in those of its tasks that have it."""
-    if task in found["n-samples"]:
-        return found["n-samples"][task]["effective"] if metric in found["results"][task] else 0
+    if task in found["n-metric"]:
+        return found["n-metric"][task].get(metric, 0)
     return sum(_questions(found, part, metric) for part in found["group_subtasks"][task])
 
 

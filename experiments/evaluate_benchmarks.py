@@ -4,15 +4,17 @@ python -m experiments.evaluate_benchmarks --checkpoint=PATH --tasks=llama2 --out
 python -m experiments.evaluate_benchmarks --checkpoint=PATH --tasks=arc_easy,gsm8k --num_shots=5 --output=DIR
 
 ``--tasks=llama2`` is what the paper evaluates, with its shots (``llama2_jax/evals/benchmarks.py``), and
-``llama2_code`` its code benchmarks, which execute what the model writes and therefore want
-``--run_generated_code`` as well. Any other name is a task or group of lm_eval, or of YAML files under
-``--include_path``. lm_eval fetches the data (Hugging Face hub) before the first question is asked.
+``llama2_reading`` SQuAD and QuAC with the other shots of Table 23. Any other name is a task or group of
+lm_eval, of ``llama2_jax/evals/harness_tasks`` (``llama2_squad``, ``llama2_quac``), or of YAML files under
+``--include_path``. lm_eval fetches the data (Hugging Face hub) before the first question is asked. Code is
+evaluated by ``experiments.evaluate_code``.
 
 Written are, per benchmark, lm_eval's results and every question with its answers (``samples_*.jsonl``, in the
 form of ``lm_eval --log_samples``), and ``report.md``. A run that is killed goes on with
 the next benchmark when it is started again.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -20,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 
 from experiments import checkpoint_flags
@@ -28,7 +29,8 @@ from experiments.benchmark_report import write_benchmark_report
 from experiments.settings import keep_settings
 from llama2_jax.config import ConfigError, changes, require, write_json
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.evals.benchmarks import BENCHMARKS, CODE
+from llama2_jax.evals import harness_tasks
+from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS
 from llama2_jax.launch import launch
 from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest
@@ -41,7 +43,7 @@ try:
 except ImportError as error:
     raise SystemExit(f'{error}; install the extra: pip install -e ".[benchmarks]"') from error
 
-SUITES = {"llama2": BENCHMARKS, "llama2_code": CODE}
+SUITES = {"llama2": BENCHMARKS, "llama2_reading": READING_SHOTS}
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples")
 SETTINGS = ("checkpoint", "dtype", "template", "chat", "num_shots", "limit", "include_path")
 
@@ -58,15 +60,16 @@ def main() -> None:
     """Load the tasks, then the model; evaluate what is not there yet; report all."""
     args = flags.FLAGS
     output = Path(args.output)
-    runs = chosen_runs(args.tasks, num_shots=args.num_shots, run_code=args.run_generated_code)
+    runs = chosen_runs(args.tasks, num_shots=args.num_shots)
     settings = {name: args[name].value for name in SETTINGS}
     keep_settings(output, settings, results="*/results.json")
     with files_at_rest(output):
         missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
-        manager = TaskManager(include_path=args.include_path)
+        more = [args.include_path] if args.include_path else []
+        manager = TaskManager(include_path=[harness_tasks.FOLDER, *more])
         tasks = {name: load_tasks(manager, run) for name, run in missing.items()}
-        check_code(tasks, run_code=args.run_generated_code)
+        check_code(tasks)
         evaluate(output, missing, tasks, manager)
     with files_at_rest(output):
         write_benchmark_report(output, list(runs))
@@ -93,16 +96,15 @@ def evaluate(output: Path, runs: dict[str, Run], tasks: dict[str, list[Any]], ma
             apply_chat_template=args.chat,
             fewshot_as_multiturn=args.chat,
             task_manager=manager,
-            confirm_run_unsafe_code=args.run_generated_code,
         )
         write_results(output / name, found, origin)
 
 
-def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) -> dict[str, Run]:
+def chosen_runs(names: Sequence[str], *, num_shots: int | None) -> dict[str, Run]:
     """What ``--tasks`` names: suites of the paper with its shots, and tasks of lm_eval.
 
     Raises:
-      ConfigError: no task, a suite with other shots, or generated code run by several processes.
+      ConfigError: no task, or a suite with other shots.
     """
     runs: dict[str, Run] = {}
     require(bool(names), "--tasks is empty; name llama2, or tasks of lm_eval")
@@ -112,9 +114,6 @@ def chosen_runs(names: Sequence[str], *, num_shots: int | None, run_code: bool) 
             continue
         require(num_shots is None, f"--tasks={name} has the paper's shots; leave out --num_shots={num_shots}")
         runs |= {one.name: Run(one.tasks, one.shots, one.changes) for one in SUITES[name]}
-    if run_code:
-        require(jax.process_count() == 1, "--run_generated_code runs in one process, not in several at once")
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for it
     return runs
 
 
@@ -150,12 +149,13 @@ def load_tasks(manager: TaskManager, run: Run) -> list[Any]:
     return groups or list(found["tasks"].values())  # a name may be of a group, a task, or several tasks
 
 
-def check_code(tasks: dict[str, list[Any]], *, run_code: bool) -> None:
-    """Raise ``ConfigError`` for tasks that execute what the model writes, unless that is allowed."""
+def check_code(tasks: dict[str, list[Any]]) -> None:
+    """Raise ``ConfigError`` for tasks that execute what the model writes."""
     unsafe = [task.task_name for task in _each(tasks) if getattr(task, "UNSAFE_CODE", False)]
     require(
-        run_code or not unsafe,
-        f"{', '.join(unsafe)} executes what the model writes, on this machine; give --run_generated_code too",
+        not unsafe,
+        f"{', '.join(unsafe)} executes what the model writes, which is not done here; for HumanEval and MBPP "
+        "there is experiments.evaluate_code",
     )
 
 
@@ -170,7 +170,15 @@ def write_results(folder: Path, found: dict[str, Any], origin: dict[str, str]) -
     for task, samples in found["samples"].items():
         write_rows(folder / f"samples_{task}.jsonl", (_plain(sample) for sample in samples))
     kept = {key: found[key] for key in KEPT if key in found}
+    kept["n-metric"] = {task: _questions_by_metric(samples) for task, samples in found["samples"].items()}
     write_json(folder / "results.json", _as_json({**origin, **kept}))
+
+
+def _questions_by_metric(samples: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many questions each metric is of: some are of a part of them only, such as those with an answer."""
+    return dict(
+        collections.Counter(f"{metric},{one['filter']}" for one in samples for metric in one["metrics"])
+    )
 
 
 def _plain(sample: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def _as_json(value: Any) -> Any:
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     checkpoint_flags.define()
-    flags.DEFINE_list("tasks", None, "llama2, llama2_code, or names of lm_eval.")
+    flags.DEFINE_list("tasks", None, "llama2, llama2_reading, or names of lm_eval.")
     flags.DEFINE_string("output", None, "Folder to write.")
     flags.DEFINE_integer(
         "num_shots", None, "Examples before each question; the task's own if not given.", lower_bound=0
@@ -197,6 +205,5 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_bool("chat", False, "Ask as a chat, in the checkpoint's template.")
     flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)
     flags.DEFINE_string("include_path", None, "Folder of more tasks, as YAML files of lm_eval.")
-    flags.DEFINE_bool("run_generated_code", False, "Let code benchmarks execute what the model writes.")
     flags.mark_flags_as_required(["tasks", "output"])
     launch(main, several_processes=True)

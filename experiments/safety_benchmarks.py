@@ -44,7 +44,7 @@ from experiments.safety_scores import (
     rows_so_far,
     score_sentiments,
 )
-from experiments.settings import keep_settings
+from experiments.settings import check_models, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_rows, write_rows
 from llama2_jax.data.shards import file_sha256
@@ -182,15 +182,6 @@ def check_answered(path: Path, done: Rows, asked: Rows) -> None:
             f"{path}, row {number} answers {row.get('text')!r}, but prompt {prompt['id']} is "
             f"{prompt['text']!r}; give another --output",
         )
-
-
-def check_models(path: Path, done: Rows, model: str) -> None:
-    """Raise ``ConfigError`` if another model than ``model`` gave the answers in ``path``."""
-    others = sorted({str(row.get("model")) for row in done} - {model})
-    require(
-        not others,
-        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another --output",
-    )
 
 
 def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:

@@ -8,10 +8,8 @@ rules by which they differ from its own backends:
 * A token that spans context and continuation is the continuation's: cut at the number of the context's
   tokens, a part of the continuation would be dropped, and one without a token of its own would be certain.
 * What is too long loses tokens after BOS, not BOS itself, and a warning says how many requests did.
-* A completion is what the joined text adds to its prompt; decoded alone, SentencePiece would lose a leading
-  space (TOK-5), which is indentation where code is asked for. But one space between a prompt and its
-  completion is what lm_eval separates questions and answers by, no part of the answer: metrics that compare
-  literally would find every answer wrong (BBH).
+* A completion begins without the space that lm_eval separates questions and answers by
+  (``text_completion.py``): metrics that compare literally would find every answer wrong (BBH).
 """
 
 import collections
@@ -27,12 +25,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Message, stop_ids
-from llama2_jax.data.tokenizer import split_ids, text_after
+from llama2_jax.data.chat import Message
+from llama2_jax.data.tokenizer import split_ids
 from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
+from llama2_jax.evals.text_completion import complete_batch
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score_continuations
-from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel, for_decoding
 
 BATCHES_AT_ONCE = 16  # between two entries of lm_eval's cache of results
@@ -183,11 +181,13 @@ class HarnessLM(LM):
             prompts = self._prompts([requests[index].args[0] for index in indices], sampling.max_new_tokens)
             order = sorted(range(len(indices)), key=lambda place: -len(prompts[place]))
             for chosen in self._progress(order, self._batch_size, disable_tqdm):
-                texts = self._complete(
+                texts = complete_batch(
+                    self._loaded,
                     [prompts[place] for place in chosen],
-                    [indices[place] for place in chosen],
                     sampling,
-                    until,
+                    until=until,
+                    seeds=[indices[place] for place in chosen],
+                    batch_size=self._batch_size,
                 )
                 for place, text in zip(chosen, texts, strict=True):
                     results[indices[place]] = text
@@ -225,42 +225,9 @@ class HarnessLM(LM):
         self._warn_of_cuts([len(prompt) for prompt in ids], room)
         return [self._cut(prompt, room) for prompt in ids]
 
-    def _complete(
-        self, prompts: list[list[int]], seeds: list[int], sampling: SamplingConfig, until: list[str]
-    ) -> list[str]:
-        """One batch, filled with copies of its last prompt: one compiled shape for all."""
-        missing = [-1] * (self._batch_size - len(prompts))
-        filled = prompts + [prompts[place] for place in missing]
-
-        befores = [self._tokenizer.decode(prompt) for prompt in prompts]
-        befores += [befores[place] for place in missing]
-
-        def text(row: int, ids: list[int]) -> str:
-            completion = text_after(filled[row], ids, self._tokenizer)
-            return completion if befores[row][-1:].isspace() else completion.removeprefix(" ")
-
-        def is_complete(row: int, ids: list[int]) -> bool:
-            written = text(row, ids) if until else ""
-            return any(stop in written for stop in until)
-
-        made = generate_until(
-            self._loaded.model,
-            self._loaded.params,
-            filled,
-            sampling,
-            is_complete=is_complete,
-            stop_ids=stop_ids(self._tokenizer, self._loaded.template),
-            seeds=seeds + [seeds[place] for place in missing],
-        )
-        return [_before_any(until, text(row, made[row])) for row in range(len(prompts))]
-
     def _progress(self, order: list[int], size: int, silent: bool) -> Iterator[list[int]]:
         """Parts of ``order`` of that size, under a bar on the terminal."""
         with tqdm(total=len(order), desc="requests", disable=silent) as bar:
             for first in range(0, len(order), size):
                 yield order[first : first + size]
                 bar.update(len(order[first : first + size]))
-
-
-def _before_any(stops: list[str], text: str) -> str:
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]

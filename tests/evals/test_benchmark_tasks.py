@@ -14,7 +14,8 @@ import pytest
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from llama2_jax.evals.benchmarks import BENCHMARKS, Benchmark
+from llama2_jax.evals import harness_tasks
+from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark
 
 NUM_DOCUMENTS = 12
 ABCD = ["water", "fire", "wood", "iron"]
@@ -62,6 +63,27 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         "question": "Who wrote Hamlet {n}?",
         "answer": {"value": "Shakespeare", "aliases": ["Shakespeare"]},
     },
+    "llama2_squad": {
+        "id": "{n}",
+        "title": "{n}",
+        "context": "Mars is red.",
+        "question": "What is Mars like?",
+        "answers": {"text": ["red", "Red"], "answer_start": [8, 8]},
+    },
+    "llama2_quac": {
+        "dialogue_id": "d",
+        "wikipedia_page_title": "{n}",
+        "background": "",
+        "section_title": "Life",
+        "context": "He sang the blues. CANNOTANSWER",
+        "turn_ids": ["d_q#0", "d_q#1"],
+        "questions": ["What did he sing?", "What else?"],
+        "orig_answers": {"texts": ["the blues", "blues"], "answer_starts": [8, 12]},
+        "answers": {
+            "texts": [["the blues", "He sang the blues"], ["blues"]],
+            "answer_starts": [[8, 0], [12]],
+        },
+    },
     "boolq": {"passage": "Rain {n} is wet.", "question": "is rain wet", "label": 1},
     "gsm8k": {"question": "2 and 3 apples, {n}?", "answer": "2+3=5\n#### 5"},
     "minerva_math_algebra": {
@@ -78,6 +100,8 @@ RIGHT = (" twist it", " hurt", " stands.", " water", " A", " yes", " (A)water")
 WRITTEN = {
     "nq_open": "Shakespeare",
     "triviaqa": "Shakespeare",
+    "llama2_squad": "Red.",
+    "llama2_quac": "the blues",
     "gsm8k": "2+3=5\n#### 5",
     "minerva_math_algebra": "Final Answer: The final answer is $2$. I hope it is correct.",
     "bbh_fewshot_navigate": "No",
@@ -103,7 +127,7 @@ class Oracle(LM):
 
 @functools.cache
 def manager() -> TaskManager:
-    return TaskManager()
+    return TaskManager(include_path=harness_tasks.FOLDER)
 
 
 def of(task: str) -> Benchmark:
@@ -128,13 +152,29 @@ def test_every_benchmark_is_among_them() -> None:
     assert {of(task).name for task in DOCUMENTS} | {"ARC-challenge"} == {b.name for b in BENCHMARKS}
 
 
-@pytest.mark.parametrize("task", DOCUMENTS)
-def test_right_answers_are_right(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("task", "benchmark"),
+    [(task, of(task)) for task in DOCUMENTS] + [(one.tasks[0], one) for one in READING_SHOTS],
+    ids=lambda value: value.name if isinstance(value, Benchmark) else value,
+)
+def test_right_answers_are_right(
+    task: str, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    benchmark = of(task)
-    member = {"task": task, **dict(benchmark.changes), **documents(task, tmp_path)}
+    found = evaluate(task, benchmark, tmp_path)
+    value = found["results"][task][benchmark.metric]
+    # of each first question two people said different things: F1 is 1 with the one, 2/(1 + 3) with the other
+    assert value == pytest.approx((0.75 + 1) / 2 if task == "llama2_quac" else 1)
+    assert found["n-shot"][task] == benchmark.shots
+    for sample in found["samples"][task]:  # the question itself is asked, and is no example
+        (own,) = set(re.findall(r"number \d\d", json.dumps(sample["doc"])))
+        assert sample["arguments"][0][0].count(own) == 1
+
+
+def evaluate(task: str, benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    member = {"task": task, **dict(benchmark.changes), **documents(task, folder)}
     loaded = manager().load([{"group": "paper", "task": [member]}])["tasks"]
-    found = lm_eval.simple_evaluate(
+    return lm_eval.simple_evaluate(
         Oracle(),
         tasks=list(loaded.values()),
         num_fewshot=benchmark.shots,
@@ -142,8 +182,23 @@ def test_right_answers_are_right(task: str, tmp_path: Path, monkeypatch: pytest.
         bootstrap_iters=0,
         task_manager=manager(),
     )
-    assert found["results"][task][benchmark.metric] == 1
-    assert found["n-shot"][task] == benchmark.shots
-    for sample in found["samples"][task]:  # the question itself is asked, and is no example
-        (own,) = set(re.findall(r"number \d\d", json.dumps(sample["doc"])))
-        assert sample["arguments"][0][0].count(own) == 1
+
+
+def test_the_prompts_of_reading_comprehension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    squad, quac = (one for one in READING_SHOTS if one.shots == 1)
+    (tmp_path / "squad").mkdir()
+    samples = evaluate("llama2_squad", squad, tmp_path / "squad")["samples"]["llama2_squad"]
+    description, example, question = samples[0]["arguments"][0][0].split("\n\n")
+    assert description.endswith('not answer is "unanswerable".')
+    assert re.fullmatch(
+        r"Title: number 5\d\nPassage: Mars is red\.\nQuestion: What is Mars like\?\nAnswer: red", example
+    )
+    assert question == "Title: number 00\nPassage: Mars is red.\nQuestion: What is Mars like?\nAnswer:"
+
+    samples = evaluate("llama2_quac", quac, tmp_path)["samples"]["llama2_quac"]
+    assert [sample["doc"]["id"] for sample in samples[:3]] == ["d_q#0", "d_q#1", "d_q#0"]
+    _, example, question = samples[1]["arguments"][0][0].split("\n\n")
+    turns = "Passage: He sang the blues.\nQ: What did he sing?\nA: the blues\nQ: What else?\nA:"
+    assert example.endswith(turns + " blues")  # an example is a whole dialogue
+    assert question == "Title: number 00\nSection: Life\n" + turns

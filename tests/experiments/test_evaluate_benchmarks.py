@@ -113,9 +113,16 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path: Path) -
 
 
 def test_the_papers_suite_has_its_shots() -> None:
-    chosen = chosen_runs(["llama2", "arc_easy"], num_shots=None, run_code=False)
+    chosen = chosen_runs(["llama2", "llama2_reading", "arc_easy"], num_shots=None)
     assert chosen["MMLU"] == Run(("mmlu",), 5)
     assert chosen["GSM8K"] == Run(("gsm8k",), 8)
+    assert [chosen[name].shots for name in ("SQuAD", "SQuAD-1-shot", "SQuAD-4-shot", "SQuAD-5-shot")] == [
+        0,
+        1,
+        4,
+        5,
+    ]
+    assert [chosen[name].shots for name in ("QuAC", "QuAC-1-shot")] == [0, 1]
     assert chosen["arc_easy"] == Run(("arc_easy",))
     assert "HumanEval" not in chosen
 
@@ -129,7 +136,7 @@ def test_the_papers_suite_has_its_shots() -> None:
 )
 def test_what_cannot_be_meant_is_refused(names: list[str], shots: int | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        chosen_runs(names, num_shots=shots, run_code=False)
+        chosen_runs(names, num_shots=shots)
 
 
 def test_results_of_another_model_are_not_joined(tmp_path: Path) -> None:
@@ -145,7 +152,7 @@ def test_tasks_of_one_benchmark_are_weighted_by_their_questions() -> None:
     sizes = dict(zip(AGIEVAL, (254, 651, 230, 510, 269, 206, 206, 220), strict=True))  # 2546 in all
     found = {
         "results": {task: {"acc,none": float(task == "agieval_logiqa_en")} for task in AGIEVAL},
-        "n-samples": {task: {"effective": size} for task, size in sizes.items()},
+        "n-metric": {task: {"acc,none": size} for task, size in sizes.items()},
     }
     agieval = next(benchmark for benchmark in BENCHMARKS if benchmark.tasks == AGIEVAL)
     assert result(agieval, found) == pytest.approx(651 / 2546)

@@ -1,0 +1,94 @@
+"""Programs that a model wrote, run with their tests: HumanEval, MBPP.
+
+Each runs in a process of its own, in an empty folder, without input, with limits of time, memory and size of
+files, and is killed with all that it started. Processes, the network and files elsewhere are refused by
+Python itself (``code_child.py``), which is a fence against accidents: what must be safe runs in a container
+or a virtual machine without network. Linux only.
+"""
+
+import math
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llama2_jax.config import require
+
+PASSED, TIMED_OUT, NO_ANSWER = "passed", "timed out", "ended the process"
+MEMORY_BYTES = 1 << 30
+CHILD = Path(__file__).with_name("code_child.py")
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG")
+
+
+def check_execution() -> None:
+    """Raise ``ConfigError`` unless programs run here: without it, every one would fail."""
+    for program, expected in (("assert True", PASSED), ("assert False", "AssertionError")):
+        outcome = run_program(program, timeout_secs=60)
+        require(
+            outcome == expected,
+            f"the program {program!r} gave {outcome!r} instead of {expected!r}, so programs cannot be "
+            "judged on this machine; it must be Linux, and let a process set its own limits (ulimit)",
+        )
+
+
+def run_programs(programs: Sequence[str], *, timeout_secs: float, num_workers: int) -> list[str]:
+    """``run_program`` of each, ``num_workers`` at a time."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(lambda program: run_program(program, timeout_secs=timeout_secs), programs))
+
+
+def run_program(program: str, *, timeout_secs: float) -> str:
+    """How a Python program ended.
+
+    Returns:
+      "passed" if it came to its end; "timed out"; "ended the process" if it did so itself, or the system did;
+      else the name of the exception, such as "AssertionError" or "MemoryError".
+    """
+    token = secrets.token_hex(16)  # what no program prints by chance
+    with tempfile.TemporaryDirectory(prefix="program-") as folder:
+        Path(folder, "program.py").write_text(program, encoding="utf-8", newline="")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-s",
+                "-P",
+                "-B",
+                str(CHILD),
+                token,
+                str(MEMORY_BYTES),
+                str(math.ceil(timeout_secs) + 1),
+            ],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        with process.stdout as answer:
+            try:
+                ready, _, _ = select.select([answer], [], [], timeout_secs)
+                word = os.read(answer.fileno(), 200).decode(errors="replace") if ready else TIMED_OUT
+            finally:  # before its end is noted: until then the group cannot be another's
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return PASSED if word == token else word or NO_ANSWER
+
+
+def _environment(folder: str) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {
+        **inherited,
+        "HOME": folder,
+        "TMPDIR": folder,
+        "PYTHONHASHSEED": "0",  # sets of texts have the same order every time
+        "PYTHONUTF8": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would take the memory
+    }

@@ -1,0 +1,118 @@
+"""What a model may write, run for real. Nothing may be left: no process, no folder."""
+
+import contextlib
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama2_jax.config import ConfigError
+from llama2_jax.evals import code_execution
+from llama2_jax.evals.code_execution import check_execution, run_program, run_programs
+
+TESTS = "\nassert add(2, 3) == 5\n"
+RIGHT = "def add(a, b): return a + b"
+
+
+def children() -> set[str]:
+    """Of this process, also those that have ended and were not waited for."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = path.read_text().rpartition(")")[2].split()[1]
+            found |= {path.parent.name} if parent == str(os.getpid()) else set()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = children()
+    yield
+    assert children() <= before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "outcome"),
+    [
+        (RIGHT, "passed"),
+        ("print('what it prints is no failure')\n" + RIGHT, "passed"),
+        ("import dataclasses, math, typing\n" + RIGHT, "passed"),
+        ("open('own.txt', 'w').write('in its own folder')\n" + RIGHT, "passed"),
+        ("def add(a, b): return a - b", "AssertionError"),
+        ("def add(a, b): return", "AssertionError"),
+        ("def add(a, b) return a", "SyntaxError"),
+        ("def add(a, b): return '''", "SyntaxError"),
+        ("def add(a, b): return add(a, b)", "RecursionError"),
+        ("print('passed')", "NameError"),
+        ("input()", "EOFError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import os; os._exit(0)", "ended the process"),
+        ("import os; os.closerange(0, 99)", "ended the process"),
+        ("x = []\nwhile True: x.append(' ' * 10**7)", "MemoryError"),
+        ("open('big', 'w').write('a' * 10**7)", "OSError"),
+        ("import os; os.fork()", "PermissionError"),
+        ("import subprocess; subprocess.Popen(['sleep', '60'])", "PermissionError"),
+        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("import socket; socket.create_connection(('127.0.0.1', 9))", "PermissionError"),
+    ],
+)
+def test_how_a_program_ends(written: str, outcome: str) -> None:
+    assert run_program(written + TESTS, timeout_secs=20) == outcome
+
+
+@pytest.mark.parametrize("written", ["while True: pass", "import time; time.sleep(60)"])
+def test_a_program_that_does_not_end(written: str) -> None:
+    assert run_program(written + TESTS, timeout_secs=0.5) == "timed out"
+
+
+def test_what_it_started_all_the_same_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "known-to-the-test")
+    forks = "import ctypes, time\nif ctypes.CDLL(None).fork() == 0: time.sleep(60)"  # Python does not see it
+    assert run_program(forks, timeout_secs=20) == "passed"
+    deadline = time.monotonic() + 5
+    while (left := processes_with("known-to-the-test")) and time.monotonic() < deadline:
+        time.sleep(0.01)  # killed, but not gone yet
+    assert left == []
+
+
+def processes_with(argument: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            found += [path.parent.name] if argument in path.read_text().split("\0") else []
+    return found
+
+
+def test_files_elsewhere_are_not_changed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("elsewhere") / "kept.txt"
+    file.write_text("kept")
+    for written in (f"open({str(file)!r}, 'w')", f"import os; os.remove({str(file)!r})"):
+        assert run_program(written, timeout_secs=20) == "PermissionError"
+    assert run_program(f"import os, shutil; shutil.rmtree({str(file.parent)!r})", timeout_secs=20) != "passed"
+    assert file.read_text() == "kept"
+
+
+def test_texts_have_the_same_order_in_a_set_every_time() -> None:
+    first, second = "assert list({'a', 'b'}) == ['a', 'b']", "assert list({'a', 'b'}) == ['b', 'a']"
+    outcomes = {tuple(run_program(text, timeout_secs=20) for text in (first, second)) for _ in range(8)}
+    assert len(outcomes) == 1
+
+
+def test_several_at_once_keep_their_order() -> None:
+    programs = ["assert True", "assert False", "import time; time.sleep(0.2)", "1 / 0"]
+    outcomes = run_programs(programs, timeout_secs=20, num_workers=2)
+    assert outcomes == ["passed", "AssertionError", "passed", "ZeroDivisionError"]
+
+
+def test_a_machine_that_runs_no_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_execution()
+    monkeypatch.setattr(code_execution, "MEMORY_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"'assert True' gave '.+' instead of 'passed'"):
+        check_execution()
