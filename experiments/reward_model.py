@@ -35,14 +35,8 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
-from llama2_jax.rlhf.reward_model import (
-    KINDS,
-    RewardModel,
-    load_reward_model,
-    preference_loss,
-    reward_model_meta,
-    score_rows,
-)
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
+from llama2_jax.rlhf.reward_model import KINDS, RewardModel, preference_loss, score_rows
 from llama2_jax.sharding.placement import process_slice
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
