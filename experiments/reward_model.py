@@ -1,7 +1,8 @@
 """Reward model: preferences to a model that scores answers (Llama 2, section 3.2.2).
 
 See ``configs/reward_model.py``. Helpfulness, safety and guard models differ in their data, margin and
-safety loss alone. Accuracy is that of held-out pairs of the model's own track.
+safety loss alone. Accuracy is that of held-out pairs of the model's own track, of which
+``heldout_scores.jsonl`` has the scores by number (``llama2_jax/data/pair_scores.py``).
 """
 
 import math
@@ -17,6 +18,7 @@ from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.reward_report import PairScores, compare_with_people, write_report
 from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.data.pair_scores import write_pair_scores
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs, encode_response
 from llama2_jax.data.preferences import (
     Preference,
@@ -317,6 +319,8 @@ def report(
     """Score what was held out, and write what was found."""
     batch_size = config.eval.batch_size
     scores = score_pairs(reward_model, heldout.pairs, batch_size=batch_size)
+    scored = zip(heldout.pairs.numbers, *scores, strict=True)
+    write_pair_scores(workdir / "heldout_scores.jsonl", {number: own for number, *own in scored})
     answer_scores_B = score_rows(reward_model, answers.rows, batch_size=batch_size)
     more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
     write_report(workdir, config, heldout.labels, scores, rows, more)
