@@ -62,7 +62,7 @@ def _make_tiny(config: ConfigDict) -> None:
         model_width=64, num_layers=3, num_heads=4, num_kv_heads=2, init_stddev=0.125
     )
     config.pretrain, config.sft, config.annotate = recipe.pretrain, recipe.sft, recipe.annotate
-    config.pretrain.data.tokenizer = f"{DEMO}/pretrain/tokenizer"
+    config.pretrain.data.update(tokenizer=f"{DEMO}/pretrain/tokenizer", tokenizer_dialogues="")
     config.annotate.new = ConfigDict({"name": "SFT", "path": f"{DEMO}/sft"})
     config.annotate.collection.update(num_batches=14, prompts_in_first=0, prompts_per_batch=210)
     config.annotate.heldout.fraction = config.data.heldout_fraction

@@ -31,7 +31,7 @@ BEST = RATINGS[0]
 SETS = ("all", BEST)
 
 
-class Tested(NamedTuple):
+class OnHeldout(NamedTuple):
     """The held-out comparisons that all models could read, and which of them each model ranks right."""
 
     pairs: list[Preference]
@@ -60,7 +60,7 @@ def write_report(workdir: Path, models: Sequence[str]) -> None:
     write_report_file(workdir, [*_accuracy(results), *_growth(results, own), *_ratings(results)])
 
 
-def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) -> Tested:
+def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) -> OnHeldout:
     """Scores of all reward models on the held-out comparisons."""
     heldout = read_preferences([str(workdir / "amounts" / "heldout.jsonl")])
     scores = {
@@ -75,7 +75,7 @@ def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) ->
     ]
     pairs = [heldout[number] for number in kept]
     sides = {key: np.array([own[number] for number in kept]).T for key, own in scores.items()}
-    return Tested(
+    return OnHeldout(
         pairs,
         {
             model: {amount: evaluate_pairs(pairs, *sides[model, amount]) for amount in amounts}
@@ -86,7 +86,7 @@ def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) ->
     )
 
 
-def growth(tested: Tested, own: Sequence[int]) -> dict[str, dict[str, dict[str, Interval]]]:
+def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[str, Interval]]]:
     """What more data and more parameters bring, as differences of accuracy on the same comparisons.
 
     Args:
@@ -144,7 +144,7 @@ def _parameters(workdir: Path) -> int:
     return parameter_count(build(ModelConfig, read_meta(workdir)[1]["model"], name="model"))
 
 
-def _panels(tested: Tested, own: Sequence[int]) -> dict[str, Any]:
+def _panels(tested: OnHeldout, own: Sequence[int]) -> dict[str, Any]:
     panels = {}
     for name in _sets(tested.pairs):
         panels[_title(name)] = {
