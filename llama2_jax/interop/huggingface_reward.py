@@ -99,12 +99,15 @@ def save_huggingface_reward(
     tokenizer: Tokenizer,
     template: str,
     label: str,
+    pad_id: int,
 ) -> None:
     """Write a folder that ``transformers`` loads; it appears whole or not at all.
 
     Args:
       params: of a ``ScoreModel``.
       label: name of the score.
+      pad_id: the model's; for -1, <unk> is written where the tokenizer has it, since transformers wants one
+        for batches, and no text ends with that one.
 
     Raises:
       FormatError: the folder is not empty, or ``params`` is not the tree of ``config``.
@@ -116,11 +119,12 @@ def save_huggingface_reward(
         **file_tensors(body, params["body"], style="huggingface"),
         _SCORE: LazyTensor((1, len(head)), head.dtype, lambda: head[None]),
     }
+    if pad_id < 0 and isinstance(tokenizer, SentencePieceTokenizer):
+        pad_id = tokenizer.unk_id
     settings = folder_settings(config, tensors, tokenizer) | {
         "architectures": [CLASSIFIER],
         "id2label": {"0": label},  # one name is one label
         "label2id": {label: 0},
-        # transformers wants one for batches; no text holds the unknown token, so no answer ends with it
-        "pad_token_id": tokenizer.unk_id if isinstance(tokenizer, SentencePieceTokenizer) else None,
+        "pad_token_id": pad_id if pad_id >= 0 else None,
     }
     write_folder(folder, tensors, {"config.json": settings}, tokenizer=tokenizer, template=template)

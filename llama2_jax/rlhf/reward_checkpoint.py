@@ -145,6 +145,7 @@ def save_reward_model(folder: str | Path, reward_model: RewardModel, *, dtype: s
         tokenizer=reward_model.tokenizer,
         template=reward_model.template.name,
         label=reward_model.kind,
+        pad_id=reward_model.model.pad_id,
     )
 
 
