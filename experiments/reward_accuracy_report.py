@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy
-from llama2_jax.config import write_json
+from llama2_jax.config import require, write_json
 from llama2_jax.data.pair_scores import PairScores
 from llama2_jax.data.preferences import RATINGS, Preference, prompt_key
 from llama2_jax.evals.intervals import Interval, clustered_mean
@@ -71,67 +71,83 @@ def write_report(
 
 
 def measure(sets: Sets, scores: Mapping[str, Mapping[str, PairScores]]) -> Results:
-    """All numbers of the report."""
+    """All numbers of the report.
+
+    Raises:
+      ConfigError: a set without a comparison that all its models could read.
+    """
     kept = {name: _readable(name, len(pairs), scores) for name, pairs in sets.items()}
     prompts = {
         name: ["\x00".join(prompt_key(sets[name][n].messages)) for n in own] for name, own in kept.items()
     }
+    prompts[ALL] = list(itertools.chain.from_iterable(prompts.values()))
     right = {
-        model: {name: _correct(own[name], kept[name]) for name in sets if name in own and kept[name]}
+        model: {name: correct(*_sides(own[name], kept[name])) for name in sets if name in own}
         for model, own in scores.items()
     }
-    for own in right.values():
-        if len(own) == len(sets):
-            own[ALL] = np.concatenate([own[name] for name in sets])
-    prompts[ALL] = list(itertools.chain.from_iterable(prompts.values()))
-    first, *others = right
+    complete = {model: own for model, own in right.items() if len(own) == len(sets)}
+    mean_of_sets = {
+        model: float(np.mean([right_B.mean() for right_B in own.values()])) for model, own in complete.items()
+    }
+    for own in complete.values():
+        own[ALL] = np.concatenate(list(own.values()))
     return Results(
         {name: len(own) for name, own in kept.items()},
         {
             model: {name: share_of(right_B, prompts[name]) for name, right_B in own.items()}
             for model, own in right.items()
         },
-        {
-            model: float(np.mean([own[name].mean() for name in sets]))
-            for model, own in right.items()
-            if ALL in own
-        },
-        {
-            model: {
-                name: clustered_mean(right_B - right[first][name], prompts[name])
-                for name, right_B in right[model].items()
-                if name in right[first] and len(set(prompts[name])) > 1
-            }
-            for model in others
-        },
-        {
-            name: {
-                model: accuracy_by(
-                    [pairs[n].rating for n in kept[name]],
-                    *_sides(own[name], kept[name]),
-                    order=RATINGS,
-                    prompts=prompts[name],
-                )
-                for model, own in scores.items()
-                if name in own and kept[name]
-            }
-            for name, pairs in sets.items()
-        },
+        mean_of_sets,
+        _to_first(right, prompts),
+        {name: _by_rating(name, pairs, scores, kept[name], prompts[name]) for name, pairs in sets.items()},
     )
+
+
+def _to_first(
+    right: Mapping[str, Mapping[str, np.ndarray]], prompts: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Interval]]:
+    """Differences to the first model, of sets of two prompts or more that both scored."""
+    first, *others = right
+    return {
+        model: {
+            name: clustered_mean(right_B - right[first][name], prompts[name])
+            for name, right_B in right[model].items()
+            if name in right[first] and len(set(prompts[name])) > 1
+        }
+        for model in others
+    }
+
+
+def _by_rating(
+    name: str,
+    pairs: Sequence[Preference],
+    scores: Mapping[str, Mapping[str, PairScores]],
+    kept: Sequence[int],
+    prompts: Sequence[str],
+) -> dict[str, dict[str, Share]]:
+    """Table 8 of one set, by model."""
+    ratings = [pairs[number].rating for number in kept]
+    return {
+        model: accuracy_by(ratings, *_sides(own[name], kept), order=RATINGS, prompts=prompts)
+        for model, own in scores.items()
+        if name in own
+    }
 
 
 def _readable(name: str, count: int, scores: Mapping[str, Mapping[str, PairScores]]) -> list[int]:
     """Numbers of the comparisons that no model of the set failed to read."""
     own = [found[name] for found in scores.values() if name in found]
-    return [number for number in range(count) if all(one[number] is not None for one in own)]
+    kept = [number for number in range(count) if all(one[number] is not None for one in own)]
+    require(
+        bool(kept),
+        f"none of the {count:,} comparisons of set {name} can be read by all models; leave that set out, or the "
+        "model that reads none",
+    )
+    return kept
 
 
 def _sides(scores: PairScores, kept: Sequence[int]) -> np.ndarray:
     return np.array([scores[number] for number in kept], np.float64).T
-
-
-def _correct(scores: PairScores, kept: Sequence[int]) -> np.ndarray:
-    return correct(*_sides(scores, kept))
 
 
 def _accuracies(results: Results, sets: Sets) -> list[str]:

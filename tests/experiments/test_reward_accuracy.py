@@ -85,6 +85,16 @@ def test_table_7_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "accuracy.png").stat().st_size > 5_000
 
 
+def test_a_set_that_some_model_cannot_read_at_all_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="none of the 2 comparisons of set harmless can be read by all models"
+    ):
+        measure(
+            {"harmless": SETS["harmless"]},
+            {"ours": {"harmless": {0: None, 1: RIGHT}}, "b": {"harmless": {0: TIE, 1: None}}},
+        )
+
+
 def test_the_papers_average_is_not_the_mean_of_its_sets() -> None:
     *sets, average = PAPER["Helpfulness RM"]
     assert np.mean(sets) == pytest.approx(70.75)
