@@ -63,7 +63,7 @@ def write_report(
         f"Left out, as some model could not read them: {_counts(left_out)}.", "",
         "![accuracy](accuracy.png)", "", *_differences(results), *_ratings(results),
         "## The paper's Table 7", "",
-        "Its sets of Meta are not public, and its average is neither column here for certain (D36).", "",
+        "Of its own models; its sets of Meta are not public, and how it averages is not said (D36).", "",
         *table(("", *PAPER_SETS), [(name, *map(_plain, row)) for name, row in PAPER.items()]), "",
         "## Models", "", *table(("", ""), [(quote(name), quote(text)) for name, text in versions.items()]),
     ]  # fmt: skip
@@ -140,8 +140,8 @@ def _readable(name: str, count: int, scores: Mapping[str, Mapping[str, PairScore
     kept = [number for number in range(count) if all(one[number] is not None for one in own)]
     require(
         bool(kept),
-        f"none of the {count:,} comparisons of set {name} can be read by all models; leave that set out, or the "
-        "model that reads none",
+        f"none of the {count:,} comparisons of set {name} can be read by all models; leave out the set, or a "
+        "model",
     )
     return kept
 

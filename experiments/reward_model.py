@@ -61,6 +61,7 @@ class Heldout(NamedTuple):
 
     labels: list[Preference]
     pairs: EncodedPairs
+    total: int  # with those that are too long
 
 
 class EncodedAnswers(NamedTuple):
@@ -200,7 +201,7 @@ def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) ->
 def encode_heldout(data: Data, config: Any, chat: LoadedModel) -> Heldout:
     """Held-out pairs as ids, beside the preferences that they are."""
     pairs = encode(data.heldout, config, chat)
-    return Heldout([data.heldout[number] for number in pairs.numbers], pairs)
+    return Heldout([data.heldout[number] for number in pairs.numbers], pairs, len(data.heldout))
 
 
 def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
@@ -319,8 +320,8 @@ def report(
     """Score what was held out, and write what was found."""
     batch_size = config.eval.batch_size
     scores = score_pairs(reward_model, heldout.pairs, batch_size=batch_size)
-    scored = zip(heldout.pairs.numbers, *scores, strict=True)
-    write_pair_scores(workdir / "heldout_scores.jsonl", {number: own for number, *own in scored})
+    by_number = dict(zip(heldout.pairs.numbers, zip(*scores, strict=True), strict=True))
+    write_pair_scores(workdir / "heldout_scores.jsonl", {n: by_number.get(n) for n in range(heldout.total)})
     answer_scores_B = score_rows(reward_model, answers.rows, batch_size=batch_size)
     more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
     write_report(workdir, config, heldout.labels, scores, rows, more)

@@ -117,8 +117,10 @@ def plot_accuracy_by_data(
             axes.errorbar(places, *errors, fmt="o-", capsize=3, markersize=4, label=model)
         axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
         axes.set_xscale("log")
-        figures.label_powers(axes.xaxis)
-        axes.set(title=name, xlabel="own pairs trained on", ylabel="accuracy (%)")
+        amounts = [pairs for pairs, _ in next(iter(models.values()))]
+        axes.set_xticks(amounts, [f"{pairs:,}" for pairs in amounts])
+        axes.minorticks_off()
+        axes.set(title=name, xlabel="comparisons of the own track", ylabel="accuracy (%)")
         axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=8)
     figure.suptitle(title)

@@ -41,8 +41,9 @@ def pairs(count: int, *, track: str = "helpfulness", batches: int = 3, seed: int
 def config_of(**changes: Any) -> ConfigDict:
     folder = runs.scratch() / "reward_scaling_data"
     folder.mkdir(exist_ok=True)
+    long = pairs(1, seed=2)[0]._replace(chosen="a letter. " * 30)
     write_preferences(folder / "all.jsonl", [*pairs(36), *pairs(6, track="safety")])
-    write_preferences(folder / "heldout.jsonl", [*pairs(12, seed=1), *pairs(2, track="safety", seed=1)])
+    write_preferences(folder / "heldout.jsonl", [*pairs(12, seed=1), long, *pairs(2, track="safety", seed=1)])
     defaults = {
         "models": (f"A={saved_policy()}", f"B={saved_policy(1)}"),
         "learning_rates": ("B=2e-3",),
@@ -53,6 +54,7 @@ def config_of(**changes: Any) -> ConfigDict:
         "reward_model.model.compute_dtype": "float32",
         "reward_model.data.sequence_length": 64,
         "reward_model.data.main_fraction": 1.0,
+        "reward_model.data.on_bad_line": "skip",
         "reward_model.data.batch_size": 4,
         "reward_model.optimizer.learning_rate": 1e-3,
         "reward_model.train.checkpoint_every_steps": 2,
@@ -84,7 +86,7 @@ def finished() -> Path:
 
 def test_every_model_sees_the_same_nested_amounts() -> None:
     amounts = json.loads((finished() / "amounts.json").read_text())
-    assert amounts == {"amounts": {"01": {"all": 14, "own": 12}, "03": {"all": 42, "own": 36}}, "heldout": 12}
+    assert amounts == {"amounts": {"01": {"all": 14, "own": 12}, "03": {"all": 42, "own": 36}}, "heldout": 13}
     small, large = (set(read_preferences([f"{finished()}/amounts/{name}.jsonl"])) for name in ("01", "03"))
     assert small < large
     hashes = {}
@@ -109,7 +111,7 @@ def test_the_report_has_figure_6_and_the_numbers_of_the_reward_models() -> None:
     for model in "AB":
         own = json.loads((finished() / f"rm/{model}/03/results.json").read_text())
         assert results["reports"][model]["03"]["accuracy"] == own["accuracy"]
-    assert (results["heldout"], results["left_out"]) == (12, 0)
+    assert (results["heldout"], results["left_out"]) == (12, 1)
     assert results["reports"]["A"]["03"]["by_rating"]["significantly_better"]["size"] == 3
     for text in ("Significantly better, n = 3", "| 03 | 36 |", "| B over A |", "| GPT-4 | 58.6 % | 74.3 % |"):
         assert text in report
