@@ -169,7 +169,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
     lines += [
         f"All models are tested on the same {results['heldout']:,} held-out comparisons; "
         f"{results['left_out']:,} more are left out, which some model cannot read.",
-        "An amount is all comparisons up to that batch, or a share of all, with those too long to be trained on.",
+        "An amount is all comparisons up to that batch, or a share of all; those too long count as well.",
         "", "![accuracy](accuracy_by_data.png)", "",
     ]  # fmt: skip
     names = {f"{name} ({results['parameters'][name]:,})": name for name in models}
