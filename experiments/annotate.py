@@ -50,7 +50,8 @@ from llama2_jax.rlhf.annotator.protocol import (
 )
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
-from llama2_jax.rlhf.reward_model import load_reward_model_for, score_dialogues
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
+from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
 
 ANNOTATORS = ("simulated", "model", "file")

@@ -29,7 +29,8 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import Answer, sample_answers
-from llama2_jax.rlhf.reward_model import RewardModel, load_reward_model_for, score_rows
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
+from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
 SELECTED = "selected"

@@ -7,7 +7,8 @@ from llama2_jax.config import build, require
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Scorer
-from llama2_jax.rlhf.reward_model import load_reward_model_for, score_rows
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
+from llama2_jax.rlhf.reward_model import score_rows
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.rules import Partitioner, make_partitioner

@@ -39,7 +39,8 @@ from llama2_jax.rlhf.ppo_iteration import (
     Stopwatch,
     reward_model_scores,
 )
-from llama2_jax.rlhf.reward_model import KINDS, RewardModel, load_reward_model_for
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
+from llama2_jax.rlhf.reward_model import KINDS, RewardModel
 from llama2_jax.rlhf.rewards import combine
 from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
 from llama2_jax.sharding.placement import check_batch_size, place_leaf

@@ -1,7 +1,8 @@
 """Reward model: preferences to a model that scores answers (Llama 2, section 3.2.2).
 
 See ``configs/reward_model.py``. Helpfulness, safety and guard models differ in their data, margin and
-safety loss alone. Accuracy is that of held-out pairs of the model's own track.
+safety loss alone. Accuracy is that of held-out pairs of the model's own track, of which
+``heldout_scores.jsonl`` has the scores by number (``llama2_jax/data/pair_scores.py``).
 """
 
 import math
@@ -17,6 +18,7 @@ from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.reward_report import PairScores, compare_with_people, write_report
 from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.data.pair_scores import write_pair_scores
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs, encode_response
 from llama2_jax.data.preferences import (
     Preference,
@@ -35,14 +37,8 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
-from llama2_jax.rlhf.reward_model import (
-    KINDS,
-    RewardModel,
-    load_reward_model,
-    preference_loss,
-    reward_model_meta,
-    score_rows,
-)
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
+from llama2_jax.rlhf.reward_model import KINDS, RewardModel, preference_loss, score_rows
 from llama2_jax.sharding.placement import process_slice
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
@@ -65,6 +61,7 @@ class Heldout(NamedTuple):
 
     labels: list[Preference]
     pairs: EncodedPairs
+    total: int  # with those that are too long
 
 
 class EncodedAnswers(NamedTuple):
@@ -204,7 +201,7 @@ def encode(preferences: Sequence[Preference], config: Any, chat: LoadedModel) ->
 def encode_heldout(data: Data, config: Any, chat: LoadedModel) -> Heldout:
     """Held-out pairs as ids, beside the preferences that they are."""
     pairs = encode(data.heldout, config, chat)
-    return Heldout([data.heldout[number] for number in pairs.numbers], pairs)
+    return Heldout([data.heldout[number] for number in pairs.numbers], pairs, len(data.heldout))
 
 
 def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
@@ -323,6 +320,8 @@ def report(
     """Score what was held out, and write what was found."""
     batch_size = config.eval.batch_size
     scores = score_pairs(reward_model, heldout.pairs, batch_size=batch_size)
+    by_number = dict(zip(heldout.pairs.numbers, zip(*scores, strict=True), strict=True))
+    write_pair_scores(workdir / "heldout_scores.jsonl", {n: by_number.get(n) for n in range(heldout.total)})
     answer_scores_B = score_rows(reward_model, answers.rows, batch_size=batch_size)
     more = compare_with_people(workdir, config, answers.rated, answer_scores_B) if answers.rated else []
     write_report(workdir, config, heldout.labels, scores, rows, more)

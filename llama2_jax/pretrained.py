@@ -85,7 +85,7 @@ def load(
     config = dataclasses.replace(
         imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy, attention_impl=attention_impl
     )
-    params = _place(partitioner, imported.params, dtype)
+    params = place_params(partitioner, imported.params, dtype)
     return LoadedModel(
         config,
         params,
@@ -168,7 +168,7 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
     if meta.get("kind") == REWARD_MODEL:
         raise ConfigError(
             f"{path} is a reward model, which scores answers and writes none; open it with "
-            "rlhf.reward_model.load_reward_model, or give the chat model it was made from"
+            "rlhf.reward_checkpoint.load_reward_model, or give the chat model it was made from"
         )
     config = build(ModelConfig, meta["model"], name="model")
     tokenizer = native_tokenizer(path, step, meta)
@@ -196,7 +196,7 @@ def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer |
     return tokenizer
 
 
-def _place(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
+def place_params(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
     """Read, cast and place leaf by leaf: as a whole, a model would sit twice in the host's memory."""
 
     def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:

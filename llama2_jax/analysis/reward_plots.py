@@ -81,7 +81,7 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
 
 
 def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]], *, title: str) -> None:
-    """Accuracy of each reward model after each round (Figure 6).
+    """Accuracy of each reward model after each round of a recipe.
 
     Args:
       shares: name of each curve to round to share, rounds in order.
@@ -97,6 +97,33 @@ def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]]
     axes.set(title=title, xlabel="round", ylabel="accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend()
+    figures.save(figure, path)
+
+
+def plot_accuracy_by_data(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, Share]]]], *, title: str
+) -> None:
+    """Accuracy against the number of pairs trained on, a line per model (Figure 6).
+
+    Args:
+      panels: title -> name of each model to its (pairs, share), pairs rising.
+    """
+    figure, grid = figures.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False)
+    for axes, (name, models) in zip(grid[0], panels.items(), strict=True):
+        for number, (model, points) in enumerate(models.items()):
+            offset = 1.015 ** (number - (len(models) - 1) / 2)  # so that the intervals can be told apart
+            places = [pairs * offset for pairs, _ in points]
+            errors = with_errors([share for _, share in points])
+            axes.errorbar(places, *errors, fmt="o-", capsize=3, markersize=4, label=model)
+        axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
+        axes.set_xscale("log")
+        amounts = [pairs for pairs, _ in next(iter(models.values()))]
+        axes.set_xticks(amounts, [f"{pairs:,}" for pairs in amounts])
+        axes.minorticks_off()
+        axes.set(title=name, xlabel="comparisons of the own track", ylabel="accuracy (%)")
+        axes.grid(alpha=0.3)
+    grid[0, 0].legend(fontsize=8)
+    figure.suptitle(title)
     figures.save(figure, path)
 
 

@@ -93,6 +93,27 @@ def clustered_share(values: Sequence[float] | np.ndarray, groups: Sequence[str])
     return wilson(share * effective, effective)
 
 
+def clustered_mean(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> Interval:
+    """A mean of cases that come in groups, as the pairs of one prompt do, with its normal interval.
+
+    For what two models differ by on the same cases, or how much one gains from case to case (paired)::
+
+      mean -+ z sqrt(variance),  variance = G / (G - 1) sum_g (s_g - mean n_g)^2 / n^2
+
+    as in ``clustered_share``. Where all cases are alike the interval has no width.
+
+    Raises:
+      ConfigError: fewer than two groups, whose spread cannot be known.
+    """
+    cases = np.asarray(values, np.float64)
+    _, group_of = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(group_of, weights=cases), np.bincount(group_of)
+    count, mean = len(sums), float(cases.mean()) if cases.size else 0.0
+    require(count > 1, f"{count} group(s) of cases; the spread of a mean needs two or more")
+    half = Z * math.sqrt(count / (count - 1) * float(np.square(sums - mean * sizes).sum())) / cases.size
+    return Interval(mean, mean - half, mean + half)
+
+
 def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:
     """A mean of values in [0, 1] with its percentile bootstrap interval, of ``RESAMPLES`` draws.
 

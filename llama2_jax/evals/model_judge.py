@@ -70,6 +70,12 @@ def judge_by_model(loaded: LoadedModel, criterion: str, *, batch_size: int) -> J
     return judge
 
 
+def shown_tokens(loaded: LoadedModel, pair: Pair, criterion: str) -> int:
+    """How much context a pair takes."""
+    choices = _choices(loaded, question(loaded, pair, criterion))
+    return max(len(context) + len(letter) for context, letter in choices)
+
+
 def question(loaded: LoadedModel, pair: Pair, criterion: str) -> Message:
     """What the judge is asked; control markers of its format, which answers may hold, are left out."""
     dialogue = "\n\n".join(f"--- {m.role.capitalize()} ---\n{m.content}" for m in pair.first.dialogue)

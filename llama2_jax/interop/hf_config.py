@@ -20,6 +20,9 @@ from llama2_jax.interop.fields import (
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.config import ModelConfig
 
+CLASSIFIER = "LlamaForSequenceClassification"
+"""The architecture of reward models; language models are ``LlamaForCausalLM``."""
+
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -92,6 +95,11 @@ def _rope_base(settings: dict[str, Any], where: Path) -> float:
     for rule in (rope, read_object(settings, "rope_scaling", where=where)):
         require_plain(rule, _PLAIN_ROPE, where=where)
     return read_number(rope if "rope_theta" in rope else settings, "rope_theta", 10_000.0, where=where)
+
+
+def is_classifier(settings: dict[str, Any]) -> bool:
+    """Whether ``settings`` are of a model that gives scores instead of text."""
+    return CLASSIFIER in (settings.get("architectures") or ())
 
 
 def model_settings(

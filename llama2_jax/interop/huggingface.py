@@ -8,12 +8,13 @@ rotate neighbours (HFW-2).
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama2_jax.config import require_choice, write_json
 from llama2_jax.data.tokenizer import Tokenizer
-from llama2_jax.interop.hf_config import model_settings, read_model_config
+from llama2_jax.interop.hf_config import CLASSIFIER, is_classifier, model_settings, read_model_config
 from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
 from llama2_jax.interop.json_file import read_json
@@ -27,7 +28,18 @@ from llama2_jax.structs import Params
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READERS = {_WEIGHTS: open_safetensors, "pytorch_model.bin": open_torch}  # the first that is there is read
+MAX_SHARD_BYTES = 5_000_000_000
 _TIED = ("lm_head.weight", "model.embed_tokens.weight")
+
+
+class OpenFolder(NamedTuple):
+    """What a folder holds, its weights not read yet."""
+
+    settings: dict[str, Any]  # config.json
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    template: str
+    tensors: dict[str, LazyTensor]
 
 
 def load_huggingface(folder: Path | str, *, template: str | None = None) -> Imported:
@@ -38,9 +50,23 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
 
     Raises:
       FormatError: files are missing, truncated or do not fit each other, or the model is not
-        plain Llama (see ``hf_config.py``).
+        plain Llama (see ``hf_config.py``), or a reward model.
     """
     folder = Path(folder)
+    opened = open_folder(folder, template=template)
+    if is_classifier(opened.settings):
+        raise FormatError(
+            f"{folder} is a reward model ({CLASSIFIER}), which writes no answers; give a chat model"
+        )
+    config, tensors = opened.config, opened.tensors
+    if config.tie_embeddings:
+        tensors = _drop_tied_head(tensors, folder)
+    params = file_params(config, tensors, style="huggingface", where=folder)
+    return Imported(config, params, opened.tokenizer, opened.template, f"Hugging Face folder {folder}")
+
+
+def open_folder(folder: Path, *, template: str | None) -> OpenFolder:
+    """Everything but the values of the weights; raises as ``load_huggingface``."""
     path = folder / "config.json"
     if not path.is_file():
         raise FormatError(f"{path} does not exist; a Hugging Face folder holds config.json and weights")
@@ -49,11 +75,7 @@ def load_huggingface(folder: Path | str, *, template: str | None = None) -> Impo
     # before the weights, which take minutes to read
     template = template or guess_template(read_template_text(folder))
     tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
-    tensors = _open_weights(folder)
-    if config.tie_embeddings:
-        tensors = _drop_tied_head(tensors, folder)
-    params = file_params(config, tensors, style="huggingface", where=folder)
-    return Imported(config, params, tokenizer, template, f"Hugging Face folder {folder}")
+    return OpenFolder(settings, config, tokenizer, template, _open_weights(folder))
 
 
 def _open_weights(folder: Path) -> dict[str, LazyTensor]:
@@ -111,7 +133,7 @@ def save_huggingface(
     *,
     tokenizer: Tokenizer | None,
     template: str | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a folder that ``transformers`` loads, bitwise; it appears whole or not at all.
 
@@ -125,18 +147,38 @@ def save_huggingface(
       FormatError: the folder is not empty, or ``params`` is not the tree of ``config``.
       ConfigError: an unknown template.
     """
+    tensors = file_tensors(config, params, style="huggingface")
+    settings = folder_settings(config, tensors, tokenizer)
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}  # HFW-4
+    generation = {key: settings[key] for key in ("bos_token_id", "eos_token_id")} | sampling
+    files = {"config.json": settings, "generation_config.json": generation}
+    write_folder(
+        folder, tensors, files, tokenizer=tokenizer, template=template, max_shard_bytes=max_shard_bytes
+    )
+
+
+def write_folder(
+    folder: Path | str,
+    tensors: Mapping[str, LazyTensor],
+    files: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer | None,
+    template: str | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write weights, JSON files (name -> content) and tokenizer, as ``save_huggingface`` does."""
     folder = Path(folder).absolute()
     if template is not None:
         require_choice("template", template, JINJA)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FormatError(f"{folder} exists and is not empty; give a new folder, nothing was written")
-    tensors = file_tensors(config, params, style="huggingface")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
     partial.mkdir(parents=True)
     try:
         _write_weights(partial, tensors, max_shard_bytes)
-        _write_settings(partial, config, tensors, tokenizer)
+        for name, content in files.items():
+            write_json(partial / name, content)
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, template_text=JINJA[template] if template else None)
         partial.replace(folder)
@@ -166,15 +208,13 @@ def _write_weights(folder: Path, tensors: Mapping[str, LazyTensor], max_shard_by
     write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_settings(
-    folder: Path, config: ModelConfig, tensors: Mapping[str, LazyTensor], tokenizer: Tokenizer | None
-) -> None:
+def folder_settings(
+    config: ModelConfig, tensors: Mapping[str, LazyTensor], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """The content of config.json for these weights and this tokenizer."""
     ids = {"bos_id": None, "eos_id": None}
     if tokenizer is not None:
         ids = {role: getattr(tokenizer, role) if getattr(tokenizer, role) >= 0 else None for role in ids}
     dtypes = {tensor.dtype.name for tensor in tensors.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"  # float32 loses nothing of the others
-    write_json(folder / "config.json", model_settings(config, dtype=dtype, **ids))
-    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}  # HFW-4
-    generation = {"bos_token_id": ids["bos_id"], "eos_token_id": ids["eos_id"], **sampling}
-    write_json(folder / "generation_config.json", generation)
+    return model_settings(config, dtype=dtype, **ids)

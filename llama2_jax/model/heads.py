@@ -26,6 +26,7 @@ class ScoreModel(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner | None = None
+    pad_id: int = -1  # where answers end is looked for before it (HFW-5); -1: every id of a row counts
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -63,10 +64,16 @@ def token_scores(model: ScoreModel, params: Params, tokens_BT: jax.Array, length
 def last_token_scores(
     model: ScoreModel, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array
 ) -> jax.Array:
-    """Score at the last token of each row, float32 (B,) (D32): the reward of a dialogue; 0 for empty rows."""
+    """Score at the last token of each row, float32 (B,) (D32): the reward of a dialogue; 0 for empty rows.
+
+    Of a model with a ``pad_id`` it is the last token that is not this one.
+    """
     scores_BT = token_scores(model, params, tokens_BT, lengths_B)
+    places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    counts_BT = (places_BT < lengths_B[:, None]) & (tokens_BT != model.pad_id)
+    last_B = jnp.where(counts_BT, places_BT, -1).max(axis=1)
     # a comparison instead of a gather: it stays local when T is split over devices
-    is_last_BT = jnp.arange(tokens_BT.shape[1]) == lengths_B[:, None] - 1
+    is_last_BT = places_BT == last_B[:, None]
     return jnp.where(is_last_BT, scores_BT, 0.0).sum(axis=1)
 
 

@@ -1,43 +1,37 @@
-"""Reward models: their training loss, and trained ones at rest (Llama 2, section 3.2.2; RM-1, RM-11).
+"""Reward models: their training loss, and scores of trained ones (Llama 2, section 3.2.2; RM-1, RM-11).
 
-A score is the raw scalar at the token that ends a response; what is displayed is its sigmoid. Scores of
-models with different templates or tokenizers than the text's mean nothing, so both are stored with the
-parameters and checked (``check_same_text``).
+A score is the raw scalar at the token that ends a response; what is displayed is its sigmoid. How models
+are opened: ``reward_checkpoint.py``.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llama2_jax.config import ConfigError, build, require
-from llama2_jax.data.chat import Message, Template, get_template
+from llama2_jax.config import require
+from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preference_batches import encode_response
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.tokenizer import Tokenizer
-from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores
-from llama2_jax.pretrained import REWARD_MODEL, LoadedModel, checkpoint_meta, native_tokenizer
 from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
 from llama2_jax.sharding.processes import on_host
-from llama2_jax.sharding.rules import Partitioner, single_device
+from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
-from llama2_jax.train.checkpoint import read_meta, read_params
 from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.step import Loss
 
 KINDS = (*TRACKS, "guard")
 """What a reward model is for (RM-2, RM-18)."""
+
+ANY = "any"
+"""The kind of a reward model of others, which does not say what it was trained for."""
 
 LENGTH_MULTIPLE = 16
 
@@ -50,7 +44,7 @@ class RewardModel(NamedTuple):
     tokenizer: Tokenizer
     template: Template
     model: ScoreModel
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS, or ANY
     version: str  # the same only for the same training up to the same update
 
 
@@ -83,121 +77,6 @@ def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
         return sums._replace(totals={**sums.totals, "tokens": tokens, "source_tokens": tokens[None]})
 
     return loss
-
-
-def reward_model_meta(
-    config: ModelConfig, tokenizer: Tokenizer, template: str, *, kind: str, margin: str, data: Sequence[str]
-) -> dict[str, Any]:
-    """What the checkpoint of a reward model says about itself.
-
-    Args:
-      margin: name of the margins it was trained with.
-      data: hashes of the files it was trained on.
-    """
-    return {
-        **checkpoint_meta(config, tokenizer, template),
-        "kind": REWARD_MODEL,
-        "reward": kind,
-        "margin": margin,
-        "data": list(data),
-    }
-
-
-def load_reward_model(
-    path: str | Path,
-    *,
-    compute_dtype: str = "float32",
-    attention_impl: str = "auto",
-    partitioner: Partitioner | None = None,
-) -> RewardModel:
-    """Open the newest checkpoint of a workdir of ``experiments/reward_model.py``.
-
-    Raises:
-      ConfigError: the checkpoint is of another kind, or its tokenizer was changed.
-      CheckpointError, FormatError: nothing there, or nothing readable.
-    """
-    path, partitioner = Path(path), partitioner or single_device()
-    found = checkpoint_kind(path)
-    step, meta = read_meta(path) if found == "native" else (0, {})
-    require(
-        meta.get("kind") == REWARD_MODEL,
-        f"{path} is no reward model but a language model ({found}); train one from it: "
-        "python -m experiments.reward_model",
-    )
-    tokenizer = native_tokenizer(path, step, meta)
-    if tokenizer is None:
-        raise ConfigError(f"{path / 'tokenizer'} is missing; restore it: scores depend on the token ids")
-    config = dataclasses.replace(
-        build(ModelConfig, meta["model"], name="model"),
-        compute_dtype=compute_dtype,
-        remat_policy="none",
-        attention_impl=attention_impl,
-    )
-    model = ScoreModel(config, partitioner)
-    return RewardModel(
-        config,
-        read_params(path, abstract_score_params(model), step),
-        tokenizer,
-        get_template(meta["template"]),
-        model,
-        meta["reward"],
-        _version(step, meta),
-    )
-
-
-def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, field: str) -> RewardModel:
-    """``load_reward_model`` of one that scores what ``policy`` writes, on its mesh, computed as it is.
-
-    Args:
-      kind: what it must have been trained for, one of ``KINDS``; a guard may be of any kind.
-      field: of the config that names ``path``, for the message.
-
-    Raises:
-      ConfigError: it was trained for something else, or with another tokenizer or template; and what
-        ``load_reward_model`` raises.
-    """
-    found = load_reward_model(
-        path,
-        compute_dtype=policy.config.compute_dtype,
-        attention_impl=policy.config.attention_impl,
-        partitioner=policy.model.partitioner,
-    )
-    require(
-        kind in ("guard", found.kind),
-        f"{field} = {path} is a {found.kind} reward model; name one trained for {kind}",
-    )
-    check_same_text(found, policy.require_tokenizer(), policy.template)
-    return found
-
-
-def abstract_score_params(model: ScoreModel) -> Params:
-    """Shapes, dtypes and shardings of the parameters, without memory."""
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return (model.partitioner or single_device()).abstract(shapes)
-
-
-def _version(step: int, meta: dict[str, Any]) -> str:
-    made_from = json.dumps({**meta, "step": step}, sort_keys=True)
-    return f"{meta['reward']}-{step}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
-
-
-def check_same_text(reward_model: RewardModel, tokenizer: Tokenizer, template: Template) -> None:
-    """Make sure that a policy's tokens mean the same to the reward model.
-
-    Raises:
-      ConfigError: another tokenizer or template.
-    """
-    own, other = reward_model.tokenizer.content_hash, tokenizer.content_hash
-    require(
-        own == other,
-        f"the {reward_model.kind} reward model was trained with tokenizer {own[:12]}, the policy has "
-        f"{other[:12]}; train a reward model from a checkpoint with the policy's tokenizer",
-    )
-    require(
-        reward_model.template.name == template.name,
-        f"the {reward_model.kind} reward model was trained with template {reward_model.template.name!r}, "
-        f"the policy uses {template.name!r}; train a reward model with the policy's template",
-    )
 
 
 def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> np.ndarray:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.evals.intervals import Interval, clustered_share, trend_z, unit_mean, wilson
+from llama2_jax.evals.intervals import Interval, clustered_mean, clustered_share, trend_z, unit_mean, wilson
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,25 @@ def test_nothing_has_no_share_and_no_mean() -> None:
         clustered_share([], [])
     with pytest.raises(ConfigError, match=r"\[1.5\] of 2 values are not in \[0, 1\]"):
         unit_mean([0.5, 1.5])
+
+
+def test_clustered_mean_by_hand() -> None:
+    """Groups a (1, 0), b (-1), c (0, 1): mean 1/5, deviations s - n/5 = 3/5, -6/5, 3/5."""
+    interval = clustered_mean([1, 0, -1, 0, 1], ["a", "a", "b", "c", "c"])
+    variance = 3 / 2 * (9 / 25 + 36 / 25 + 9 / 25) / 25
+    assert interval == pytest.approx((0.2, 0.2 - 1.959964 * variance**0.5, 0.2 + 1.959964 * variance**0.5))
+    assert clustered_mean([1, 1], ["a", "b"]) == (1, 1, 1)
+    with pytest.raises(ConfigError, match="1 group"):
+        clustered_mean([1, 0], ["a", "a"])
+
+
+def test_clustered_mean_covers_the_truth_19_times_of_20() -> None:
+    """Differences of two models that agree on most cases; three cases of a group are alike."""
+    rng = np.random.default_rng(0)
+    groups = [str(number // 3) for number in range(240)]
+    covered = []
+    for _ in range(1000):
+        drawn = np.repeat(rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=80), 3)
+        interval = clustered_mean(drawn, groups)
+        covered.append(interval.low <= 0.1 <= interval.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)

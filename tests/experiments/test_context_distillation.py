@@ -16,7 +16,7 @@ from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import CHATML, LLAMA2, Message, Template, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.data.tokenizer import Tokenizer, train_sentencepiece
-from llama2_jax.rlhf import reward_model
+from llama2_jax.rlhf import reward_checkpoint
 from llama2_jax.rlhf.answers import Answer
 from tests.experiments import runs
 
@@ -60,7 +60,7 @@ def scored(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return np.array([2.0 if "cannot" in text else -1.0 for text in texts], np.float32)
 
     monkeypatch.setattr(context_distillation, "open_chat_model", lambda *_: model)
-    monkeypatch.setattr(reward_model, "load_reward_model", lambda *_, **__: model)
+    monkeypatch.setattr(reward_checkpoint, "load_reward_model", lambda *_, **__: model)
     monkeypatch.setattr(context_distillation, "sample_answers", sample)
     monkeypatch.setattr(context_distillation, "score_rows", score)
     return seen
@@ -212,7 +212,7 @@ def test_a_reward_model_of_another_kind_or_template_is_refused(
         (model._replace(kind="helpfulness"), "is a helpfulness reward model"),
         (model._replace(template=CHATML), "chatml"),
     ):
-        monkeypatch.setattr(reward_model, "load_reward_model", lambda *_, found=other, **__: found)
+        monkeypatch.setattr(reward_checkpoint, "load_reward_model", lambda *_, found=other, **__: found)
         with pytest.raises(ConfigError, match=reason):
             context_distillation.run(config_for(tmp_path), tmp_path / "run")
     assert not scored

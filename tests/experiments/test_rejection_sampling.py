@@ -15,7 +15,8 @@ from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.data.sources import DataError
 from llama2_jax.rlhf import archive
 from llama2_jax.rlhf.archive import read_archives
-from llama2_jax.rlhf.reward_model import load_reward_model, score_rows
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model
+from llama2_jax.rlhf.reward_model import score_rows
 from tests.experiments import runs
 from tests.rlhf.small_policy import prompt, saved_policy, saved_reward_model, stacked_policy
 

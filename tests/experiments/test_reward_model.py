@@ -21,7 +21,8 @@ from llama2_jax.data.rated_answers import RatedAnswer
 from llama2_jax.data.sources import DataError
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.pretrained import load
-from llama2_jax.rlhf.reward_model import load_reward_model, score_dialogues
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model
+from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig

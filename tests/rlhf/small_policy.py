@@ -14,7 +14,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.pretrained import LoadedModel, for_decoding, save_native
-from llama2_jax.rlhf.reward_model import reward_model_meta
+from llama2_jax.rlhf.reward_checkpoint import reward_model_meta
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.train.checkpoint import write_params
 from tests.experiments import runs

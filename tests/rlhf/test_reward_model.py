@@ -18,16 +18,13 @@ from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.ppo_iteration import reward_model_scores
-from llama2_jax.rlhf.reward_model import (
-    RewardModel,
+from llama2_jax.rlhf.reward_checkpoint import (
     check_same_text,
     load_reward_model,
     load_reward_model_for,
-    preference_loss,
     reward_model_meta,
-    score_dialogues,
-    score_rows,
 )
+from llama2_jax.rlhf.reward_model import RewardModel, preference_loss, score_dialogues, score_rows
 from llama2_jax.rlhf.rollouts import Rollout
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree

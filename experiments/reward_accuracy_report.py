@@ -1,0 +1,205 @@
+"""``report.md`` of ``reward_accuracy.py``: reward models by sets of comparisons (Tables 7 and 8, D36)."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.report import quote, table, write_report_file
+from llama2_jax.analysis.reward_plots import plot_accuracy
+from llama2_jax.config import require, write_json
+from llama2_jax.data.pair_scores import PairScores
+from llama2_jax.data.preferences import RATINGS, Preference, prompt_key
+from llama2_jax.evals.intervals import Interval, clustered_mean
+from llama2_jax.evals.reward_accuracy import Share, accuracy_by, correct, share_of
+
+PAPER_SETS = (
+    "Meta Helpful", "Meta Safety", "Anthropic Helpful", "Anthropic Harmless", "OpenAI Summarize",
+    "Stanford SHP", "Avg",
+)  # fmt: skip
+PAPER = {
+    "SteamSHP-XL": (52.8, 43.8, 66.8, 34.2, 54.7, 75.7, 55.3),
+    "Open Assistant": (53.8, 53.4, 67.7, 68.4, 71.7, 55.0, 63.0),
+    "GPT-4": (58.6, 58.1, None, None, None, None, None),
+    "Safety RM": (56.2, 64.5, 55.4, 74.7, 71.7, 65.2, 64.3),
+    "Helpfulness RM": (63.2, 62.8, 72.0, 71.0, 75.5, 80.0, 70.6),
+}
+"""Table 7, in percent."""
+
+ALL = "all comparisons"
+Sets = Mapping[str, Sequence[Preference]]
+
+
+class Results(NamedTuple):
+    """By model and set, and ``ALL`` where a model scored every set."""
+
+    sizes: dict[str, int]  # comparisons of each set that all its models could read
+    accuracy: dict[str, dict[str, Share]]
+    mean_of_sets: dict[str, float]  # each set counted once, of models that scored every set
+    difference: dict[str, dict[str, Interval]]  # to the first model, on the same comparisons
+    by_rating: dict[str, dict[str, dict[str, Share]]]
+
+
+def write_report(
+    output: Path, sets: Sets, scores: Mapping[str, Mapping[str, PairScores]], versions: Mapping[str, str]
+) -> None:
+    """Write ``report.md``, ``results.json`` and ``accuracy.png``.
+
+    Args:
+      scores: of each model, of the sets that it scored.
+      versions: what each model is.
+    """
+    results = measure(sets, scores)
+    write_json(output / "results.json", {"models": versions, **results._asdict()})
+    plot_accuracy(output / "accuracy.png", results.accuracy, title="Accuracy of reward models (Table 7)")
+    left_out = {name: len(pairs) - results.sizes[name] for name, pairs in sets.items()}
+    lines = [
+        "# Accuracy of reward models", "",
+        "Llama 2, section 3.2.2, Tables 7 and 8. Intervals are of 95 %; a tie counts as half. Of each set",
+        "those comparisons count that every model which scored it could read.", "",
+        *_accuracies(results, sets), "",
+        f"Left out, as some model could not read them: {_counts(left_out)}.", "",
+        "![accuracy](accuracy.png)", "", *_differences(results), *_ratings(results),
+        "## The paper's Table 7", "",
+        "Of its own models; its sets of Meta are not public, and how it averages is not said (D36).", "",
+        *table(("", *PAPER_SETS), [(name, *map(_plain, row)) for name, row in PAPER.items()]), "",
+        "## Models", "", *table(("", ""), [(quote(name), quote(text)) for name, text in versions.items()]),
+    ]  # fmt: skip
+    write_report_file(output, lines)
+
+
+def measure(sets: Sets, scores: Mapping[str, Mapping[str, PairScores]]) -> Results:
+    """All numbers of the report.
+
+    Raises:
+      ConfigError: a set without a comparison that all its models could read.
+    """
+    kept = {name: _readable(name, len(pairs), scores) for name, pairs in sets.items()}
+    prompts = {
+        name: ["\x00".join(prompt_key(sets[name][n].messages)) for n in own] for name, own in kept.items()
+    }
+    prompts[ALL] = list(itertools.chain.from_iterable(prompts.values()))
+    right = {
+        model: {name: correct(*_sides(own[name], kept[name])) for name in sets if name in own}
+        for model, own in scores.items()
+    }
+    complete = {model: own for model, own in right.items() if len(own) == len(sets)}
+    mean_of_sets = {
+        model: float(np.mean([right_B.mean() for right_B in own.values()])) for model, own in complete.items()
+    }
+    for own in complete.values():
+        own[ALL] = np.concatenate(list(own.values()))
+    return Results(
+        {name: len(own) for name, own in kept.items()},
+        {
+            model: {name: share_of(right_B, prompts[name]) for name, right_B in own.items()}
+            for model, own in right.items()
+        },
+        mean_of_sets,
+        _to_first(right, prompts),
+        {name: _by_rating(name, pairs, scores, kept[name], prompts[name]) for name, pairs in sets.items()},
+    )
+
+
+def _to_first(
+    right: Mapping[str, Mapping[str, np.ndarray]], prompts: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Interval]]:
+    """Differences to the first model, of sets of two prompts or more that both scored."""
+    first, *others = right
+    return {
+        model: {
+            name: clustered_mean(right_B - right[first][name], prompts[name])
+            for name, right_B in right[model].items()
+            if name in right[first] and len(set(prompts[name])) > 1
+        }
+        for model in others
+    }
+
+
+def _by_rating(
+    name: str,
+    pairs: Sequence[Preference],
+    scores: Mapping[str, Mapping[str, PairScores]],
+    kept: Sequence[int],
+    prompts: Sequence[str],
+) -> dict[str, dict[str, Share]]:
+    """Table 8 of one set, by model."""
+    ratings = [pairs[number].rating for number in kept]
+    return {
+        model: accuracy_by(ratings, *_sides(own[name], kept), order=RATINGS, prompts=prompts)
+        for model, own in scores.items()
+        if name in own
+    }
+
+
+def _readable(name: str, count: int, scores: Mapping[str, Mapping[str, PairScores]]) -> list[int]:
+    """Numbers of the comparisons that no model of the set failed to read."""
+    own = [found[name] for found in scores.values() if name in found]
+    kept = [number for number in range(count) if all(one[number] is not None for one in own)]
+    require(
+        bool(kept),
+        f"none of the {count:,} comparisons of set {name} can be read by all models; leave out the set, or a "
+        "model",
+    )
+    return kept
+
+
+def _sides(scores: PairScores, kept: Sequence[int]) -> np.ndarray:
+    return np.array([scores[number] for number in kept], np.float64).T
+
+
+def _accuracies(results: Results, sets: Sets) -> list[str]:
+    header = ["", *(f"{quote(name)}, n = {results.sizes[name]:,}" for name in sets), ALL, "mean of sets"]
+    rows = [
+        (
+            quote(model), *(_share(own.get(name)) for name in (*sets, ALL)),
+            f"{100 * results.mean_of_sets[model]:.1f} %" if model in results.mean_of_sets else "-",
+        )
+        for model, own in results.accuracy.items()
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def _differences(results: Results) -> list[str]:
+    if not results.difference:
+        return []
+    names = list(dict.fromkeys(name for own in results.difference.values() for name in own))
+    rows = [
+        (quote(model), *(_points(own.get(name)) for name in names))
+        for model, own in results.difference.items()
+    ]
+    first = next(iter(results.accuracy))
+    title = f"Difference to {quote(first)} in points, on the same comparisons:"
+    return [title, "", *table(("", *map(quote, names)), rows), ""]
+
+
+def _ratings(results: Results) -> list[str]:
+    """Table 8, of sets with ratings."""
+    rows = [
+        (quote(name), quote(model), *(_share(shares.get(rating)) for rating in RATINGS))
+        for name, own in results.by_rating.items()
+        for model, shares in own.items()
+        if shares
+    ]
+    header = ("set", "model", *(rating.replace("_", " ") for rating in RATINGS))
+    return ["## By rating (Table 8)", "", *table(header, rows), ""] if rows else []
+
+
+def _share(share: Share | None) -> str:
+    return (
+        "-" if share is None else f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    )
+
+
+def _points(value: Interval | None) -> str:
+    return "-" if value is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in value))
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} of {quote(name)}" for name, count in left_out.items())
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else f"{value:.1f}"
