@@ -6,17 +6,18 @@ python -m experiments.ablations --config=configs/ablations.py:attention,size=34b
     --config.pretrain.data.tokenizer=tokenizer.model --config.pretrain.data.sources.main.path=CORPUS \
     --config.pretrain.data.heldout=HELDOUT_CORPUS
 
-``config.pretrain`` is what all variants share, ``config.variants`` what each has of its own; the first is the
-baseline. Other ablations are other variants: any field of ``configs/pretrain.py`` may vary as long as all see
-equally many tokens.
+``config.pretrain`` is what all variants share, ``config.variants`` what each has of its own; they are compared
+with ``config.baseline``. Other ablations are other variants: any field of ``configs/pretrain.py`` may vary as
+long as all see equally many tokens.
 
 Sizes: 7b, 13b, 34b, 70b, on the 150B tokens of the paper, and tiny, on the text of ``make demo`` (or of
 ``python -m tools.fetch_assets kjv chitchat && python -m tools.prepare_demo_data --output=runs/demo/data``).
 The paper varies attention in a 30B model and does not say in which the context; of neither it gives the
 shape, the batch or the schedule. With "tiny,seed=1" all is drawn from another seed.
 
-``config.tasks`` are tasks of lm_eval with their numbers of shots: those of the paper's tables that it has, where
-scrolls_* need the package transformers as well. HumanEval executes what the model writes: by ``experiments.evaluate_benchmarks --run_generated_code``.
+``config.tasks`` are tasks of lm_eval with their numbers of shots, those of the paper's tables that it has. Its
+scrolls_* need the package transformers, before version 5, as well. HumanEval executes what the model writes
+and is asked by ``experiments.evaluate_benchmarks --run_generated_code``.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +30,7 @@ from llama2_jax.model.variants import attention_variants
 
 KINDS = {"attention": "34b", "context": "7b"}  # with the size that is taken if none is named
 TOKENS = 150e9
+Variants = dict[str, dict[str, dict[str, int]]]
 TASKS = {
     "attention": (
         "boolq=0", "piqa=0", "social_iqa=0", "hellaswag=0", "arc_easy=0", "arc_challenge=0", "nq_open=0",
@@ -62,23 +64,24 @@ def get_config(arg: str = "") -> ConfigDict:
     else:
         shared.train.num_steps = round(TOKENS / (shared.data.sequence_length * shared.data.batch_size))
     set_seeds(config, parsed.seed)
-    config.variants = ConfigDict(
-        _attention(shared, is_tiny=is_tiny) if parsed.variant == "attention" else _context(shared)
-    )
+    variants = _attention(shared, is_tiny) if parsed.variant == "attention" else _context(shared)
+    if is_tiny:
+        variants |= _again(shared, variants)
+    config.variants = ConfigDict(variants)
+    config.baseline = next(iter(variants))
     return config.lock()
 
 
-def _attention(shared: ConfigDict, *, is_tiny: bool) -> dict[str, dict[str, dict[str, int]]]:
-    """MHA, MQA and GQA; at the tiny size also MHA from other seeds, to see how much these alone do."""
+def _attention(shared: ConfigDict, is_tiny: bool) -> Variants:
+    """MHA, MQA and GQA."""
     fine = {"grouped_kv_heads": 2, "multiple_of": 8} if is_tiny else {}
     fields = attention_variants(
         model_width=shared.model.model_width, num_heads=shared.model.num_heads, **fine
     )
-    variants = {name: {"model": changes} for name, changes in fields.items()}
-    return variants | ({"MHA_again": _other_seeds(shared, variants["MHA"])} if is_tiny else {})
+    return {name: {"model": changes} for name, changes in fields.items()}
 
 
-def _context(shared: ConfigDict) -> dict[str, dict[str, dict[str, int]]]:
+def _context(shared: ConfigDict) -> Variants:
     """Half of the context in twice as many rows, and the whole."""
     whole, rows = shared.data.sequence_length, shared.data.batch_size
     return {
@@ -90,9 +93,17 @@ def _context(shared: ConfigDict) -> dict[str, dict[str, dict[str, int]]]:
     }
 
 
-def _other_seeds(shared: ConfigDict, variant: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def _again(shared: ConfigDict, variants: Variants) -> Variants:
+    """The baseline from other seeds: what these alone do, other differences must exceed."""
+    name, baseline = next(iter(variants.items()))
     seed = shared.train.seed + 1
-    return {**variant, "data": {"seed": seed}, "train": {"seed": seed}}
+    return {
+        f"{name}_again": {
+            **baseline,
+            "data": {**baseline.get("data", {}), "seed": seed},
+            "train": {"seed": seed},
+        }
+    }
 
 
 def _make_tiny(config: ConfigDict) -> None:

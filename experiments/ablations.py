@@ -22,7 +22,7 @@ from experiments.ablation_readings import Reading, check_heldout, heldout_path, 
 from experiments.models import open_mesh
 from experiments.settings import keep_settings
 from experiments.stages import run_stage, stage_config
-from llama2_jax.config import require
+from llama2_jax.config import require, require_choice
 from llama2_jax.data.shards import TokenisedCorpus
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, load
@@ -33,7 +33,7 @@ SHARED = ("model.vocab_size", "data.tokenizer", "data.tokenizer_dialogues", "dat
 
 def run(config: Any, workdir: Path) -> None:
     """Run or continue all variants in ``workdir``, then write ``report.md``."""
-    variants = {name: variant_config(config, name) for name in config.variants}
+    variants = variant_configs(config)
     check_config(config, variants)
     contexts = {name: variant.data.sequence_length for name, variant in variants.items()}
     if open_workdir(config, workdir):
@@ -52,6 +52,17 @@ def run(config: Any, workdir: Path) -> None:
     ablations_report.write_report(workdir, config, variants, read, tasks=tasks)
     mark_done(workdir)
     print(f"The report is {workdir / 'report.md'}")
+
+
+def variant_configs(config: Any) -> dict[str, ConfigDict]:
+    """Of every variant, the baseline first: a ConfigDict does not keep the order of its keys.
+
+    Raises:
+      ConfigError: see ``variant_config``, or there is no such baseline.
+    """
+    require_choice("config.baseline", config.baseline, config.variants)
+    others = [name for name in config.variants if name != config.baseline]
+    return {name: variant_config(config, name) for name in (config.baseline, *others)}
 
 
 def variant_config(config: Any, name: str) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""``report.md`` of an ablation: variants beside the first of them, on the same held-out documents."""
+"""``report.md`` of an ablation: variants beside the baseline, on the same held-out documents."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def write_report(
     """Write ``report.md``, ``results.json`` and ``loss_by_position.png`` from what the stages left.
 
     Args:
-      variants: resolved configs of the pretraining of each.
+      variants: resolved configs of the pretraining of each, the baseline first.
     """
     losses = {name: read_losses(heldout_path(workdir, name)) for name in readings}
     longest = max(variant.data.sequence_length for variant in variants.values())
@@ -98,7 +98,7 @@ def _describe(workdir: Path, config: Any) -> dict[str, Any]:
 
 
 def _compare(losses: Mapping[str, Losses], readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
-    """Means over all held-out tokens, and differences from the first in the same documents."""
+    """Means over all held-out tokens, and differences from the baseline in the same documents."""
     base = next(iter(losses.values()))
     return {
         name: {
@@ -150,7 +150,7 @@ def _farther(whole: Losses, cut: Losses, sizes: np.ndarray, window: int) -> Inte
 
 def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first = next(iter(described.values()))["parameters"]
-    header = ("variant", "differs by", "parameters", "to the first", "cache, bytes per token",
+    header = ("variant", "differs by", "parameters", "to the baseline", "cache, bytes per token",
               "cache of a full context", "training, s", "tokens per second")  # fmt: skip
     rows = [
         (
