@@ -6,7 +6,7 @@ python -m experiments.ablations --config=configs/ablations.py:attention,size=34b
     --config.pretrain.data.tokenizer=tokenizer.model --config.pretrain.data.sources.main.path=CORPUS \
     --config.pretrain.data.heldout=HELDOUT_CORPUS
 
-``config.pretrain`` is what all variants share, ``config.variants`` what each has of its own; they are compared
+``config.pretrain`` is what all variants share, ``config.variants`` what each has of its own; all are compared
 with ``config.baseline``. Other ablations are other variants: any field of ``configs/pretrain.py`` may vary as
 long as all see equally many tokens.
 
@@ -15,8 +15,8 @@ Sizes: 7b, 13b, 34b, 70b, on the 150B tokens of the paper, and tiny, on the text
 The paper varies attention in a 30B model and does not say in which the context; of neither it gives the
 shape, the batch or the schedule. With "tiny,seed=1" all is drawn from another seed.
 
-``config.tasks`` are tasks of lm_eval with their numbers of shots, those of the paper's tables that it has. Its
-scrolls_* need the package transformers, before version 5, as well. HumanEval executes what the model writes
+``config.tasks`` are tasks of lm_eval with their shots, those of the paper's tables that it has; its scrolls_*
+need the package transformers, before version 5, as well. HumanEval executes what the model writes
 and is asked by ``experiments.evaluate_benchmarks --run_generated_code``.
 """
 

@@ -4,28 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
-from experiments.ablation_readings import (
-    STRETCHES,
-    Losses,
-    Reading,
-    heldout_path,
-    read_losses,
-    stretch_sizes,
-)
+from experiments.ablation_readings import STRETCHES, Losses, Reading, heldout_path, read_losses
+from experiments.ablation_results import by_position, compare, describe, seed_repeats
 from experiments.benchmark_report import metric_rows
 from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
-from llama2_jax.config import build, write_json
-from llama2_jax.evals.document_loss import position_edges
-from llama2_jax.evals.intervals import Interval, clustered_mean
-from llama2_jax.model.config import ModelConfig, kv_cache_bytes_per_token, parameter_count
-from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.train.metrics import read_metrics
+from llama2_jax.config import write_json
+from llama2_jax.evals.intervals import Interval
 
 PAPER = {
     "context": (
@@ -62,8 +49,8 @@ def write_report(
     """
     losses = {name: read_losses(heldout_path(workdir, name)) for name in readings}
     longest = max(variant.data.sequence_length for variant in variants.values())
-    described = {name: _describe(workdir / "variants" / name, one) for name, one in variants.items()}
-    compared, positions = _compare(losses, readings), _by_position(losses, readings, longest)
+    described = {name: describe(workdir / "variants" / name, one) for name, one in variants.items()}
+    compared, positions = compare(losses, readings), by_position(losses, readings, longest)
     write_json(
         workdir / "results.json", {"variants": described, "readings": compared, "positions": positions}
     )
@@ -74,78 +61,12 @@ def write_report(
         "Llama 2, A.2.1. Every variant is trained on "
         f"{tokens:,} tokens; what differs is in the table. Intervals are of 95 %.", "",
         *_models(config, described), "",
-        *_readings(compared, losses), "",
+        *_readings(compared, losses, seed_repeats(config)), "",
         *_positions(workdir, positions, readings),
         *_tasks(workdir, list(variants), list(tasks)),
         *_paper(config.kind),
     ]  # fmt: skip
     write_report_file(workdir, lines)
-
-
-def _describe(workdir: Path, config: Any) -> dict[str, Any]:
-    model = build(ModelConfig, config.model, name="model")
-    with files_at_rest(workdir):
-        updates = [line for line in read_metrics(workdir) if "train/tokens_seen" in line]
-    rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]
-    rate = median(rates) if rates else math.nan
-    return {
-        "parameters": parameter_count(model),
-        "cache_bytes_per_token": kv_cache_bytes_per_token(model),
-        "context": config.data.sequence_length,
-        "tokens_per_sec": rate,
-        "secs": updates[-1]["train/tokens_seen"] / rate,
-    }
-
-
-def _compare(losses: Mapping[str, Losses], readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
-    """Means over all held-out tokens, and differences from the baseline in the same documents."""
-    base = next(iter(losses.values()))
-    return {
-        name: {
-            **readings[name]._asdict(),
-            "loss": clustered_mean(own.nats_D, own.tokens_D),
-            "difference": None if own is base else clustered_mean(own.nats_D - base.nats_D, own.tokens_D),
-        }
-        for name, own in losses.items()
-    }
-
-
-def _by_position(
-    losses: Mapping[str, Losses], readings: Mapping[str, Reading], longest: int
-) -> dict[str, Any] | None:
-    """The same by the number of tokens before, in the documents that fill the longest context."""
-    sizes, base = stretch_sizes(longest), next(iter(losses.values()))
-    count = len(base.by_position)
-    if count < 2:
-        return None
-    means: dict[str, Any] = {"documents": count, "edges": position_edges(longest, STRETCHES)}
-    means["loss"] = {name: _stretches(own.by_position, sizes) for name, own in losses.items()}
-    means["difference"] = {
-        name: _stretches(own.by_position - base.by_position, sizes)
-        for name, own in losses.items()
-        if own is not base
-    }
-    beyond = {name: one.window for name, one in readings.items() if name != one.variant}
-    means["farther"] = {
-        name: {
-            "beyond": window,
-            "lost": _farther(losses[readings[name].variant], losses[name], sizes, window),
-        }
-        for name, window in beyond.items()
-    }
-    return means
-
-
-def _stretches(sums: np.ndarray, sizes: np.ndarray) -> list[Interval]:
-    return [clustered_mean(sums[:, part], np.full(len(sums), sizes[part])) for part in range(STRETCHES)]
-
-
-def _farther(whole: Losses, cut: Losses, sizes: np.ndarray, window: int) -> Interval:
-    """What a model loses that is read through a shorter window, in the tokens beyond it."""
-    starts = np.cumsum(sizes) - sizes + 1  # tokens before the first one of each stretch
-    beyond = starts >= window
-    lost = (cut.by_position - whole.by_position)[:, beyond].sum(axis=1)
-    return clustered_mean(lost, np.full(len(lost), sizes[beyond].sum()))
 
 
 def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -175,7 +96,10 @@ def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str
     ]  # fmt: skip
 
 
-def _readings(compared: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Losses]) -> list[str]:
+def _readings(
+    compared: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Losses], repeats: Sequence[str]
+) -> list[str]:
+    noise = max((abs(compared[name]["difference"].value) for name in repeats), default=0.0)
     baseline, first = next(iter(losses.items()))
     header = ("model", "window", "nats per token", "perplexity", f"difference from {baseline}", "")
     rows = [
@@ -185,7 +109,7 @@ def _readings(compared: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Lo
             _four(own["loss"]),
             f"{math.exp(own['loss'].value):.2f}",
             _four(own["difference"]) if own["difference"] else "",
-            _verdict(own["difference"]),
+            "seeds alone" if name in repeats else _verdict(own["difference"], noise),
         )
         for name, own in compared.items()
     ]
@@ -195,17 +119,19 @@ def _readings(compared: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Lo
         "beginning. A document longer than the window is read on through the window's length, moved by half "
         "of it: no model is run beyond the positions that it was trained on.", "",
         *table(header, rows), "",
-        "The intervals say how sure the means are over other documents, not over other trainings: one seed "
-        "each. Two trainings that differ in their seeds alone also differ.",
+        "Intervals are over documents, not over trainings, of which there is one each. Two that differ in their "
+        + (f"seeds alone differ here by {noise:.4f}." if repeats else "seeds alone were not measured.")
     ]  # fmt: skip
 
 
-def _verdict(difference: Interval | None) -> str:
+def _verdict(difference: Interval | None, noise: float) -> str:
     if difference is None:
         return ""
-    if difference.low > 0:
-        return "worse"
-    return "better" if difference.high < 0 else "not told apart"
+    if difference.low <= 0 <= difference.high:
+        return "not told apart"
+    if abs(difference.value) <= noise:
+        return "no more than seeds"
+    return "higher" if difference.value > 0 else "lower"
 
 
 def _four(interval: Interval) -> str:

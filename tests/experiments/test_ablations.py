@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.ablations import get_config
-from experiments import ablations, ablations_report, pretrain
+from experiments import ablation_results, ablations, ablations_report, pretrain
 from experiments.ablation_readings import Losses, Reading, read_heldout, readings, stretch_sizes
 from llama2_jax.config import ConfigError
 from llama2_jax.data.shards import TokenisedCorpus
@@ -196,12 +196,15 @@ def test_a_difference_is_told_from_its_interval() -> None:
     better = Losses(tokens, base.nats_D - np.array([1.0, 1.2, 1.8]), none)
     unclear = Losses(tokens, base.nats_D + np.array([-3.0, 3.0, 0.4]), none)
     losses = {"a": base, "b": better, "c": unclear}
-    found = ablations_report._compare(losses, {name: Reading(name, 8) for name in losses})
+    found = ablation_results.compare(losses, {name: Reading(name, 8) for name in losses})
     # paired: -4 nats over 40 tokens, though the losses of documents differ by far more
     assert found["b"]["difference"].value == pytest.approx(-0.1)
-    verdicts = [ablations_report._verdict(own["difference"]) for own in found.values()]
-    assert verdicts == ["", "better", "not told apart"]
-    assert ablations_report._by_position(losses, {}, 16) is None
+    verdicts = [ablations_report._verdict(own["difference"], 0.05) for own in found.values()]
+    assert verdicts == ["", "lower", "not told apart"]
+    assert ablations_report._verdict(found["b"]["difference"], 0.2) == "no more than seeds"
+    assert ablation_results.seed_repeats(get_config("attention,size=tiny")) == ["MHA_again"]
+    assert ablation_results.seed_repeats(get_config("attention")) == []
+    assert ablation_results.by_position(losses, {}, 16) is None
 
 
 @pytest.mark.parametrize(
@@ -250,3 +253,18 @@ def test_unknown_kinds_and_sizes_are_listed() -> None:
         get_config("norm")
     with pytest.raises(ConfigError, match="'8b'; choose one of"):
         get_config("context,size=8b")
+
+
+def test_results_of_tasks_stand_side_by_side(tmp_path: Path) -> None:
+    for name, value in (("MHA", 0.25), ("GQA", 0.5)):
+        folder = tmp_path / "benchmarks" / name / "piqa"
+        folder.mkdir(parents=True)
+        found = {
+            "results": {"piqa": {"acc,none": value, "acc_stderr,none": 0.125}},
+            "n-shot": {"piqa": 0},
+            "n-samples": {"piqa": {"effective": 12}},
+        }
+        (folder / "results.json").write_text(json.dumps(found))
+    lines = ablations_report._tasks(tmp_path, ["MHA", "GQA"], ["piqa"])
+    assert "| task | shots | questions | metric | MHA | GQA |" in lines
+    assert "| piqa | 0 | 12 | acc | 0.2500 ± 0.1250 | 0.5000 ± 0.1250 |" in lines
