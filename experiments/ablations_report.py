@@ -119,8 +119,8 @@ def _readings(
         "beginning. A document longer than the window is read on through the window's length, moved by half "
         "of it: no model is run beyond the positions that it was trained on.", "",
         *table(header, rows), "",
-        "Intervals are over documents, not over trainings, of which there is one each. Two that differ in their "
-        + (f"seeds alone differ here by {noise:.4f}." if repeats else "seeds alone were not measured.")
+        "Intervals are over documents, not over trainings, of which there is one each. "
+        + (f"Other seeds alone made {noise:.4f}." if repeats else "What other seeds make was not measured."),
     ]  # fmt: skip
 
 
