@@ -75,11 +75,12 @@ def _groups(means: dict[str, float]) -> list[str]:
 
 def _all_metrics(found: dict[str, Any]) -> list[str]:
     header = ("task", "shots", "questions", "metric", "value", "standard error")
-    rows = [row for result in found.values() for row in _metrics(result)]
+    rows = [row for result in found.values() for row in metric_rows(result)]
     return ["", "All metrics, as lm_eval computes them:", "", *table(header, rows)]
 
 
-def _metrics(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def metric_rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Task, shots, questions, metric, value and standard error, of every metric in a ``results.json``."""
     for task, values in found["results"].items():
         for key, value in values.items():
             metric, _, choice = key.partition(",")  # "exact_match,strict-match"

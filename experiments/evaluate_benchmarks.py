@@ -18,7 +18,7 @@ import collections
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals import harness_tasks
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS
 from llama2_jax.launch import launch
+from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest
 
@@ -56,33 +57,62 @@ class Run(NamedTuple):
     changes: tuple[tuple[str, Any], ...] = ()  # to the fields of the tasks
 
 
+class Asking(NamedTuple):
+    """How questions are put."""
+
+    batch_size: int = 16
+    limit: int | None = None  # questions per task; None is all
+    chat: bool = False
+    include_path: str | None = None
+
+
 def main() -> None:
-    """Load the tasks, then the model; evaluate what is not there yet; report all."""
+    """What the flags say: which model, which benchmarks."""
     args = flags.FLAGS
     output = Path(args.output)
     runs = chosen_runs(args.tasks, num_shots=args.num_shots)
-    settings = {name: args[name].value for name in SETTINGS}
-    keep_settings(output, settings, results="*/results.json")
+    keep_settings(output, {name: args[name].value for name in SETTINGS}, results="*/results.json")
+    how = Asking(args.batch_size, args.limit, args.chat, args.include_path)
+    evaluate(output, runs, checkpoint_flags.load_checkpoint, how)
+
+
+def evaluate(output: Path, runs: dict[str, Run], open_model: Callable[[], LoadedModel], how: Asking) -> None:
+    """Load the tasks, then the model; evaluate what is not there yet; report all."""
     with files_at_rest(output):
         missing = {name: run for name, run in runs.items() if not (output / name / "results.json").exists()}
     if missing:
-        more = [args.include_path] if args.include_path else []
-        manager = TaskManager(include_path=[harness_tasks.FOLDER, *more])
-        tasks = {name: load_tasks(manager, run) for name, run in missing.items()}
-        check_code(tasks)
-        evaluate(output, missing, tasks, manager)
+        manager, tasks = open_tasks(missing, how)
+        _ask(output, missing, tasks, manager, open_model(), how)
     with files_at_rest(output):
         write_benchmark_report(output, list(runs))
 
 
-def evaluate(output: Path, runs: dict[str, Run], tasks: dict[str, list[Any]], manager: TaskManager) -> None:
+def open_tasks(runs: dict[str, Run], how: Asking) -> tuple[TaskManager, dict[str, list[Any]]]:
+    """The tasks of every run, with their data.
+
+    Raises:
+      ConfigError: see ``load_tasks`` and ``check_code``.
+    """
+    more = [how.include_path] if how.include_path else []
+    manager = TaskManager(include_path=[harness_tasks.FOLDER, *more])
+    tasks = {name: load_tasks(manager, run) for name, run in runs.items()}
+    check_code(tasks)
+    return manager, tasks
+
+
+def _ask(
+    output: Path,
+    runs: dict[str, Run],
+    tasks: dict[str, list[Any]],
+    manager: TaskManager,
+    loaded: LoadedModel,
+    how: Asking,
+) -> None:
     """One run after another, each written when it is done."""
-    args = flags.FLAGS
-    loaded = checkpoint_flags.load_checkpoint()
     origin = {"model": model_version(loaded), "lm_eval_version": lm_eval.__version__}
     with files_at_rest(output):
         check_origin(output, origin)
-    model = HarnessLM(loaded, batch_size=args.batch_size)
+    model = HarnessLM(loaded, batch_size=how.batch_size)
     for task in _each(tasks):
         if task.OUTPUT_TYPE == "generate_until":
             model.sampling(task.config.generation_kwargs)  # refuses what it cannot do, before hours of others
@@ -92,9 +122,9 @@ def evaluate(output: Path, runs: dict[str, Run], tasks: dict[str, list[Any]], ma
             model,
             tasks=tasks[name],
             num_fewshot=run.shots,
-            limit=args.limit,
-            apply_chat_template=args.chat,
-            fewshot_as_multiturn=args.chat,
+            limit=how.limit,
+            apply_chat_template=how.chat,
+            fewshot_as_multiturn=how.chat,
             task_manager=manager,
         )
         write_results(output / name, found, origin)

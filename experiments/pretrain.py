@@ -43,7 +43,7 @@ class Text(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Train a base model in ``workdir``; continues or returns at once if it is done."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
@@ -65,7 +65,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     model_config = build(ModelConfig, config.model, name="model")
     check_sequence_length(config, model_config.max_context)

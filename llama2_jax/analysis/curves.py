@@ -1,10 +1,14 @@
-"""Loss curves as pictures: training loss per update and held-out loss against tokens (Fig. 5)."""
+"""Loss curves as pictures: against tokens seen (Fig. 5), and by position in a document (A.2.1)."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llama2_jax.analysis import figures
+from llama2_jax.analysis.rlhf_plots import Range
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -44,4 +48,42 @@ def plot_loss(
     axes.set(title=title, xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
+    figures.save(figure, path)
+
+
+def plot_by_position(
+    path: Path,
+    edges: Sequence[int],
+    losses: Mapping[str, Sequence[Range]],
+    differences: Mapping[str, Sequence[Range]],
+    *,
+    baseline: str,
+) -> None:
+    """Write a PNG of loss by position in a document, and of what differs from a baseline (A.2.1).
+
+    Args:
+      edges: ends of the stretches of positions, one more than values of a curve.
+      losses: nats per token, with intervals, which are not drawn: they are of the documents, not of models.
+      differences: from the baseline in the same tokens, with intervals.
+    """
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    figure, (left, right) = figures.subplots(1, 2, figsize=(11, 4))
+    for number, (name, values) in enumerate(losses.items()):
+        left.plot(
+            middles, [value for value, *_ in values], "o-", color=f"C{number}", markersize=4, label=name
+        )
+        if name in differences:
+            value, low, high = np.array(differences[name]).T
+            # side by side, where bars would hide one another
+            places = np.array(middles) + (number - len(losses) / 2) * (edges[1] - edges[0]) / 16
+            right.errorbar(
+                places, value, [value - low, high - value], fmt="o-", color=f"C{number}", markersize=4,
+                capsize=3, label=name,
+            )  # fmt: skip
+    right.axhline(0, color="gray", linewidth=1)
+    left.set(title="Loss by position", xlabel="tokens before", ylabel="loss (nats per token)")
+    right.set(title=f"Difference from {baseline}", xlabel="tokens before", ylabel="nats per token")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figures.save(figure, path)

@@ -85,33 +85,50 @@ def clustered_share(values: Sequence[float] | np.ndarray, groups: Sequence[str])
     require(cases.size > 0, "a share of nothing has no value; give at least one case")
     _, group_of = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(group_of, weights=cases), np.bincount(group_of)
-    share, count = float(cases.mean()), len(sums)
-    spread = float(np.square(sums - share * sizes).sum()) / cases.size**2
-    effective = float(count)
-    if count > 1 and spread > 0:
-        effective = min(float(cases.size), share * (1 - share) * (count - 1) / (count * spread))
+    share, variance = float(cases.mean()), _clustered_variance(sums, sizes)
+    effective = min(float(cases.size), share * (1 - share) / variance) if variance > 0 else float(len(sums))
     return wilson(share * effective, effective)
 
 
 def clustered_mean(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> Interval:
     """A mean of cases that come in groups, as the pairs of one prompt do, with its normal interval.
 
-    For what two models differ by on the same cases, or how much one gains from case to case (paired)::
-
-      mean -+ z sqrt(variance),  variance = G / (G - 1) sum_g (s_g - mean n_g)^2 / n^2
-
-    as in ``clustered_share``. Where all cases are alike the interval has no width.
+    For what two models differ by on the same cases, or how much one gains from case to case (paired). Where
+    all cases are alike the interval has no width.
 
     Raises:
       ConfigError: fewer than two groups, whose spread cannot be known.
     """
-    cases = np.asarray(values, np.float64)
     _, group_of = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(group_of, weights=cases), np.bincount(group_of)
-    count, mean = len(sums), float(cases.mean()) if cases.size else 0.0
-    require(count > 1, f"{count} group(s) of cases; the spread of a mean needs two or more")
-    half = Z * math.sqrt(count / (count - 1) * float(np.square(sums - mean * sizes).sum())) / cases.size
+    return mean_of_groups(np.bincount(group_of, weights=np.asarray(values)), np.bincount(group_of))
+
+
+def mean_of_groups(sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> Interval:
+    """``clustered_mean`` of cases of which only sums are known, such as losses of the tokens of documents.
+
+    The normal interval with the variance between groups, as in ``clustered_share``; of fewer than about
+    thirty groups it is rather too narrow (of 20 by 7 %).
+
+    Args:
+      sums: of the cases of each group.
+      sizes: how many each has.
+
+    Raises:
+      ConfigError: fewer than two groups.
+    """
+    sums, sizes = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
+    require(len(sums) > 1, f"{len(sums)} group(s) of cases; the spread of a mean needs two or more")
+    mean, half = float(sums.sum() / sizes.sum()), Z * math.sqrt(_clustered_variance(sums, sizes))
     return Interval(mean, mean - half, mean + half)
+
+
+def _clustered_variance(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Of the mean over all cases, the groups being independent; 0 of a single group."""
+    count, total = len(sums), float(sizes.sum())
+    if count < 2:
+        return 0.0
+    spread = float(np.square(sums - sums.sum() / total * sizes).sum()) / total**2
+    return count / (count - 1) * spread
 
 
 def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.evals.intervals import Interval, clustered_mean, clustered_share, trend_z, unit_mean, wilson
+from llama2_jax.evals.intervals import (
+    Interval,
+    clustered_mean,
+    clustered_share,
+    mean_of_groups,
+    trend_z,
+    unit_mean,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,18 @@ def test_cases_that_repeat_each_other_count_once() -> None:
     values, groups = np.repeat([1.0, 0.0], [60, 40]), [str(i // 4) for i in range(100)]
     # 15 and 10 groups of four alike: as sure as 24 cases, for n - 1 of a variance
     assert clustered_share(values, groups) == pytest.approx(wilson(0.6 * 24, 24), abs=1e-12)
+
+
+def test_a_mean_over_groups_by_hand() -> None:
+    # mean 12 / 6; residuals 4 - 2 * 1, 3 - 2 * 2, 5 - 2 * 3: variance 3/2 (4 + 1 + 1) / 36 = 1/4
+    found = mean_of_groups([4.0, 3.0, 5.0], [1, 2, 3])
+    assert found == pytest.approx((2.0, 2.0 - 1.959964 / 2, 2.0 + 1.959964 / 2), abs=1e-6)
+    # groups of one: the usual standard error of a mean
+    values = np.random.default_rng(0).normal(size=50)
+    error = 1.959964 * values.std(ddof=1) / 50**0.5
+    assert mean_of_groups(values, np.ones(50)).high == pytest.approx(values.mean() + error, abs=1e-6)
+    with pytest.raises(ConfigError, match="1 group"):
+        mean_of_groups([3.0], [2])
 
 
 def test_groups_that_all_agree_count_as_many_as_they_are() -> None:

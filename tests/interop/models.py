@@ -4,6 +4,7 @@ import functools
 import operator
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -55,6 +56,11 @@ def random_params(config: ModelConfig, *, seed: int = 0, dtype: str = "float32")
 
 def leaf(params: dict[str, Any], path: str) -> np.ndarray:
     return functools.reduce(operator.getitem, path.split("/"), params)
+
+
+def read_whole(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that lie in the files of a checkpoint, as arrays."""
+    return jax.tree.map(np.asarray, params)
 
 
 def assert_same_params(found: dict[str, Any], wanted: dict[str, Any], config: ModelConfig) -> None:

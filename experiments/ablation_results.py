@@ -1,0 +1,96 @@
+"""Numbers of an ablation, from what its stages left: sizes, losses, differences from the baseline."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from experiments.ablation_readings import STRETCHES, Losses, Reading, stretch_sizes
+from llama2_jax.config import build
+from llama2_jax.evals.document_loss import position_edges
+from llama2_jax.evals.intervals import Interval, mean_of_groups
+from llama2_jax.model.config import ModelConfig, kv_cache_bytes_per_token, parameter_count
+from llama2_jax.sharding.processes import files_at_rest
+from llama2_jax.train.metrics import read_metrics
+
+
+def describe(workdir: Path, config: Any) -> dict[str, Any]:
+    """Size of a trained variant, and how long its updates took at their median rate."""
+    model = build(ModelConfig, config.model, name="model")
+    with files_at_rest(workdir):
+        updates = [line for line in read_metrics(workdir) if "train/tokens_seen" in line]
+    rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]
+    rate = median(rates) if rates else math.nan
+    return {
+        "parameters": parameter_count(model),
+        "cache_bytes_per_token": kv_cache_bytes_per_token(model),
+        "context": config.data.sequence_length,
+        "tokens_per_sec": rate,
+        "secs": updates[-1]["train/tokens_seen"] / rate,
+    }
+
+
+def compare(losses: Mapping[str, Losses], readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
+    """Means over all held-out tokens, and differences from the baseline in the same documents."""
+    base = next(iter(losses.values()))
+    return {
+        name: {
+            **readings[name]._asdict(),
+            "loss": mean_of_groups(own.nats_D, own.tokens_D),
+            "difference": None if own is base else mean_of_groups(own.nats_D - base.nats_D, own.tokens_D),
+        }
+        for name, own in losses.items()
+    }
+
+
+def by_position(
+    losses: Mapping[str, Losses], readings: Mapping[str, Reading], longest: int
+) -> dict[str, Any] | None:
+    """The same by the number of tokens before, in the documents that fill the longest context."""
+    sizes, base = stretch_sizes(longest), next(iter(losses.values()))
+    count = len(base.by_position)
+    if count < 2:
+        return None
+    means: dict[str, Any] = {"documents": count, "edges": position_edges(longest, STRETCHES)}
+    means["loss"] = {name: _stretches(own.by_position, sizes) for name, own in losses.items()}
+    means["difference"] = {
+        name: _stretches(own.by_position - base.by_position, sizes)
+        for name, own in losses.items()
+        if own is not base
+    }
+    beyond = {name: one.window for name, one in readings.items() if name != one.variant}
+    means["farther"] = {
+        name: {
+            "beyond": window,
+            "lost": _farther(losses[readings[name].variant], losses[name], sizes, window),
+        }
+        for name, window in beyond.items()
+    }
+    return means
+
+
+def _stretches(sums: np.ndarray, sizes: np.ndarray) -> list[Interval]:
+    return [mean_of_groups(sums[:, part], np.full(len(sums), sizes[part])) for part in range(STRETCHES)]
+
+
+def _farther(whole: Losses, cut: Losses, sizes: np.ndarray, window: int) -> Interval:
+    """What a model loses that is read through a shorter window, in the tokens beyond it."""
+    starts = np.cumsum(sizes) - sizes + 1  # tokens before the first one of each stretch
+    beyond = starts >= window
+    lost = (cut.by_position - whole.by_position)[:, beyond].sum(axis=1)
+    return mean_of_groups(lost, np.full(len(lost), sizes[beyond].sum()))
+
+
+def seed_repeats(config: Any) -> list[str]:
+    """Variants that differ from the baseline in their seeds alone."""
+
+    def without_seeds(name: str) -> dict[str, dict[str, Any]]:
+        sections = config.variants[name].to_dict().items()
+        kept = {section: {k: v for k, v in own.items() if k != "seed"} for section, own in sections}
+        return {section: own for section, own in kept.items() if own}
+
+    baseline = without_seeds(config.baseline)
+    return [name for name in config.variants if name != config.baseline and without_seeds(name) == baseline]
