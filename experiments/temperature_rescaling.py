@@ -212,4 +212,4 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_integer("seed", 0, "Of the first answer; the next have the next.")
     checkpoint_flags.define_reading()
     flags.mark_flags_as_required(["version", "prompts", "output"])
-    launch(main, several_processes=True)
+    launch(main)

@@ -107,6 +107,8 @@ def test_rejection_by_hand() -> None:
         "hate": (0, 1),
         "theft": (1, 2),
     }
+    # "one" is Ann's, who found it first: (Ann 1 of 2, Bob 1 of 1) is as sure as three independent cases
+    assert found.by_version["V1"].low == pytest.approx(wilson(2, 3).low)
     # V2 was broken by one prompt of one person
     assert found.by_version["V2"].low == pytest.approx(wilson(1, 1).low)
 
