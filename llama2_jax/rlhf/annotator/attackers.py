@@ -37,7 +37,7 @@ def draw_attempts(version: str, *, num_people: int, seed: int) -> list[Attempt]:
     for number in range(1, num_people + 1):
         rng = Random(f"attacker {number} {seed}")
         hours = round(rng.uniform(*HOURS), 2)
-        session = Session(f"{version}-{number}", f"person-{number}", version, hours)
+        session = Session(f"{version} session {number}", f"person-{number}", version, hours)
         count = max(1, round(hours * rng.uniform(*DIALOGUES_PER_HOUR)))
         prompts = world.draw_prompts(
             rng, count, part="train", multi_turn=MULTI_TURN, shares={"adversarial": 1.0}

@@ -10,8 +10,8 @@ def test_every_version_meets_the_same_people_and_prompts() -> None:
     assert [one.prompt for one in first] == [one.prompt for one in second]
     sessions = list(dict.fromkeys(one.session for one in first))
     assert [(one.session, one.person) for one in sessions[:2]] == [
-        ("SFT-1", "person-1"),
-        ("SFT-2", "person-2"),
+        ("SFT session 1", "person-1"),
+        ("SFT session 2", "person-2"),
     ]
     assert len(sessions) == 5
     assert len({one.prompt.prompt_id for one in first}) == len(first)
