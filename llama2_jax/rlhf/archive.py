@@ -168,6 +168,7 @@ def draw(
         for i in range(num_samples)
     ]
     held = {sample.key: sample for sample in read_archives([], own=path)}
+    _require_same_prompts(path, held.values(), prompts)
     rows = prompt_rows(prompts, tokenizer, loaded.template)
     check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
     missing = [sample for sample in wanted if sample.key not in held]
@@ -187,6 +188,16 @@ def draw(
         append_samples(path, drawn)
         held |= {sample.key: sample for sample in drawn}
     return [held[sample.key] for sample in wanted]
+
+
+def _require_same_prompts(path: Path, held: Iterable[Sample], prompts: Iterable[Prompt]) -> None:
+    known = {sample.prompt.prompt_id: sample.prompt for sample in held}
+    for prompt in prompts:
+        if known.get(prompt.prompt_id, prompt) != prompt:
+            raise DataError(
+                f"prompt_id {prompt.prompt_id!r} is another prompt in {path}, whose answers are not this "
+                "one's; ids must be unique: give another id, or another folder"
+            )
 
 
 def rescore(

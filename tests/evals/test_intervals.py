@@ -7,6 +7,8 @@ from llama2_jax.evals.intervals import (
     clustered_mean,
     clustered_share,
     mean_of_groups,
+    mean_rate,
+    pooled_rate,
     trend_z,
     unit_mean,
     wilson,
@@ -146,3 +148,47 @@ def test_clustered_mean_covers_the_truth_19_times_of_20() -> None:
         interval = clustered_mean(drawn, groups)
         covered.append(interval.low <= 0.1 <= interval.high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_rates_of_people_by_hand() -> None:
+    assert pooled_rate([3, 1], [1, 3]).value == 1
+    assert mean_rate([3, 1], [1, 3]).value == pytest.approx((3 + 1 / 3) / 2)
+    # of two people a quarter of the draws has the first twice, a quarter the second twice
+    assert pooled_rate([3, 1], [1, 3])[1:] == pytest.approx((1 / 3, 3))
+    assert mean_rate([3, 1], [1, 3])[1:] == pytest.approx((1 / 3, 3))
+
+
+def test_the_interval_of_a_rate_holds_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    hits = {pooled_rate: 0, mean_rate: 0}
+    for _ in range(200):
+        hours = rng.uniform(1, 4, size=40)
+        counts = rng.poisson(rng.gamma(2.0, 0.5, size=40) * hours)  # people differ, around 1 per hour
+        for rate in hits:
+            found = rate(counts, hours)
+            hits[rate] += found.low <= 1.0 <= found.high
+    assert all(0.88 <= count / 200 <= 0.99 for count in hits.values())
+
+
+def test_rates_that_are_all_alike_have_the_interval_of_a_count() -> None:
+    for rate in (pooled_rate, mean_rate):
+        assert rate([0, 0], [2, 3]) == pytest.approx((0, 0, 1.96**2 / 5), abs=1e-3)
+        found = rate([4], [2])
+        # the ends r at which (4 - 2 r)^2 = 1.96^2 * 2 r
+        for end in found[1:]:
+            assert (4 - 2 * end) ** 2 == pytest.approx(1.95996**2 * 2 * end, rel=1e-4)
+        assert found.low < found.value == 2 < found.high
+
+
+@pytest.mark.parametrize(
+    ("counts", "hours", "message"),
+    [
+        ([], [], "the rate of nothing"),
+        ([1], [0], "an exposure is 0; it must be positive"),
+        ([-1], [1], "a count is -1"),
+        ([1, 2], [1], "2 counts of 1 cases"),
+    ],
+)
+def test_rates_that_are_none_are_refused(counts, hours, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pooled_rate(counts, hours)

@@ -119,6 +119,13 @@ def drawn(
     return draw(path, policy(), [prompt(number) for number in prompts], SAMPLING, **settings)  # type: ignore[arg-type]
 
 
+def test_an_id_whose_prompt_has_changed_is_refused_and_not_answered_from_the_archive(tmp_path: Path) -> None:
+    drawn(tmp_path / "a.jsonl", prompts=(1,))
+    changed = [prompt(1, "Another question?")]
+    with pytest.raises(DataError, match=r"'p1' is another prompt in .*a.jsonl"):
+        draw(tmp_path / "a.jsonl", policy(), changed, SAMPLING, round=1, num_samples=3, batch_size=4)
+
+
 def test_every_sample_drawn_is_in_the_file(tmp_path: Path) -> None:
     samples = drawn(tmp_path / "a.jsonl")
     assert [(s.prompt.prompt_id, s.seed) for s in samples] == [
