@@ -12,10 +12,14 @@ from llama2_jax.sharding.rules import Partitioner
 flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
 
 
-def define(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Add the flags that ``load_checkpoint`` reads."""
+def define(values: flags.FlagValues = flags.FLAGS, *, required: bool = True) -> None:
+    """Add the flags that ``load_checkpoint`` reads.
+
+    Args:
+      required: no step of the programme can do without a checkpoint.
+    """
     source = "Workdir, Hugging Face folder, Meta folder or GGUF file."
-    flags.DEFINE_string("checkpoint", None, source, flag_values=values, required=True)
+    flags.DEFINE_string("checkpoint", None, source, flag_values=values, required=required)
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", "float32", dtypes, "Of parameters and computation.", flag_values=values)
     devices = "Devices that the model is split over."

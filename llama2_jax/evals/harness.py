@@ -17,6 +17,7 @@ rules by which they differ from its own backends:
 import collections
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from absl import logging
@@ -27,12 +28,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Message, stop_ids
-from llama2_jax.data.tokenizer import split_ids, text_after
+from llama2_jax.data.chat import Message
+from llama2_jax.data.tokenizer import split_ids
 from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
+from llama2_jax.evals.samples import complete_until
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score_continuations
-from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel, for_decoding
 
 BATCHES_AT_ONCE = 16  # between two entries of lm_eval's cache of results
@@ -183,13 +184,15 @@ class HarnessLM(LM):
             prompts = self._prompts([requests[index].args[0] for index in indices], sampling.max_new_tokens)
             order = sorted(range(len(indices)), key=lambda place: -len(prompts[place]))
             for chosen in self._progress(order, self._batch_size, disable_tqdm):
-                texts = self._complete(
+                texts = complete_until(
+                    self._loaded,
                     [prompts[place] for place in chosen],
-                    [indices[place] for place in chosen],
                     sampling,
-                    until,
+                    is_complete=partial(_has_any, until),
+                    seeds=[indices[place] for place in chosen],
+                    batch_size=self._batch_size,
                 )
-                for place, text in zip(chosen, texts, strict=True):
+                for place, text in zip(chosen, (_before_any(until, one) for one in texts), strict=True):
                     results[indices[place]] = text
                     self.cache_hook.add_partial("generate_until", requests[indices[place]].args, text)
         return [results[index] for index in range(len(requests))]
@@ -225,41 +228,16 @@ class HarnessLM(LM):
         self._warn_of_cuts([len(prompt) for prompt in ids], room)
         return [self._cut(prompt, room) for prompt in ids]
 
-    def _complete(
-        self, prompts: list[list[int]], seeds: list[int], sampling: SamplingConfig, until: list[str]
-    ) -> list[str]:
-        """One batch, filled with copies of its last prompt: one compiled shape for all."""
-        missing = [-1] * (self._batch_size - len(prompts))
-        filled = prompts + [prompts[place] for place in missing]
-
-        befores = [self._tokenizer.decode(prompt) for prompt in prompts]
-        befores += [befores[place] for place in missing]
-
-        def text(row: int, ids: list[int]) -> str:
-            completion = text_after(filled[row], ids, self._tokenizer)
-            return completion if befores[row][-1:].isspace() else completion.removeprefix(" ")
-
-        def is_complete(row: int, ids: list[int]) -> bool:
-            written = text(row, ids) if until else ""
-            return any(stop in written for stop in until)
-
-        made = generate_until(
-            self._loaded.model,
-            self._loaded.params,
-            filled,
-            sampling,
-            is_complete=is_complete,
-            stop_ids=stop_ids(self._tokenizer, self._loaded.template),
-            seeds=seeds + [seeds[place] for place in missing],
-        )
-        return [_before_any(until, text(row, made[row])) for row in range(len(prompts))]
-
     def _progress(self, order: list[int], size: int, silent: bool) -> Iterator[list[int]]:
         """Parts of ``order`` of that size, under a bar on the terminal."""
         with tqdm(total=len(order), desc="requests", disable=silent) as bar:
             for first in range(0, len(order), size):
                 yield order[first : first + size]
                 bar.update(len(order[first : first + size]))
+
+
+def _has_any(stops: list[str], text: str) -> bool:
+    return any(stop in text for stop in stops)
 
 
 def _before_any(stops: list[str], text: str) -> str:

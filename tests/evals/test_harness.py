@@ -7,7 +7,7 @@ from lm_eval.api.instance import Instance
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
-from llama2_jax.evals import harness as harness_module
+from llama2_jax.evals import samples
 from llama2_jax.evals.harness import HarnessLM
 from llama2_jax.generate.decode import generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
@@ -184,7 +184,7 @@ def test_texts_that_look_like_control_tokens_stay_texts():
 def test_one_space_after_a_prompt_is_no_part_of_the_answer(monkeypatch):
     tokenizer = loaded().require_tokenizer()
     made = tokenizer.encode("   x")  # as decoded after a text: three spaces
-    monkeypatch.setattr(harness_module, "generate_until", lambda *_, **__: [made, made])
+    monkeypatch.setattr(samples, "generate_until", lambda *_, **__: [made, made])
     kwargs = {"until": [], "max_gen_toks": 8}
     asked = requests("generate_until", ("A:", kwargs), ("def f():\n", kwargs))
     joined = [
