@@ -26,6 +26,7 @@ from experiments.answer_rows import Rows, answer_missing
 from experiments.report import percent, quote, table, write_report_file
 from experiments.settings import keep_settings
 from llama2_jax.config import require, write_json
+from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.dated_facts import (
     DatedQuestion,
     dialogue,
@@ -37,10 +38,11 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.evals.time_awareness import accuracy, is_right
+from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import sample_answers
+from llama2_jax.rlhf.answers import sample_token_rows
 
 SETTINGS = ("checkpoint", "dtype", "template", "max_new_tokens", "seed")
 EXAMPLES = 9
@@ -81,14 +83,19 @@ def answer(path: Path, questions: Sequence[DatedQuestion]) -> Rows:
     ]
 
     def ask(loaded: LoadedModel, missing: Rows) -> Iterator[Rows]:
+        prompts = [
+            encode_prompt(dialogue(questions[row["id"]])[:-1], loaded.require_tokenizer(), loaded.template)
+            for row in missing
+        ]
+        check_prompts(loaded.model, prompts)  # before the first batch
         sampling = SamplingConfig(args.max_new_tokens, temperature=0.0)
         for first in range(0, len(missing), args.batch_size):
-            rows = missing[first : first + args.batch_size]
-            prompts = [dialogue(questions[row["id"]])[:-1] for row in rows]
-            found = sample_answers(
-                loaded, prompts, sampling, seeds=[0] * len(rows), batch_size=args.batch_size
+            part = slice(first, first + args.batch_size)
+            seeds = [0] * len(prompts[part])
+            found = sample_token_rows(
+                loaded, prompts[part], sampling, seeds=seeds, batch_size=args.batch_size
             )
-            yield [{**row, "answer": one.text.strip()} for row, one in zip(rows, found, strict=True)]
+            yield [{**row, "answer": one.text.strip()} for row, one in zip(missing[part], found, strict=True)]
 
     return answer_missing(path, asked, ask)
 

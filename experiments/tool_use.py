@@ -30,7 +30,7 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import expand_paths, text_of
+from llama2_jax.data.sources import text_of
 from llama2_jax.evals.chat_text import chat_text, encode_text
 from llama2_jax.evals.math_problems import READERS, Problem, read_problems
 from llama2_jax.evals.samples import complete_until
@@ -62,8 +62,7 @@ def main() -> None:
         f"--search_results={args.search_results} is for the tool SEARCH; give --tools=SEARCH too",
     )
     known = read_search_results(args.search_results) if args.search_results else {}
-    [file] = expand_paths(Path(args.problems))
-    problems = read_problems(file, args.benchmark)
+    problems = read_problems(Path(args.problems), args.benchmark)
     chosen = drawn(problems.used, args.limit)
     settings = {name: args[name].value for name in SETTINGS}
     for name in ("problems", "search_results"):

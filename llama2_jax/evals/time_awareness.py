@@ -23,8 +23,8 @@ AT_EVENT = "on the day of the event"
 def is_right(answer: str, question: DatedQuestion) -> bool:
     """Whether an answer is right at the date of its question; words in any case."""
     says_not_yet = DENIAL.search(answer) is not None
-    others = {p.answer for p in question.fact.periods if YEARS not in p.answer} - {question.answer}
-    if any(holds_words(answer, other) for other in others):
+    others = [p.answer for p in question.fact.periods if YEARS not in p.answer]
+    if any(holds_words(answer, one) and not holds_words(question.answer, one) for one in others):
         return False
     if question.answer == NOT_YET:
         return says_not_yet

@@ -75,7 +75,8 @@ class Transcript(NamedTuple):
     @property
     def unfinished_calls(self) -> int:
         """Lines that begin a call and have no arrow: nothing could be put in."""
-        return len(re.findall("CALL_API", self.text)) - sum(one.text.count("CALL_API") for one in self.calls)
+        begun = sum("CALL_API" in line for line in self.text.splitlines())
+        return begun - len(self.calls) - (self.end == CALL_LIMIT)
 
     @property
     def answer(self) -> str:

@@ -34,6 +34,12 @@ def test_right_answers(answer: str, right: str, yes: bool) -> None:
     assert is_right(answer, DatedQuestion(MAYOR, "", 0, right)) == yes
 
 
+def test_an_answer_within_another_is_no_other() -> None:
+    fact = Fact("Who?", (Period(date(1980, 1, 1), "Ann"), Period(date(1992, 1, 1), "Ann Bo")))
+    assert is_right("Ann Bo", DatedQuestion(fact, "", 0, "Ann Bo"))
+    assert not is_right("Ann Bo", DatedQuestion(fact, "", 0, "Ann"))
+
+
 def test_years_are_whole_numbers_of_the_answer() -> None:
     asked = DatedQuestion(AGE, "", 12, "12")
     assert is_right("It is 12 years old.", asked)

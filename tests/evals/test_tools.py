@@ -114,6 +114,8 @@ def test_a_call_without_an_arrow_is_counted_and_no_part_of_the_answer() -> None:
     write, _ = scripted(["CALL_API_1: CALCULATOR | 5+3\nCALL_API_2: CALCULATOR | 1+1 ->", "Done: 2"])
     [found] = use_tools(write, 1, BOTH, max_calls=2)
     assert found.unfinished_calls == 1
+    write, _ = scripted(["CALL_API_1: 5+3 ->", "CALL_API_1: CALCULATOR | 5+3 ->"])  # an error, then too many
+    assert use_tools(write, 1, BOTH, max_calls=1)[0].unfinished_calls == 0
     assert found.answer == "Done: 2"
     counts = tools.call_counts([found, Transcript("7", (), tools.ANSWERED)])
     assert counts == {
