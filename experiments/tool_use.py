@@ -65,6 +65,7 @@ def main() -> None:
     problems = read_problems(Path(args.problems), args.benchmark)
     chosen = drawn(problems.used, args.limit)
     settings = {name: args[name].value for name in SETTINGS}
+    settings["tools"] = ", ".join(args.tools)
     for name in ("problems", "search_results"):
         path = args[name].value
         settings[name] = f"{Path(path).name} {file_sha256(Path(path))[:12]}" if path else None

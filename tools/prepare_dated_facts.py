@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from llama2_jax.data.jsonl import write_rows
 from tools import command_line
 
-TOWNS, HELDOUT = 32, 8
+TOWNS, HELDOUT = 16, 4
 REPEATS = 40  # of each town in the documents
 SYLLABLES = ("ar", "bel", "cor", "dun", "el", "far", "gri", "hol", "in", "jor", "kel", "lun", "mor", "nev")
 ENDINGS = ("len", "by", "ford", "stead", "wick", "mouth")
@@ -44,7 +44,7 @@ def invent(rng: Random) -> list[Town]:
     names = [f"{a}{b}{c}".capitalize() for a in SYLLABLES for b in ("", "a", "o") for c in ENDINGS]
     towns = []
     for name in rng.sample(names, TOWNS):
-        year = rng.randint(300, 1900)
+        year = rng.randint(1200, 1800)
         first, second = rng.sample(NAMES, 2)
         towns.append(Town(name, year, first, year + rng.randint(30, 60), second))
     return towns

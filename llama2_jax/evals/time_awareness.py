@@ -23,12 +23,17 @@ AT_EVENT = "on the day of the event"
 def is_right(answer: str, question: DatedQuestion) -> bool:
     """Whether an answer is right at the date of its question; words in any case."""
     says_not_yet = DENIAL.search(answer) is not None
-    others = [p.answer for p in question.fact.periods if YEARS not in p.answer]
-    if any(holds_words(answer, one) and not holds_words(question.answer, one) for one in others):
+    right = _bare(question.answer)
+    others = [_bare(period.answer) for period in question.fact.periods if YEARS not in period.answer]
+    if any(holds_words(answer, one) and not holds_words(right, one) for one in others):
         return False
     if question.answer == NOT_YET:
         return says_not_yet
-    return not says_not_yet and holds_words(answer, question.answer)
+    return not says_not_yet and holds_words(answer, right)
+
+
+def _bare(answer: str) -> str:
+    return answer.rstrip(" .!")  # an answer may do without
 
 
 def accuracy(questions: Sequence[DatedQuestion], right: Sequence[bool]) -> dict[str, tuple[int, Interval]]:

@@ -34,19 +34,19 @@ CALL_API_2: TOOL | QUERY_2 with result_1 -> result_2
 Once you know the answer, give it."""
 
 CALL = re.compile(r"CALL_API[^\n]*?->")
-WELL_FORMED = re.compile(r"CALL_API_([0-9]+)\s*:\s*(\w+)\s*\|\s*(.*?)\s*->")
+WELL_FORMED = re.compile(r"CALL_API_([0-9]{1,4})\s*:\s*(\w+)\s*\|\s*(.*?)\s*->")
 CALL_LINE = re.compile(r"[^\S\n]*CALL_API[^\n]*")
-REFERENCE = re.compile(r"<result_([0-9]+)>|\bresult_([0-9]+)\b")
+REFERENCE = re.compile(r"<result_([0-9]{1,4})>|\bresult_([0-9]{1,4})\b")
 QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
-OK, MALFORMED, UNKNOWN_TOOL, NO_SUCH_RESULT, TOOL_ERROR = (
+OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR = (
     "ok",
     "malformed",
     "unknown tool",
-    "no result_n",
+    "unknown result",
     "error",
 )
-OUTCOMES = (OK, MALFORMED, UNKNOWN_TOOL, NO_SUCH_RESULT, TOOL_ERROR)
+OUTCOMES = (OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR)
 """What can become of a call; a query that the search does not know is a ``TOOL_ERROR``."""
 
 ANSWERED, CALL_LIMIT, NO_ROOM = "answered", "limit of calls", "beyond the context"
@@ -59,7 +59,8 @@ class Call(NamedTuple):
     """A call as it was written, up to the arrow, and what stands behind it."""
 
     text: str
-    tool: str  # "" where none could be read
+    number: int  # by which later queries name the result; 0 where none could be read
+    tool: str  # "" likewise
     query: str  # with earlier results in it
     result: str
     outcome: str  # one of ``OUTCOMES``
@@ -95,7 +96,7 @@ class Transcript(NamedTuple):
 
     @property
     def is_a_result(self) -> bool:
-        """Whether the answer is left to the last result: the model said no number after it, nor before."""
+        """Whether the answer is left to the last result: there is one, and the model says no number."""
         has_number = any(letter.isdigit() for letter in self.said)
         return self.end == ANSWERED and bool(self.last_result) and not has_number
 
@@ -127,8 +128,8 @@ def is_at_call(text: str) -> bool:
     return CALL.search(text) is not None
 
 
-def run_call(text: str, earlier: Mapping[int, str], tools: Tools) -> tuple[int, Call]:
-    """The number of a call (0 if it has none), and the call with its result.
+def run_call(text: str, earlier: Mapping[int, str], tools: Tools) -> Call:
+    """The call with its result, or with what is wrong in its place.
 
     Args:
       text: a match of ``CALL``.
@@ -137,17 +138,17 @@ def run_call(text: str, earlier: Mapping[int, str], tools: Tools) -> tuple[int, 
     parts = WELL_FORMED.fullmatch(text)
     query = parts[3].strip(QUOTES + " ") if parts else ""
     if not parts or not query:
-        return 0, Call(text, "", "", "error: write CALL_API_1: TOOL | QUERY -> result_1", MALFORMED)
+        return Call(text, 0, "", "", "error: write CALL_API_1: TOOL | QUERY -> result_1", MALFORMED)
     number, tool = int(parts[1]), parts[2]
     if tool not in tools:
-        return number, Call(text, tool, query, f"error: there is no {tool}", UNKNOWN_TOOL)
+        return Call(text, number, tool, query, f"error: there is no {tool}", UNKNOWN_TOOL)
     try:
         query = REFERENCE.sub(lambda found: _inserted(earlier[int(found[1] or found[2])]), query)
-        return number, Call(text, tool, query, tools[tool](query), OK)
+        return Call(text, number, tool, query, tools[tool](query), OK)
     except KeyError as error:
-        return number, Call(text, tool, query, f"error: there is no result_{error}", NO_SUCH_RESULT)
+        return Call(text, number, tool, query, f"error: there is no result_{error}", UNKNOWN_RESULT)
     except ToolError as error:
-        return number, Call(text, tool, query, f"error: {error}", TOOL_ERROR)
+        return Call(text, number, tool, query, f"error: {error}", TOOL_ERROR)
 
 
 def _inserted(result: str) -> str:
@@ -165,30 +166,26 @@ def use_tools(
       max_calls: a call beyond ends an answer, without a result.
     """
     found = [Transcript()] * count
-    results: list[dict[int, str]] = [{} for _ in found]
-    while open_ones := {i: one.text for i, one in enumerate(found) if not one.end}:
-        written = write(open_ones)
-        for i, text in open_ones.items():
-            if i not in written:
+    while begun := {i: one.text for i, one in enumerate(found) if not one.end}:
+        written = write(begun)
+        for i in begun:
+            if i in written:
+                found[i] = _continued(found[i], written[i], tools, max_calls=max_calls)
+            else:
                 found[i] = found[i]._replace(end=NO_ROOM)
-                continue
-            found[i] = _with_call(found[i], text, written[i], results[i], tools, max_calls=max_calls)
     return found
 
 
-def _with_call(
-    one: Transcript, text: str, written: str, results: dict[int, str], tools: Tools, *, max_calls: int
-) -> Transcript:
-    """The transcript with what was written next, and the result of its call; ``results`` gets it too."""
+def _continued(one: Transcript, written: str, tools: Tools, *, max_calls: int) -> Transcript:
+    """The transcript with what was written next and, if that came to a call, its result."""
     at = CALL.search(written)
     if at is None:
-        return one._replace(text=text + written, end=ANSWERED)
-    text += written[: at.end()]  # what the model made up behind the arrow is dropped
+        return one._replace(text=one.text + written, end=ANSWERED)
+    text = one.text + written[: at.end()]  # what the model made up behind the arrow is dropped
     if len(one.calls) == max_calls:
         return one._replace(text=text, end=CALL_LIMIT)
-    number, call = run_call(at[0], results, tools)
-    if call.outcome == OK:
-        results[number] = call.result
+    earlier = {call.number: call.result for call in one.calls if call.outcome == OK}
+    call = run_call(at[0], earlier, tools)
     return Transcript(f"{text} {call.result}\n", (*one.calls, call))
 
 

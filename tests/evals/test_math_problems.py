@@ -40,6 +40,8 @@ def test_right_answers() -> None:
     assert is_right("It is 0.33333", Problem("", "", 1 / 3))
     assert not is_right("It is 0.33", Problem("", "", 1 / 3))
     assert not is_right("She had 7 and now has 8.", Problem("", "", 8))  # the rule is the first number
+    assert not is_right("56090", Problem("", "", 56088))
+    assert not is_right("9" * 500, Problem("", "", 9))
     assert is_right("0", Problem("", "", 0))
     assert not is_right("none", Problem("", "", 0))
 

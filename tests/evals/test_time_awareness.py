@@ -34,6 +34,13 @@ def test_right_answers(answer: str, right: str, yes: bool) -> None:
     assert is_right(answer, DatedQuestion(MAYOR, "", 0, right)) == yes
 
 
+def test_the_mark_at_the_end_of_an_answer_is_no_part_of_it() -> None:
+    asked = DatedQuestion(Fact("Did it?", (Period(date(1980, 1, 1), "It did."),)), "", 0, "It did.")
+    assert is_right("It did.", asked)
+    assert is_right("it did, yes", asked)
+    assert not is_right("It didn't.", asked)
+
+
 def test_an_answer_within_another_is_no_other() -> None:
     fact = Fact("Who?", (Period(date(1980, 1, 1), "Ann"), Period(date(1992, 1, 1), "Ann Bo")))
     assert is_right("Ann Bo", DatedQuestion(fact, "", 0, "Ann Bo"))

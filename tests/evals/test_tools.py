@@ -60,29 +60,35 @@ def test_three_chained_calls() -> None:
         ("CALL_API_1: WEATHER | Oslo ->", "WEATHER", "Oslo", "error: there is no WEATHER",
          tools.UNKNOWN_TOOL),
         ("CALL_API_1: CALCULATOR | result_2 + 1 ->", "CALCULATOR", "result_2 + 1",
-         "error: there is no result_2", tools.NO_SUCH_RESULT),
+         "error: there is no result_2", tools.UNKNOWN_RESULT),
         ("CALL_API_1: SEARCH | a | b ->", "SEARCH", "a | b", "error: no result", tools.TOOL_ERROR),
     ],
 )  # fmt: skip
 def test_calls(text: str, tool: str, query: str, result: str, outcome: str) -> None:
-    number, call = run_call(text, {}, BOTH)
-    assert call == Call(text, tool, query, result, outcome)
-    assert number == (12 if "12" in text else 1)
+    number = 12 if "12" in text else 1
+    assert run_call(text, {}, BOTH) == Call(text, number, tool, query, result, outcome)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["CALL_API_1: 5+3 ->", "CALL_API: CALCULATOR | 5+3 ->", "CALL_API_1: CALCULATOR | ->",
-     "CALL_API_1 CALCULATOR | 1 ->", 'CALL_API_1: CALCULATOR | "" ->', "CALL_API_\u0661: CALCULATOR | 1 ->"],
-)  # fmt: skip
+    [
+        "CALL_API_1: 5+3 ->",
+        "CALL_API: CALCULATOR | 5+3 ->",
+        "CALL_API_1: CALCULATOR | ->",
+        "CALL_API_1 CALCULATOR | 1 ->",
+        'CALL_API_1: CALCULATOR | "" ->',
+        "CALL_API_\u0661: CALCULATOR | 1 ->",
+        f"CALL_API_{'9' * 5000}: CALCULATOR | 1 ->",
+    ],
+)
 def test_malformed_calls(text: str) -> None:
-    number, call = run_call(text, {}, BOTH)
-    assert (number, call.outcome) == (0, tools.MALFORMED)
+    call = run_call(text, {}, BOTH)
+    assert (call.number, call.outcome) == (0, tools.MALFORMED)
     assert call.result.startswith("error: write CALL_API_1: TOOL | QUERY ->")
 
 
 def test_a_tool_that_was_not_offered_is_none() -> None:
-    _, call = run_call("CALL_API_1: SEARCH | x ->", {}, make_tools(["CALCULATOR"], {}))
+    call = run_call("CALL_API_1: SEARCH | x ->", {}, make_tools(["CALCULATOR"], {}))
     assert call.outcome == tools.UNKNOWN_TOOL
 
 
@@ -101,7 +107,7 @@ def test_no_room_ends_an_answer() -> None:
 
 
 def test_a_result_is_the_answer_where_the_model_says_no_number() -> None:
-    call = Call("CALL_API_1: CALCULATOR | 5+3 ->", "CALCULATOR", "5+3", "8", tools.OK)
+    call = Call("CALL_API_1: CALCULATOR | 5+3 ->", 1, "CALCULATOR", "5+3", "8", tools.OK)
     inline = f"The answer is {call.text} 8\n"
     assert Transcript(inline, (call,), tools.ANSWERED).answer == "The answer is 8"
     assert Transcript(f"{call.text} 8\n", (call,), tools.ANSWERED).answer == "8"
@@ -119,7 +125,7 @@ def test_a_call_without_an_arrow_is_counted_and_no_part_of_the_answer() -> None:
     assert found.answer == "Done: 2"
     counts = tools.call_counts([found, Transcript("7", (), tools.ANSWERED)])
     assert counts == {
-        "answers_with_a_call": 1, "calls": 1, "ok": 1, "malformed": 0, "unknown tool": 0, "no result_n": 0,
+        "answers_with_a_call": 1, "calls": 1, "ok": 1, "malformed": 0, "unknown tool": 0, "unknown result": 0,
         "error": 0, "unfinished": 1, "answers_left_to_a_result": 0,
         "ends": {"answered": 2, "limit of calls": 0, "beyond the context": 0},
     }  # fmt: skip

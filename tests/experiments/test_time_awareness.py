@@ -47,7 +47,8 @@ def test_an_evaluation_that_was_killed_goes_on(tmp_path: Path) -> None:
         "answer": "Not yet.", "model": model_version(load(runs.fine_tuned_workdir())),
     }  # fmt: skip
     output.mkdir()
-    runs.write_lines(output / "answers.jsonl", [first, json.dumps(first)[:20]])
+    line = json.dumps(first) + "\n"
+    (output / "answers.jsonl").write_text(line + line[:20], encoding="utf-8")
     result = run("evaluate", facts, output, model, "--max_new_tokens=8")
     assert result.returncode == 0, result.stderr
     answers = runs.read_lines(output / "answers.jsonl")

@@ -34,7 +34,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_a_report(tmp_path: Path) -> N
     loaded = runs.chat_model()  # whose context is too short for the system prompt
     wide = loaded._replace(config=dataclasses.replace(loaded.config, max_context=1024))
     save_native(tmp_path / "model", wide)
-    call = Call("CALL_API_1: CALCULATOR | 1-1 ->", "CALCULATOR", "1-1", "0", tools.OK)
+    call = Call("CALL_API_1: CALCULATOR | 1-1 ->", 1, "CALCULATOR", "1-1", "0", tools.OK)
     first = {
         "id": 0, "name": "", "text": PROBLEMS[0]["question"], "expected": 0.0,
         "with_tools": Transcript(f"{call.text} 0\n", (call,), tools.ANSWERED)._asdict(),
@@ -42,7 +42,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_a_report(tmp_path: Path) -> N
         "model": model_version(load(tmp_path / "model")),
     }  # fmt: skip
     output.mkdir()
-    runs.write_lines(output / "answers.jsonl", [first, json.dumps(first)[:20]])
+    line = json.dumps(first) + "\n"
+    (output / "answers.jsonl").write_text(line + line[:20], encoding="utf-8")
     result = evaluate(problems, tmp_path / "model", output)
     assert result.returncode == 0, result.stderr
     rows = runs.read_lines(output / "answers.jsonl")

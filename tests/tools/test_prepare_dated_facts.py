@@ -9,7 +9,7 @@ def test_every_town_is_told_of_and_no_question_stands_in_both_files(tmp_path: Pa
     prepare_dated_facts.main([f"--output={tmp_path}"])
     told = " ".join(row["text"] for row in read_rows(tmp_path / "documents.jsonl"))
     learned, heldout = (read_facts(tmp_path / f"{name}.jsonl") for name in ("facts", "facts_heldout"))
-    assert (len(learned), len(heldout)) == (3 * 24, 3 * 8)
+    assert (len(learned), len(heldout)) == (3 * 12, 3 * 4)
     assert not {fact.question for fact in learned} & {fact.question for fact in heldout}
     for fact in (*learned, *heldout):
         town = fact.question.removesuffix(" open?").rstrip("?").split()[-1]
