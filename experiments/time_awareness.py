@@ -11,8 +11,8 @@ no sense. "{years}" in an answer stands for the whole years since then.
 --step=data writes dialogues.jsonl, 1,000 as in the paper (DISC-3), each with the date of its question in the
 system message: "Date: 01/31/2023" (month first), "Cutting knowledge: 01/31/1940", "Year: 852".
 --step=evaluate asks the facts of its file on the day of the event and 1, 5, 20 and 100 years before and
-after, distances at which nothing is learned, and writes answers.jsonl, results.json and report.md. Its facts
-may be those of the first step, or others that the model has read of elsewhere.
+after, four distances at which nothing is learned, and writes answers.jsonl, results.json and report.md. Its
+facts may be those of the first step, or others that the model has read of elsewhere.
 """
 
 from collections.abc import Iterator, Sequence
