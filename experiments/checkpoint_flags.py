@@ -15,9 +15,13 @@ flags.disclaim_key_flags()  # they are the programme's that defines them, so tha
 SOURCE = "Workdir, Hugging Face folder, Meta folder or GGUF file."
 
 
-def define(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Add the flags that ``load_checkpoint`` reads."""
-    flags.DEFINE_string("checkpoint", None, SOURCE, flag_values=values, required=True)
+def define(values: flags.FlagValues = flags.FLAGS, *, required: bool = True) -> None:
+    """Add the flags that ``load_checkpoint`` reads.
+
+    Args:
+      required: no step of the programme can do without a checkpoint.
+    """
+    flags.DEFINE_string("checkpoint", None, SOURCE, flag_values=values, required=required)
     define_reading(values)
 
 

@@ -27,16 +27,17 @@ from typing import Any
 from absl import flags
 
 from experiments import checkpoint_flags
+from experiments.answer_rows import check_models
 from experiments.code_report import write_code_report
 from experiments.code_runs import Rows, Run, check_sampled, chosen_runs, result, solved_problems
 from experiments.generate import prompt_ids
-from experiments.settings import check_models, keep_settings
+from experiments.settings import keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_appended, write_rows
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.evals.code_benchmarks import CODE, TOP_P, CodeProblem, program
 from llama2_jax.evals.code_execution import check_execution, run_programs
-from llama2_jax.evals.text_completion import complete_batch
+from llama2_jax.evals.text_completion import complete_before
 from llama2_jax.generate.decode import check_prompts, check_seeds
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
@@ -132,7 +133,7 @@ def sampled(
     """Rows of these numbers: each depends on its number alone, not on the batch."""
     args = flags.FLAGS
     places = [run.place(number) for number in numbers]
-    completions = complete_batch(
+    completions = complete_before(
         loaded,
         [prompts[problem.id] for problem, _ in places],
         SamplingConfig(args.max_new_tokens, run.setting.temperature, TOP_P),

@@ -26,14 +26,14 @@ A run that is killed goes on where it was when the same command is given again; 
 name the model that answered: a checkpoint that has changed since is refused, until all answers are there.
 """
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import checkpoint_flags
+from experiments.answer_rows import Numbered, Rows, answer_missing, drawn
 from experiments.generate import complete_rows, prompt_ids
 from experiments.safety_report import write_safety_report
 from experiments.safety_scores import (
@@ -41,12 +41,11 @@ from experiments.safety_scores import (
     checked_scores,
     judge_answers,
     judged_by,
-    rows_so_far,
     score_sentiments,
 )
-from experiments.settings import check_models, keep_settings
+from experiments.settings import keep_settings
 from llama2_jax.config import require
-from llama2_jax.data.jsonl import append_rows, read_rows, write_rows
+from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals import bold, toxigen, truthfulqa
@@ -55,17 +54,12 @@ from llama2_jax.generate.decode import check_prompts, check_seeds
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch
-from llama2_jax.pretrained import for_decoding
-from llama2_jax.rlhf.answers import model_version
+from llama2_jax.pretrained import LoadedModel
 
 SETTINGS = (
     "benchmark", "checkpoint", "dtype", "template", "chat", "limit", "seed",
     "max_new_tokens", "temperature", "top_p",
 )  # fmt: skip
-
-Rows = Sequence[Mapping[str, Any]]
-Numbered = tuple[int, SafetyPrompt]
-"""A prompt and its number in the file, from 0."""
 
 
 def main() -> None:
@@ -127,15 +121,7 @@ def read_prompts(benchmark: str, files: Sequence[Path], *, seed: int) -> list[Sa
     return truthfulqa.few_shot_prompts(truthfulqa.read_questions(files[0]), seed=seed)
 
 
-def drawn(prompts: Sequence[SafetyPrompt], limit: int | None) -> list[Numbered]:
-    """The prompts with their numbers, or ``limit`` of them drawn at random, the same ones every time."""
-    numbered = list(enumerate(prompts))
-    if limit is None or limit >= len(numbered):
-        return numbered
-    return sorted(random.Random(0).sample(numbered, limit))
-
-
-def answer(path: Path, prompts: Sequence[Numbered]) -> list[dict[str, Any]]:
+def answer(path: Path, prompts: Sequence[Numbered[SafetyPrompt]]) -> list[dict[str, Any]]:
     """The rows of ``answers.jsonl``, one per prompt and in their order; those missing are sampled and added.
 
     Raises:
@@ -144,44 +130,23 @@ def answer(path: Path, prompts: Sequence[Numbered]) -> list[dict[str, Any]]:
     """
     args = flags.FLAGS
     asked = [_row(*one, chat=args.chat) for one in prompts]
-    done = rows_so_far(path)
-    check_answered(path, done, asked)
-    missing = asked[len(done) :]
-    if not missing:
-        return done
-    loaded = for_decoding(checkpoint_flags.load_checkpoint())
-    model = model_version(loaded)
-    check_models(path, done, model)
-    # of all, before the first batch and not after hours
-    check_prompts(loaded.model, [prompt_ids(row, loaded, where=f"prompt {row['id']}") for row in missing])
-    check_seeds([args.seed, args.seed + len(prompts) - 1])
     sampling = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p)
-    for first in range(0, len(missing), args.batch_size):
-        completed = complete_rows(
-            loaded,
-            missing[first : first + args.batch_size],
-            sampling,
-            batch_size=args.batch_size,
-            seed=args.seed + len(done),
-        )
-        rows = [{**_answered(row, args.benchmark), "model": model} for row in completed]
-        append_rows(path, rows)
-        done += rows
-    return done
 
+    def sample(loaded: LoadedModel, missing: Rows) -> Iterator[Rows]:
+        # of all, before the first batch and not after hours
+        check_prompts(loaded.model, [prompt_ids(row, loaded, where=f"prompt {row['id']}") for row in missing])
+        check_seeds([args.seed, args.seed + len(asked) - 1])
+        for first in range(0, len(missing), args.batch_size):
+            completed = complete_rows(
+                loaded,
+                missing[first : first + args.batch_size],
+                sampling,
+                batch_size=args.batch_size,
+                seed=args.seed + len(asked) - len(missing) + first,
+            )
+            yield [_answered(row, args.benchmark) for row in completed]
 
-def check_answered(path: Path, done: Rows, asked: Rows) -> None:
-    """Raise ``ConfigError`` unless the rows in ``path`` answer the first of ``asked``, in their order."""
-    require(
-        len(done) <= len(asked),
-        f"{path} has {len(done)} answers to {len(asked)} prompts; give another --output",
-    )
-    for number, (row, prompt) in enumerate(zip(done, asked, strict=False), start=1):
-        require(
-            all(row.get(key) == value for key, value in prompt.items()),
-            f"{path}, row {number} answers {row.get('text')!r}, but prompt {prompt['id']} is "
-            f"{prompt['text']!r}; give another --output",
-        )
+    return answer_missing(path, asked, sample)
 
 
 def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:

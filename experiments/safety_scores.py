@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import checkpoint_flags
+from experiments.answer_rows import rows_so_far
 from llama2_jax.config import ConfigError, require
-from llama2_jax.data.jsonl import append_rows, read_appended
+from llama2_jax.data.jsonl import append_rows
 from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
 from llama2_jax.rlhf.answers import model_version
-from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 MEASURES = {
     "truthfulqa": {"truth": 0, "info": 0},
@@ -18,14 +18,6 @@ MEASURES = {
     "bold": {"sentiment": -1},
 }
 """What is scored in each benchmark, and the lowest score; the highest is 1."""
-
-
-def rows_so_far(path: Path) -> list[dict[str, Any]]:
-    """What this run has appended to ``path`` before, the same on every process."""
-    with files_at_rest(path):
-        rows = read_appended(path)
-    wait_for_all(f"{path}: {len(rows)} rows")
-    return rows
 
 
 def score_sentiments(

@@ -1,11 +1,10 @@
 """Settings of a run that goes on where it was stopped, of programmes with flags instead of a config."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_jax.config import ConfigError, changes, require, write_json
+from llama2_jax.config import ConfigError, changes, write_json
 from llama2_jax.sharding.processes import files_at_rest
 
 
@@ -27,12 +26,3 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
             f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another --output"
         )
     write_json(path, settings)
-
-
-def check_models(path: Path, done: Sequence[Mapping[str, Any]], model: str) -> None:
-    """Raise ``ConfigError`` if another model than ``model`` gave the answers in ``path``."""
-    others = sorted({str(row.get("model")) for row in done} - {model})
-    require(
-        not others,
-        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another --output",
-    )

@@ -141,7 +141,7 @@ def sets_attribute(text: str, attributes: Attributes) -> bool:
 
 def states(answer: str, value: str, attribute: Attribute) -> bool:
     """Whether an answer names ``value`` and no other value of the attribute (whole words)."""
-    named = {one for one in (*attribute.values, *attribute.heldout, value) if _holds(answer, one)}
+    named = {one for one in (*attribute.values, *attribute.heldout, value) if holds_words(answer, one)}
     return named == {value}
 
 
@@ -166,5 +166,6 @@ def is_satisfied(instruction: Instruction, question: str, answer: str, attribute
     return states(answer, instruction.values[name], attributes[name])
 
 
-def _holds(text: str, value: str) -> bool:
+def holds_words(text: str, value: str) -> bool:
+    """Whether ``value`` stands in ``text`` as whole words, in any case."""
     return re.search(rf"\b{re.escape(value)}\b", text, re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""JSON lines in and out."""
+"""JSON lines in and out, and files of JSON in."""
 
 import json
 import logging
@@ -13,6 +13,20 @@ from llama2_jax.files import writes, written_whole
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+def read_json_file(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      DataError: it is none (reason).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise DataError(f"{path}: the JSON is nested too deeply") from error
+    except ValueError as error:  # Unicode and JSON errors are ValueErrors
+        raise DataError(f"{path} is not JSON: {error}") from error
 
 
 def read_rows(paths: Paths) -> list[dict[str, Any]]:

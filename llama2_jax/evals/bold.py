@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data.jsonl import read_json_file
 from llama2_jax.data.sources import DataError
 from llama2_jax.evals.intervals import Interval, scale_mean
-from llama2_jax.evals.safety_prompts import SafetyPrompt, read_json_file
+from llama2_jax.evals.safety_prompts import SafetyPrompt
 
 NUM_PROMPTS = 23_634  # in the official five files: 23,679 without the 41 of DROPPED and 4 that are empty
 DROPPED = ("hinduism", "atheism")  # of religious ideology: 12 and 29 prompts are too few (SBM-4)

@@ -28,7 +28,7 @@ from llama2_jax.config import require
 from llama2_jax.data.chat import Message
 from llama2_jax.data.tokenizer import split_ids
 from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
-from llama2_jax.evals.text_completion import complete_batch
+from llama2_jax.evals.text_completion import complete_before
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score_continuations
 from llama2_jax.pretrained import LoadedModel, for_decoding
@@ -181,7 +181,7 @@ class HarnessLM(LM):
             prompts = self._prompts([requests[index].args[0] for index in indices], sampling.max_new_tokens)
             order = sorted(range(len(indices)), key=lambda place: -len(prompts[place]))
             for chosen in self._progress(order, self._batch_size, disable_tqdm):
-                texts = complete_batch(
+                texts = complete_before(
                     self._loaded,
                     [prompts[place] for place in chosen],
                     sampling,

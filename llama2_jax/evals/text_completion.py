@@ -1,6 +1,11 @@
-"""Completions as text, each up to the first of some texts that end it."""
+"""Completions as text, each up to where it is complete.
 
-from collections.abc import Sequence
+A completion is what the joined text adds to its prompt; decoded alone, SentencePiece would lose a leading
+space (TOK-5), which is indentation where code is asked for. But one space between a prompt and its completion
+is left out: it separates the two, and metrics compare literally.
+"""
+
+from collections.abc import Callable, Sequence
 
 from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.tokenizer import text_after
@@ -9,55 +14,79 @@ from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel
 
 
-def complete_batch(
+def complete_before(
     loaded: LoadedModel,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
     until: Sequence[str],
     seeds: Sequence[int],
     batch_size: int,
 ) -> list[str]:
-    """What the model writes after each prompt, before the first of ``until``.
+    """What the model writes after each prompt, before the first of ``until``; else as ``complete_until``."""
+    texts = complete_until(
+        loaded,
+        prompts,
+        sampling,
+        is_complete=lambda text: any(stop in text for stop in until),
+        seeds=seeds,
+        batch_size=batch_size,
+    )
+    return [text[: min((text.find(stop) for stop in until if stop in text), default=None)] for text in texts]
 
-    A completion is what the joined text adds to its prompt; decoded alone, SentencePiece would lose a leading
-    space (TOK-5), which is indentation where code is asked for. But one space between a prompt and its
-    completion is left out: it separates the two, and metrics compare literally.
+
+def complete_until(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    is_complete: Callable[[str], bool],
+    seeds: Sequence[int],
+    batch_size: int,
+) -> list[str]:
+    """What the model writes after each prompt, ended soon after ``is_complete`` says so of it.
 
     Args:
       loaded: from ``for_decoding``, with a tokenizer.
-      prompts: ids, at most ``batch_size`` of them. The batch is filled with copies of the last one, so that
-        there is one compiled shape for all batches.
-      seeds: one per prompt; the completion depends on the prompt and its seed alone.
+      prompts: ids.
+      seeds: one per prompt; a completion depends on its prompt and its seed alone.
+      batch_size: prompts decoded together; a last batch is filled with copies of its last prompt, so that
+        there is one compiled shape for all.
 
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate_until``.
     """
+    texts: list[str] = []
+    for first in range(0, len(prompts), batch_size):
+        batch, own_seeds = prompts[first : first + batch_size], seeds[first : first + batch_size]
+        missing = [-1] * (batch_size - len(batch))
+        filled = [*batch, *(batch[place] for place in missing)]
+        own_seeds = [*own_seeds, *(own_seeds[place] for place in missing)]
+        texts += _complete_batch(loaded, filled, sampling, is_complete, own_seeds)[: len(batch)]
+    return texts
+
+
+def _complete_batch(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    is_complete: Callable[[str], bool],
+    seeds: Sequence[int],
+) -> list[str]:
     tokenizer = loaded.require_tokenizer()
-    missing = [-1] * (batch_size - len(prompts))
-    filled = [*prompts, *(prompts[place] for place in missing)]
-    befores = [tokenizer.decode(prompt) for prompt in prompts]
-    befores += [befores[place] for place in missing]
+    after_space = [tokenizer.decode(list(prompt))[-1:].isspace() for prompt in prompts]
 
     def text(row: int, ids: list[int]) -> str:
-        completion = text_after(filled[row], ids, tokenizer)
-        return completion if befores[row][-1:].isspace() else completion.removeprefix(" ")
-
-    def is_complete(row: int, ids: list[int]) -> bool:
-        written = text(row, ids) if until else ""
-        return any(stop in written for stop in until)
+        completion = text_after(prompts[row], ids, tokenizer)
+        return completion if after_space[row] else completion.removeprefix(" ")
 
     made = generate_until(
         loaded.model,
         loaded.params,
-        filled,
+        prompts,
         sampling,
-        is_complete=is_complete,
+        is_complete=lambda row, ids: is_complete(text(row, ids)),
         stop_ids=stop_ids(tokenizer, loaded.template),
-        seeds=[*seeds, *(seeds[place] for place in missing)],
+        seeds=seeds,
     )
-    return [_before_any(until, text(row, made[row])) for row in range(len(prompts))]
-
-
-def _before_any(stops: Sequence[str], text: str) -> str:
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+    return [text(row, ids) for row, ids in enumerate(made)]

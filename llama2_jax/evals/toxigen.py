@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama2_jax.data.jsonl import read_json_file
 from llama2_jax.data.sources import DataError, check, text_of
 from llama2_jax.evals.intervals import Interval, wilson
-from llama2_jax.evals.safety_prompts import Published, SafetyPrompt, read_json_file
+from llama2_jax.evals.safety_prompts import Published, SafetyPrompt
 
 NUM_PROMPTS = 6514  # of the official file
 THRESHOLD = 0.5

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.safety_benchmarks import check_answered, check_flags, drawn
+from experiments.answer_rows import check_answered, check_models, drawn
+from experiments.safety_benchmarks import check_flags
 from experiments.safety_scores import checked_scores
-from experiments.settings import check_models
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.bold import sentiment_scorer
 from llama2_jax.evals.safety_prompts import SafetyPrompt
