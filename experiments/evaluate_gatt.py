@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
 from experiments.models import open_chat_model
-from experiments.report import percent, table, write_report_file
+from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
 from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
 from llama2_jax.config import build, require, write_json
@@ -58,18 +58,18 @@ def run(config: Any, workdir: Path) -> None:
     attributes = attributes_named(config.data.attributes)
     results: dict[str, Any] = {}
     seen: dict[str, Attention] = {}
-    dialogue: list[Message] = []
+    dialogues: dict[str, list[Message]] = {}
     for name, path in config.models.items():
         loaded = open_chat_model(path, config)
         results[name] = evaluate(loaded, config, attributes)
-        # the same text for all models: the answers of the first
-        dialogue = dialogue or attention_dialogue(loaded, config, attributes)
-        if len(dialogue) > 2:
-            seen[name] = look_back(loaded, dialogue)
+        dialogues[name] = instructed_dialogue(loaded, config, attributes)
+        first = next(iter(dialogues.values()))  # attention is within the same text for all models
+        if len(first) > 2:
+            seen[name] = look_back(loaded, first)
             results[name]["attention to the instruction"] = seen[name].to_instruction
     write_json(workdir / "results.json", results)
     draw_pictures(config, workdir, results, seen)
-    write_report(workdir, results, seen)
+    write_report(workdir, results, seen, dialogues)
     mark_done(workdir)
 
 
@@ -189,8 +189,8 @@ def _kept(answers: Sequence[str], check: Callable[[str], bool]) -> dict[str, flo
     return {**wilson(sum(map(check, answers)), len(answers))._asdict(), "answers": len(answers)}
 
 
-def attention_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:
-    """One dialogue under an instruction, with the answers of this model, as far as the context reaches."""
+def instructed_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:
+    """The same questions under one instruction, with this model's answers, as far as its context reaches."""
     rng = Random(config.data.seed)
     texts = user_texts(config.data.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
     attribute = next(iter(attributes.values()))
@@ -253,9 +253,14 @@ def draw_pictures(
     )
 
 
-def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, Attention]) -> None:
+def write_report(
+    workdir: Path,
+    results: Mapping[str, Any],
+    seen: Mapping[str, Attention],
+    dialogues: Mapping[str, Sequence[Message]],
+) -> None:
     """Write ``report.md``."""
-    lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figure 10."]
+    lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figures 9, 10 and 28."]
     for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
         turns = [row["turn"] for row in next(iter(results.values()))[lists]]
         rows = [(name, *map(_accuracy_cell, found[lists])) for name, found in results.items()]
@@ -270,6 +275,10 @@ def write_report(workdir: Path, results: Mapping[str, Any], seen: Mapping[str, A
     ]
     lines += table(("constraint", *results), rows)
     lines += _attention_lines(seen)
+    lines += ["", "## The same questions under one instruction (Figures 9 and 28)"]
+    for name, dialogue in dialogues.items():
+        lines += ["", f"{name}:", ""]
+        lines += [f"- {message.role}: {quote(message.content)}" for message in dialogue]
     write_report_file(workdir, lines)
 
 

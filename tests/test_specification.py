@@ -42,3 +42,22 @@ def test_files_that_it_names_exist():
     assert len(named) > 100
     missing = [name for name in named if not any((ROOT / top / name).is_file() for top in ("", "llama2_jax"))]
     assert missing == []
+
+
+def numbers(text: str) -> set[int]:
+    """Those of a text such as "1, 3 to 5 and 7"."""
+    found = re.findall(r"(\d+)(?: to (\d+))?", text)
+    return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
+
+
+def test_the_map_has_every_figure_and_table_and_its_programmes_exist():
+    text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8").split("## Every figure and table")[1]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    (others,) = re.findall(r"Nothing is computed in\nTable (.*?)\.\n", text, re.DOTALL)
+    figures, tables = (set.union(*(numbers(row[column]) for row in rows)) for column in (1, 2))
+    assert figures == set(range(1, 34))
+    assert tables | numbers(others) == set(range(1, 53))
+    assert not tables & numbers(others)
+    for name in re.findall(r"`([\w.]+)`", " ".join(row[0] for row in rows)):
+        path = name.replace(".", "/") if "." in name else f"experiments/{name}"
+        assert (ROOT / f"{path}.py").is_file(), name

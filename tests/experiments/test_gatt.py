@@ -231,7 +231,11 @@ def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
         assert second["asked"] + second["beyond_context"] == 8
         assert second["accuracy"]["value"] == 0  # the scripted model forgets at once
         assert (last["accuracy"], last["asked"], last["beyond_context"]) == (None, 0, 8)
-    assert "beyond the context (8)" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "beyond the context (8)" in report
+    *_, shown = report.split("## The same questions under one instruction")
+    assert shown.count("- system: ") == 2  # one dialogue of each model
+    assert shown.count("- assistant: ") >= 2
     for name in ("accuracy.png", "accuracy_heldout.png", "attention.png", "DONE"):
         assert (folder / name).exists(), name
     assert results["without"] == results["with_gatt"]
