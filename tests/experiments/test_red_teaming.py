@@ -104,6 +104,15 @@ def test_versions_answer_what_broke_those_before_them(tmp_path):
         red_teaming.answer(tmp_path, "SFT", scripted([]))
 
 
+def test_versions_stand_in_the_order_of_the_logs_then_those_that_nobody_attacked(tmp_path):
+    named = [row | {"version": {"SFT": "base", "V1": "V9"}[row["version"]]} for row in SESSIONS]
+    reported(tmp_path, sessions=named)
+    for version in ("V10", "V9"):
+        red_teaming.answer(tmp_path, version, scripted([]))
+    red_teaming.reject(tmp_path, "simulated", {}, None, batch_size=4)
+    assert list(found(tmp_path)) == ["V9", "V10"]
+
+
 def test_later_logs_add_prompts_and_keep_answers(tmp_path):
     reported(tmp_path, dialogues=DIALOGUES[:2])
     red_teaming.answer(tmp_path, "V2", scripted([]))
@@ -207,7 +216,7 @@ def test_simulated_people_leave_logs_that_the_report_reads(tmp_path):
     assert results["V1"]["gamma"]["value"] == 0
 
 
-def test_answers_go_on_after_a_kill_and_a_reward_model_judges_them(tmp_path):
+def test_answers_go_on_after_a_kill_or_corrected_labels_and_a_reward_model_judges_them(tmp_path):
     reported(tmp_path)
 
     def sampler(archive, prompts):
@@ -220,6 +229,11 @@ def test_answers_go_on_after_a_kill_and_a_reward_model_judges_them(tmp_path):
     archive.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # killed while a line was written
     red_teaming.answer(tmp_path, "V2", sampler)
     assert archive.read_bytes() == whole
+    reported(tmp_path, dialogues=[row | {"risk_areas": ["fraud"]} for row in DIALOGUES])
+    red_teaming.answer(tmp_path, "V2", sampler)
+    assert archive.read_bytes() == whole
+    completions = runs.read_lines(tmp_path / "completions" / "V2.jsonl")
+    assert {row["risk_category"] for row in completions} == {"fraud"}
     model = saved_reward_model("safety")
     red_teaming.reject(tmp_path, "safety_model", {}, str(model), batch_size=4)
     samples = read_archives([archive])
