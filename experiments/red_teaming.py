@@ -34,7 +34,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.red_team_judges import JUDGES, judge_answers
 from experiments.red_team_report import write_red_team_report, write_rejection_report
-from experiments.settings import keep_settings
+from experiments.settings import check_models, keep_settings
 from llama2_jax.config import named_paths, require
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.prompts import Prompt, write_prompts
@@ -52,6 +52,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import for_decoding
 from llama2_jax.rlhf.annotator.attackers import draw_attempts, label_attack
+from llama2_jax.rlhf.answers import model_version
 from llama2_jax.rlhf.archive import Sample, draw, read_archives
 
 SETTINGS = ("max_new_tokens", "top_p", "dtype", "template")  # archives do not tell these apart
@@ -182,10 +183,13 @@ def findings_before(workdir: Path, version: str) -> list[Finding]:
 def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Sample]:
     """The ``Sampler`` of the checkpoint that the flags name."""
     args = flags.FLAGS
-    keep_settings(workdir, {name: args[name].value for name in SETTINGS}, results="a*/*.jsonl")
+    settings = {name: args[name].value for name in SETTINGS}
+    keep_settings(workdir, settings, results="a*/*.jsonl")  # answers and attacks
+    loaded = for_decoding(checkpoint_flags.load_checkpoint(path=args.checkpoint))
+    check_origin(archive, model_version(loaded), args.temperature, args.seed)
     return draw(
         archive,
-        for_decoding(checkpoint_flags.load_checkpoint(path=args.checkpoint)),
+        loaded,
         prompts,
         SamplingConfig(args.max_new_tokens, args.temperature, args.top_p),
         round=0,
@@ -195,17 +199,16 @@ def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Samp
     )
 
 
+def check_origin(archive: Path, model: str, temperature: float, seed: int) -> None:
+    """Raise ``ConfigError`` if the archive has answers of another checkpoint or with other settings."""
+    origin = "{}, temperature {:g}, seed {}".format
+    held = [{"model": origin(one.model, one.temperature, one.seed)} for one in read_archives([], own=archive)]
+    check_models(archive, held, origin(model, temperature, seed))
+
+
 def _answers(workdir: Path, version: str, prompts: Sequence[Prompt]) -> list[Sample]:
-    """A version's answers to these prompts, in their order, all of one checkpoint and temperature."""
-    path = _archive(workdir, version)
-    samples = read_archives([path])
-    models = sorted({f"{one.model}, temperature {one.temperature:g}, seed {one.seed}" for one in samples})
-    require(
-        len(models) == 1,
-        f"{path} has answers of {len(models)} checkpoints or settings ({'; '.join(models)}); move it "
-        "away and let one answer",
-    )
-    by_id = {one.prompt.prompt_id: one for one in samples}
+    """A version's answers to these prompts, in their order."""
+    by_id = {one.prompt.prompt_id: one for one in read_archives([_archive(workdir, version)])}
     missing = [prompt for prompt in prompts if prompt.prompt_id not in by_id]
     require(
         not missing,

@@ -34,5 +34,6 @@ def check_models(path: Path, done: Sequence[Mapping[str, Any]], model: str) -> N
     others = sorted({str(row.get("model")) for row in done} - {model})
     require(
         not others,
-        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another --output",
+        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another "
+        "folder or name",
     )

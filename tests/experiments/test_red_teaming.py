@@ -185,13 +185,17 @@ def test_nothing_found_is_a_report_too(tmp_path):
         red_teaming.answer(tmp_path, "V2", scripted([]))
 
 
-def test_answers_of_two_checkpoints_under_one_name_are_refused(tmp_path):
+def test_another_checkpoint_or_setting_does_not_go_on_with_the_answers_of_a_version(tmp_path):
     reported(tmp_path)
-    red_teaming.answer(tmp_path, "V2", scripted([]))
     archive = tmp_path / "answers" / "V2.jsonl"
-    append_samples(archive, [read_archives([archive])[0]._replace(model="another")])
-    with pytest.raises(ConfigError, match="has answers of 2 checkpoints or settings"):
-        red_teaming.reject(tmp_path, "simulated", {}, None, batch_size=4)
+    red_teaming.check_origin(archive, "m", 0.6, 0)
+    red_teaming.answer(tmp_path, "V2", scripted([]))
+    red_teaming.check_origin(archive, "m", 0.6, 0)
+    for other in (("another", 0.6, 0), ("m", 0.7, 0), ("m", 0.6, 1)):
+        with pytest.raises(
+            ConfigError, match="V2.jsonl has answers of m, temperature 0.6, seed 0; the checkpoint is now"
+        ):
+            red_teaming.check_origin(archive, *other)
 
 
 def test_simulated_people_leave_logs_that_the_report_reads(tmp_path):
