@@ -80,5 +80,5 @@ def check_models(path: Path, done: Rows, model: str) -> None:
     others = sorted({str(row.get("model")) for row in done} - {model})
     require(
         not others,
-        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}. Give another --output",
+        f"{path} has answers of {', '.join(others)}; the checkpoint is now {model}; give another folder",
     )

@@ -25,7 +25,7 @@ from experiments.row_fields import row_text
 from llama2_jax.analysis.languages import ENGLISH, language_identifier
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.sources import read_documents
+from llama2_jax.data.sources import expand_paths, read_documents
 from llama2_jax.evals.classifier import Classifier, load_classifier
 from llama2_jax.launch import launch
 
@@ -35,6 +35,7 @@ DOCUMENTS_AT_ONCE = 256
 def main() -> None:
     """Read, score, write."""
     args = flags.FLAGS
+    expand_paths(args.input)  # refuses what is not there before the classifier is opened
     text_key = args.text_key or ("text" if args.lines else "answer")
     classify = load_classifier(
         args.classifier, tokenizer=args.tokenizer, label=args.label, batch_size=args.batch_size

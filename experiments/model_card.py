@@ -24,6 +24,7 @@ from llama2_jax.files import written_whole
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch
 from llama2_jax.model.config import ModelConfig, parameter_count
+from llama2_jax.pretrained import REWARD_MODEL
 from llama2_jax.train.checkpoint import read_meta
 
 STATED = {
@@ -91,11 +92,15 @@ def card(checkpoint: Path, statements: Mapping[str, str], reports: Sequence[Path
       folder: of the card; pictures of the reports are named from it.
 
     Raises:
-      ConfigError: the checkpoint is not a workdir of ours.
+      ConfigError: the checkpoint is not a workdir of ours, or a reward model.
     """
     kind = checkpoint_kind(checkpoint)
     require(kind == "native", f"{checkpoint} is a {kind} checkpoint; a card is made from a workdir of ours")
     _, meta = read_meta(checkpoint)
+    require(
+        meta.get("kind") != REWARD_MODEL,
+        f"{checkpoint} is a reward model; a card is made of a model that writes text",
+    )
     stages = lineage(checkpoint)
     return [
         *_metadata(statements),
@@ -111,9 +116,14 @@ def card(checkpoint: Path, statements: Mapping[str, str], reports: Sequence[Path
         "",
         "## Evaluation results",
         "",
-        *(line for report in reports for line in [*included(report, folder), ""]),
+        *(line for report in reports for line in _evaluation(report, folder)),
         *([] if reports else [NOT_STATED.capitalize() + "."]),
     ]
+
+
+def _evaluation(report: Path, folder: Path) -> list[str]:
+    title, *_ = report.read_text(encoding="utf-8").splitlines()
+    return ["##" + title, *included(report, folder), ""]
 
 
 def lineage(checkpoint: Path) -> list[Stage]:
@@ -172,10 +182,19 @@ def _fields(
 
 
 def _carbon(stages: Sequence[Stage]) -> str:
-    hours = sum(stage.results.get("device_hours", 0) for stage in stages)
-    known = [stage.results["tonnes_co2eq"] for stage in stages if "tonnes_co2eq" in stage.results]
+    timed = [stage.results for stage in stages if "device_hours" in stage.results]
+    if not timed:
+        return "not known: no stage that is here measured its hours"
+    powered = [results for results in timed if "tonnes_co2eq" in results]
+    hours, known = (sum(one["device_hours"] for one in several) for several in (timed, powered))
     text = f"{hours:,.2f} device hours in updates of next-token training"
-    return f"{text}, {sum(known):,.3g} tCO2eq" if known else f"{text}; the power of the devices is not known"
+    if powered:
+        text += f", {sum(one['tonnes_co2eq'] for one in powered):,.3g} tCO2eq"
+    if len(powered) < len(timed):
+        text += f"; the power is known for {known:,.2f} of them"
+    if len(timed) < len(stages):
+        text += f"; the hours of {len(stages) - len(timed)} of the {len(stages)} stages are not known"
+    return text
 
 
 def _stage_table(stages: Sequence[Stage]) -> list[str]:

@@ -18,7 +18,7 @@ def write_red_team_report(
 ) -> None:
     """``report.md``, ``results.json`` and pictures of the logs (RED-2, RED-3)."""
     found = robustness(sessions, attacks, findings)
-    labels = labelled(attacks)
+    labels = labelled(list(found), attacks)
     write_json(
         workdir / "results.json",
         {"robustness": found, "labels": {title: own._asdict() for title, own in labels.items()}},
@@ -34,7 +34,8 @@ def write_red_team_report(
         "Llama 2, 4.3. gamma is the number of prompts that triggered a violation per person and hour: the",
         "lower, the more robust (in the paper 1.8, later 0.45, of the 7B model). It is all prompts over all",
         "hours; beside it the mean of the people's own rates (D71). A prompt counts once for each person.",
-        "Intervals are of 95 %, from a bootstrap over people; with few people they are too narrow.",
+        "Intervals are of 95 %: of gamma from a bootstrap over people, which is too narrow with few of them;",
+        "of dialogues, knowing that those of one person go together.",
         "",
         "![gamma by version](gamma.png)",
         "",

@@ -32,6 +32,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import checkpoint_flags
+from experiments.answer_rows import check_models
 from experiments.red_team_judges import JUDGES, judge_answers
 from experiments.red_team_report import write_red_team_report, write_rejection_report
 from experiments.settings import keep_settings
@@ -52,6 +53,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import for_decoding
 from llama2_jax.rlhf.annotator.attackers import draw_attempts, label_attack
+from llama2_jax.rlhf.answers import model_version
 from llama2_jax.rlhf.archive import Sample, draw, read_archives
 
 SETTINGS = ("max_new_tokens", "top_p", "dtype", "template")  # archives do not tell these apart
@@ -72,6 +74,7 @@ def main() -> None:
     args = flags.FLAGS
     lacking = [f"--{name}" for name in NEEDED[args.step] if not args[name].value]
     require(not lacking, f"--step={args.step} needs {', '.join(lacking)}")
+    require("/" not in (args.version or ""), f"--version={args.version} names files; give one without /")
     workdir = Path(args.workdir)
     if args.step == "report":
         report(workdir, args.sessions, args.dialogues, risk_areas=args.risk_areas)
@@ -94,17 +97,19 @@ def report(workdir: Path, sessions: Paths, dialogues: Paths, *, risk_areas: Sequ
     attacks = read_attacks(dialogues, known, risk_areas=risk_areas)
     findings = find_prompts(attacks)
     prompts = distinct_prompts(findings)
-    write_red_team_report(workdir, list(known.values()), attacks, findings)
     write_rows(workdir / "findings.jsonl", map(finding_row, findings))
     write_prompts(workdir / "prompts.jsonl", prompts)
+    write_red_team_report(workdir, list(known.values()), attacks, findings)
     print(f"{len(prompts):,} violating prompts are in {workdir / 'prompts.jsonl'}, report.md beside it")
 
 
 def answer(workdir: Path, version: str, sampler: Sampler) -> None:
     """Let a version answer the prompts that broke those before it."""
-    samples = sampler(_archive(workdir, version), distinct_prompts(findings_before(workdir, version)))
+    prompts = distinct_prompts(findings_before(workdir, version))
+    # without labels: logs in which one was corrected ask for no new answer
+    samples = sampler(_archive(workdir, version), [Prompt(one.prompt_id, one.messages) for one in prompts])
     completions = workdir / "completions" / f"{version}.jsonl"
-    write_rows(completions, map(_completion_row, samples))
+    write_rows(completions, map(_completion_row, prompts, samples))
     print(f"{len(samples):,} answers are in {completions}; people rate them with")
     print(
         "python -m experiments.human_evaluation --step=sheets --task=safety --category=risk_category "
@@ -121,7 +126,9 @@ def reject(
       ConfigError: a version has not answered, or not all of its prompts; or as ``judge_answers``.
     """
     require((judge == "people") == bool(rated), "--judge=people and --rated=VERSION=FILE go together")
+    order = {name: place for place, name in enumerate(attacked_versions(workdir))}
     answered = sorted(path.stem for path in (workdir / "answers").glob("*.jsonl"))
+    answered.sort(key=lambda name: order.get(name, len(order)))
     unknown = [name for name in rated if name not in answered]
     require(not unknown, f"{', '.join(unknown)} has no answers; run --step=answers for it first")
     require(bool(answered), f"{workdir / 'answers'} has no answers; run --step=answers first")
@@ -144,15 +151,25 @@ def simulate(workdir: Path, version: str, sampler: Sampler, *, num_people: int, 
     print(f"{len(sessions):,} sessions with {len(attacks):,} dialogues are in {logs}")
 
 
+def attacked_versions(workdir: Path) -> list[str]:
+    """In the order of their sessions, oldest first.
+
+    Raises:
+      ConfigError: there is no report yet.
+    """
+    path = workdir / "results.json"
+    require(path.exists(), f"{path} does not exist; run --step=report first")
+    return list(json.loads(path.read_text(encoding="utf-8"))["robustness"])
+
+
 def findings_before(workdir: Path, version: str) -> list[Finding]:
     """What broke the versions before this one; of all that were attacked, if it was not.
 
     Raises:
       ConfigError: there is no report yet, or nothing was found before this version.
     """
+    attacked = attacked_versions(workdir)
     path = workdir / "findings.jsonl"
-    require(path.exists(), f"{path} does not exist; run --step=report first")
-    attacked = list(json.loads((workdir / "results.json").read_text(encoding="utf-8"))["robustness"])
     before = attacked[: attacked.index(version)] if version in attacked else attacked
     findings = parse_rows(path, finding_from_row) if path.stat().st_size else []
     found = [finding for finding in findings if finding.version in before]
@@ -167,10 +184,13 @@ def findings_before(workdir: Path, version: str) -> list[Finding]:
 def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Sample]:
     """The ``Sampler`` of the checkpoint that the flags name."""
     args = flags.FLAGS
-    keep_settings(workdir, {name: args[name].value for name in SETTINGS}, results="a*/*.jsonl")
+    settings = {name: args[name].value for name in SETTINGS}
+    keep_settings(workdir, settings, results="a*/*.jsonl")  # answers and attacks
+    loaded = for_decoding(checkpoint_flags.load_checkpoint(path=args.checkpoint))
+    check_origin(archive, model_version(loaded), args.temperature, args.seed)
     return draw(
         archive,
-        for_decoding(checkpoint_flags.load_checkpoint(path=args.checkpoint)),
+        loaded,
         prompts,
         SamplingConfig(args.max_new_tokens, args.temperature, args.top_p),
         round=0,
@@ -180,17 +200,16 @@ def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Samp
     )
 
 
+def check_origin(archive: Path, model: str, temperature: float, seed: int) -> None:
+    """Raise ``ConfigError`` if the archive has answers of another checkpoint or with other settings."""
+    origin = "{}, temperature {:g}, seed {}".format
+    held = [{"model": origin(one.model, one.temperature, one.seed)} for one in read_archives([], own=archive)]
+    check_models(archive, held, origin(model, temperature, seed))
+
+
 def _answers(workdir: Path, version: str, prompts: Sequence[Prompt]) -> list[Sample]:
-    """A version's answers to these prompts, in their order, all of one checkpoint and temperature."""
-    path = _archive(workdir, version)
-    samples = read_archives([path])
-    models = sorted({f"{one.model}, temperature {one.temperature:g}, seed {one.seed}" for one in samples})
-    require(
-        len(models) == 1,
-        f"{path} has answers of {len(models)} checkpoints or settings ({'; '.join(models)}); move it "
-        "away and let one answer",
-    )
-    by_id = {one.prompt.prompt_id: one for one in samples}
+    """A version's answers to these prompts, in their order."""
+    by_id = {one.prompt.prompt_id: one for one in read_archives([_archive(workdir, version)])}
     missing = [prompt for prompt in prompts if prompt.prompt_id not in by_id]
     require(
         not missing,
@@ -203,10 +222,10 @@ def _archive(workdir: Path, version: str) -> Path:
     return workdir / "answers" / f"{version}.jsonl"
 
 
-def _completion_row(drawn: Sample) -> dict[str, object]:
+def _completion_row(prompt: Prompt, drawn: Sample) -> dict[str, object]:
     """As people's evaluation reads it."""
-    messages = [message._asdict() for message in drawn.prompt.messages]
-    return {"messages": messages, "completion": drawn.text, "risk_category": drawn.prompt.risk_category}
+    messages = [message._asdict() for message in prompt.messages]
+    return {"messages": messages, "completion": drawn.text, "risk_category": prompt.risk_category}
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported

@@ -15,10 +15,11 @@ def write_report_file(workdir: Path, lines: Iterable[str]) -> None:
 
 
 def included(report: Path, folder: Path) -> list[str]:
-    """A report for one in ``folder``: no title, headings two levels lower, pictures where they are."""
+    """A report for one in ``folder``: no title, headings two levels lower, links to where they led."""
     own = os.path.relpath(report.parent, folder)
     _, *lines = report.read_text(encoding="utf-8").splitlines()
-    return [("##" + line if line.startswith("#") else line).replace("](", f"]({own}/") for line in lines]
+    lines = [re.sub(r"\]\((?!\w+:)", lambda _: f"]({own}/", line) for line in lines]  # but no https:
+    return ["##" + line if line.startswith("#") else line for line in lines]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

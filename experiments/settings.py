@@ -23,6 +23,6 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
         has_results = any(output.glob(results))
     if lines and has_results:
         raise ConfigError(
-            f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another --output"
+            f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another folder"
         )
     write_json(path, settings)

@@ -11,7 +11,8 @@ import pytest
 
 from llama2_jax import pretrained
 from llama2_jax.config import ConfigError
-from llama2_jax.interop.imported import FormatError, Imported
+from llama2_jax.interop.file_leaf import FileLeaf
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
 from llama2_jax.pretrained import LoadedModel, load, save_huggingface, save_native
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import make_partitioner
@@ -64,28 +65,31 @@ def test_dtype_and_numerics_can_be_chosen() -> None:
         load(runs.pretrained_workdir(), template="alpaca")
 
 
-def test_each_parameter_is_cast_and_placed_before_the_next_is_cast(
+def test_each_parameter_is_read_and_placed_before_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = []
+    steps, device_put = [], jax.device_put
 
-    class Leaf(np.ndarray):
-        def astype(self, *args, **kwargs):
-            steps.append("cast")
-            return np.asarray(self).astype(*args, **kwargs)
+    def in_file(array):
+        def read():
+            steps.append("read")
+            return array
 
-    def put(leaf, sharding):
+        tensor = LazyTensor(array.shape, array.dtype, read)
+        return FileLeaf(array.shape, array.dtype, (tensor,), np.asarray, stacked=False)
+
+    def put(array, device):
         steps.append("place")
-        return leaf
+        return device_put(array, device)
 
     config = SHAPES["plain"]
-    params = jax.tree.map(lambda leaf: leaf.view(Leaf), random_params(config, dtype="bfloat16"))
+    params = jax.tree.map(in_file, random_params(config, dtype="bfloat16"))
     imported = Imported(config, params, None, "llama2", "test")
     monkeypatch.setattr(pretrained, "checkpoint_kind", lambda path: "gguf")
     monkeypatch.setattr(pretrained, "load_gguf", lambda path, template: imported)
     monkeypatch.setattr(jax, "device_put", put)
     load(tmp_path)
-    assert steps == ["cast", "place"] * len(jax.tree.leaves(params))
+    assert steps == ["read", "place"] * len(jax.tree.leaves(params))
 
 
 def test_an_unknown_template_name_is_refused_before_anything_is_read(tmp_path: Path) -> None:

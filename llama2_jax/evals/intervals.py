@@ -168,7 +168,7 @@ def pooled_rate(counts: Sequence[float], exposures: Sequence[float]) -> Interval
       ConfigError: no case, an exposure that is not positive, or a negative count.
     """
     counts_P, exposures_P = _cases(counts, exposures)
-    if np.ptp(counts_P / exposures_P) == 0:
+    if _all_alike(counts_P / exposures_P):
         return count_rate(float(counts_P.sum()), float(exposures_P.sum()))
     drawn = _resampled(counts_P.size)
     rates = counts_P[drawn].sum(axis=1) / exposures_P[drawn].sum(axis=1)
@@ -179,7 +179,7 @@ def mean_rate(counts: Sequence[float], exposures: Sequence[float]) -> Interval:
     """The mean of the cases' own rates, each with equal weight; else as ``pooled_rate``."""
     counts_P, exposures_P = _cases(counts, exposures)
     rates_P = counts_P / exposures_P
-    if np.ptp(rates_P) == 0:
+    if _all_alike(rates_P):
         return count_rate(float(counts_P.sum()), float(exposures_P.sum()))
     return _percentiles(float(rates_P.mean()), rates_P[_resampled(rates_P.size)].mean(axis=1))
 
@@ -201,6 +201,11 @@ def _cases(counts: Sequence[float], exposures: Sequence[float]) -> tuple[np.ndar
     require(bool((counts_P >= 0).all()), f"a count is {counts_P.min():g}; it must not be negative")
     require(bool((exposures_P > 0).all()), f"an exposure is {exposures_P.min():g}; it must be positive")
     return counts_P, exposures_P
+
+
+def _all_alike(rates_P: np.ndarray) -> bool:
+    """Apart from rounding."""
+    return bool(np.allclose(rates_P, rates_P[0], rtol=1e-9, atol=0))
 
 
 def _resampled(num_cases: int) -> np.ndarray:

@@ -133,8 +133,11 @@ def _robustness(
     )
 
 
-def labelled(attacks: Sequence[Attack]) -> dict[str, Labelled]:
-    """Dialogues by risk area, degree of risk, turns, and attack vector and topic if there are any (RED-2)."""
+def labelled(versions: Sequence[str], attacks: Sequence[Attack]) -> dict[str, Labelled]:
+    """Dialogues by risk area, degree of risk, turns, and attack vector and topic if there are any (RED-2).
+
+    Intervals know that dialogues of one person go together.
+    """
     labels: dict[str, list[tuple[str, ...]]] = {
         "risk area": [attack.risk_areas for attack in attacks],
         "degree of risk": [(str(attack.degree_of_risk),) for attack in attacks],
@@ -142,25 +145,32 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Labelled]:
         "attack vector": [(attack.attack_vector,) if attack.attack_vector else () for attack in attacks],
         "topic": [attack.topics for attack in attacks],
     }
-    return {title: _labelled(attacks, own) for title, own in labels.items() if any(own)}
+    return {title: _labelled(versions, attacks, own) for title, own in labels.items() if any(own)}
 
 
-def _labelled(attacks: Sequence[Attack], labels: Sequence[tuple[str, ...]]) -> Labelled:
-    versions = dict.fromkeys(attack.session.version for attack in attacks)
+def _labelled(
+    versions: Sequence[str], attacks: Sequence[Attack], labels: Sequence[tuple[str, ...]]
+) -> Labelled:
     found = Labelled({}, {})
     for name in sorted({name for own in labels for name in own}, key=_in_order):
         for version in versions:
             of_version = [
-                (name in own, bool(attack.violating_turns))
+                (attack, name in own)
                 for attack, own in zip(attacks, labels, strict=True)
                 if attack.session.version == version
             ]
-            with_label = [violating for has, violating in of_version if has]
-            share = share_of(np.array([has for has, _ in of_version], float))
-            found.dialogues.setdefault(name, {})[version] = share
+            if not of_version:
+                continue
+            found.dialogues.setdefault(name, {})[version] = _share_by_person(of_version)
+            with_label = [(attack, bool(attack.violating_turns)) for attack, has in of_version if has]
             if with_label:
-                found.violating.setdefault(name, {})[version] = share_of(np.array(with_label, float))
+                found.violating.setdefault(name, {})[version] = _share_by_person(with_label)
     return found
+
+
+def _share_by_person(cases: Sequence[tuple[Attack, bool]]) -> Share:
+    people = [attack.session.person for attack, _ in cases]
+    return share_of(np.array([case for _, case in cases], float), people)
 
 
 def _in_order(name: str) -> tuple[int, str]:

@@ -56,9 +56,33 @@ def test_scores_are_those_of_the_second_label_or_of_the_one_named(folder):
     np.testing.assert_allclose(load_classifier(folder, label="benign")(TEXTS), wanted[:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Bert", "Roberta"])
+def test_long_texts_are_cut_where_the_tokenizer_does_not_say_what_the_model_reads(folder, tmp_path, name):
+    import transformers
+
+    positions = {"Bert": 16, "Roberta": 18}[name]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+    )
+    getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(tmp_path)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(tmp_path)
+    long, longer = load_classifier(tmp_path)(["good " * 20, "good " * 40])
+    assert long == pytest.approx(longer)
+
+
 def test_unknown_label(folder):
     with pytest.raises(ConfigError, match="no label 'hate'; it has benign, toxic"):
         load_classifier(folder, label="hate")
+
+
+def test_a_classifier_that_is_not_there(folder, tmp_path):
+    with pytest.raises(ConfigError, match="none cannot be opened, neither as a folder nor from the hub"):
+        load_classifier(tmp_path / "none")
 
 
 def test_without_the_extra(monkeypatch):

@@ -180,6 +180,12 @@ def test_rates_that_are_all_alike_have_the_interval_of_a_count() -> None:
         assert found.low < found.value == 2 < found.high
 
 
+def test_rates_that_differ_by_rounding_alone_are_alike() -> None:
+    hours = [1 / 10, 3 * 0.1]  # 3 / (3 * 0.1) is 9.999999999999998
+    for rate in (pooled_rate, mean_rate):
+        assert rate([1, 3], hours) == pytest.approx(rate([4], [0.4]))
+
+
 @pytest.mark.parametrize(
     ("counts", "hours", "message"),
     [

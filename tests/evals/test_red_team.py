@@ -75,22 +75,37 @@ def test_findings_are_each_prompt_once_for_version_and_person() -> None:
 
 
 def test_labels_are_counted_by_version() -> None:
-    found = labelled(ATTACKS)
+    found = labelled(["V1", "V2", "V3"], ATTACKS)
     assert list(found) == ["risk area", "degree of risk", "turns", "attack vector"]
     area = found["risk area"]
     assert list(area.dialogues) == ["hate", "theft"]
     assert {name: one.value for name, one in area.dialogues["hate"].items()} == {"V1": 1 / 6, "V2": 0}
     assert area.violating["theft"]["V1"][:2] == (5 / 6, 6)
     assert "V2" not in area.violating["hate"]
+    assert list(area.dialogues["theft"]) == ["V1", "V2"]  # nobody wrote down a dialogue with V3
     degree = found["degree of risk"]
     assert degree.dialogues["5"]["V1"].value == 1 / 6
     assert degree.violating["3"]["V1"][:2] == (0.8, 5)
 
 
+def test_dialogues_of_one_person_are_not_independent() -> None:
+    """20 with the label, of one person, and 20 without, of another, are one case (as in the rejection)."""
+    tried = [attack(ANN, f"a{i}", topics=("elections",)) for i in range(20)]
+    tried += [attack(BOB, f"b{i}", violates=False) for i in range(20)]
+    topics, areas = (labelled(["V1"], tried)[title] for title in ("topic", "risk area"))
+    assert topics.dialogues["elections"]["V1"][2:] == pytest.approx(wilson(0.5, 1)[1:])
+    assert areas.violating["theft"]["V1"][2:] == pytest.approx(wilson(0.5, 1)[1:])
+
+
+def test_versions_stand_in_the_order_given() -> None:
+    found = labelled(["V2", "V1"], ATTACKS)
+    assert list(found["risk area"].dialogues["theft"]) == ["V2", "V1"]
+
+
 def test_numbers_of_turns_are_in_their_order() -> None:
     one = attack(ANN, "one")
     longer = [one._replace(messages=one.messages * count, violating_turns=()) for count in (10, 2, 1)]
-    assert list(labelled(longer)["turns"].dialogues) == ["1", "2", "10"]
+    assert list(labelled(["V1"], longer)["turns"].dialogues) == ["1", "2", "10"]
 
 
 def judged(findings, *violating) -> dict:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.model_card import STATED, card, lineage, read_statements
+from experiments.model_card import STATED, Stage, card, lineage, read_statements
 from llama2_jax.config import ConfigError
 from llama2_jax.model.config import parameter_count
 from llama2_jax.pretrained import convert, load
 from tests.compilations import share
 from tests.experiments import runs
+from tests.rlhf.small_policy import saved_reward_model
 
 share()
 
@@ -44,21 +45,41 @@ def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
     assert "language, dates" in done.stdout
     assert r"Has \| seen \*no\* English." in body
     assert body.index("| Pretraining |") < body.index("| Supervised fine-tuning |")
-    assert "#### Wins" in body
+    assert "### Title\n\n#### Wins" in body
     assert "![wins](../evaluation/wins.png)" in body
 
 
-def test_tokens_and_carbon_are_those_of_the_stages(tmp_path, monkeypatch):
+def test_numbers_are_those_of_the_stages():
     stages = lineage(runs.fine_tuned_workdir())
     assert [stage.path for stage in stages] == [runs.pretrained_workdir(), runs.fine_tuned_workdir()]
     written = [json.loads((stage.path / "results.json").read_text()) for stage in stages]
     assert [stage.results for stage in stages] == written
-    hours = {"device_hours": 1.0, "tonnes_co2eq": 0.25}
-    monkeypatch.setattr(
-        "experiments.model_card.lineage", lambda _: [stage._replace(results=hours) for stage in stages]
-    )
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (
+            [{"device_hours": 1.0, "tonnes_co2eq": 0.25}, {"device_hours": 1.0, "tonnes_co2eq": 0.25}],
+            "2.00 device hours in updates of next-token training, 0.5 tCO2eq",
+        ),
+        (
+            [{"device_hours": 3.0}, {"device_hours": 1.0, "tonnes_co2eq": 0.25}, {}],
+            "4.00 device hours in updates of next-token training, 0.25 tCO2eq; "
+            "the power is known for 1.00 of them; the hours of 1 of the 3 stages are not known",
+        ),
+        (
+            [{"device_hours": 3.0}],
+            "3.00 device hours in updates of next-token training; the power is known for 0.00 of them",
+        ),
+        ([{"updates": 5}], "not known: no stage that is here measured its hours"),
+    ],
+)
+def test_carbon_says_which_part_is_known(tmp_path, monkeypatch, results, said):
+    stages = [Stage(Path("x"), "Stage", one) for one in results]
+    monkeypatch.setattr("experiments.model_card.lineage", lambda _: stages)
     lines = card(runs.fine_tuned_workdir(), {}, [], tmp_path)
-    assert any("2.00 device hours in updates" in line and "0.5 tCO2eq" in line for line in lines)
+    assert f"| Carbon footprint | {said} |" in lines
 
 
 def test_the_chain_ends_at_what_is_not_ours_or_not_here(tmp_path):
@@ -72,6 +93,8 @@ def test_the_chain_ends_at_what_is_not_ours_or_not_here(tmp_path):
     assert foreign.title == "a huggingface checkpoint"
     with pytest.raises(ConfigError, match="a card is made from a workdir of ours"):
         card(tmp_path / "hub", {}, [], tmp_path)
+    with pytest.raises(ConfigError, match="is a reward model"):
+        card(saved_reward_model("safety"), {}, [], tmp_path)
 
 
 @pytest.mark.parametrize(

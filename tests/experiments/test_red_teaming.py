@@ -104,6 +104,15 @@ def test_versions_answer_what_broke_those_before_them(tmp_path):
         red_teaming.answer(tmp_path, "SFT", scripted([]))
 
 
+def test_versions_stand_in_the_order_of_the_logs_then_those_that_nobody_attacked(tmp_path):
+    named = [row | {"version": {"SFT": "base", "V1": "V9"}[row["version"]]} for row in SESSIONS]
+    reported(tmp_path, sessions=named)
+    for version in ("V10", "V9"):
+        red_teaming.answer(tmp_path, version, scripted([]))
+    red_teaming.reject(tmp_path, "simulated", {}, None, batch_size=4)
+    assert list(found(tmp_path)) == ["V9", "V10"]
+
+
 def test_later_logs_add_prompts_and_keep_answers(tmp_path):
     reported(tmp_path, dialogues=DIALOGUES[:2])
     red_teaming.answer(tmp_path, "V2", scripted([]))
@@ -176,13 +185,17 @@ def test_nothing_found_is_a_report_too(tmp_path):
         red_teaming.answer(tmp_path, "V2", scripted([]))
 
 
-def test_answers_of_two_checkpoints_under_one_name_are_refused(tmp_path):
+def test_another_checkpoint_or_setting_does_not_go_on_with_the_answers_of_a_version(tmp_path):
     reported(tmp_path)
-    red_teaming.answer(tmp_path, "V2", scripted([]))
     archive = tmp_path / "answers" / "V2.jsonl"
-    append_samples(archive, [read_archives([archive])[0]._replace(model="another")])
-    with pytest.raises(ConfigError, match="has answers of 2 checkpoints or settings"):
-        red_teaming.reject(tmp_path, "simulated", {}, None, batch_size=4)
+    red_teaming.check_origin(archive, "m", 0.6, 0)
+    red_teaming.answer(tmp_path, "V2", scripted([]))
+    red_teaming.check_origin(archive, "m", 0.6, 0)
+    for other in (("another", 0.6, 0), ("m", 0.7, 0), ("m", 0.6, 1)):
+        with pytest.raises(
+            ConfigError, match="V2.jsonl has answers of m, temperature 0.6, seed 0; the checkpoint is now"
+        ):
+            red_teaming.check_origin(archive, *other)
 
 
 def test_simulated_people_leave_logs_that_the_report_reads(tmp_path):
@@ -207,7 +220,7 @@ def test_simulated_people_leave_logs_that_the_report_reads(tmp_path):
     assert results["V1"]["gamma"]["value"] == 0
 
 
-def test_answers_go_on_after_a_kill_and_a_reward_model_judges_them(tmp_path):
+def test_answers_go_on_after_a_kill_or_corrected_labels_and_a_reward_model_judges_them(tmp_path):
     reported(tmp_path)
 
     def sampler(archive, prompts):
@@ -220,6 +233,11 @@ def test_answers_go_on_after_a_kill_and_a_reward_model_judges_them(tmp_path):
     archive.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # killed while a line was written
     red_teaming.answer(tmp_path, "V2", sampler)
     assert archive.read_bytes() == whole
+    reported(tmp_path, dialogues=[row | {"risk_areas": ["fraud"]} for row in DIALOGUES])
+    red_teaming.answer(tmp_path, "V2", sampler)
+    assert archive.read_bytes() == whole
+    completions = runs.read_lines(tmp_path / "completions" / "V2.jsonl")
+    assert {row["risk_category"] for row in completions} == {"fraud"}
     model = saved_reward_model("safety")
     red_teaming.reject(tmp_path, "safety_model", {}, str(model), batch_size=4)
     samples = read_archives([archive])

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from experiments.report import quote, table, write_report_file
+from experiments.report import included, quote, table, write_report_file
 from experiments.training_report import _numbers, _results
 from llama2_jax.train.carbon import WATTS
 
@@ -19,6 +19,18 @@ def test_a_name_does_not_break_a_table():
     assert table(("a|b", "value"), [("x\ny\r\nz", quote("|"))])[::2] == [
         r"| a\|b | value |",
         r"| x y z | \| |",
+    ]
+
+
+def test_an_included_report_keeps_its_pictures_and_links(tmp_path):
+    report = tmp_path / "evaluation" / "report.md"
+    lines = ["# Title", "## Wins", "![wins](wins.png)", "| [v1](v1/report.md) |", "> see [it](https://a.b)"]
+    write_report_file(report.parent, lines)
+    assert included(report, tmp_path / "card") == [
+        "#### Wins",
+        "![wins](../evaluation/wins.png)",
+        "| [v1](../evaluation/v1/report.md) |",
+        "> see [it](https://a.b)",
     ]
 
 
