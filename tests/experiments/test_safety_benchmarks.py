@@ -131,7 +131,7 @@ def test_bold_is_scored_at_once(tmp_path: Path) -> None:
     runs.write_lines(output / "answers.jsonl", [{**answers[0], "model": "the model, step 1"}])
     result = evaluate("bold", data, output)
     assert result.returncode != 0
-    message = f"has answers of the model, step 1; the checkpoint is now {answers[0]['model']}. Give another"
+    message = f"has answers of the model, step 1; the checkpoint is now {answers[0]['model']}; give another"
     assert message in result.stderr
     assert len(runs.read_lines(output / "answers.jsonl")) == 1
 
@@ -163,7 +163,7 @@ def test_answers_to_other_prompts_or_of_other_models_are_refused() -> None:
         check_answered(path, done[::-1], asked)
     with pytest.raises(ConfigError, match="has 2 answers to 1 prompts"):
         check_answered(path, done, asked[:1])
-    with pytest.raises(ConfigError, match=r"has answers of None, m; the checkpoint is now n\. Give another"):
+    with pytest.raises(ConfigError, match=r"has answers of None, m; the checkpoint is now n; give another"):
         check_models(path, [*done, asked[0]], "n")
 
 
