@@ -53,6 +53,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("input()", "EOFError"),
         ("import sys; sys.exit(0)", "SystemExit"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class passed(Exception): pass\nraise passed", "ended the process"),
         ("import os; os._exit(0)", "ended the process"),
         ("import os; os.closerange(0, 99)", "ended the process"),
         ("x = []\nwhile True: x.append(' ' * 10**7)", "MemoryError"),
