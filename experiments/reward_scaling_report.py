@@ -170,6 +170,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
         f"All models are tested on the same {results['heldout']:,} held-out comparisons; "
         f"{results['left_out']:,} more are left out, which some model cannot read.",
         "An amount is all comparisons up to that batch, or a share of all; those too long count as well.",
+        "In brackets are the parameters of the chat model that a reward model was made from.",
         "", "![accuracy](accuracy_by_data.png)", "",
     ]  # fmt: skip
     names = {f"{name} ({results['parameters'][name]:,})": name for name in models}
