@@ -124,14 +124,17 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
     return found
 
 
-def per_doubling(correct_AB: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+def per_doubling(right: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """For each comparison, the slope of being right (0 or 1) over log2 of the amount, by least squares.
 
     Their mean is the slope of the accuracy: what each doubling of the data brings, by all amounts.
+
+    Args:
+      right: (amounts, comparisons).
     """
-    x_A = np.log2(np.asarray(sizes, np.float64))
-    x_A = x_A - x_A.mean()
-    return x_A @ correct_AB / (x_A @ x_A)
+    doublings = np.log2(np.asarray(sizes, np.float64))
+    centred = doublings - doublings.mean()
+    return centred @ right / (centred @ centred)
 
 
 def _sets(pairs: Sequence[Preference]) -> dict[str, list[int]]:
