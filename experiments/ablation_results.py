@@ -17,6 +17,11 @@ from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.train.metrics import read_metrics
 
 
+def num_tokens(variant: Any) -> int:
+    """Tokens that a variant is trained on."""
+    return variant.train.num_steps * variant.data.batch_size * variant.data.sequence_length
+
+
 def describe(workdir: Path, config: Any) -> dict[str, Any]:
     """Size of a trained variant, and how long its updates took at their median rate."""
     model = build(ModelConfig, config.model, name="model")
@@ -61,13 +66,11 @@ def by_position(
         for name, own in losses.items()
         if own is not base
     }
-    beyond = {name: one.window for name, one in readings.items() if name != one.variant}
     means["farther"] = {
-        name: {
-            "beyond": window,
-            "lost": _farther(losses[readings[name].variant], losses[name], sizes, window),
-        }
-        for name, window in beyond.items()
+        name: farther
+        for name, one in readings.items()
+        if name != one.variant
+        and (farther := _farther(losses[one.variant], losses[name], means["edges"], one.window))
     }
     return means
 
@@ -76,12 +79,14 @@ def _stretches(sums: np.ndarray, sizes: np.ndarray) -> list[Interval]:
     return [mean_of_groups(sums[:, part], np.full(len(sums), sizes[part])) for part in range(STRETCHES)]
 
 
-def _farther(whole: Losses, cut: Losses, sizes: np.ndarray, window: int) -> Interval:
-    """What a model loses that is read through a shorter window, in the tokens beyond it."""
-    starts = np.cumsum(sizes) - sizes + 1  # tokens before the first one of each stretch
-    beyond = starts >= window
-    lost = (cut.by_position - whole.by_position)[:, beyond].sum(axis=1)
-    return mean_of_groups(lost, np.full(len(lost), sizes[beyond].sum()))
+def _farther(whole: Losses, cut: Losses, edges: list[int], window: int) -> dict[str, Any]:
+    """What a model loses that is read through a shorter window, in the stretches that begin beyond it."""
+    first = next(part for part, edge in enumerate(edges) if edge >= window)
+    if first == STRETCHES:  # the window reaches into the last stretch
+        return {}
+    lost = (cut.by_position - whole.by_position)[:, first:].sum(axis=1)
+    tokens = np.full(len(lost), edges[-1] - edges[first])
+    return {"beyond": edges[first], "lost": mean_of_groups(lost, tokens)}
 
 
 def seed_repeats(config: Any) -> list[str]:

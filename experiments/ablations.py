@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments import ablations_report, pretrain
 from experiments.ablation_readings import Reading, check_heldout, heldout_path, read_heldout, readings
+from experiments.ablation_results import num_tokens
 from experiments.models import open_mesh
 from experiments.settings import keep_settings
 from experiments.stages import run_stage, stage_config
@@ -114,11 +115,6 @@ def check_config(config: Any, variants: dict[str, ConfigDict]) -> None:
         + "; change them under config.pretrain or config.variants",
     )
     task_shots(config.tasks)
-
-
-def num_tokens(variant: Any) -> int:
-    """Tokens that a variant is trained on."""
-    return variant.train.num_steps * variant.data.batch_size * variant.data.sequence_length
 
 
 def task_shots(tasks: Any) -> dict[str, int]:

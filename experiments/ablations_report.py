@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ablation_readings import STRETCHES, Losses, Reading, heldout_path, read_losses
-from experiments.ablation_results import by_position, compare, describe, seed_repeats
+from experiments.ablation_results import by_position, compare, describe, num_tokens, seed_repeats
 from experiments.benchmark_report import metric_rows
 from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
@@ -54,8 +54,7 @@ def write_report(
     write_json(
         workdir / "results.json", {"variants": described, "readings": compared, "positions": positions}
     )
-    one = next(iter(variants.values()))
-    tokens = one.train.num_steps * one.data.batch_size * one.data.sequence_length
+    tokens = num_tokens(next(iter(variants.values())))
     lines = [
         f"# Ablation: {config.kind}", "",
         "Llama 2, A.2.1. Every variant is trained on "
@@ -77,7 +76,7 @@ def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str
         (
             name,
             ", ".join(
-                f"{section}.{field} {value:,}"
+                f"{section}.{field} {_shown(value)}"
                 for section, fields in config.variants[name].items()
                 for field, value in fields.items()
             ),
@@ -94,6 +93,11 @@ def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str
         *table(header, rows), "",
         "Bytes of keys and values in bfloat16. Seconds are of the updates alone, at their median rate.",
     ]  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    """A field of a config, which may be a text or a switch as well."""
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _readings(

@@ -37,8 +37,7 @@ def write_code_report(
 
 
 def code_mean(results: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean of pass@1 of all benchmarks, which is the group "Code" of Table 3 (EVAL-3); None if one is "
-    "missing."""
+    """Mean of pass@1 of all benchmarks, the group "Code" of Table 3 (EVAL-3); None if one is missing."""
     first = {one["benchmark"]: one["pass"]["value"] for one in results if one["k"] == 1}
     return sum(first.values()) / len(first) if len(first) == len(CODE) else None
 

@@ -1,5 +1,6 @@
 """What ``evaluate_code`` samples, and what came of it: one run per benchmark and k."""
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ class Run(NamedTuple):
         """The problem of a row, and which of its samples the row is."""
         problem, sample = divmod(number, self.setting.num_samples)
         return self.problems[problem], sample
+
+    def seed(self, number: int, seed: int) -> int:
+        """Of a row's sample: another for each, and all others for another ``seed``."""
+        problem, sample = self.place(number)
+        return zlib.crc32(f"{seed} {self.setting.k} {problem.id} {sample}".encode())
 
     def path(self, output: Path, what: str) -> Path:
         """Of the file with its ``what``."""

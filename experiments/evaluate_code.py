@@ -38,7 +38,7 @@ from llama2_jax.data.shards import file_sha256
 from llama2_jax.evals.code_benchmarks import CODE, TOP_P, CodeProblem, program
 from llama2_jax.evals.code_execution import check_execution, run_programs
 from llama2_jax.evals.text_completion import complete_before
-from llama2_jax.generate.decode import check_prompts, check_seeds
+from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
@@ -100,7 +100,6 @@ def sample_missing(output: Path, runs: Sequence[Run]) -> list[Rows]:
     for run, rows in zip(runs, done, strict=True):
         check_models(run.path(output, "samples"), rows, model)
     prompts = [encoded_prompts(run.problems, loaded, max_new_tokens=args.max_new_tokens) for run in runs]
-    check_seeds([args.seed, args.seed + max(run.num_rows for run in runs) - 1])
     for run, rows, ids in zip(runs, done, prompts, strict=True):
         while len(rows) < run.num_rows:
             numbers = range(len(rows), min(len(rows) + args.batch_size, run.num_rows))
@@ -138,7 +137,7 @@ def sampled(
         [prompts[problem.id] for problem, _ in places],
         SamplingConfig(args.max_new_tokens, run.setting.temperature, TOP_P),
         until=run.benchmark.until,
-        seeds=[args.seed + number for number in numbers],
+        seeds=[run.seed(number, args.seed) for number in numbers],
         batch_size=args.batch_size,
     )
     outcomes = run_programs(
@@ -165,6 +164,6 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_integer("max_new_tokens", 512, "Longest completion; the paper does not say.", lower_bound=1)
     flags.DEFINE_float("timeout_secs", 3.0, "Of one program with its tests.", lower_bound=0.1)
     flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Programs run at once.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the first sample; the others follow.")
+    flags.DEFINE_integer("seed", 0, "Of all samples; each has one of its own, made from it.")
     flags.mark_flags_as_required(["output"])
     launch(main)

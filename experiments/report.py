@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from llama2_jax.evals.intervals import Interval
 from llama2_jax.files import written_whole
 
 
@@ -50,3 +51,8 @@ def percent(interval: Mapping[str, float]) -> str:
     """``12.3 % [10.1, 14.9]``, of a share with its interval as it stands in a ``results.json``."""
     value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def points(difference: Interval) -> str:
+    """``+2.1 [-0.3, +4.5]``, a difference of shares in points of percent."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in difference))

@@ -39,7 +39,7 @@ from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_m
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.answers import model_version
-from llama2_jax.rlhf.reward_checkpoint import is_reward_model, load_reward_model
+from llama2_jax.rlhf.reward_checkpoint import check_template, is_reward_model, load_reward_model
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 
 KINDS = ("reward_model", "judge", "scores")
@@ -86,10 +86,10 @@ def open_scorer(path: str, *, template: str | None) -> tuple[str, Score]:
     if is_reward_model(path):
         reward_model = load_reward_model(path, template=template, partitioner=partitioner)
         score = functools.partial(score_pairs, reward_model, batch_size=args.batch_size)
-        return f"reward model {reward_model.version}", score
+        return f"reward model {reward_model.version}, template {reward_model.template.name}", score
     judge = load(path, template=template, partitioner=partitioner)
     score = functools.partial(judge_pairs, judge, batch_size=args.batch_size)
-    return f"judge: {model_version(judge)}", score
+    return f"judge: {model_version(judge)}, template {judge.template.name}", score
 
 
 def check_names(paths: Mapping[str, Mapping[str, str]], templates: Mapping[str, str]) -> None:
@@ -101,6 +101,8 @@ def check_names(paths: Mapping[str, Mapping[str, str]], templates: Mapping[str, 
     for name, template in templates.items():
         require(name in loaded, f"--template names {name!r}; models are {', '.join(loaded) or 'none'}")
         get_template(template)
+        if name in paths["reward_model"]:
+            check_template(loaded[name], template)
     for kind, own in (("reward_model", paths["reward_model"]), ("judge", paths["judge"])):
         for name, path in own.items():
             require(
@@ -186,7 +188,9 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_multi_string("judge", [], "NAME=PATH of a chat model; repeatable.")
     flags.DEFINE_multi_string("scores", [], "NAME=FOLDER of scores of your own; repeatable.")
     flags.DEFINE_multi_string(
-        "template", [], "NAME=TEMPLATE where a model's chat format is unknown; repeatable."
+        "template",
+        [],
+        "NAME=TEMPLATE, of a judge or a Hugging Face folder whose own is unknown or not wanted.",
     )
     flags.DEFINE_string("output", None, "Folder to write.")
     flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report import quote, table, write_report_file
+from experiments.report import percent, points, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy
 from llama2_jax.config import require, write_json
 from llama2_jax.data.pair_scores import PairScores
-from llama2_jax.data.preferences import RATINGS, Preference, prompt_key
+from llama2_jax.data.preferences import RATINGS, Preference
 from llama2_jax.evals.intervals import Interval, clustered_mean
-from llama2_jax.evals.reward_accuracy import Share, accuracy_by, correct, share_of
+from llama2_jax.evals.reward_accuracy import Share, accuracy_by, correct, prompts_of, share_of
 
 PAPER_SETS = (
     "Meta Helpful", "Meta Safety", "Anthropic Helpful", "Anthropic Harmless", "OpenAI Summarize",
@@ -77,9 +77,7 @@ def measure(sets: Sets, scores: Mapping[str, Mapping[str, PairScores]]) -> Resul
       ConfigError: a set without a comparison that all its models could read.
     """
     kept = {name: _readable(name, len(pairs), scores) for name, pairs in sets.items()}
-    prompts = {
-        name: ["\x00".join(prompt_key(sets[name][n].messages)) for n in own] for name, own in kept.items()
-    }
+    prompts = {name: prompts_of([sets[name][number] for number in own]) for name, own in kept.items()}
     prompts[ALL] = list(itertools.chain.from_iterable(prompts.values()))
     right = {
         model: {name: correct(*_sides(own[name], kept[name])) for name in sets if name in own}
@@ -188,13 +186,11 @@ def _ratings(results: Results) -> list[str]:
 
 
 def _share(share: Share | None) -> str:
-    return (
-        "-" if share is None else f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
-    )
+    return "-" if share is None else percent(share._asdict())
 
 
 def _points(value: Interval | None) -> str:
-    return "-" if value is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in value))
+    return "-" if value is None else points(value)
 
 
 def _counts(left_out: Mapping[str, int]) -> str:

@@ -30,9 +30,7 @@ from llama2_jax.data.preferences import (
 from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths, split_paths
-from llama2_jax.evals.reward_accuracy import (
-    evaluate_pairs,
-)
+from llama2_jax.evals.reward_accuracy import evaluate_pairs
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat

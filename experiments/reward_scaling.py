@@ -28,6 +28,7 @@ from llama2_jax.data.preferences import (
     write_preferences,
 )
 from llama2_jax.data.sources import split_paths
+from llama2_jax.evals.reward_accuracy import prompts_of
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
@@ -73,7 +74,10 @@ def _check_config(config: Any) -> dict[str, str]:
         f"config.data.batches = {tuple(data.batches)} must rise",
     )
     for name in learning_rates(config):
-        require(name in names, f"config.learning_rates names {name!r}; config.models has {', '.join(names)}")
+        require(
+            name in names,
+            f"config.learning_rates names {name!r}; config.models has {', '.join(names)}: leave it out",
+        )
     return given
 
 
@@ -99,7 +103,11 @@ def make_models(config: Any, workdir: Path) -> dict[str, str]:
 
 
 def read(config: Any, workdir: Path) -> Split:
-    """All comparisons to train on, and those of the model's own track that are held out."""
+    """All comparisons to train on, and those of the model's own track that are held out.
+
+    Raises:
+      ConfigError: nothing of the own track is held out, or a prompt of it is trained on as well.
+    """
     data = config.data
     paths, heldout = data.preferences, data.heldout
     if not paths:
@@ -116,6 +124,13 @@ def read(config: Any, workdir: Path) -> Split:
         f"none of {len(split.heldout)} held-out comparisons is of the {config.reward_model.kind} track; name "
         "others in config.data.heldout or raise config.data.heldout_fraction",
     )
+    trained_on = set(prompts_of(split.train))
+    shared = sum(prompt in trained_on for prompt in prompts_of(own))
+    require(
+        shared == 0,
+        f"{shared} of {len(own)} held-out comparisons are of prompts that are trained on as well; take them "
+        "out, or clear config.data.heldout to have them split by prompt",
+    )
     return split._replace(heldout=own)
 
 
@@ -123,7 +138,8 @@ def nested_amounts(config: Any, pairs: Sequence[Preference]) -> dict[str, list[P
     """The comparisons of each amount, in the order given; every amount holds those before it.
 
     Raises:
-      ConfigError: batches that are not there or all the same, or an amount without any of the own track.
+      ConfigError: batches that are not there or all the same, or an amount without more of the own track than
+        the one before it.
     """
     data = config.data
     if data.shares:
@@ -140,12 +156,21 @@ def nested_amounts(config: Any, pairs: Sequence[Preference]) -> dict[str, list[P
         amounts = {
             f"{last:02d}": [pair for pair in pairs if pair.batch <= last] for last in data.batches or known
         }
-    smallest, first = next(iter(amounts.items()))
-    require(
-        any(pair.track == config.reward_model.kind for pair in first),
-        f"amount {smallest} has no comparison of the {config.reward_model.kind} track; begin larger",
-    )
+    _check_amounts(amounts, config.reward_model.kind)
     return amounts
+
+
+def _check_amounts(amounts: dict[str, list[Preference]], track: str) -> None:
+    """Accuracy is shown over the comparisons of the own track, so they must become more."""
+    before = 0
+    for name, pairs in amounts.items():
+        own = sum(pair.track == track for pair in pairs)
+        require(
+            own > before,
+            f"amount {name} has {own} comparison(s) of the {track} track, the amount before it {before}; "
+            "leave out one of them",
+        )
+        before = own
 
 
 def write_amounts(config: Any, workdir: Path, split: Split) -> None:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report import table, write_report_file
+from experiments.report import percent, points, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_data
 from llama2_jax.config import build, write_json
 from llama2_jax.data.pair_scores import read_pair_scores
-from llama2_jax.data.preferences import RATINGS, Preference, prompt_key, read_preferences
+from llama2_jax.data.preferences import RATINGS, Preference, read_preferences
 from llama2_jax.evals.intervals import Interval, clustered_mean
-from llama2_jax.evals.reward_accuracy import RewardReport, correct, evaluate_pairs
+from llama2_jax.evals.reward_accuracy import RewardReport, correct, evaluate_pairs, prompts_of
 from llama2_jax.model.config import ModelConfig, parameter_count
 from llama2_jax.train.checkpoint import read_meta
 
@@ -100,7 +100,7 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
     found: dict[str, Any] = {}
     half = int(np.argmin(np.abs(np.array(own[:-1]) - own[-1] / 2))) if len(own) > 1 else 0
     for name, kept in _sets(tested.pairs).items():
-        prompts = ["\x00".join(prompt_key(tested.pairs[index].messages)) for index in kept]
+        prompts = prompts_of([tested.pairs[index] for index in kept])
         if len(set(prompts)) < 2:
             continue
         curves = {model: np.array(list(by.values()))[:, kept] for model, by in tested.correct_B.items()}
@@ -124,14 +124,17 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
     return found
 
 
-def per_doubling(correct_AB: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+def per_doubling(right: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """For each comparison, the slope of being right (0 or 1) over log2 of the amount, by least squares.
 
     Their mean is the slope of the accuracy: what each doubling of the data brings, by all amounts.
+
+    Args:
+      right: (amounts, comparisons).
     """
-    x_A = np.log2(np.asarray(sizes, np.float64))
-    x_A = x_A - x_A.mean()
-    return x_A @ correct_AB / (x_A @ x_A)
+    doublings = np.log2(np.asarray(sizes, np.float64))
+    centred = doublings - doublings.mean()
+    return centred @ right / (centred @ centred)
 
 
 def _sets(pairs: Sequence[Preference]) -> dict[str, list[int]]:
@@ -170,6 +173,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
         f"All models are tested on the same {results['heldout']:,} held-out comparisons; "
         f"{results['left_out']:,} more are left out, which some model cannot read.",
         "An amount is all comparisons up to that batch, or a share of all; those too long count as well.",
+        "In brackets are the parameters of the chat model that a reward model was made from.",
         "", "![accuracy](accuracy_by_data.png)", "",
     ]  # fmt: skip
     names = {f"{name} ({results['parameters'][name]:,})": name for name in models}
@@ -178,7 +182,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
             (
                 amount,
                 f"{size['own']:,}",
-                *(_percent(_share(models[name][amount], which)) for name in names.values()),
+                *(percent(_share(models[name][amount], which)._asdict()) for name in names.values()),
             )
             for amount, size in amounts.items()
         ]
@@ -201,7 +205,7 @@ def _growth(results: Mapping[str, Any], own: Sequence[int]) -> list[str]:
         "",
     ]
     rows = [
-        (_title(which), quantity, name, _points(value), _verdict(value))
+        (_title(which), quantity, name, points(value), _verdict(value))
         for which, found in results["growth"].items()
         for key, quantity in (
             ("per_doubling", f"each doubling, {own[0]:,} to {own[-1]:,}"),
@@ -223,14 +227,6 @@ def _ratings(results: Mapping[str, Any]) -> list[str]:
     ]
     header = ("", *(rating.replace("_", " ") for rating in present))
     return ["## By rating, with all data", "", *table(header, rows)]
-
-
-def _percent(share: Any) -> str:
-    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
-
-
-def _points(value: Interval) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in value))
 
 
 def _verdict(value: Interval) -> str:

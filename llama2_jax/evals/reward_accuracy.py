@@ -68,7 +68,7 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
     Args:
       chosen_B, rejected_B: raw scores of the answers of each pair.
     """
-    prompts = ["\x00".join(prompt_key(pair.messages)) for pair in preferences]
+    prompts = prompts_of(preferences)
     labelled = [index for index, pair in enumerate(preferences) if pair.safety is not None]
     is_unsafe_B2 = [UNSAFE[str(preferences[index].safety)] for index in labelled]
     scores_B2 = [(chosen_B[index], rejected_B[index]) for index in labelled]
@@ -92,6 +92,11 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
         unsafe_at_half=unsafe(RECALL_THRESHOLD),
         unsafe_at_reward_threshold=unsafe(SAFETY_THRESHOLD),
     )
+
+
+def prompts_of(preferences: Sequence[Preference]) -> list[str]:
+    """The prompt of each pair, equal where pairs share it: the groups of intervals."""
+    return ["\x00".join(prompt_key(pair.messages)) for pair in preferences]
 
 
 def correct(chosen_B: Any, rejected_B: Any) -> Array:

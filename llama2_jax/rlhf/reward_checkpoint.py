@@ -63,6 +63,14 @@ def is_reward_model(path: str | Path) -> bool:
     return kind == "native" and read_meta(Path(path))[1].get("kind") == REWARD_MODEL
 
 
+def check_template(path: str | Path, template: str | None) -> None:
+    """Raise ``ConfigError`` for a template that a reward model of ours would not use: it has its own."""
+    require(
+        template is None or checkpoint_kind(path) != "native",
+        f"{path} has the template that it was trained with, so {template} cannot be chosen; leave it out",
+    )
+
+
 def load_reward_model(
     path: str | Path,
     *,
@@ -77,10 +85,12 @@ def load_reward_model(
       template: of a Hugging Face folder whose own is unknown or not wanted; a workdir has its own.
 
     Raises:
-      ConfigError: the checkpoint is of another kind, or its tokenizer is missing or was changed.
+      ConfigError: the checkpoint is of another kind, or its tokenizer is missing or was changed; a template
+        for a workdir.
       CheckpointError, FormatError: nothing there, or nothing readable.
     """
     path, partitioner = Path(path), partitioner or single_device()
+    check_template(path, template)
     require(
         is_reward_model(path),
         f"{path} is no reward model but a language model ({checkpoint_kind(path)}); train one from it: "

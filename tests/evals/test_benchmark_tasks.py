@@ -150,6 +150,8 @@ def documents(task: str, folder: Path) -> dict[str, Any]:
 
 def test_every_benchmark_is_among_them() -> None:
     assert {of(task).name for task in DOCUMENTS} | {"ARC-challenge"} == {b.name for b in BENCHMARKS}
+    tasks = {task for benchmark in (*BENCHMARKS, *READING_SHOTS) for task in benchmark.tasks}
+    assert tasks <= set(manager().all_tasks)
 
 
 @pytest.mark.parametrize(

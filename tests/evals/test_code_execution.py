@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import secrets
 import tempfile
 import time
@@ -53,6 +54,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("input()", "EOFError"),
         ("import sys; sys.exit(0)", "SystemExit"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class passed(Exception): pass\nraise passed", "ended the process"),
         ("import os; os._exit(0)", "ended the process"),
         ("import os; os.closerange(0, 99)", "ended the process"),
         ("x = []\nwhile True: x.append(' ' * 10**7)", "MemoryError"),
@@ -109,6 +111,15 @@ def test_several_at_once_keep_their_order() -> None:
     programs = ["assert True", "assert False", "import time; time.sleep(0.2)", "1 / 0"]
     outcomes = run_programs(programs, timeout_secs=20, num_workers=2)
     assert outcomes == ["passed", "AssertionError", "passed", "ZeroDivisionError"]
+
+
+def test_a_process_with_many_open_files_runs_programs_all_the_same() -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1100:
+        pytest.skip("so many files may not be open here")
+    with contextlib.ExitStack() as stack:
+        while stack.enter_context(open(os.devnull)).fileno() < 1024:
+            pass
+        assert run_program("assert True", timeout_secs=20) == "passed"
 
 
 def test_a_machine_that_runs_no_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

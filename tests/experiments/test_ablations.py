@@ -69,7 +69,7 @@ def finished() -> Path:
 def test_all_variants_see_equally_many_tokens(kind: str, size: str) -> None:
     config = get_config(f"{kind},size={size}")
     variants = ablations.variant_configs(config)
-    budgets = {ablations.num_tokens(variant) for variant in variants.values()}
+    budgets = {ablation_results.num_tokens(variant) for variant in variants.values()}
     assert len(budgets) == 1
     if size != "tiny":
         assert budgets.pop() == pytest.approx(150e9, rel=1e-4)
@@ -108,13 +108,15 @@ def test_losses_are_those_of_single_documents() -> None:
     corpus = TokenisedCorpus.open(finished() / "corpus/heldout")
     assert len(corpus) == 3
     assert sum(corpus.lengths >= 32) == 2
+    loaded = load(finished() / "variants/context_32")
     for name, window in (("context_32", 32), ("context_32_read_by_16", 16)):
-        loaded = load(finished() / "variants/context_32")
         rows = runs.read_lines(finished() / f"heldout/{name}.jsonl")
         assert [row["tokens"] for row in rows] == [len(corpus[i]) - 1 for i in range(3)]
-        for index, row in enumerate(rows):
-            tokens = corpus[index].tolist()
-            whole = -score(loaded.model, loaded.params, [tokens[:window]])[0]
+        beginnings = [corpus[index].tolist()[:window] for index in range(3)]
+        scores = score(loaded.model, loaded.params, beginnings, batch_size=4)
+        for tokens, whole, row in zip(
+            [corpus[i] for i in range(3)], map(np.negative, scores), rows, strict=True
+        ):
             assert len(tokens) > window or row["nats"] == pytest.approx(float(whole.sum()), rel=1e-5)
             if row["nats_by_position"] is None:
                 assert len(tokens) < 32
@@ -205,6 +207,28 @@ def test_a_difference_is_told_from_its_interval() -> None:
     assert ablation_results.seed_repeats(get_config("attention,size=tiny")) == ["MHA_again"]
     assert ablation_results.seed_repeats(get_config("attention")) == []
     assert ablation_results.by_position(losses, {}, 16) is None
+
+
+def test_what_farther_context_gave_is_of_whole_stretches_beyond_the_window() -> None:
+    counts, nats = np.array([15, 15]), np.array([3.0, 3.0])
+    whole = Losses(counts, nats, np.zeros((2, 8)))
+    cut = Losses(counts, nats, np.array([np.arange(8.0), np.arange(8.0) + 2]))  # stretches of two tokens
+    for window, beyond, lost in ((8, 8, (22 + 30) / 16), (9, 10, (18 + 24) / 12), (15, None, 0)):
+        losses = {"b": whole, "b_read": cut}
+        found = ablation_results.by_position(
+            losses, {"b": Reading("b", 16), "b_read": Reading("b", window)}, 16
+        )
+        assert found is not None
+        if beyond is None:
+            assert found["farther"] == {}
+        else:
+            assert found["farther"]["b_read"]["beyond"] == beyond
+            assert found["farther"]["b_read"]["lost"].value == pytest.approx(lost)
+
+
+def test_fields_that_differ_may_be_of_any_type() -> None:
+    shown = [ablations_report._shown(value) for value in (22_016, 3e-4, "bfloat16", True, None)]
+    assert shown == ["22,016", "0.0003", "bfloat16", "True", "None"]
 
 
 @pytest.mark.parametrize(

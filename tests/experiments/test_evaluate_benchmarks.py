@@ -1,13 +1,18 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lm_eval.tasks import TaskManager
 
+from experiments import evaluate_benchmarks
 from experiments.benchmark_report import result
-from experiments.evaluate_benchmarks import Run, check_origin, chosen_runs
+from experiments.evaluate_benchmarks import Asking, Run, check_origin, chosen_runs, evaluate
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
+from llama2_jax.pretrained import LoadedModel, load
 from tests.experiments import runs
+from tests.rlhf.small_policy import saved_policy
 
 CHOICE = """
 task: choice
@@ -60,9 +65,11 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_task_is_evaluated_reported_and_not_asked_twice(tasks: Path, tmp_path: Path) -> None:
+def test_a_task_is_evaluated_reported_and_not_asked_twice(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [
-        f"--checkpoint={runs.fine_tuned_workdir()}",
+        f"--checkpoint={saved_policy()}",
         "--tasks=choice,both",
         f"--include_path={tasks}",
         f"--output={tmp_path / 'out'}",
@@ -89,27 +96,33 @@ def test_a_task_is_evaluated_reported_and_not_asked_twice(tasks: Path, tmp_path:
     assert any(len(set(row["resps"][0])) == 2 for row in written)  # repeats are different samples
 
     (tmp_path / "out/both/results.json").unlink()  # as if it had been killed there
-    again = runs.run_program("experiments.evaluate_benchmarks", *arguments)
-    assert again.returncode == 0, again.stderr
-    assert "requests: 100%" in again.stderr
+    monkeypatch.setattr(evaluate_benchmarks, "TaskManager", only_own_tasks)
+    chosen, how = chosen_runs(["choice", "both"], num_shots=None), Asking(include_path=str(tasks))
+    evaluate(tmp_path / "out", chosen, lambda: load(saved_policy()), how)
     assert json.loads((tmp_path / "out/both/results.json").read_text()) == both
-    again = runs.run_program("experiments.evaluate_benchmarks", *arguments)
-    assert again.returncode == 0, again.stderr
-    assert "requests" not in again.stderr  # nothing was asked
+    (tmp_path / "out/report.md").unlink()
+    evaluate(tmp_path / "out", chosen, never, how)  # nothing is asked
+    assert (tmp_path / "out/report.md").read_text() == report
     other = runs.run_program("experiments.evaluate_benchmarks", *arguments, "--num_shots=1")
     assert other.returncode == 2
     assert "has results of other settings" in other.stderr
 
 
-def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
-    found = runs.run_program(
-        "experiments.evaluate_benchmarks",
-        "--checkpoint=/nowhere",
-        "--tasks=arc_eazy",
-        f"--output={tmp_path}",
-    )
-    assert found.returncode == 2
-    assert "has no arc_eazy" in found.stderr
+def only_own_tasks(*, include_path: list[Any]) -> TaskManager:
+    """Without lm_eval's own, of which there are thousands to look through."""
+    return TaskManager(include_path=include_path, include_defaults=False)
+
+
+def never() -> LoadedModel:
+    raise AssertionError
+
+
+def test_an_unknown_task_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_benchmarks, "TaskManager", only_own_tasks)
+    with pytest.raises(ConfigError, match=r"lm_eval .* has no arc_eazy; known: llama2, llama2_reading and"):
+        evaluate(tmp_path, {"arc_eazy": Run(("arc_eazy",))}, never, Asking())
 
 
 def test_the_papers_suite_has_its_shots() -> None:

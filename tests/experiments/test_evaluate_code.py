@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from experiments import checkpoint_flags, evaluate_code
 from experiments.code_report import write_code_report
 from experiments.code_runs import Run, check_sampled, chosen_runs, result, solved_problems
 from llama2_jax.config import ConfigError
 from llama2_jax.data.scored_samples import read_scored_samples
 from llama2_jax.evals.code_benchmarks import program
 from llama2_jax.evals.code_execution import run_programs
+from llama2_jax.pretrained import load
 from tests.evals.test_code_benchmarks import HUMANEVAL, lines, mbpp
 from tests.experiments import runs
+from tests.rlhf.small_policy import saved_policy
 
 OTHER = HUMANEVAL | {"task_id": "HumanEval/1"}
 ALLOWED = "--allow_code_execution"
@@ -80,10 +84,12 @@ def test_pass_at_k_is_estimated_for_each_problem(files: dict[str, Path]) -> None
     assert [(one["metric"], one["passed"]) for one in solved_problems(run, rows)] == [(0.5, 1), (0, 0)]
 
 
-def test_a_run_goes_on_where_it_was_killed(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_was_killed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     arguments = [
-        f"--checkpoint={runs.pretrained_workdir()}",
+        f"--checkpoint={saved_policy()}",
         f"--output={out}",
         f"--humaneval={files['humaneval']}",
     ]
@@ -100,14 +106,28 @@ def test_a_run_goes_on_where_it_was_killed(files: dict[str, Path], tmp_path: Pat
     assert [(one.dataset, one.metric) for one in scored] == [("HumanEval pass@1", 0.0)] * 2
     results = json.loads((out / "results.json").read_text())
     assert results["pass_at_k"][0]["pass"]["value"] == 0
-    report = (out / "report.md").read_text()
+    assert "| HumanEval | pass@1 | 0.1 | 3 | 2 | 0.0 % [" in (out / "report.md").read_text()
 
     path.write_text("".join(json.dumps(row) + "\n" for row in samples[:3]) + '{"id": "HumanEv')  # cut off
-    (out / "results.json").unlink()
-    again = runs.run_program("experiments.evaluate_code", *arguments)
-    assert again.returncode == 0, again.stderr
-    assert runs.read_lines(path) == samples  # the same samples, in other batches
-    assert (out / "report.md").read_text() == report
+    given = SimpleNamespace(seed=0, batch_size=4, max_new_tokens=20, timeout_secs=3.0, num_workers=1)
+    monkeypatch.setattr(evaluate_code, "flags", SimpleNamespace(FLAGS=given))
+    monkeypatch.setattr(checkpoint_flags, "load_checkpoint", lambda: load(saved_policy()))
+    humaneval = chosen({"humaneval": files["humaneval"]}, "1", num_samples=3)
+    assert evaluate_code.sample_missing(out, humaneval) == [samples]  # the same samples, in other batches
+    assert runs.read_lines(path) == samples
+
+
+def test_each_sample_has_a_seed_of_its_own(files: dict[str, Path]) -> None:
+    once, hundred, mbpp_once = chosen(files, "1,100", num_samples=100)
+    seeds = [
+        run.seed(number, seed)
+        for run in (once, hundred, mbpp_once)
+        for seed in (0, 1)
+        for number in range(run.num_rows)
+    ]
+    assert len(set(seeds)) == len(seeds) == 3 * 2 * 200
+    few = chosen(files, "1", num_samples=3)[0]
+    assert few.seed(3, 0) == once.seed(100, 0)  # the first sample of the second problem
 
 
 def test_nothing_is_executed_without_leave(files: dict[str, Path], tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ def test_names_and_kinds_are_checked_before_anything_is_scored(tmp_path: Path) -
         check_names(names(judge={"A": chat}), {"B": "llama2"})
     with pytest.raises(ConfigError, match="choose one of 'llama2'"):
         check_names(names(judge={"A": chat}), {"A": "alpaca"})
+    with pytest.raises(ConfigError, match="template that it was trained with, so chatml cannot be chosen"):
+        check_names(names(reward_model={"A": rm}), {"A": "chatml"})
     with pytest.raises(
         ConfigError, match=r"has none of helpful.jsonl, harmless.jsonl; give one for each set"
     ):
@@ -211,4 +213,5 @@ def test_one_command_makes_the_table(tmp_path: Path) -> None:
     assert found["accuracy"]["Ours"] == found["accuracy"]["Folder"]  # the same weights
     assert found["accuracy"]["GPT"]["own"]["value"] == 1
     assert list(found["models"]) == ["Ours", "Folder", "GPT"]
+    assert found["models"]["Folder"].endswith("template llama2")  # scores of another are not taken for these
     assert len(runs.read_lines(tmp_path / "out" / "sets" / "own.jsonl")) == 4

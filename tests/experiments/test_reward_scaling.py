@@ -195,6 +195,13 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
         reward_scaling.run(config_of(data__batches=(1, 9)), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"all 4 comparisons are of batch 1; set config.data.shares"):
         nested_amounts(config_of(data__batches=()), pairs(4, batches=1))
-    with pytest.raises(ConfigError, match="amount 01 has no comparison of the helpfulness track"):
+    with pytest.raises(ConfigError, match="amount 01 has 0 comparison.* of the helpfulness track"):
         nested_amounts(config_of(), pairs(6, track="safety"))
+    other = [pair._replace(track="safety") for pair in pairs(1)]
+    with pytest.raises(ConfigError, match="amount 03 has 2 .*, the amount before it 2; leave out one"):
+        nested_amounts(config_of(), [*pairs(2, batches=1), other[0]._replace(batch=3)])
+    path = str(tmp_path / "seen.jsonl")
+    write_preferences(path, [*pairs(3, seed=1), pairs(1)[0]])
+    with pytest.raises(ConfigError, match="1 of 4 held-out comparisons are of prompts that are trained on"):
+        reward_scaling.run(config_of(data__heldout=path), tmp_path / "run")
     assert not (tmp_path / "run" / "rm").exists()
