@@ -6,9 +6,9 @@ python -m experiments.model_card --checkpoint=runs/demo/v5/sft --statements=card
 The card says what the runs know: the architecture, the chain of stages from the first checkpoint to this
 one (``config.init_from`` of each), their tokens, hours and carbon, and the reports of the --evaluations,
 folders with a report.md. What only people know comes from the --statements, a JSON object of texts; its keys
-are those of ``STATED``, beside "license" and "language" (identifiers as on the hub of Hugging Face). What is
-missing is "not stated" on the card and is named at the end. It begins with the metadata that the hub reads:
-as README.md in a folder that ``convert`` wrote it is the card of the model there.
+are those of ``STATED``, beside "name", "license" and "language" (identifiers as on the hub of Hugging Face).
+What is missing is "not stated" on the card and is named at the end. It begins with the metadata that the hub
+reads: as README.md in a folder that ``convert`` wrote it is the card of the model there.
 """
 
 import json
@@ -41,6 +41,7 @@ STATED = {
 }
 """Fields of Table 52 that only people can fill in, by their keys."""
 METADATA = ("license", "language")
+KEYS = ("name", *METADATA, *STATED)
 NOT_STATED = "not stated"
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     lines = card(Path(args.checkpoint), statements, reports, Path(args.output).parent)
     with written_whole(args.output) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    missing = [key for key in (*METADATA, *STATED) if key not in statements]
+    missing = [key for key in KEYS if key not in statements]
     print(f"{args.output} is written" + (f"; not stated: {', '.join(missing)}" if missing else ""))
 
 
@@ -78,8 +79,8 @@ def read_statements(path: Path) -> dict[str, str]:
         raise ConfigError(f"--statements={path} cannot be read as JSON: {error}") from error
     texts = isinstance(found, dict) and all(isinstance(value, str) and value for value in found.values())
     require(texts, f"{path} must be a JSON object whose values are texts")
-    unknown = [key for key in found if key not in STATED and key not in METADATA]
-    known = ", ".join((*METADATA, *STATED))
+    unknown = [key for key in found if key not in KEYS]
+    known = ", ".join(KEYS)
     require(not unknown, f"{path} has the unknown key(s) {', '.join(unknown)}; known are {known}")
     return found
 
@@ -104,7 +105,7 @@ def card(checkpoint: Path, statements: Mapping[str, str], reports: Sequence[Path
     stages = lineage(checkpoint)
     return [
         *_metadata(statements),
-        f"# {checkpoint.name}",
+        f"# {quote(statements.get('name', checkpoint.name))}",
         "",
         *table(("", ""), _fields(build(ModelConfig, meta["model"], name="model"), meta, stages, statements)),
         "",

@@ -20,7 +20,12 @@ def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
     """From the programme: a fine-tuned model, its pretraining, one report, three statements."""
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "report.md").write_text("# Title\n\n## Wins\n\n![wins](wins.png)\n")
-    said = {"license": "apache-2.0", "developers": "Some people", "ethics": "Has | seen *no* English."}
+    said = {
+        "name": "Small-1",
+        "license": "apache-2.0",
+        "developers": "Some people",
+        "ethics": "Has | seen *no* English.",
+    }
     (tmp_path / "card.json").write_text(json.dumps(said))
     done = runs.run_program(
         "experiments.model_card",
@@ -43,6 +48,7 @@ def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
     assert cells["Model developers"] == "Some people"
     assert cells["Model dates"] == "not stated"
     assert "language, dates" in done.stdout
+    assert "# Small-1\n" in body
     assert r"Has \| seen \*no\* English." in body
     assert body.index("| Pretraining |") < body.index("| Supervised fine-tuning |")
     assert "### Title\n\n#### Wins" in body
@@ -102,7 +108,7 @@ def test_the_chain_ends_at_what_is_not_ours_or_not_here(tmp_path):
     [
         ("[]", "must be a JSON object whose values are texts"),
         ('{"dates": 2023}', "must be a JSON object whose values are texts"),
-        ('{"licence": "mit"}', "unknown key.* licence; known are license"),
+        ('{"licence": "mit"}', "unknown key.* licence; known are name, license"),
         ("{", "cannot be read as JSON"),
     ],
 )
