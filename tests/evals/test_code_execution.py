@@ -122,8 +122,20 @@ def test_a_process_with_many_open_files_runs_programs_all_the_same() -> None:
         assert run_program("assert True", timeout_secs=20) == "passed"
 
 
-def test_a_machine_that_runs_no_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        ("raise SystemExit", "'assert True' gave 'ended the process' instead of 'passed'"),
+        ("import sys; print(end=sys.argv[1])", "'assert False' gave 'passed' instead of 'AssertionError'"),
+    ],
+    ids=["nothing runs", "everything passes"],
+)
+def test_a_machine_that_cannot_judge_programs_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, child: str, message: str
+) -> None:
     check_execution()
-    monkeypatch.setattr(code_execution, "MEMORY_BYTES", 1 << 20)
-    with pytest.raises(ConfigError, match=r"'assert True' gave '.+' instead of 'passed'"):
+    path = tmp_path_factory.mktemp("broken") / "child.py"
+    path.write_text(child)
+    monkeypatch.setattr(code_execution, "CHILD", path)
+    with pytest.raises(ConfigError, match=message):
         check_execution()
