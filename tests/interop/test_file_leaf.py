@@ -1,12 +1,14 @@
 """Parameters read part by part from the tensors of a file."""
 
 import collections
+import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from llama2_jax.interop.file_leaf import FileLeaf
+from llama2_jax.interop.file_leaf import FileLeaf, copy_across
 from llama2_jax.interop.imported import LazyTensor
 from llama2_jax.sharding.placement import place_parts
 
@@ -63,3 +65,23 @@ def test_devices_get_their_parts_in_one_reading(spec: tuple[str | None, ...]) ->
     np.testing.assert_array_equal(np.asarray(placed), LAYERS)
     assert placed.sharding == sharding
     assert reads == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_copying_across_is_copying(order: tuple[int, ...], dtype: type) -> None:
+    whole = np.random.default_rng(0).standard_normal((70, 5, 130)).astype(np.float32)
+    for source in (whole.transpose(order), whole.transpose(order)[1:, ::2, 3:], whole[:, 0].T, whole[0, 0]):
+        target = np.full(source.shape, np.nan, dtype)
+        copy_across(target, source)
+        np.testing.assert_array_equal(target, source.astype(dtype))
+
+
+def test_a_reader_that_fails_is_heard() -> None:
+    def broken() -> np.ndarray:
+        raise OSError("the disk is gone")
+
+    good = file_leaf(collections.Counter())
+    leaf = dataclasses.replace(good, tensors=(*good.tensors[:2], LazyTensor((6, 4), LAYERS.dtype, broken)))
+    with pytest.raises(OSError, match="the disk is gone"):
+        np.asarray(leaf)
