@@ -1,9 +1,9 @@
 """Numbers of an ablation, from what its stages left: sizes, losses, differences from the baseline."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from llama2_jax.evals.document_loss import position_edges
 from llama2_jax.evals.intervals import Interval, mean_of_groups
 from llama2_jax.model.config import ModelConfig, kv_cache_bytes_per_token, parameter_count
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.train.metrics import read_metrics
 
 
 def num_tokens(variant: Any) -> int:
@@ -26,15 +25,14 @@ def describe(workdir: Path, config: Any) -> dict[str, Any]:
     """Size of a trained variant, and how long its updates took at their median rate."""
     model = build(ModelConfig, config.model, name="model")
     with files_at_rest(workdir):
-        updates = [line for line in read_metrics(workdir) if "train/tokens_seen" in line]
-    rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]
-    rate = median(rates) if rates else math.nan
+        took = json.loads((workdir / "results.json").read_text(encoding="utf-8"))  # see training_report.py
+    rate = took.get("tokens_per_sec", math.nan)
     return {
         "parameters": parameter_count(model),
         "cache_bytes_per_token": kv_cache_bytes_per_token(model),
         "context": config.data.sequence_length,
         "tokens_per_sec": rate,
-        "secs": updates[-1]["train/tokens_seen"] / rate,
+        "secs": took["tokens_seen"] / rate,
     }
 
 

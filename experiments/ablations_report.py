@@ -12,6 +12,7 @@ from experiments.benchmark_report import metric_rows
 from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
 from llama2_jax.config import write_json
+from llama2_jax.data.sources import is_number
 from llama2_jax.evals.intervals import Interval
 
 PAPER = {
@@ -97,7 +98,7 @@ def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str
 
 def _shown(value: Any) -> str:
     """A field of a config, which may be a text or a switch as well."""
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if is_number(value) else str(value)
 
 
 def _readings(

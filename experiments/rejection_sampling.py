@@ -26,7 +26,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.archive import Sample, draw, read_archives, rescore
+from llama2_jax.rlhf.archive import Sample, changed_prompts, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
     ROUNDS,
     best_temperature,
@@ -136,13 +136,11 @@ def choose_prompts(config: Any) -> list[Prompt]:
 
 
 def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
-    known = {sample.prompt.prompt_id: sample.prompt for sample in earlier}
-    for prompt in prompts:
-        if known.get(prompt.prompt_id, prompt) != prompt:
-            raise DataError(
-                f"prompt_id {prompt.prompt_id!r} of config.prompts is another prompt in the archives of "
-                "earlier rounds, which are keyed by it; give new prompts new ids"
-            )
+    for prompt_id in changed_prompts(earlier, prompts):
+        raise DataError(
+            f"prompt_id {prompt_id!r} of config.prompts is another prompt in the archives of earlier rounds, "
+            "which are keyed by it; give new prompts new ids"
+        )
 
 
 def make_score(config: Any, archive: Path, policy: LoadedModel) -> Score:

@@ -8,6 +8,7 @@ from experiments import checkpoint_flags
 from experiments.answer_rows import rows_so_far
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows
+from llama2_jax.data.sources import is_number
 from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
 from llama2_jax.rlhf.answers import model_version
@@ -115,6 +116,6 @@ def _id(row: Mapping[str, Any], number: int) -> int:
 
 
 def _checked(value: Any, lowest: float, *, where: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= 1
-    require(number, f"{where} is {value!r}; it must be a number from {lowest} to 1")
+    is_score = is_number(value) and lowest <= value <= 1
+    require(is_score, f"{where} is {value!r}; it must be a number from {lowest} to 1")
     return float(value)

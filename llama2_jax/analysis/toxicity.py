@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.analysis import figures
-from llama2_jax.data.sources import check
+from llama2_jax.data.sources import check, is_number
 
 TOXIC = 0.5  # a document of at least this score
 BINS = 50  # of the histogram over [0, 1]; TOXIC is an edge
@@ -29,8 +29,7 @@ def document_score(line_scores: Any) -> float:
         isinstance(line_scores, list) and line_scores, "'line_scores' is not a list with at least one score"
     )
     for score in line_scores:
-        number = isinstance(score, int | float) and not isinstance(score, bool)
-        check(number and 0 <= score <= 1, f"the line score {score!r} is not a number in [0, 1]")
+        check(is_number(score) and 0 <= score <= 1, f"the line score {score!r} is not a number in [0, 1]")
     return math.fsum(line_scores) / len(line_scores)
 
 

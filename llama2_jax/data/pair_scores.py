@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.sources import DataError, check
+from llama2_jax.data.sources import DataError, check, is_number
 
 CHOICES = {"chosen": (1.0, 0.0), "tie": (0.0, 0.0), "rejected": (0.0, 1.0)}
 """A choice as scores of the chosen and the rejected answer."""
@@ -54,9 +54,7 @@ def parse_pair_score(row: dict[str, Any]) -> tuple[int, tuple[float, float] | No
     Raises:
       ValueError: with the reason.
     """
-    check(
-        _is_number(row.get("id"), int) and row["id"] >= 0, f"'id' is {row.get('id')!r}; it must be 0 or more"
-    )
+    check(type(row.get("id")) is int and row["id"] >= 0, f"'id' is {row.get('id')!r}; it must be 0 or more")
     if "choice" in row:
         check(row["choice"] in CHOICES, f"'choice' is {row['choice']!r}; known: {', '.join(CHOICES)}")
         return row["id"], CHOICES[row["choice"]]
@@ -66,7 +64,7 @@ def parse_pair_score(row: dict[str, Any]) -> tuple[int, tuple[float, float] | No
         return row["id"], None
     for name, score in zip(("chosen", "rejected"), both, strict=True):
         check(
-            _is_number(score, int | float) and math.isfinite(score),
+            is_number(score) and math.isfinite(score),
             f"{name!r} is {score!r}; it must be a number",
         )
     return row["id"], (float(both[0]), float(both[1]))
@@ -78,7 +76,3 @@ def write_pair_scores(path: str | Path, scores: PairScores) -> None:
     write_rows(
         path, (dict(zip(("id", "chosen", "rejected"), (number, *own), strict=True)) for number, own in rows)
     )
-
-
-def _is_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

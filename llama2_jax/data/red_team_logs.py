@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import Paths, check, text_of, to_messages
+from llama2_jax.data.sources import Paths, check, is_number, text_of, to_messages
 
 DEGREES = range(1, 6)
 
@@ -72,7 +72,7 @@ def read_sessions(paths: Paths) -> dict[str, Session]:
         check(session not in seen, f"session {session!r} stands twice; give each its own name")
         hours = row["hours"]
         check(
-            _is_number(hours) and 0 < hours < math.inf,
+            is_number(hours) and 0 < hours < math.inf,
             f"'hours' is {hours!r}; it must be a number above 0: the time that the session took",
         )
         seen[session] = Session(session, person, version, float(hours))
@@ -159,7 +159,3 @@ def _names(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         f"{key!r} is {found!r}; it must be a list of texts, none of them empty",
     )
     return tuple(dict.fromkeys(one.strip() for one in found))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -219,6 +219,11 @@ def check(condition: object, reason: str) -> None:
         raise ValueError(reason)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_records(
     paths: Paths,
     parse: Callable[[dict[str, Any]], T],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.data.jsonl import read_json_file, read_rows
-from llama2_jax.data.sources import DataError, check, text_of
+from llama2_jax.data.sources import DataError, check, is_number, text_of
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "OPT 66B": {"asdiv": 6.0, "svamp": 4.9, "mawps": 7.9},
@@ -128,8 +128,7 @@ def _entries(path: Path, rows: Iterable[Any], entry: Callable[[dict[str, Any]], 
 
 def _given(answer: Any) -> float | None:
     """A number as files have it: JSON's, or as text."""
-    number = isinstance(answer, int | float) and not isinstance(answer, bool)
-    check(number or isinstance(answer, str), f"the answer is {answer!r}, neither number nor text")
+    check(is_number(answer) or isinstance(answer, str), f"the answer is {answer!r}, neither number nor text")
     return sole_number(str(answer))
 
 

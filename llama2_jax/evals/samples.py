@@ -1,4 +1,4 @@
-"""Text the model writes; and such text kept beside the numbers: ``samples.jsonl``."""
+"""Text the model writes, kept beside the numbers: ``samples.jsonl``."""
 
 from collections.abc import Sequence
 from pathlib import Path

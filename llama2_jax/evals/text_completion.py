@@ -58,11 +58,10 @@ def complete_until(
     """
     texts: list[str] = []
     for first in range(0, len(prompts), batch_size):
-        batch, own_seeds = prompts[first : first + batch_size], seeds[first : first + batch_size]
-        missing = [-1] * (batch_size - len(batch))
-        filled = [*batch, *(batch[place] for place in missing)]
-        own_seeds = [*own_seeds, *(own_seeds[place] for place in missing)]
-        texts += _complete_batch(loaded, filled, sampling, is_complete, own_seeds)[: len(batch)]
+        chosen = list(range(first, min(first + batch_size, len(prompts))))
+        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+        batch, own_seeds = [prompts[i] for i in filled], [seeds[i] for i in filled]
+        texts += _complete_batch(loaded, batch, sampling, is_complete, own_seeds)[: len(chosen)]
     return texts
 
 

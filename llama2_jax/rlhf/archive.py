@@ -168,7 +168,11 @@ def draw(
         for i in range(num_samples)
     ]
     held = {sample.key: sample for sample in read_archives([], own=path)}
-    _require_same_prompts(path, held.values(), prompts)
+    for prompt_id in changed_prompts(held.values(), prompts):
+        raise DataError(
+            f"prompt_id {prompt_id!r} is another prompt in {path}, whose answers are not this one's; ids "
+            "must be unique: give another id, or another folder"
+        )
     rows = prompt_rows(prompts, tokenizer, loaded.template)
     check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
     missing = [sample for sample in wanted if sample.key not in held]
@@ -190,14 +194,10 @@ def draw(
     return [held[sample.key] for sample in wanted]
 
 
-def _require_same_prompts(path: Path, held: Iterable[Sample], prompts: Iterable[Prompt]) -> None:
+def changed_prompts(held: Iterable[Sample], prompts: Iterable[Prompt]) -> list[str]:
+    """Ids of the prompts that are others among the samples, which are keyed by them."""
     known = {sample.prompt.prompt_id: sample.prompt for sample in held}
-    for prompt in prompts:
-        if known.get(prompt.prompt_id, prompt) != prompt:
-            raise DataError(
-                f"prompt_id {prompt.prompt_id!r} is another prompt in {path}, whose answers are not this "
-                "one's; ids must be unique: give another id, or another folder"
-            )
+    return [one.prompt_id for one in prompts if known.get(one.prompt_id, one) != one]
 
 
 def rescore(
