@@ -39,15 +39,15 @@ class Attention(nn.Module):
         self, x_BTD: jax.Array, info: TokenInfo, cache: KVCache | None, layer: jax.Array | int
     ) -> tuple[jax.Array, KVCache | None]:
         """(B, T, D) -> (B, T, D) and the cache with this layer's keys and values written."""
-        cfg, dtype = self.config, x_BTD.dtype
+        cfg = self.config
         init = nn.initializers.normal(cfg.init_stddev)
         q_shape = (cfg.model_width, cfg.num_heads, cfg.head_dim)
         kv_shape = (cfg.model_width, cfg.num_kv_heads, cfg.head_dim)
         o_shape = (cfg.num_heads, cfg.head_dim, cfg.model_width)
-        to_q = projection(self, "w_q_DNH", init, q_shape, dtype)
-        to_k = projection(self, "w_k_DKH", init, kv_shape, dtype)
-        to_v = projection(self, "w_v_DKH", init, kv_shape, dtype)
-        to_out = projection(self, "w_o_NHD", residual_init(cfg), o_shape, dtype)
+        to_q = projection(self, "w_q_DNH", init, q_shape)
+        to_k = projection(self, "w_k_DKH", init, kv_shape)
+        to_v = projection(self, "w_v_DKH", init, kv_shape)
+        to_out = projection(self, "w_o_NHD", residual_init(cfg), o_shape)
 
         q_BTNH = apply_rotary(to_q(x_BTD), info.cos, info.sin)
         k_BTKH = apply_rotary(to_k(x_BTD), info.cos, info.sin)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.sharding.rules import Partitioner
@@ -57,6 +58,36 @@ def _scaled_backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]
 scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def multiply(x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any) -> jax.Array:
+    """The last ``contract`` dims of ``x`` times the first of ``weight``, which is cast to the dtype of ``x``.
+
+    The gradient of the weight comes in float32, before devices add up their parts of it. By itself JAX
+    would give it the dtype of ``x``: in bfloat16 a sum over devices loses digits with each of them.
+    """
+    return jnp.tensordot(x, weight.astype(x.dtype), contract, preferred_element_type=out_dtype)
+
+
+def _multiply_forward(
+    x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any
+) -> tuple[jax.Array, Any]:
+    return multiply(x, weight, contract, out_dtype), (x, weight)
+
+
+def _multiply_backward(
+    contract: int, out_dtype: Any, kept: Any, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = kept
+    d_out = d_out.astype(x.dtype)
+    outputs, rows = list(range(contract - weight.ndim, 0)), list(range(x.ndim - contract))
+    d_x = jnp.tensordot(d_out, weight.astype(x.dtype), (outputs, outputs))
+    d_weight = jnp.tensordot(x, d_out, (rows, rows), preferred_element_type=jnp.float32)
+    return d_x, d_weight.astype(weight.dtype)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) in float32, cast back, then times the scale (ARCH-3)."""
 
@@ -88,7 +119,7 @@ def apply_rotary(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array
 
 
 def projection(
-    module: Any, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Any
+    module: Any, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
     """A weight of ``module``, declared in the layout that it says, as the function that multiplies by it.
 
@@ -99,14 +130,15 @@ def projection(
     inputs = input_dims(name)
     if module.outputs_first:
         name, shape = outputs_first_name(name), (*shape[inputs:], *shape[:inputs])
-    weight = module.param(name, init, shape, jnp.float32).astype(dtype)
-    return functools.partial(
-        project,
-        weight=weight,
-        contract=inputs,
-        outputs_first=module.outputs_first,
-        partitioner=module.partitioner,
-    )
+    weight = module.param(name, init, shape, jnp.float32)
+
+    def multiplied(x: jax.Array) -> jax.Array:
+        product = project(
+            x, weight, partitioner=module.partitioner, contract=inputs, outputs_first=module.outputs_first
+        )
+        return checkpoint_name(product, "product")  # what the remat policy "dots" keeps
+
+    return multiplied
 
 
 def input_dims(name: str) -> int:
@@ -130,7 +162,7 @@ def project(
     outputs_first: bool = False,
     out_dtype: Any = None,
 ) -> jax.Array:
-    """Multiply the last ``contract`` dims of ``x`` (B, T, ...) with the first of ``weight``.
+    """The last ``contract`` dims of ``x`` (B, T, ...) times the first of ``weight``, in the dtype of ``x``.
 
     Rows are flattened to one 2-D product where a device holds whole rows: XLA:CPU would copy and
     transpose the operands of the weight gradient otherwise (a quarter of the time of the layer).
@@ -143,18 +175,18 @@ def project(
     out_dtype = out_dtype or x.dtype
     kept = weight.shape[:-contract] if outputs_first else weight.shape[contract:]
     if partitioner.axis_size("sequence") > 1:
-        first, last = list(range(contract)), list(range(-contract, 0))
-        axes = (last, last if outputs_first else first)
-        return jnp.tensordot(x, weight, axes, preferred_element_type=out_dtype)
+        if outputs_first:
+            weight = jnp.moveaxis(weight, range(-contract, 0), range(contract))
+        return multiply(x, weight, contract, out_dtype)
     rows = x.reshape(-1, math.prod(x.shape[-contract:]))
-    multiply = functools.partial(jnp.matmul, preferred_element_type=out_dtype)
     if not outputs_first:
-        product = multiply(rows, weight.reshape(rows.shape[1], -1))
+        product = multiply(rows, weight.reshape(rows.shape[1], -1), 1, out_dtype)
     elif x.shape[1] == 1:
-        turned = multiply(weight.reshape(-1, rows.shape[1]), jax.lax.optimization_barrier(rows.T))
+        weight = weight.astype(x.dtype).reshape(-1, rows.shape[1])
+        turned = jnp.matmul(weight, jax.lax.optimization_barrier(rows.T), preferred_element_type=out_dtype)
         product = jax.lax.optimization_barrier(turned).T
     else:
-        product = multiply(rows, weight.reshape(-1, rows.shape[1]).T)
+        product = multiply(rows, weight.reshape(-1, rows.shape[1]).T, 1, out_dtype)
     return product.reshape(*x.shape[:2], *kept)
 
 
@@ -171,9 +203,9 @@ class FeedForward(nn.Module):
         cfg = self.config
         init = nn.initializers.normal(cfg.init_stddev)
         shape = (cfg.model_width, cfg.feed_forward_width)
-        gate = projection(self, "w_gate_DF", init, shape, x_BTD.dtype)
-        up = projection(self, "w_up_DF", init, shape, x_BTD.dtype)
-        down = projection(self, "w_down_FD", residual_init(cfg), shape[::-1], x_BTD.dtype)
+        gate = projection(self, "w_gate_DF", init, shape)
+        up = projection(self, "w_up_DF", init, shape)
+        down = projection(self, "w_down_FD", residual_init(cfg), shape[::-1])
         hidden_BTF = nn.silu(gate(x_BTD)) * up(x_BTD)
         return down(self.partitioner.constrain(hidden_BTF, "BTF"))
 

@@ -62,7 +62,7 @@ def _remat(block: Any, policy: str) -> Any:
         return block
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": jax.checkpoint_policies.save_only_these_names("product"),
         "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     }
     return nn.remat(block, policy=policies[policy], prevent_cse=False)
@@ -162,10 +162,9 @@ class Transformer(nn.Module):
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits in float32, whatever the compute dtype."""
         tied = self.config.tie_embeddings
-        weight = (self.embedding_VD if tied else self.unembedding).astype(hidden_BTD.dtype)
         logits_BTV = project(
             hidden_BTD,
-            weight,
+            self.embedding_VD if tied else self.unembedding,
             partitioner=self.part,
             outputs_first=tied or not self.stacked,
             out_dtype=jnp.float32,

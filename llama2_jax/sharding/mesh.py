@@ -60,13 +60,36 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Arrange ``devices`` (default: all of them) on the four axes; ``single`` takes the first."""
+    """Arrange ``devices`` (default: all of them) on the four axes; ``single`` takes the first.
+
+    TPU slices, which only a network joins, lie one after another along ``data``: a sum of gradients per
+    update is all that passes between them.
+
+    Raises:
+      ConfigError: the axes do not take these devices, or ``data`` these slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = config.sizes(len(devices))
-    devices = devices[: int(np.prod(sizes))]
-    # on a TPU an axis of the mesh may take a part of an axis of the chips: 2 of 8 x 8
-    arranged = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(arranged, AXES)
+    data, *inner = config.sizes(len(devices))
+    devices = devices[: data * int(np.prod(inner))]
+    slices = _slices(devices)
+    require(
+        data % len(slices) == 0,
+        f"config.mesh.data = {data}, but the {len(devices)} devices are {len(slices)} TPU slices, joined by "
+        f"a network; set it to a multiple of {len(slices)}, so that weights are gathered within a slice",
+    )
+    sizes = (data // len(slices), *inner)
+    # an axis of the mesh may take a part of an axis of the chips: 2 of 8 x 8
+    arranged = [mesh_utils.create_device_mesh(sizes, part, allow_split_physical_axes=True) for part in slices]
+    return jax.sharding.Mesh(np.concatenate(arranged), AXES)
+
+
+def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """Devices by TPU slice, in order; those of other kinds are one part, as jax lists them host by host."""
+    parts: dict[int, list[Any]] = {}
+    for device in devices:
+        of_slice = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        parts.setdefault(of_slice, []).append(device)
+    return [parts[index] for index in sorted(parts)]
 
 
 def require_all_processes(mesh: jax.sharding.Mesh) -> None:

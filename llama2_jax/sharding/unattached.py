@@ -31,8 +31,8 @@ def prepare() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def tpu_devices(chip: str, topology: str | None = None) -> list[Any]:
-    """Devices of a slice of ``CHIPS``, or of any other topology (``v5p:4x4x8``), to make a mesh of.
+def tpu_devices(chip: str, topology: str | None = None, *, num_slices: int = 1) -> list[Any]:
+    """Devices of slices of ``CHIPS``, or of any other topology (``v5p:4x4x8``), to make a mesh of.
 
     Raises:
       ConfigError: there is no such chip, or the compiler is not installed.
@@ -42,7 +42,9 @@ def tpu_devices(chip: str, topology: str | None = None) -> list[Any]:
         raise ConfigError("the TPU compiler is not installed; pip install 'llama2_jax[aot]' brings it")
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(topology_name=topology or CHIPS[chip], platform="tpu")
+    found = topologies.get_topology_desc(
+        topology_name=topology or CHIPS[chip], platform="tpu", num_slices=num_slices
+    )
     return list(found.devices)
 
 

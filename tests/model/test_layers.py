@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama2_jax.model.layers import FeedForward, RMSNorm, apply_rotary, look_up, rotary_angles, scaled
+from llama2_jax.model.layers import (
+    FeedForward,
+    RMSNorm,
+    apply_rotary,
+    look_up,
+    multiply,
+    rotary_angles,
+    scaled,
+)
 from llama2_jax.model.transformer import init_params
 from llama2_jax.sharding.rules import single_device
 from tests.model import numpy_llama, tiny
@@ -45,6 +53,33 @@ def test_gradients_of_bfloat16_are_summed_over_tokens_in_float32():
     np.testing.assert_array_equal(d_scale, [0.75 * num_tokens] * 2)
     assert d_x.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(d_x[0, 0], np.float32), [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "contract", "forward", "dx", "dweight"),
+    [
+        ((6, 8), (8, 5), 1, "xd,df->xf", "xf,df->xd", "xd,xf->df"),
+        ((2, 3, 8), (8, 4, 5), 1, "btd,dnh->btnh", "btnh,dnh->btd", "btd,btnh->dnh"),
+        ((2, 3, 4, 5), (4, 5, 8), 2, "btnh,nhd->btd", "btd,nhd->btnh", "btnh,btd->nhd"),
+    ],
+)
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
+def test_multiply_and_its_gradients(x_shape, weight_shape, contract, forward, dx, dweight, out_dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(x_shape), jnp.bfloat16)
+    weight = jnp.asarray(rng.standard_normal(weight_shape), jnp.float32)
+    found, pull = jax.vjp(lambda x, weight: multiply(x, weight, contract, out_dtype), x, weight)
+    d_out = jnp.asarray(rng.standard_normal(found.shape), out_dtype)
+    d_x, d_weight = pull(d_out)
+    x64, weight64, d64 = (np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, weight, d_out))
+    assert (found.dtype, d_x.dtype, d_weight.dtype) == (out_dtype, jnp.bfloat16, jnp.float32)
+    rounding = 2**-7 if out_dtype == "bfloat16" else 1e-6
+    np.testing.assert_allclose(
+        found.astype(float), np.einsum(forward, x64, weight64), rtol=rounding, atol=rounding
+    )
+    np.testing.assert_allclose(d_x.astype(float), np.einsum(dx, d64, weight64), rtol=2**-7, atol=2**-7)
+    # of inputs in bfloat16, but not itself rounded to it
+    np.testing.assert_allclose(d_weight, np.einsum(dweight, x64, d64), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("head_dim", "base"), [(128, 10_000.0), (8, 10_000.0), (16, 500_000.0)])

@@ -1,8 +1,15 @@
+import importlib.util
+
 import jax
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
+from llama2_jax.sharding.unattached import tpu_devices
+
+needs_tpu_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
+)
 
 
 def test_minus_one_takes_the_remaining_devices():
@@ -38,4 +45,24 @@ def test_every_device_is_used_once():
 def test_sizes_that_do_not_fit_are_refused_with_both_numbers(config, words):
     with pytest.raises(ConfigError) as error:
         config.sizes(8)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=6), MeshConfig(data=3, tensor=2)])
+def test_only_data_runs_across_tpu_slices(config):
+    devices = tpu_devices("v5e", num_slices=3)
+    # jax does not promise an order of devices
+    mesh = make_mesh(config, devices[::2] + devices[1::2])
+    assert set(mesh.devices.flat) == set(devices)
+    for index, part in enumerate(mesh.devices.reshape(3, -1)):
+        assert {device.slice_index for device in part} == {index}
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(data=2, tensor=4)])
+def test_an_inner_axis_across_tpu_slices_is_refused(config):
+    with pytest.raises(ConfigError) as error:
+        make_mesh(config, tpu_devices("v5p", num_slices=4))
+    words = (f"config.mesh.data = {config.data}", "16 devices", "4 TPU slices", "a multiple of 4")
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -1,0 +1,81 @@
+"""What devices tell each other in an update: a program for two TPU slices, by the real TPU compiler."""
+
+import importlib.util
+import re
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from llama2_jax.model.config import model_config
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import abstract_token_batch
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.unattached import tpu_devices
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
+)
+
+
+class Operation(NamedTuple):
+    """A line of the compiled program that moves data between devices."""
+
+    kind: str
+    dtypes: list[str]
+    operands: str
+    line: str
+
+
+@pytest.fixture(scope="module")
+def operations() -> list[Operation]:
+    """Those of an update in bfloat16, each slice of four chips with the whole model."""
+    partitioner = Partitioner(make_mesh(MeshConfig(data=2), tpu_devices("v5e", num_slices=2)), "fsdp")
+    model = Transformer(model_config("nano", compute_dtype="bfloat16", remat_policy="full"), partitioner)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=1), num_steps=10)
+    state = abstract_state(model, optimizer, partitioner)
+    step = compile_step(make_update(next_token_loss(model), optimizer), state, partitioner)
+    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
+        program = step.lower(state, abstract_token_batch(partitioner, 8, 128)).compile().as_text()
+    return [operation for line in program.splitlines() if (operation := parse(line))]
+
+
+def parse(line: str) -> Operation | None:
+    """The operation of a line, if it moves data between devices."""
+    kinds = "all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute|send"
+    match = re.search(rf" = (.*?) ({kinds})(?:-start)?\((.*?)\), ", line)
+    if not match:
+        return None
+    shapes, kind, operands = match.groups()
+    dtypes = re.findall(r"\b(bf16|f32|s32|u32|pred)\[", shapes)
+    return Operation(kind, dtypes[:1] if kind == "send" else dtypes, operands, line)
+
+
+def test_gradients_are_added_up_in_float32(operations: list[Operation]) -> None:
+    def adds(operation: Operation) -> bool:
+        # a small weight is gathered by adding it to zeros
+        return (
+            operation.kind in ("all-reduce", "reduce-scatter")
+            and "dynamic-update-slice" not in operation.operands
+        )
+
+    sums = [operation for operation in operations if adds(operation)]
+    assert len(sums) >= 3
+    assert {dtype for operation in sums for dtype in operation.dtypes} <= {"f32", "s32"}
+    # weights themselves travel as they are multiplied
+    gathers = [operation for operation in operations if operation.kind == "all-gather"]
+    assert {dtype for operation in gathers for dtype in operation.dtypes} == {"bf16"}
+
+
+def test_nothing_but_sums_passes_between_slices(operations: list[Operation]) -> None:
+    between = [operation for operation in operations if operation.kind == "send"]
+    assert all('transfer_type="ALL_REDUCE"' in operation.line for operation in between)
+    assert {dtype for operation in between for dtype in operation.dtypes} <= {"f32", "s32"}
+    assert len(between) >= 3
+    # all others name the chips of a slice by their numbers in it
+    within = [operation for operation in operations if operation.kind != "send"]
+    assert within
+    assert all("replica_groups={{0,1,2,3}}" in operation.line for operation in within)
