@@ -41,6 +41,8 @@ EXTRAS = {
         "nvidia-cuda-nvcc>=13,<13.1",
         "nvidia-cuda-nvdisasm>=13,<14",
     ],
+    # to open and run notebooks/
+    "notebooks": ["jupyterlab>=4.4"],
     "dev": ["pytest>=8.4", "pytest-xdist>=3.8", "ruff", "mypy", "import-linter>=2.5"],
     # live comparison with another implementation; pulls torch
     "parity": ["torch==2.13.0", "transformers>=5.0"],

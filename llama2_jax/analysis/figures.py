@@ -1,32 +1,37 @@
-"""The door to matplotlib: figures are drawn without a screen and written as PNG."""
+"""The door to matplotlib: figures are drawn without a screen and written as PNG.
+
+Without pyplot, whose windows, backend and list of open figures belong to whoever imports this: in a notebook
+pictures of its own still appear.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from llama2_jax.files import written_whole
 
-plt.rcParams["text.parse_math"] = False  # labels are names from data, in which "$" begins no formula
+matplotlib.rcParams["text.parse_math"] = False  # labels are names from data, in which "$" begins no formula
 
 
-def subplots(rows: int = 1, columns: int = 1, **options: Any) -> Any:
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float] | None = None, **options: Any
+) -> Any:
     """A figure and its axes, as ``plt.subplots`` gives them, that make room for each other's labels."""
-    return plt.subplots(rows, columns, layout="constrained", **options)
+    own = figure(figsize=figsize)
+    return own, own.subplots(rows, columns, **options)
 
 
 def figure(**options: Any) -> Any:
     """A figure without axes, laid out as those of ``subplots``."""
-    return plt.figure(layout="constrained", **options)
+    return Figure(layout="constrained", **options)
 
 
 def viridis(at: Any) -> Any:
     """Colours of the map viridis, RGBA, at places in [0, 1]."""
-    return plt.get_cmap("viridis")(at)
+    return matplotlib.colormaps["viridis"](at)
 
 
 def label_powers(axis: Any) -> None:
@@ -43,7 +48,6 @@ class _PlainNumbers(LogFormatter):
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure to ``path`` and forget it."""
+    """Write the figure to ``path``."""
     with written_whole(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
-    plt.close(figure)

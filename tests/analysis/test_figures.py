@@ -1,7 +1,15 @@
+import subprocess
+import sys
+
 import pytest
 from matplotlib.image import imread
 
 from llama2_jax.analysis import figures
+
+
+def test_pyplot_is_left_to_the_user():
+    code = "import sys, llama2_jax.analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_dollar_in_a_label_is_no_formula(tmp_path):

@@ -15,6 +15,7 @@ from llama2_jax import load
 from llama2_jax.config import ConfigError
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.model.config import PAPER_SIZES
+from tests.notebooks.execution import numbers_after, run
 from tools.prepare_demo_data import WorldSizes, prepare_world
 
 STAGES = [
@@ -172,6 +173,12 @@ def test_report_has_a_verdict_for_every_claim(workdir: Path) -> None:
 
 def test_the_last_version_loads_as_a_chat_model(workdir: Path) -> None:
     assert load(workdir / "v2/ppo").require_tokenizer().vocab_size == 1024
+
+
+def test_the_notebook_of_alignment_reads_any_run(workdir: Path) -> None:
+    printed = run("alignment", {"runs/demo": workdir})
+    assert "versions: SFT V1 V2 (no PPO) V2 - last round: v2" in printed
+    assert numbers_after("largest difference of an advantage", printed) == [pytest.approx(0, abs=1e-5)]
 
 
 def test_a_stopped_recipe_continues_with_the_stage_that_is_missing(

@@ -42,6 +42,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def piece(self, token_id: int) -> str:
+        """One token as it stands in the vocabulary, for people to read: "▁the", "<0x0A>", "</s>".
+
+        Unlike the text of ``decode`` it shows word boundaries and control pieces; else the same.
+        """
+        ...
+
     def special_id(self, piece: str) -> int:
         """Id of the control piece ``piece``. Raises ``TokenizerError`` if there is none."""
         ...

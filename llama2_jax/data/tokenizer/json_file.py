@@ -94,6 +94,11 @@ class JsonTokenizer:
             for known, run in runs
         )
 
+    def piece(self, token_id: int) -> str:
+        """See ``Tokenizer.piece``; spaces and bytes are written as the vocabulary does: "Ġthe"."""
+        (plain,) = require_ids([token_id])
+        return self._backend.id_to_token(plain) if plain < self.vocab_size else "\ufffd"
+
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
         token_id = self._backend.token_to_id(piece)

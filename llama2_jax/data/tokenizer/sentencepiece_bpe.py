@@ -104,9 +104,12 @@ class SentencePieceTokenizer:
         if max(plain, default=0) < self.vocab_size:
             return self._processor.decode(plain)
         # by pieces, which need not be of the vocabulary
-        return self._processor.decode(
-            [self._processor.id_to_piece(i) if i < self.vocab_size else "\ufffd" for i in plain]
-        )
+        return self._processor.decode([self.piece(i) for i in plain])
+
+    def piece(self, token_id: int) -> str:
+        """See ``Tokenizer.piece``."""
+        (plain,) = require_ids([token_id])
+        return self._processor.id_to_piece(plain) if plain < self.vocab_size else "\ufffd"
 
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""

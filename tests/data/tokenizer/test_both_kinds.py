@@ -26,6 +26,14 @@ def test_ids_of_spare_rows_of_an_embedding_are_replacement_characters(tokenizer,
         assert "".join(decoder.push(i) for i in ids) + decoder.flush() == expected
 
 
+def test_pieces_show_word_boundaries_and_control_tokens(tokenizer, chatml_tokenizer):
+    for each, word, end in ((tokenizer, "▁the", "</s>"), (chatml_tokenizer, "Ġthe", "<|im_end|>")):
+        ids = [each.encode("a the")[-1], 2, each.vocab_size]
+        assert [each.piece(i) for i in ids] == [word, end, "\ufffd"]
+        with pytest.raises(TokenizerError, match="token id -1 is negative"):
+            each.piece(-1)
+
+
 def test_special_ids(tokenizer, chatml_tokenizer):
     assert tokenizer.special_id("</s>") == 2
     assert tokenizer.is_special(1)

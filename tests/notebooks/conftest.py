@@ -1,0 +1,3 @@
+from tests.compilations import share
+
+share()
