@@ -21,8 +21,9 @@ from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import Learner, PromptBatch, Scores, Stopwatch, reward_model_scores
-from llama2_jax.rlhf.rollouts import Rollout, draw_seeds
+from llama2_jax.rlhf.rollouts import draw_seeds
 from llama2_jax.sharding.rules import single_device
+from llama2_jax.structs import Rollout
 from llama2_jax.train.optimizer import OptimizerConfig
 
 MODEL = dataclasses.replace(CONFIG, max_context=96)

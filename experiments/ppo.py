@@ -31,7 +31,6 @@ from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import (
     Learner,
-    PPOState,
     PromptBatch,
     Sampled,
     ScoreFunction,
@@ -42,11 +41,11 @@ from llama2_jax.rlhf.ppo_iteration import (
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel
 from llama2_jax.rlhf.rewards import combine
-from llama2_jax.rlhf.rollouts import Rollout, check_context, check_prompt_lengths, draw_prompts, draw_seeds
+from llama2_jax.rlhf.rollouts import check_context, check_prompt_lengths, draw_prompts, draw_seeds
 from llama2_jax.sharding.placement import check_batch_size, place_leaf
 from llama2_jax.sharding.processes import on_host, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, TrainState
+from llama2_jax.structs import Params, PPOState, Rollout, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, read_params, require_same_origin
 from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig

@@ -1,4 +1,4 @@
-"""Every pytree that crosses a module boundary: read this file to see how data flows.
+"""Every pytree that flows from one stage to the next: read this file to see how data flows.
 
 Letters in field names are dimensions, see ``shapes.py``.
 """
@@ -98,3 +98,39 @@ class Completions(NamedTuple):
     raw_logprobs_BC: Array  # float32, log-softmax of the untempered logits
     sample_logprobs_BC: Array  # float32, under the distribution that was sampled from
     stopped_B: Array  # bool, True if a stop token ended the row
+
+
+class Rollout(NamedTuple):
+    """One sampled answer per row (T = prompt and response, C = response), what PPO begins with."""
+
+    tokens_BT: Array  # int32
+    prompt_lengths_B: Array  # int32
+    response_lengths_B: Array  # int32, incl. the stop token
+    stopped_B: Array  # bool, a stop token ended the answer
+    sampler_logprobs_BC: Array  # float32, what the sampler says about its tokens, at its temperature
+
+
+class ResponseValues(NamedTuple):
+    """What a value model says about a response."""
+
+    values_BC: Array  # float32, before each token
+    final_values_B: Array  # float32, after the last one
+
+
+class Experience(NamedTuple):
+    """Answers and all that the updates of PPO need to know about them; fixed while they last."""
+
+    rollout: Rollout
+    behaviour_logprobs_BC: Array  # of the policy before the first update, by the trainer's forward pass
+    reference_logprobs_BC: Array
+    advantages_BC: Array  # whitened; only shifted if the divergence stands in the loss
+    values_BC: Array  # before the first update
+    returns_BC: Array  # before the whitening of the advantages
+
+
+class PPOState(NamedTuple):
+    """Everything that PPO changes; ``iteration`` is the number of those done."""
+
+    iteration: int
+    policy: TrainState
+    value: TrainState

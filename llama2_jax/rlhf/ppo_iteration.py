@@ -19,8 +19,6 @@ from llama2_jax.model.transformer import Transformer, unstack
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.rollouts import (
-    ResponseValues,
-    Rollout,
     make_sampler,
     map_rows,
     response_logprobs,
@@ -28,11 +26,11 @@ from llama2_jax.rlhf.rollouts import (
     row_lengths,
     sample_rollout,
 )
-from llama2_jax.rlhf.update import Experience, make_epoch, make_experience, policy_loss, value_loss
+from llama2_jax.rlhf.update import make_epoch, make_experience, policy_loss, value_loss
 from llama2_jax.sharding.placement import place_leaf, place_rows
 from llama2_jax.sharding.processes import on_host
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, TrainState
+from llama2_jax.structs import Experience, Params, PPOState, ResponseValues, Rollout, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer, with_num_steps
 from llama2_jax.train.step import abstract_state, compile_step, state_from_params
 
@@ -53,14 +51,6 @@ class Scores(NamedTuple):
 
     combined_B: np.ndarray  # what is maximised
     by_model: dict[str, np.ndarray]
-
-
-class PPOState(NamedTuple):
-    """Everything that learning changes; ``iteration`` is the number of those done."""
-
-    iteration: int
-    policy: TrainState
-    value: TrainState
 
 
 class Sampled(NamedTuple):

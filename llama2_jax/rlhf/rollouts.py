@@ -25,27 +25,10 @@ from llama2_jax.model.transformer import Transformer, unstack
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Array, Params
+from llama2_jax.structs import Params, ResponseValues, Rollout
 from llama2_jax.train.step import split_rows
 
 Tree = TypeVar("Tree")
-
-
-class Rollout(NamedTuple):
-    """One sampled answer per row."""
-
-    tokens_BT: Array  # int32
-    prompt_lengths_B: Array  # int32
-    response_lengths_B: Array  # int32, incl. the stop token
-    stopped_B: Array  # bool, a stop token ended the answer
-    sampler_logprobs_BC: Array  # float32, what the sampler says about its tokens, at its temperature
-
-
-class ResponseValues(NamedTuple):
-    """What a value model says about a response."""
-
-    values_BC: Array  # float32, before each token
-    final_values_B: Array  # float32, after the last one
 
 
 class Sampler(NamedTuple):

@@ -5,8 +5,6 @@ update per mini-batch for the policy and one for the value model (D43: separate 
 do not interact). All means are over tokens of the whole (mini-)batch on all devices.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,27 +17,9 @@ from llama2_jax.rlhf.advantages import explained_variance, gae, masked_moments, 
 from llama2_jax.rlhf.doctor import TOLERANCES
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.rewards import kl_penalty, on_last_token, without_eos
-from llama2_jax.rlhf.rollouts import (
-    ResponseValues,
-    Rollout,
-    response_logits,
-    response_mask,
-    response_tokens,
-    response_values,
-)
-from llama2_jax.structs import Array, LossSums, Params, TrainState
+from llama2_jax.rlhf.rollouts import response_logits, response_mask, response_tokens, response_values
+from llama2_jax.structs import Experience, LossSums, Params, ResponseValues, Rollout, TrainState
 from llama2_jax.train.step import Loss, Metrics, StepFunction, make_update, split_rows
-
-
-class Experience(NamedTuple):
-    """Answers and all that the updates need to know about them; fixed while they last."""
-
-    rollout: Rollout
-    behaviour_logprobs_BC: Array  # of the policy before the first update, by the trainer's forward pass
-    reference_logprobs_BC: Array
-    advantages_BC: Array  # whitened; only shifted if the divergence stands in the loss
-    values_BC: Array  # before the first update
-    returns_BC: Array  # before the whitening of the advantages
 
 
 def make_experience(

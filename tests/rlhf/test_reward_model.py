@@ -25,11 +25,10 @@ from llama2_jax.rlhf.reward_checkpoint import (
     reward_model_meta,
 )
 from llama2_jax.rlhf.reward_model import RewardModel, preference_loss, score_dialogues, score_rows
-from llama2_jax.rlhf.rollouts import Rollout
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import make_partitioner, single_device
-from llama2_jax.structs import PreferenceBatch
+from llama2_jax.structs import PreferenceBatch, Rollout
 from llama2_jax.train.checkpoint import write_params
 from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -12,7 +12,6 @@ from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.rollouts import (
-    Rollout,
     check_context,
     draw_prompts,
     draw_seeds,
@@ -26,6 +25,7 @@ from llama2_jax.rlhf.rollouts import (
     sample_rollout,
 )
 from llama2_jax.sharding.rules import single_device
+from llama2_jax.structs import Rollout
 from tests.model import numpy_llama, tiny
 
 CONFIG = PPOConfig(prompt_length=8, response_length=6, batch_size=4, mini_batch_size=2, temperature=0.7)

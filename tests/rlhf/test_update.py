@@ -12,11 +12,12 @@ from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import PromptBatch, Scores, Stopwatch, _means
-from llama2_jax.rlhf.rollouts import ResponseValues, Rollout, draw_seeds, response_mask, response_values
+from llama2_jax.rlhf.rollouts import draw_seeds, response_mask, response_values
 from llama2_jax.rlhf.update import make_experience, policy_loss, value_loss
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import ResponseValues, Rollout
 from llama2_jax.train.optimizer import ScheduleState, with_num_steps
 from tests.model.tiny import assert_trees_close
 from tests.rlhf import tiny_ppo

@@ -10,10 +10,10 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.rlhf.ppo_config import PPOConfig
-from llama2_jax.rlhf.ppo_iteration import Learner, PPOState, PromptBatch, ScoreFunction, Scores, Stopwatch
-from llama2_jax.rlhf.rollouts import Rollout, draw_seeds, response_mask, response_tokens
+from llama2_jax.rlhf.ppo_iteration import Learner, PromptBatch, ScoreFunction, Scores, Stopwatch
+from llama2_jax.rlhf.rollouts import draw_seeds, response_mask, response_tokens
 from llama2_jax.sharding.rules import Partitioner, single_device
-from llama2_jax.structs import Params
+from llama2_jax.structs import Params, PPOState, Rollout
 from llama2_jax.train.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(
