@@ -1,12 +1,14 @@
-"""The pretraining updates of the paper's configs compiled ahead of time for TPU pods: memory per chip.
+"""The pretraining updates of the paper's configs compiled ahead of time for pods: memory per chip.
 
 pip install -e ".[aot]" && python -m benchmarks.pods_aot
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.pods_aot --chip=h200
 
 What ``experiments.pretrain --config=configs/pretrain.py:SIZE`` compiles there (4,194,304 tokens in a
-batch, bfloat16, float32 master weights and AdamW, full remat), for pods that are not attached. What the
+batch, bfloat16, float32 master weights and AdamW, full remat), for chips that are not attached. What the
 compiler says; nothing is executed.
 """
 
+import argparse
 from typing import Any
 
 import jax
@@ -21,50 +23,71 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import prepare, tpu_devices
+from llama2_jax.sharding.unattached_gpu import hopper_devices
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
-# size, slices of a topology, and what changes in the config's mesh
-PODS: list[tuple[str, int, str, dict[str, Any]]] = [
-    ("7b", 1, "v5e:16x16", {}),
-    ("13b", 1, "v5e:16x16", {}),
-    ("34b", 1, "v5p:4x4x8", {}),
-    ("70b", 1, "v5p:4x4x8", {}),
-    ("70b", 1, "v5p:4x4x8", {"preset": "fsdp_tensor", "tensor": 4}),
-    ("70b", 2, "v5p:4x4x8", {"data": 2}),
-]
+# size, pods (slices, or hosts of eight GPUs), their topology, and what changes in the config
+PODS: dict[str, list[tuple[str, int, str, dict[str, Any]]]] = {
+    "tpu": [
+        ("7b", 1, "v5e:16x16", {}),
+        ("13b", 1, "v5e:16x16", {}),
+        ("34b", 1, "v5p:4x4x8", {}),
+        ("70b", 1, "v5p:4x4x8", {}),
+        (
+            "70b",
+            1,
+            "v5p:4x4x8",
+            {"mesh.preset": "fsdp_tensor", "mesh.tensor": 4, "train.accumulation_steps": 4},
+        ),
+        ("70b", 2, "v5p:4x4x8", {"mesh.data": 2}),
+    ],
+    "h200": [
+        ("7b", 1, "h200:8", {"train.accumulation_steps": 16}),
+        ("13b", 1, "h200:8", {"train.accumulation_steps": 16}),
+        ("34b", 4, "h200:8", {"train.accumulation_steps": 4}),
+        ("70b", 8, "h200:8", {}),
+        ("70b", 8, "h200:8", {"mesh.data": 2, "mesh.fsdp": 32, "train.accumulation_steps": 2}),
+    ],
+}
 
 
 def main() -> None:
     """Compile every update and record the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--chip", default="tpu", choices=PODS)
+    chip = parser.parse_args().chip
     prepare()
     rows = [
-        row_of(update, size=size, num_slices=num_slices, topology=topology, mesh=mesh)
-        for size, num_slices, topology, mesh in PODS
+        row_of(compile_update, size=size, pods=pods, topology=topology, changes=changes)
+        for size, pods, topology, changes in PODS[chip]
     ]
-    record("pods_aot", {"rows": rows}, line="; ".join(_text(row) for row in rows))
+    record(f"pods_aot_{chip}", {"rows": rows}, line="; ".join(_text(row) for row in rows))
 
 
 def _text(row: dict[str, Any]) -> str:
     found = row["error"] if "error" in row else f"{row['peak_bytes'] / 2**30:.1f} GiB"
-    return f"{row['size']} on {row['num_slices']} x {row['topology']} {row['mesh'] or ''}: {found}"
+    return f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: {found}"
 
 
-def update(*, size: str, num_slices: int, topology: str, mesh: dict[str, Any]) -> dict[str, Any]:
+def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Compile one update as the stage does."""
     config = get_config(size)
-    config.mesh.update(mesh)
-    devices = tpu_devices(topology.partition(":")[0], topology, num_slices=num_slices)
-    mesh_config = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh_config, devices), mesh_config.preset)
+    config.update_from_flattened_dict(changes)
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh, _devices(topology, pods)), mesh.preset)
     model = Transformer(build(ModelConfig, config.model, name="model"), partitioner)
     optimizer = make_optimizer(
         build(OptimizerConfig, config.optimizer, name="optimizer"), num_steps=config.train.num_steps
     )
+    update = make_update(
+        next_token_loss(model, loss_chunk=config.train.loss_chunk),
+        optimizer,
+        accumulation_steps=config.train.accumulation_steps,
+    )
     state = abstract_state(model, optimizer, partitioner)
-    loss = next_token_loss(model, loss_chunk=config.train.loss_chunk)
-    step = compile_step(make_update(loss, optimizer), state, partitioner)
     tokens = abstract_token_batch(partitioner, config.data.batch_size, config.data.sequence_length)
+    step = compile_step(update, state, partitioner)
     with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
         memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
     return {
@@ -72,6 +95,13 @@ def update(*, size: str, num_slices: int, topology: str, mesh: dict[str, Any]) -
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
     }
+
+
+def _devices(topology: str, pods: int) -> list[Any]:
+    chip, _, size = topology.partition(":")
+    if chip == "h200":
+        return hopper_devices(int(size), hosts=pods)
+    return tpu_devices(chip, topology, num_slices=pods)
 
 
 if __name__ == "__main__":

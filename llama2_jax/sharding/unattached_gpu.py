@@ -24,8 +24,8 @@ _TARGET = Path(__file__).with_name("h200.txtpb")
 _ARRIVE_INJECTED = "C7519"  # an instruction before a product that it may use the registers; costs nothing
 
 
-def hopper_devices(count: int = 1) -> list[Any]:
-    """H200s of one machine to compile for.
+def hopper_devices(count: int = 1, *, hosts: int = 1) -> list[Any]:
+    """H200s to compile for, ``count`` on each host.
 
     Raises:
       ConfigError: the CUDA plugin is not installed, or jax was started without JAX_PLATFORMS=cpu.
@@ -40,7 +40,7 @@ def hopper_devices(count: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     found = topologies.get_topology_desc(
-        platform="cuda", target_config=_TARGET.read_text(), topology=f"1x1x{count}"
+        platform="cuda", target_config=_TARGET.read_text(), topology=f"1x{hosts}x{count}"
     )
     return list(found.devices)
 

@@ -1,6 +1,7 @@
 """Which rows belong to which process; what several do together: tests/experiments/test_processes.py."""
 
 import importlib.util
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +63,20 @@ def test_on_host_leaves_one_process_plain_arrays() -> None:
 def test_a_mesh_over_a_pod_gives_every_process_its_rows(
     chip: str, topology: str, data: int, tensor: int, sequence: int
 ) -> None:
-    devices = tpu_devices(chip, topology)
-    mesh = make_mesh(MeshConfig("fsdp_tensor", data=data, tensor=tensor, sequence=sequence), devices)
+    config = MeshConfig("fsdp_tensor", data=data, tensor=tensor, sequence=sequence)
+    check_rows(config, tpu_devices(chip, topology))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (4, 1), (2, 4)])
+def test_a_mesh_over_two_slices_does_too(data: int, tensor: int) -> None:
+    check_rows(
+        MeshConfig("fsdp_tensor", data=data, tensor=tensor), tpu_devices("v5e", "v5e:8x8", num_slices=2)
+    )
+
+
+def check_rows(config: MeshConfig, devices: list[Any]) -> None:
+    mesh = make_mesh(config, devices)
     assert set(mesh.devices.flat) == set(devices)
     partitioner = Partitioner(mesh, "fsdp_tensor")
     owners = np.reshape(
