@@ -81,7 +81,9 @@ def _multiply_backward(
     d_out = d_out.astype(x.dtype)
     outputs, rows = list(range(contract - weight.ndim, 0)), list(range(x.ndim - contract))
     d_x = jnp.tensordot(d_out, weight.astype(x.dtype), (outputs, outputs))
-    d_weight = jnp.tensordot(x, d_out, (rows, rows), preferred_element_type=jnp.float32)
+    # outputs first, then turned, as JAX does: in float32 results stay the same to the bit
+    d_weight = jnp.tensordot(d_out, x, (rows, rows), preferred_element_type=jnp.float32)
+    d_weight = jnp.moveaxis(d_weight, range(-contract, 0), range(contract))
     return d_x, d_weight.astype(weight.dtype)
 
 
