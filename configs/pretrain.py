@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 64
+    config.eval.batch_size = 256
     config.eval.sample_prompts = ()  # texts continued at every evaluation, into samples.jsonl
     config.eval.sample_tokens = 64
     if variant == "tiny":

@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 16
+    config.eval.batch_size = 64
     config.eval.sample_prompts = ()  # user messages answered at every evaluation
     config.eval.sample_tokens = 64
     if variant == "tiny":

@@ -62,8 +62,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """Arrange ``devices`` (default: all of them) on the four axes; ``single`` takes the first.
 
-    TPU slices, which only a network joins, lie one after another along ``data``: a sum of gradients per
-    update is all that passes between them.
+    TPU slices, which only a network joins, lie one after another along ``data``: sums of gradients (and of
+    numbers to report) are all that passes between them.
 
     Raises:
       ConfigError: the axes do not take these devices, or ``data`` these slices.
