@@ -14,25 +14,34 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.sharding.rules import Partitioner
 
 
-@jax.custom_vjp
-def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Rows of the table, (B, T, D). Its gradient sums over tokens in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: Any, partitioner: Partitioner) -> jax.Array:
+    """Rows of the table in ``dtype``, (B, T, D). The gradient sums over tokens, and over devices, in float32.
 
-    By itself JAX would add up in the dtype of the table: in bfloat16 a sum of equal terms stands still after
+    By itself JAX would add up in that dtype: in bfloat16 a sum of equal terms stands still after
     256 of them, and the gradient of a frequent token is too small. Other sums over tokens are those
     of matrix products, which are float32 inside.
     """
-    return table_VD[ids_BT]
+    # gathered over fsdp like any other weight, else the look-up would be split along D; here, because
+    # outside the gradient would be whole on every device too
+    return partitioner.constrain(table_VD.astype(dtype), "VD")[ids_BT]
 
 
-def _look_up_forward(table_VD: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, Any]:
-    return look_up(table_VD, ids_BT), (ids_BT, jnp.zeros((len(table_VD), 0), table_VD.dtype))
+def _look_up_forward(
+    table_VD: jax.Array, ids_BT: jax.Array, dtype: Any, partitioner: Partitioner
+) -> tuple[jax.Array, Any]:
+    like_V0 = jnp.zeros((len(table_VD), 0), table_VD.dtype)
+    return look_up(table_VD, ids_BT, dtype, partitioner), (ids_BT, like_V0)
 
 
-def _look_up_backward(kept: Any, d_rows_BTD: jax.Array) -> tuple[jax.Array, None]:
+def _look_up_backward(
+    dtype: Any, partitioner: Partitioner, kept: Any, d_rows_BTD: jax.Array
+) -> tuple[jax.Array, None]:
     ids_BT, like_V0 = kept
     sums_VD = jnp.zeros((len(like_V0), d_rows_BTD.shape[-1]), jnp.float32)
-    return sums_VD.at[ids_BT].add(d_rows_BTD.astype(jnp.float32)).astype(like_V0.dtype), None
+    sums_VD = sums_VD.at[ids_BT].add(d_rows_BTD.astype(jnp.float32))
+    # every device adds up its own tokens; else XLA may send all of them to all
+    return partitioner.constrain(sums_VD, "VD").astype(like_V0.dtype), None
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)

@@ -135,9 +135,7 @@ class Transformer(nn.Module):
             segment_ids_BT = jnp.ones_like(tokens_BT)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        # gathered over fsdp like any other weight, else the look-up would be split along D
-        embedding_VD = self.part.constrain(self.embedding_VD.astype(cfg.compute_dtype), "VD")
-        x_BTD = look_up(embedding_VD, jnp.maximum(tokens_BT, 0))
+        x_BTD = look_up(self.embedding_VD, jnp.maximum(tokens_BT, 0), cfg.compute_dtype, self.part)
         x_BTD = self.part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT, is_prompt=is_prompt)
