@@ -1,7 +1,7 @@
 """The door to matplotlib: figures are drawn without a screen and written as PNG.
 
 Without pyplot, whose windows, backend and list of open figures belong to whoever imports this: in a notebook
-pictures of its own still appear.
+pictures of its own still appear. One setting is changed for the whole process: labels hold no formulas.
 """
 
 from pathlib import Path

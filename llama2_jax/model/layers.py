@@ -71,8 +71,9 @@ scaled.defvjp(_scaled_forward, _scaled_backward)
 def multiply(x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any) -> jax.Array:
     """The last ``contract`` dims of ``x`` times the first of ``weight``, which is cast to the dtype of ``x``.
 
-    The gradient of the weight comes in float32, before devices add up their parts of it. By itself JAX
-    would give it the dtype of ``x``: in bfloat16 a sum over devices loses digits with each of them.
+    The gradient of a float32 weight comes in float32, before devices add up their parts of it. By itself
+    JAX would give it the dtype of ``x``: in bfloat16 a sum over devices loses digits with each of them.
+    The gradient of the result is rounded to the dtype of ``x`` first, also that of float32 logits.
     """
     return jnp.tensordot(x, weight.astype(x.dtype), contract, preferred_element_type=out_dtype)
 

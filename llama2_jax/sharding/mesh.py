@@ -77,6 +77,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
         f"config.mesh.data = {data}, but the {len(devices)} devices are {len(slices)} TPU slices, joined by "
         f"a network; set it to a multiple of {len(slices)}, so that weights are gathered within a slice",
     )
+    require(
+        len({len(part) for part in slices}) == 1,
+        f"TPU slices of {', '.join(str(len(part)) for part in slices)} devices; all must have equally many",
+    )
     sizes = (data // len(slices), *inner)
     # an axis of the mesh may take a part of an axis of the chips: 2 of 8 x 8
     arranged = [mesh_utils.create_device_mesh(sizes, part, allow_split_physical_axes=True) for part in slices]

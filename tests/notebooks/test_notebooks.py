@@ -1,4 +1,4 @@
-"""Notebooks run, and are stored as a run left them. That of alignment runs in test_llama2_chat.py."""
+"""Notebooks run, and are stored with what they printed. That of alignment runs in test_llama2_chat.py."""
 
 import json
 import re
@@ -14,7 +14,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 def test_a_model_is_taken_apart():
     printed = run("model", {"runs/demo/sft": fine_tuned_workdir()})
     (difference,) = numbers_after("largest difference of a log-probability", printed)
-    assert 0 < difference < 1e-4
+    assert difference < 1e-4
     assert numbers_after("largest difference of a logit", printed)[0] < 1e-4
     packed, changed, joined = (
         numbers_after(label, printed)[0]
@@ -33,7 +33,7 @@ def test_an_update_is_the_same_on_every_mesh():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stored_as_one_run_left_it(name):
+def test_stored_with_outputs_in_order_and_without_errors(name):
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 250_000
     cells = code_cells(read(name))
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))

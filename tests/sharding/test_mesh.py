@@ -60,6 +60,12 @@ def test_only_data_runs_across_tpu_slices(config):
 
 
 @needs_tpu_compiler
+def test_slices_of_different_sizes_are_refused():
+    with pytest.raises(ConfigError, match="slices of 4, 2 devices"):
+        make_mesh(MeshConfig(data=2), tpu_devices("v5e", num_slices=2)[:6])
+
+
+@needs_tpu_compiler
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(data=2, tensor=4)])
 def test_an_inner_axis_across_tpu_slices_is_refused(config):
     with pytest.raises(ConfigError) as error:

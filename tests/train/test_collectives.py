@@ -25,8 +25,8 @@ class Operation(NamedTuple):
     """A line of the compiled program that moves data between devices."""
 
     kind: str
-    dtypes: list[str]
-    operands: str
+    dtypes: list[str]  # of its operands
+    operands: list[str]
     line: str
 
 
@@ -51,20 +51,19 @@ def parse(line: str) -> Operation | None:
         return None
     shapes, kind, operands = match.groups()
     dtypes = re.findall(r"\b(bf16|f32|s32|u32|pred)\[", shapes)
-    return Operation(kind, dtypes[:1] if kind == "send" else dtypes, operands, line)
+    return Operation(kind, dtypes[:1] if kind == "send" else dtypes, operands.split(", "), line)
 
 
 def test_gradients_are_added_up_in_float32(operations: list[Operation]) -> None:
-    def adds(operation: Operation) -> bool:
-        # a small weight is gathered by adding it to zeros
-        return (
-            operation.kind in ("all-reduce", "reduce-scatter")
-            and "dynamic-update-slice" not in operation.operands
-        )
-
-    sums = [operation for operation in operations if adds(operation)]
-    assert len(sums) >= 3
-    assert {dtype for operation in sums for dtype in operation.dtypes} <= {"f32", "s32"}
+    sums = [
+        dtype
+        for operation in operations
+        if operation.kind in ("all-reduce", "reduce-scatter")
+        for dtype, operand in zip(operation.dtypes, operation.operands, strict=True)
+        if "dynamic-update-slice" not in operand  # a small weight is gathered by adding it to zeros
+    ]
+    assert len(sums) >= 10
+    assert set(sums) <= {"f32", "s32"}
     # weights themselves travel as they are multiplied
     gathers = [operation for operation in operations if operation.kind == "all-gather"]
     assert {dtype for operation in gathers for dtype in operation.dtypes} == {"bf16"}
