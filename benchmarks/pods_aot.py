@@ -11,10 +11,9 @@ compiler says; nothing is executed.
 import argparse
 from typing import Any
 
-import jax
-
 from benchmarks.attention_aot import row_of
 from benchmarks.record import record
+from benchmarks.step_aot import memory_of
 from configs.pretrain import get_config
 from llama2_jax.config import build
 from llama2_jax.model.config import ModelConfig
@@ -88,13 +87,7 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     state = abstract_state(model, optimizer, partitioner)
     tokens = abstract_token_batch(partitioner, config.data.batch_size, config.data.sequence_length)
     step = compile_step(update, state, partitioner)
-    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
-        memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
-    return {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": memory.peak_memory_in_bytes,
-    }
+    return memory_of(step, state, tokens)
 
 
 def _devices(topology: str, pods: int) -> list[Any]:
