@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.attention_aot import row_of
 from benchmarks.record import record
-from benchmarks.step_aot import memory_of
+from benchmarks.step_aot import memory_of, peak_of
 from configs.pretrain import get_config
 from llama2_jax.config import build
 from llama2_jax.model.config import ModelConfig
@@ -65,8 +65,7 @@ def main() -> None:
 
 
 def _text(row: dict[str, Any]) -> str:
-    found = row["error"] if "error" in row else f"{row['peak_bytes'] / 2**30:.1f} GiB"
-    return f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: {found}"
+    return f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: {peak_of(row)}"
 
 
 def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, Any]:

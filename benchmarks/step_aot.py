@@ -55,8 +55,12 @@ def _one_h200() -> Partitioner:
 
 
 def _text(row: dict[str, Any]) -> str:
-    found = row["error"] if "error" in row else f"{row['peak_bytes'] / 2**30:.1f} GiB"
-    return f"T {row['length']}, {row['impl']}: {found}"
+    return f"T {row['length']}, {row['impl']}: {peak_of(row)}"
+
+
+def peak_of(row: dict[str, Any]) -> str:
+    """The peak memory in a row of a table, or why there is none."""
+    return row["error"] if "error" in row else f"{row['peak_bytes'] / 2**30:.1f} GiB"
 
 
 def training_step(partitioner: Partitioner, *, impl: str, length: int, remat_policy: str) -> dict[str, Any]:

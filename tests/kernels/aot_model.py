@@ -1,8 +1,11 @@
 """Programs of a small model compiled for a mesh of devices that are not there; what is in them as text."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from llama2_jax.generate import decode
@@ -15,6 +18,10 @@ from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
+needs_tpu_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
+)
+
 
 def model_on(devices, impl, **changes):
     """A model over four devices, half of them along heads."""
@@ -25,12 +32,16 @@ def model_on(devices, impl, **changes):
 
 def training_step(devices, impl):
     """An update whose remat policy keeps attention."""
-    model = model_on(devices, impl, remat_policy="attention")
+    return update_of(model_on(devices, impl, remat_policy="attention"), num_rows=4, length=512)
+
+
+def update_of(model, *, num_rows, length):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
     state = abstract_state(model, optimizer, model.partitioner)
     step = compile_step(make_update(next_token_loss(model), optimizer), state, model.partitioner)
     with jax.sharding.use_abstract_mesh(model.partitioner.mesh.abstract_mesh):
-        return step.lower(state, abstract_token_batch(model.partitioner, 4, 512)).compile().as_text()
+        tokens = abstract_token_batch(model.partitioner, num_rows, length)
+        return step.lower(state, tokens).compile().as_text()
 
 
 def generation(devices, impl):

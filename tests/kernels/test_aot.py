@@ -17,9 +17,7 @@ from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import CHIPS, compile_for, tpu_devices, vector_memory_bytes
 from tests.kernels import aot_model
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
-)
+pytestmark = aot_model.needs_tpu_compiler
 HEADS = 8
 
 

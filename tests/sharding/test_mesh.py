@@ -1,15 +1,10 @@
-import importlib.util
-
 import jax
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from llama2_jax.sharding.unattached import tpu_devices
-
-needs_tpu_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
-)
+from tests.kernels.aot_model import needs_tpu_compiler
 
 
 def test_minus_one_takes_the_remaining_devices():

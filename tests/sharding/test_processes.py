@@ -1,6 +1,5 @@
 """Which rows belong to which process; what several do together: tests/experiments/test_processes.py."""
 
-import importlib.util
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from llama2_jax.sharding.placement import process_slice, row_block
 from llama2_jax.sharding.processes import files_at_rest, on_host
 from llama2_jax.sharding.rules import Partitioner, make_partitioner
 from llama2_jax.sharding.unattached import tpu_devices
+from tests.kernels.aot_model import needs_tpu_compiler
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_on_host_leaves_one_process_plain_arrays() -> None:
     np.testing.assert_array_equal(found["a"], [0, 1, 2])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+@needs_tpu_compiler
 @pytest.mark.parametrize(
     ("chip", "topology"),
     [("v5e", "v5e:8x8"), ("v5p", "v5p:4x4x8"), ("v6e", "v6e:16x16"), ("v5p", "v5p:4x8x8")],
@@ -67,7 +67,7 @@ def test_a_mesh_over_a_pod_gives_every_process_its_rows(
     check_rows(config, tpu_devices(chip, topology))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+@needs_tpu_compiler
 @pytest.mark.parametrize(("data", "tensor"), [(2, 1), (4, 1), (2, 4)])
 def test_a_mesh_over_two_slices_does_too(data: int, tensor: int) -> None:
     check_rows(

@@ -1,24 +1,18 @@
 """What devices tell each other in an update: a program for two TPU slices, by the real TPU compiler."""
 
-import importlib.util
 import re
 from typing import NamedTuple
 
-import jax
 import pytest
 
 from llama2_jax.model.config import model_config
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
-from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import tpu_devices
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
+from tests.kernels.aot_model import needs_tpu_compiler, update_of
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
-)
+pytestmark = needs_tpu_compiler
 
 
 class Operation(NamedTuple):
@@ -35,11 +29,7 @@ def operations() -> list[Operation]:
     """Those of an update in bfloat16, each slice of four chips with the whole model."""
     partitioner = Partitioner(make_mesh(MeshConfig(data=2), tpu_devices("v5e", num_slices=2)), "fsdp")
     model = Transformer(model_config("nano", compute_dtype="bfloat16", remat_policy="full"), partitioner)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=1), num_steps=10)
-    state = abstract_state(model, optimizer, partitioner)
-    step = compile_step(make_update(next_token_loss(model), optimizer), state, partitioner)
-    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
-        program = step.lower(state, abstract_token_batch(partitioner, 8, 128)).compile().as_text()
+    program = update_of(model, num_rows=8, length=128)
     return [operation for line in program.splitlines() if (operation := parse(line))]
 
 
