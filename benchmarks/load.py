@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.record import record
+from benchmarks.record import own_memory, record
 from llama2_jax.config import require
 from llama2_jax.interop.huggingface import save_huggingface
 from llama2_jax.model.config import ModelConfig
@@ -41,12 +41,6 @@ def _write(folder: Path) -> None:
     save_huggingface(folder, CONFIG, params, tokenizer=None)
 
 
-def _own_memory() -> float:
-    """MiB of this process that no file backs (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
-
-
 class _Peak(threading.Thread):
     """The most memory seen until ``done`` is set."""
 
@@ -57,7 +51,7 @@ class _Peak(threading.Thread):
     def run(self) -> None:
         """Look fifty times a second."""
         while not self.done.wait(0.02):
-            self.mebibytes = max(self.mebibytes, _own_memory())
+            self.mebibytes = max(self.mebibytes, own_memory())
 
 
 def main(_: list[str]) -> None:
@@ -67,7 +61,7 @@ def main(_: list[str]) -> None:
     partitioner = make_partitioner(MeshConfig(preset="fsdp", fsdp=FLAGS.devices))
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder) / "model")
-        peak, start, before = _Peak(), time.perf_counter(), _own_memory()
+        peak, start, before = _Peak(), time.perf_counter(), own_memory()
         peak.start()
         loaded = load(Path(folder) / "model", dtype=FLAGS.dtype, partitioner=partitioner)
         jax.block_until_ready(loaded.params)

@@ -58,6 +58,12 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def own_memory() -> float:
+    """MiB of this process that no file backs (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+
+
 def record(name: str, result: dict[str, Any], *, line: str) -> None:
     """Print ``line`` and write ``results/DATE-NAME.json`` with commit, machine and versions."""
     print(line)

@@ -5,7 +5,8 @@ python -m experiments.pretrain --config=configs/pretrain.py:7b --workdir=... \
     --config.data.tokenizer=tokenizer.model --config.data.sources.main.path=CORPUS
 
 Variants: 7b, 13b, 34b, 70b (Table 1) and tiny (about a minute on 2 cores, on this repository's
-own documentation). CORPUS is a folder made by ``python -m tools.tokenize_corpus``.
+own documentation). CORPUS is a folder made by ``python -m tools.tokenize_corpus``, or a pattern of several.
+More sources: docs/pretraining.md.
 """
 
 from ml_collections import ConfigDict

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from llama2_jax.config import require
+from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.shards import TokenisedCorpus
 from llama2_jax.evals.document_loss import document_nats, position_edges, sums_by_position
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.sharding.processes import files_at_rest

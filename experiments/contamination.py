@@ -32,8 +32,8 @@ from absl import flags
 from experiments.contamination_report import write_report
 from llama2_jax.analysis.contamination import Document, Scan, empty_scan, merge, scan
 from llama2_jax.analysis.contamination_index import SampleIndex, index_samples
+from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
 from llama2_jax.data.scored_samples import read_scored_samples
-from llama2_jax.data.shards import MANIFEST, TokenisedCorpus
 from llama2_jax.data.sources import expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.launch import launch
@@ -80,13 +80,14 @@ def training_parts(paths: Sequence[str], tokenizer: Tokenizer) -> list[Part]:
     """
     parts = []
     for path in paths:
-        if not (Path(path) / MANIFEST).is_file():
+        folders = corpus_folders(path)
+        if not folders:
             parts += [Part(str(file)) for file in expand_paths(path)]
-            continue
-        corpus = TokenisedCorpus.open(path)
-        corpus.require_tokenizer(tokenizer.content_hash)
-        ends = list(itertools.accumulate(shard["documents"] for shard in corpus.manifest["shards"]))
-        parts += [Part(path, range(begin, end)) for begin, end in itertools.pairwise([0, *ends])]
+        for folder in folders:
+            corpus = TokenisedCorpus.open(folder)
+            corpus.require_tokenizer(tokenizer.content_hash)
+            ends = list(itertools.accumulate(shard["documents"] for shard in corpus.manifest["shards"]))
+            parts += [Part(str(folder), range(begin, end)) for begin, end in itertools.pairwise([0, *ends])]
     return list(dict.fromkeys(parts))
 
 

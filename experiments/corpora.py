@@ -1,8 +1,8 @@
 """Tokenizer and tokenised text of a pretraining run, from what its config names.
 
-A folder made by ``tools.tokenize_corpus`` is opened as it is. Raw files are tokenised into the
-workdir first, by one process while all others wait, and a tokenizer is trained by all: right for a laptop,
-slow for a cluster.
+Folders made by ``tools.tokenize_corpus`` are opened as they are, several as one. Raw files are tokenised
+into the workdir first, by one process while all others wait, and a tokenizer is trained by all: right for a
+laptop, slow for a cluster.
 """
 
 import itertools
@@ -13,7 +13,8 @@ from typing import Any
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import dialogue_text
-from llama2_jax.data.shards import MANIFEST, TokenisedCorpus, file_sha256, write_shards
+from llama2_jax.data.corpus import MANIFEST, TokenisedCorpus, corpus_folders
+from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from llama2_jax.files import writes
@@ -25,7 +26,7 @@ def check_data(data: Any) -> None:
     """Raise ``ConfigError`` for a source without a path, or texts for a tokenizer that is trained already."""
     require(
         all(source.path for source in data.sources.values()),
-        "the path of a source in config.data.sources is empty; set it to text files or to a folder made by "
+        "the path of a source in config.data.sources is empty; set it to text files or to folders made by "
         "`python -m tools.tokenize_corpus`",
     )
     require(
@@ -49,7 +50,7 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
     else:
         for name, source in data.sources.items():
             require(
-                not (Path(source.path) / MANIFEST).is_file(),
+                not corpus_folders(source.path),
                 f"config.data.sources.{name}.path = {source.path} is tokenised already; "
                 "set config.data.tokenizer to the tokenizer it was made with",
             )
@@ -106,14 +107,15 @@ def open_corpora(
 def _open(
     path: str, target: Path, workdir: Path, tokenizer: Tokenizer, on_bad_line: OnBadLine
 ) -> TokenisedCorpus:
-    if not (Path(path) / MANIFEST).is_file():
+    folders = corpus_folders(path)
+    if not folders:
         files = expand_paths(path)
         _check_same_text(files, target, workdir)
         if writes():
             write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line)
         wait_for_all(f"{path} is tokenised")
-        path = str(target)
-    corpus = TokenisedCorpus.open(path)
+        folders = [target]
+    corpus = TokenisedCorpus.open(*folders)
     corpus.require_tokenizer(tokenizer.content_hash)
     return corpus
 

@@ -12,9 +12,9 @@ from experiments.models import check_sequence_length, check_training, open_train
 from experiments.training_report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, to_plain
+from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.data.loader import DataSource, Loader, make_loader, single_pass
 from llama2_jax.data.packing import PackedDocuments
-from llama2_jax.data.shards import TokenisedCorpus
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete

@@ -1,4 +1,4 @@
-"""Tokenise text files into ArrayRecord shards, in parallel; start it again to continue.
+"""Tokenise text files into shards, in parallel; start it again to continue.
 
 python -m tools.tokenize_corpus --input='text/*.jsonl.gz' --output=corpus --tokenizer=llama.model --workers=8
 """

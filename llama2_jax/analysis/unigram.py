@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llama2_jax.data.shards import TokenisedCorpus
+from llama2_jax.data.corpus import TokenisedCorpus
 
 
 def unigram_entropy(corpus: TokenisedCorpus) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.data.chat import EncodedDialogue
+from llama2_jax.data.offsets import Offsets
 from llama2_jax.data.sources import DataError
 
 Row = Mapping[str, np.ndarray]
@@ -33,7 +34,9 @@ class Documents(Protocol):
 
     lengths: np.ndarray
 
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def part(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop`` of a document."""
+        ...
 
 
 class PackedDocuments:
@@ -44,8 +47,7 @@ class PackedDocuments:
     segment with full causal attention, and the BOS of the next document is a target too.
     A document cut by a row's edge continues in the next row with positions from 0.
 
-    Memory is 16 bytes per document (order and offsets); tokens stay on disk. A row reads every
-    document it touches whole, so split books of millions of tokens into chapters first.
+    Memory is 4 bytes per document for the order, beside the 4 of its length; tokens stay on disk.
 
     Args:
       corpus: documents with their lengths.
@@ -61,9 +63,10 @@ class PackedDocuments:
         self._corpus = corpus
         self._length = sequence_length
         self._document_mask = document_mask
-        self._order = shuffled_order(len(corpus.lengths), seed)
-        self._ends = np.cumsum(corpus.lengths[self._order])
-        self.num_tokens = int(self._ends[-1]) if len(self._ends) else 0
+        order = shuffled_order(len(corpus.lengths), seed)
+        self._order = order.astype(np.min_scalar_type(len(order)))
+        self._offsets = Offsets(corpus.lengths, self._order)
+        self.num_tokens = self._offsets.total
         if self.num_tokens < 2:
             raise DataError(f"the corpus has {self.num_tokens} token(s); a row needs at least 2")
 
@@ -75,14 +78,13 @@ class PackedDocuments:
             raise IndexError(f"row {index} of {len(self)}")
         start = index * self._length
         stop = min(start + self._length + 1, self.num_tokens)
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        last = int(np.searchsorted(self._ends, stop - 1, side="right"))
+        slot, begin = self._offsets.at(start)
         parts = []
-        for slot in range(first, last + 1):
-            end = int(self._ends[slot])
-            tokens = self._corpus[int(self._order[slot])]
-            begin = end - len(tokens)
-            parts.append(tokens[max(start - begin, 0) : stop - begin])
+        while begin < stop:
+            document = int(self._order[slot])
+            length = int(self._corpus.lengths[document])
+            parts.append(self._corpus.part(document, max(start - begin, 0), min(stop - begin, length)))
+            slot, begin = slot + 1, begin + length
         return make_row(parts, sequence_length=self._length, document_mask=self._document_mask)
 
 

@@ -1,10 +1,10 @@
-"""Tokenised corpora on disk: ArrayRecord shards, one record per document.
+"""Tokenised corpora on disk: shards of token ids, document after document.
 
-A record is ``BOS + text + EOS`` as little-endian uint16 (vocabulary up to 65,536) or uint32.
-A folder holds ``shard-NNNNN.array_record``, beside each shard its document lengths
+A document is ``BOS + text + EOS`` as little-endian uint16 (vocabulary up to 65,536) or uint32.
+A folder holds ``shard-NNNNN.tokens``, beside each shard its document lengths
 (``.lengths.npy``) and a ``.json`` that is written last and marks it finished, and
 ``manifest.json``, written when all shards are. Shards depend on the input, the tokenizer and
-the settings only, not on the number of workers or on interruptions.
+the settings only, not on the number of workers or on interruptions. ``corpus`` reads them.
 """
 
 import hashlib
@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama2_jax.config import require, write_json
+from llama2_jax.data.corpus import MANIFEST, read_lengths, read_manifest, shard_path
 from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import written_whole
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
 DOCUMENTS_PER_TASK = 256
 
 log = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ def write_shards(
 ) -> dict[str, Any]:
     """Tokenise documents into ``output_dir``; started again, it keeps the shards that are finished.
 
-    Returns the manifest: recipe, tokenizer_hash, vocab_size, dtype, inputs (name, bytes, sha256),
+    Returns the manifest: recipe, tokenizer_hash, vocab_size, bos_id, dtype, inputs (name, bytes, sha256),
     documents, tokens, text_bytes (UTF-8, for bits per byte), bad_lines, shards (``ShardInfo``).
 
     Args:
@@ -89,7 +87,7 @@ def write_shards(
     output.mkdir(parents=True, exist_ok=True)
     origin = _origin(files, load_tokenizer(tokenizer_path), max_shard_tokens, text_key, on_bad_line)
     shards = _finished_shards(output, origin["recipe"])
-    finished = _read_manifest(output)
+    finished = read_manifest(output)
     if finished is not None and finished["shards"] == [asdict(shard) for shard in shards]:
         return finished
     (output / MANIFEST).unlink(missing_ok=True)  # it would describe shards that are replaced below
@@ -104,83 +102,6 @@ def write_shards(
     write_json(output / MANIFEST, manifest)
     _remove_stale(output, {shard.name for shard in shards})
     return manifest
-
-
-class TokenisedCorpus:
-    """Random access to the documents of a folder that ``write_shards`` made.
-
-    ``corpus[i]`` is an int32 array of ids, BOS first and EOS last; ``lengths`` (int64) has one
-    number per document and is all that is held in memory. Reading a damaged shard is a DataError.
-    """
-
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        names = [shard["name"] for shard in manifest["shards"]]
-        lengths = [np.load(folder / f"{name}.lengths.npy") for name in names]
-        self.folder = folder
-        self.manifest = manifest
-        self.lengths = np.concatenate(lengths).astype(np.int64)
-        try:
-            self._records = ArrayRecordDataSource([str(_shard_path(folder, name)) for name in names])
-        except RuntimeError as error:
-            raise DataError(
-                f"{folder}: a shard's index is damaged: {error}; tokenise again (good shards are kept)"
-            ) from error
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "TokenisedCorpus":
-        """Open a finished corpus.
-
-        Raises:
-          DataError: no manifest, a missing shard, one whose size differs from the manifest, or
-            one with a damaged index.
-        """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
-        if manifest is None:
-            raise DataError(
-                f"{folder / MANIFEST} is missing; run (or finish) "
-                f"python -m tools.tokenize_corpus --output={folder}"
-            )
-        for shard in manifest["shards"]:
-            path = _shard_path(folder, shard["name"])
-            size = path.stat().st_size if path.is_file() else 0
-            if size != shard["file_bytes"]:
-                raise DataError(
-                    f"{path} has {size} bytes, the manifest says {shard['file_bytes']}: "
-                    "the shard is damaged; tokenise again (good shards are kept)"
-                )
-        return cls(folder, manifest)
-
-    def require_tokenizer(self, content_hash: str) -> None:
-        """Check that the corpus was made with this tokenizer. Raises ConfigError if not."""
-        made_with = self.manifest["tokenizer_hash"]
-        require(
-            content_hash == made_with,
-            f"{self.folder} was made with tokenizer {made_with[:12]}, the one given is "
-            f"{content_hash[:12]}; tokenise the corpus again or use its tokenizer",
-        )
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        try:
-            record = self._records[index]
-        except RuntimeError as error:
-            raise DataError(
-                f"{self._shard_of(index)} cannot be read: {error}; the shard is damaged, tokenise again "
-                "(good shards are kept)"
-            ) from error
-        return np.frombuffer(record, dtype=self.manifest["dtype"]).astype(np.int32)
-
-    def _shard_of(self, index: int) -> str:
-        """The place of a document, for messages."""
-        number = index
-        for shard in self.manifest["shards"]:
-            if number < shard["documents"]:
-                return f"{_shard_path(self.folder, shard['name'])}, record {number},"
-            number -= shard["documents"]
-        raise IndexError(index)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -199,6 +120,7 @@ def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str
         "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
         "tokenizer_hash": tokenizer.content_hash,
         "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
         "dtype": "<u2" if tokenizer.vocab_size <= 2**16 else "<u4",
         "inputs": inputs,
     }
@@ -209,28 +131,27 @@ def _totals(shards: list[ShardInfo]) -> dict[str, Any]:
     return {**sums, "shards": [asdict(shard) for shard in shards]}
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _shard_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.array_record"
-
-
 def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
     """Shards 0, 1, ... that are complete, undamaged and made by ``recipe``, up to the first that is not."""
     shards: list[ShardInfo] = []
-    while True:
-        mark = folder / f"shard-{len(shards):05d}.json"
-        if not mark.is_file():
-            return shards
+    while (mark := folder / f"shard-{len(shards):05d}.json").is_file():
         shard = ShardInfo(**json.loads(mark.read_text(encoding="utf-8")))
-        path = _shard_path(folder, shard.name)
-        if shard.recipe != recipe or not path.is_file() or file_sha256(path) != shard.sha256:
-            return shards
-        log.info("keeping %s", path)
+        if shard.recipe != recipe or not _is_sound(folder, shard):
+            break
+        log.info("keeping %s", shard_path(folder, shard.name))
         shards.append(shard)
+    return shards
+
+
+def _is_sound(folder: Path, shard: ShardInfo) -> bool:
+    path = shard_path(folder, shard.name)
+    if not path.is_file() or file_sha256(path) != shard.sha256:
+        return False
+    try:
+        read_lengths(folder, asdict(shard))
+    except DataError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -284,15 +205,14 @@ def _until(documents: Iterator[_Document], max_tokens: int) -> Iterator[_Documen
 
 
 def _write_shard(folder: Path, name: str, documents: Iterator[_Document], recipe: str) -> ShardInfo:
-    path = _shard_path(folder, name)
+    path = shard_path(folder, name)
     with written_whole(path) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")  # a group is read whole: one document each
         lengths, text_bytes = [], 0
-        for document in documents:
-            writer.write(document.record)
-            lengths.append(document.tokens)
-            text_bytes += document.text_bytes
-        writer.close()
+        with partial.open("wb") as file:
+            for document in documents:
+                file.write(document.record)
+                lengths.append(document.tokens)
+                text_bytes += document.text_bytes
         np.save(folder / f"{name}.lengths.npy", np.array(lengths, np.uint32))
         digest, size = file_sha256(partial), partial.stat().st_size
     shard = ShardInfo(name, recipe, len(lengths), sum(lengths), text_bytes, size, digest)

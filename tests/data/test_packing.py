@@ -18,8 +18,9 @@ class ListCorpus:
         ends = np.cumsum(self.lengths) + first
         self.documents = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
-    def __getitem__(self, index):
-        return self.documents[index]
+    def part(self, index, start, stop):
+        assert 0 <= start < stop <= self.lengths[index]
+        return self.documents[index][start:stop]
 
 
 LENGTHS = [[5, 3, 9, 2, 2, 17, 4], [30], [2, 2], [2] * 11, [1, 1, 1], [8, 8, 9]]

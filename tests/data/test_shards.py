@@ -1,11 +1,15 @@
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data import corpus as corpus_module
 from llama2_jax.data import shards
-from llama2_jax.data.shards import TokenisedCorpus, file_sha256, write_shards
+from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
+from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.data.conftest import make_texts
@@ -63,7 +67,7 @@ def test_interrupted_run_continues_to_the_same_files(inputs, tokenizer_path, tmp
 
     def stop_at_third(folder, name, documents, recipe):
         if len(written) == 2:
-            (folder / f"{name}.array_record.partial").write_bytes(b"half")
+            (folder / f"{name}.tokens.partial").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(name)
         return write(folder, name, documents, recipe)
@@ -88,7 +92,7 @@ def test_interrupted_run_continues_to_the_same_files(inputs, tokenizer_path, tmp
 
 def test_damaged_shard_is_found_and_made_again(inputs, tokenizer_path, tmp_path):
     manifest = write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
-    path = tmp_path / "out" / "shard-00001.array_record"
+    path = tmp_path / "out" / "shard-00001.tokens"
     good = path.read_bytes()
     path.write_bytes(good[:-5])
     with pytest.raises(DataError, match=f"{len(good) - 5} bytes, the manifest says {len(good)}"):
@@ -97,29 +101,103 @@ def test_damaged_shard_is_found_and_made_again(inputs, tokenizer_path, tmp_path)
     assert path.read_bytes() == good
 
 
-def test_a_shard_damaged_inside_is_named_when_it_is_read(inputs, tokenizer_path, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [(0, bytes(2)), (200, bytes(byte ^ 255 for byte in range(64)))],
+    ids=["no BOS", "ids beyond the vocabulary"],
+)
+def test_a_shard_damaged_inside_is_named_when_it_is_read(place, damage, inputs, tokenizer_path, tmp_path):
     manifest = write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
-    path = tmp_path / "out" / "shard-00001.array_record"
+    path = tmp_path / "out" / "shard-00001.tokens"
     content = bytearray(path.read_bytes())
-    content[200:264] = bytes(byte ^ 255 for byte in content[200:264])
-    corpus = TokenisedCorpus.open(tmp_path / "out")
+    content[place : place + len(damage)] = damage
     path.write_bytes(content)
+    corpus = TokenisedCorpus.open(tmp_path / "out")
     first = manifest["shards"][0]["documents"]
     assert len(corpus[first - 1])
     with pytest.raises(
-        DataError, match=r"shard-00001\.array_record, record \d, cannot be read: .*tokenise again"
+        DataError, match=r"shard-00001\.tokens, document \d: the shard is damaged; tokenise again"
     ):
         [corpus[first + number] for number in range(manifest["shards"][1]["documents"])]
     assert write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500) == manifest
+    assert len(TokenisedCorpus.open(tmp_path / "out")[first])
 
 
-def test_a_shard_with_a_damaged_index_is_found_when_it_is_opened(inputs, tokenizer_path, tmp_path):
-    write_shards(inputs, tmp_path / "out", tokenizer_path)
-    path = tmp_path / "out" / "shard-00000.array_record"
-    content = path.read_bytes()
-    path.write_bytes(content[: -(2**16)] + bytes(2**16))  # the index is in the last 64 KiB
-    with pytest.raises(DataError, match="a shard's index is damaged: .*tokenise again"):
+def test_lengths_that_are_not_of_their_shard_are_found_and_made_again(inputs, tokenizer_path, tmp_path):
+    manifest = write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    path = tmp_path / "out" / "shard-00001.lengths.npy"
+    good = path.read_bytes()
+    wrong = np.load(path)
+    wrong[0] += 1
+    np.save(path, wrong)
+    tokens = manifest["shards"][1]["tokens"]
+    with pytest.raises(
+        DataError, match=rf"documents of {tokens + 1} tokens, the manifest says \d+ of {tokens};"
+    ):
         TokenisedCorpus.open(tmp_path / "out")
+    path.write_bytes(good[:-1])
+    with pytest.raises(DataError, match=r"lengths\.npy cannot be read"):
+        TokenisedCorpus.open(tmp_path / "out")
+    assert write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500) == manifest
+    assert path.read_bytes() == good
+
+
+def test_folders_are_one_corpus(inputs, tokenizer_path, tmp_path):
+    whole = write_shards(inputs, tmp_path / "whole", tokenizer_path, max_shard_tokens=500)
+    for name in ("a", "b"):
+        write_shards(
+            tmp_path / f"{name}.jsonl", tmp_path / f"part-{name}", tokenizer_path, max_shard_tokens=300
+        )
+    folders = corpus_folders(tmp_path / "part-*")
+    assert [folder.name for folder in folders] == ["part-a", "part-b"]
+    joined, expected = TokenisedCorpus.open(*folders), TokenisedCorpus.open(tmp_path / "whole")
+    assert len(joined) == len(TEXTS)
+    assert all((joined[i] == expected[i]).all() for i in range(len(TEXTS)))
+    for key in ("documents", "tokens", "text_bytes", "bad_lines", "inputs", "vocab_size", "tokenizer_hash"):
+        assert joined.manifest[key] == whole[key], key
+    swapped = TokenisedCorpus.open(*folders[::-1])
+    recipes = {corpus.manifest["recipe"] for corpus in (joined, swapped, expected)}
+    assert len(recipes) == 3, "another order is another corpus"
+    assert (swapped[0] == expected[40]).all()
+
+
+def test_a_pattern_with_an_unfinished_folder_is_refused(inputs, tokenizer_path, tmp_path):
+    write_shards(tmp_path / "a.jsonl", tmp_path / "part-a", tokenizer_path)
+    (tmp_path / "part-b").mkdir()
+    with pytest.raises(DataError, match=r"part-b.manifest\.json is missing"):
+        TokenisedCorpus.open(*corpus_folders(tmp_path / "part-*"))
+
+
+def test_folders_of_two_tokenizers_are_refused(inputs, tokenizer_path, tmp_path):
+    other = train_sentencepiece(TEXTS, tmp_path / "other.model", vocab_size=320)
+    write_shards(tmp_path / "a.jsonl", tmp_path / "a", tokenizer_path)
+    write_shards(tmp_path / "b.jsonl", tmp_path / "b", tmp_path / "other.model")
+    with pytest.raises(ConfigError, match=f"b was made with tokenizer {other.content_hash[:12]}"):
+        TokenisedCorpus.open(tmp_path / "a", tmp_path / "b")
+
+
+def test_text_files_are_no_corpus(inputs, tmp_path):
+    assert corpus_folders(inputs) == corpus_folders(tmp_path) == corpus_folders(tmp_path / "none") == []
+
+
+def test_a_corpus_has_more_shards_than_a_process_may_open(inputs, tokenizer_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "MAPPED_SHARDS", 8)
+    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=1)
+    corpus = TokenisedCorpus.open(tmp_path / "out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        assert [len(corpus[index]) for index in range(len(corpus))] == corpus.lengths.tolist()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_part_of_a_document_is_that_part(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    corpus = TokenisedCorpus.open(tmp_path / "out")
+    for index in (0, 17, 59):
+        for start, stop in ((0, 1), (0, 5), (3, 9), (7, 7)):
+            assert corpus.part(index, start, stop).tolist() == corpus[index][start:stop].tolist()
 
 
 def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_path, tmp_path):
@@ -130,9 +208,9 @@ def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_pa
     assert len(TokenisedCorpus.open(tmp_path / "out")) == 1
     assert sorted(contents(tmp_path / "out")) == [
         "manifest.json",
-        "shard-00000.array_record",
         "shard-00000.json",
         "shard-00000.lengths.npy",
+        "shard-00000.tokens",
     ]
 
 
@@ -160,7 +238,7 @@ def test_large_vocabulary_uses_32_bits(tmp_path):
     ids = np.array([1, 70_000, 2], dtype="<u4")
     shards._write_shard(tmp_path, "shard-00000", iter([shards._Document(ids.tobytes(), 3, 1)]), "recipe")
     info = json.loads((tmp_path / "shard-00000.json").read_text())
-    manifest = {"dtype": "<u4", "shards": [info], "tokenizer_hash": ""}
+    manifest = {"dtype": "<u4", "vocab_size": 70_001, "bos_id": 1, "shards": [info], "tokenizer_hash": ""}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert TokenisedCorpus.open(tmp_path)[0].tolist() == [1, 70_000, 2]
 

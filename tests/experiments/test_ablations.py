@@ -15,7 +15,7 @@ from configs.ablations import get_config
 from experiments import ablation_results, ablations, ablations_report, pretrain
 from experiments.ablation_readings import Losses, Reading, read_heldout, readings, stretch_sizes
 from llama2_jax.config import ConfigError
-from llama2_jax.data.shards import TokenisedCorpus
+from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.generate.score import score
 from llama2_jax.model.config import PAPER_SIZES, ModelConfig, parameter_count
 from llama2_jax.pretrained import load

@@ -211,7 +211,7 @@ def test_changed_text_is_not_used_to_continue(tmp_path: Path) -> None:
     pretrain.run(config, workdir)
     (workdir / "DONE").unlink()
     text.write_text(runs.sentences(61, seed=1), encoding="utf-8")
-    shards = sorted((workdir / "corpus" / "main").glob("*.array_record"))
+    shards = sorted((workdir / "corpus" / "main").glob("*.tokens"))
     before = [shard.read_bytes() for shard in shards]
     with pytest.raises(ConfigError, match=r"trained on another text than .*text\.txt holds now"):
         pretrain.run(config, workdir)

@@ -1,6 +1,6 @@
 import json
 
-from llama2_jax.data.shards import TokenisedCorpus
+from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.data.tokenizer import load_tokenizer
 from tests.data.conftest import make_texts
 from tools import tokenize_corpus, train_tokenizer

@@ -1,0 +1,165 @@
+"""Tokenised corpora as they are read: random access to documents, whose tokens stay on disk.
+
+``shards`` writes them. Files are mapped into memory, which needs no index of them (``docs/pretraining.md``).
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama2_jax.config import require
+from llama2_jax.data.offsets import Offsets
+from llama2_jax.data.sources import DataError
+
+MANIFEST = "manifest.json"
+MAPPED_SHARDS = 256  # at once: each is an open file, of which a process may often have no more than 1,024
+
+
+class TokenisedCorpus:
+    """Random access to the documents of folders that ``write_shards`` made, one folder after the other.
+
+    ``corpus[i]`` is an int32 array of ids, BOS first and EOS last; ``lengths`` (uint32) has one
+    number per document and is all that is held in memory. ``manifest`` is that of the folder; of several
+    it has the numbers of all.
+    """
+
+    def __init__(self, folders: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> None:
+        self.folder, self.manifest = folders[0], _joined(manifests)
+        shards = [(f, shard) for f, m in zip(folders, manifests, strict=True) for shard in m["shards"]]
+        self._paths = [shard_path(folder, shard["name"]) for folder, shard in shards]
+        self.lengths = np.concatenate([read_lengths(folder, shard) for folder, shard in shards])
+        self._offsets = Offsets(self.lengths)
+        self._first_document = np.cumsum([0, *(shard["documents"] for _, shard in shards)])
+        self._first_token = np.cumsum([0, *(shard["tokens"] for _, shard in shards)])
+        self._map = lru_cache(MAPPED_SHARDS)(self._map_shard)
+
+    @classmethod
+    def open(cls, *folders: str | Path) -> "TokenisedCorpus":
+        """Open finished corpora as one.
+
+        Raises:
+          DataError: no manifest, or a shard that is missing or of another size than the manifest says.
+          ConfigError: they are made with different tokenizers.
+        """
+        paths = [Path(folder) for folder in folders]
+        manifests = [_finished_manifest(path) for path in paths]
+        for path, manifest in zip(paths, manifests, strict=True):
+            _check_tokenizer(path, manifest, manifests[0]["tokenizer_hash"])
+            for shard in manifest["shards"]:
+                _check_size(shard_path(path, shard["name"]), shard["file_bytes"])
+        return cls(paths, manifests)
+
+    def require_tokenizer(self, content_hash: str) -> None:
+        """Check that the corpus was made with this tokenizer. Raises ConfigError if not."""
+        _check_tokenizer(self.folder, self.manifest, content_hash)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.part(index, 0, int(self.lengths[index]))
+
+    def part(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop`` of document ``index``, int32; nothing else is read.
+
+        Raises:
+          DataError: the shard is damaged: the document does not begin with BOS, or an id is not of the
+            vocabulary. Not all damage is seen here; ``write_shards`` compares the sha256.
+        """
+        shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
+        begin = self._offsets.begin(index) - int(self._first_token[shard])
+        ids = self._map(shard)[begin + start : begin + stop].astype(np.int32)
+        is_sound = ids.max(initial=0) < self.manifest["vocab_size"]
+        if start == 0 < stop:
+            is_sound &= ids[0] == self.manifest["bos_id"]
+        if not is_sound:
+            raise DataError(
+                f"{self._paths[shard]}, document {index - self._first_document[shard]}: the shard is "
+                "damaged; tokenise again (good shards are kept)"
+            )
+        return ids
+
+    def _map_shard(self, shard: int) -> np.ndarray:
+        file = np.memmap(self._paths[shard], self.manifest["dtype"], mode="r")
+        return file.view(np.ndarray)  # as the subclass every slice would be slower
+
+
+def corpus_folders(path: str | Path) -> list[Path]:
+    """The tokenised folders behind a path or a glob pattern, sorted; none where it means something else."""
+    folders = [Path(path)] if Path(path).is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    return folders if any((folder / MANIFEST).is_file() for folder in folders) else []
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What ``write_shards`` says of a folder; None before it has finished."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def shard_path(folder: Path, name: str) -> Path:
+    """The file of a shard's tokens."""
+    return folder / f"{name}.tokens"
+
+
+def read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
+    """Tokens of every document of a shard, uint32.
+
+    Raises:
+      DataError: they are not those of the shard.
+    """
+    path = folder / f"{shard['name']}.lengths.npy"
+    try:
+        lengths = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}; tokenise again (good shards are kept)") from error
+    found = len(lengths), int(lengths.sum(dtype=np.int64))
+    if found != (shard["documents"], shard["tokens"]):
+        raise DataError(
+            f"{path} has {found[0]} documents of {found[1]} tokens, the manifest says "
+            f"{shard['documents']} of {shard['tokens']}; tokenise again (good shards are kept)"
+        )
+    return lengths
+
+
+def _finished_manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(
+            f"{folder / MANIFEST} is missing; run (or finish) "
+            f"python -m tools.tokenize_corpus --output={folder}"
+        )
+    return manifest
+
+
+def _joined(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of several folders in this order."""
+    if len(manifests) == 1:
+        return manifests[0]
+    recipe = hashlib.sha256(json.dumps([manifest["recipe"] for manifest in manifests]).encode()).hexdigest()
+    lists = {key: [entry for m in manifests for entry in m[key]] for key in ("inputs", "shards")}
+    sums = {key: sum(m[key] for m in manifests) for key in ("documents", "tokens", "text_bytes", "bad_lines")}
+    return {**manifests[0], "recipe": recipe, **lists, **sums}
+
+
+def _check_tokenizer(folder: Path, manifest: dict[str, Any], content_hash: str) -> None:
+    made_with = manifest["tokenizer_hash"]
+    require(
+        content_hash == made_with,
+        f"{folder} was made with tokenizer {made_with[:12]}, the one given is "
+        f"{content_hash[:12]}; tokenise the corpus again or use its tokenizer",
+    )
+
+
+def _check_size(path: Path, expected: int) -> None:
+    size = path.stat().st_size if path.is_file() else 0
+    if size != expected:
+        raise DataError(
+            f"{path} has {size} bytes, the manifest says {expected}: "
+            "the shard is damaged; tokenise again (good shards are kept)"
+        )
