@@ -6,6 +6,7 @@ frozen dataclasses that ``build`` makes from its sub-trees.
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -64,6 +65,20 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ConfigError`` unless ``value`` is one of ``choices``, listing them."""
     known = list(choices)
     require(value in known, f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def refuse_buckets(arguments: Iterable[str]) -> None:
+    """Check a command line before anything is written: ``gs://bucket/run`` would become the folder ``gs:``.
+
+    Raises:
+      ConfigError: an argument, or the value of a flag, is an address of an object store.
+    """
+    for argument in arguments:
+        require(
+            re.search(r"(^|=)(gs|s3|hdfs|abfss?)://", argument) is None,
+            f"{argument}: only paths of a file system are read and written; mount the bucket (gcsfuse, "
+            "mountpoint-s3) and give its path there, or use a shared file system",
+        )
 
 
 def named_paths(texts: Iterable[str], *, field: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, changes, require, to_plain, write_json
+from llama2_jax.config import ConfigError, changes, refuse_buckets, require, to_plain, write_json
 from llama2_jax.data.chat import DialogueError
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import TokenizerError
@@ -64,6 +64,7 @@ def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
+            refuse_buckets(sys.argv[1:])
             if several_processes:
                 connect(**_process_flags())
             main()

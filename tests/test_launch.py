@@ -38,6 +38,13 @@ def test_users_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_an_address_of_an_object_store_is_not_taken_for_a_folder() -> None:
+    result = pretrain("--config=configs/pretrain.py:tiny", "--workdir=gs://bucket/run")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --workdir=gs://bucket/run: only paths of a file system")
+    assert not (REPOSITORY / "gs:").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

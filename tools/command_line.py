@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from llama2_jax.config import refuse_buckets
+
 # not llama2_jax.launch, which does the same: it imports jax, and the tools do without
 USER_ERRORS = (ValueError, OSError)  # DataError, ConfigError and TokenizerError; AssetError
 EXIT_USER_ERROR = 2
@@ -11,6 +13,7 @@ EXIT_USER_ERROR = 2
 def run(main: Callable[[], None]) -> None:
     """Call ``main``, for ``if __name__ == "__main__"``; a test that calls it itself sees what it raises."""
     try:
+        refuse_buckets(sys.argv[1:])
         main()
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

