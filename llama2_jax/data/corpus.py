@@ -91,9 +91,13 @@ class TokenisedCorpus:
 
 
 def corpus_folders(path: str | Path) -> list[Path]:
-    """The tokenised folders behind a path or a glob pattern, sorted; none where it means something else."""
+    """The tokenised folders, finished or not, behind a path or pattern; none where it means text files."""
     folders = [Path(path)] if Path(path).is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
-    return folders if any((folder / MANIFEST).is_file() for folder in folders) else []
+    return folders if any(_is_corpus(folder) for folder in folders) else []
+
+
+def _is_corpus(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or any(folder.glob("shard-*.tokens*"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Documents and dialogues from files: JSONL (plain or .gz), Parquet, text, ArrayRecord.
+"""Documents and dialogues from files: JSONL (plain, .gz or .zst), Parquet, text, ArrayRecord.
 
 Every mistake in a file is a ``DataError`` that names file, line and reason, or, with
 ``on_bad_line="skip"``, is counted in ``BadLines``; nothing is dropped silently.
@@ -7,6 +7,8 @@ Every mistake in a file is a ``DataError`` that names file, line and reason, or,
 import codecs
 import glob
 import gzip
+import importlib
+import io
 import json
 import logging
 import zlib
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.chat import (
@@ -30,6 +32,8 @@ from llama2_jax.data.chat import (
 OnBadLine = Literal["error", "skip"]
 Paths = str | Path | Iterable[str | Path]
 T = TypeVar("T")
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")  # .json.gz is the name of C4's and Dolma's
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +266,7 @@ def read_records(
 
 
 def json_lines(file: Path) -> Iterator[Record]:
-    """The lines of a JSONL file, whatever its name, but for .gz at its end; blank ones are passed over.
+    """The lines of a JSONL file, whatever its name but for .gz or .zst at its end; no blank ones.
 
     Raises:
       DataError: the file cannot be read, or not any further.
@@ -289,7 +293,7 @@ def _intact(file: Path, records: Iterator[Record]) -> Iterator[Record]:
 def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     """Records of one file, by its suffix; a text as a whole is the field ``keys[0]``."""
     name = file.name
-    if name.endswith((".jsonl", ".jsonl.gz")):
+    if name.endswith(JSON_LINES):
         yield from _json_lines(file)
     elif name.endswith(".parquet"):
         yield from _parquet_rows(file, keys)
@@ -299,17 +303,36 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
         yield from _array_records(file, keys[0])
     else:
         raise DataError(
-            f"{file}: unknown kind of file; known: .jsonl, .jsonl.gz, .parquet, .txt, .md, .array_record"
+            f"{file}: unknown kind of file; known: {', '.join(JSON_LINES)}, .parquet, .txt, .md, "
+            ".array_record"
         )
 
 
 def _json_lines(file: Path) -> Iterator[Record]:
-    opener: Any = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rb") as lines:
+    with _open_bytes(file) as lines:
         for number, line in enumerate(lines, start=1):
             content = _without_bom(line) if number == 1 else line
             if content.strip():
                 yield Record(f"{file}, line {number}", partial(_json_row, content))
+
+
+def _open_bytes(file: Path) -> BinaryIO:
+    """What a file holds, decompressed."""
+    if file.name.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if file.name.endswith(".zst"):
+        return io.BufferedReader(_pyarrow(file, "").input_stream(str(file), compression="zstd"))
+    return file.open("rb")
+
+
+def _pyarrow(file: Path, module: str) -> Any:
+    """A module of pyarrow, by its name after the dot."""
+    try:
+        return importlib.import_module(f"pyarrow{module}")
+    except ImportError as error:
+        raise DataError(
+            f"{file} needs pyarrow; install it with: pip install 'llama2_jax[parquet]'"
+        ) from error
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
@@ -319,13 +342,7 @@ def _json_row(line: bytes) -> dict[str, Any]:
 
 
 def _parquet_rows(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError(
-            f"{file} needs pyarrow; install it with: pip install 'llama2_jax[parquet]'"
-        ) from error
-    table = parquet.ParquetFile(file)
+    table = _pyarrow(file, ".parquet").ParquetFile(file)
     names = table.schema_arrow.names
     if keys[0] not in names:
         raise DataError(f"{file}: no column {keys[0]!r}; it has {', '.join(names)}")

@@ -76,7 +76,7 @@ def test_interrupted_run_continues_to_the_same_files(inputs, tokenizer_path, tmp
     with pytest.raises(KeyboardInterrupt):
         write_shards(inputs, tmp_path / "cut", tokenizer_path, max_shard_tokens=500)
     with pytest.raises(DataError, match="run \\(or finish\\)"):
-        TokenisedCorpus.open(tmp_path / "cut")
+        TokenisedCorpus.open(*corpus_folders(tmp_path / "cut"))
 
     def count(folder, name, documents, recipe):
         written.append(name)

@@ -49,6 +49,24 @@ def test_parquet(tmp_path):
     assert list(read_documents(path, text_key="body", on_bad_line="skip")) == ["one", "three"]
 
 
+def test_compressed_lines_as_large_corpora_come(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
+    texts = [f"text {number} ü" for number in range(1000)]
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    (tmp_path / "c4.json.gz").write_bytes(gzip.compress(b"".join(lines)))
+    frames = [
+        pyarrow.compress(b"".join(part), codec="zstd", asbytes=True) for part in (lines[:400], lines[400:])
+    ]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
+    for name in ("c4.json.gz", "a.jsonl.zst"):
+        assert list(read_documents(tmp_path / name)) == texts, name
+    (tmp_path / "cut.jsonl.zst").write_bytes(frames[0] + frames[1][:-20])
+    with pytest.raises(
+        DataError, match=r"cut\.jsonl\.zst cannot be read.*Truncated.*copy or download it again"
+    ):
+        list(read_documents(tmp_path / "cut.jsonl.zst"))
+
+
 def test_several_paths_keep_their_order_and_patterns_are_sorted(tmp_path):
     for name in ("b", "a", "z"):
         (tmp_path / f"{name}.txt").write_text(name)

@@ -218,6 +218,52 @@ def test_changed_text_is_not_used_to_continue(tmp_path: Path) -> None:
     assert [shard.read_bytes() for shard in shards] == before
 
 
+def test_tokenised_folders_behind_a_pattern_are_one_source_that_stays(tmp_path: Path) -> None:
+    tokenizer = runs.pretrained_workdir() / "tokenizer"
+    for number in (1, 2, 3):
+        text = tmp_path / f"{number}.txt"
+        text.write_text(runs.sentences(30, seed=number), encoding="utf-8")
+        write_shards(text, tmp_path / "corpus" / f"part-{number}", tokenizer)
+    (tmp_path / "corpus" / "part-3").rename(tmp_path / "later")
+    config = runs.pretrain_config(
+        data__sources__main__path=f"{tmp_path}/corpus/part-*", data__heldout="", train__num_steps=2
+    )
+    with pytest.raises(ConfigError, match=r"part-\* is tokenised already; set config.data.tokenizer"):
+        pretrain.run(config, tmp_path / "run")
+    config.data.tokenizer = str(tokenizer)
+    pretrain.run(config, tmp_path / "run")
+    first = read_meta(tmp_path / "run")[1]["corpora"]["main"]
+    assert "seen 0." in (tmp_path / "run" / "report.md").read_text()
+    (tmp_path / "run" / "DONE").unlink()
+    (tmp_path / "later").rename(tmp_path / "corpus" / "part-3")
+    config.train.num_steps = 3
+    config.train.accept_changed_config = True
+    pretrain.run(config, tmp_path / "run")  # asked for, it goes on with the third
+    assert read_meta(tmp_path / "run")[1]["corpora"]["main"] != first
+    config.train.accept_changed_config = False
+    (tmp_path / "run" / "DONE").unlink()
+    (tmp_path / "corpus" / "part-3").rename(tmp_path / "later")
+    with pytest.raises(ConfigError, match=r"made with something else:\n  corpora\.main"):
+        pretrain.run(config, tmp_path / "run")
+
+
+def test_the_config_file_of_the_docs_mixes_sources(tmp_path: Path) -> None:
+    page = (runs.REPOSITORY / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_mixture.py").write_text(block, encoding="utf-8")
+    given = [f"--config={tmp_path}/my_mixture.py:tiny", f"--workdir={tmp_path}/run"]
+    result = runs.run_program("experiments.pretrain", *given, "--config.data.tokenizer=")
+    assert "no file matches corpora/code;" in result.stderr
+    text = str(runs.texts() / "plain.jsonl")
+    names = ("web", "code", "encyclopaedia")
+    paths = [f"--config.data.sources.{name}.path={text}" for name in names]
+    settings = ("data.tokenizer=", f"data.heldout={text}", "train.num_steps=8", "model.vocab_size=300")
+    result = runs.run_program("experiments.pretrain", *given, *paths, *(f"--config.{s}" for s in settings))
+    assert result.returncode == 0, result.stderr
+    tokens = read_meta(tmp_path / "run")[1]["source_tokens"]
+    assert tokens["web"] > tokens["code"] > tokens["encyclopaedia"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
