@@ -73,7 +73,7 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     config = get_config(size)
     config.update_from_flattened_dict(changes)
     mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh, _devices(topology, pods)), mesh.preset)
+    partitioner = Partitioner(make_mesh(mesh, devices_of(topology, pods)), mesh.preset)
     model = Transformer(build(ModelConfig, config.model, name="model"), partitioner)
     optimizer = make_optimizer(
         build(OptimizerConfig, config.optimizer, name="optimizer"), num_steps=config.train.num_steps
@@ -89,7 +89,8 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     return memory_of(step, state, tokens)
 
 
-def _devices(topology: str, pods: int) -> list[Any]:
+def devices_of(topology: str, pods: int) -> list[Any]:
+    """Chips that are not there: slices of TPUs, or hosts of GPUs."""
     chip, _, size = topology.partition(":")
     if chip == "h200":
         return hopper_devices(int(size), hosts=pods)

@@ -11,7 +11,7 @@ Variants: paper (the numbers of the paper where it gives them) and tiny.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.heldout = ConfigDict({"fraction": 0.01, "seed": 0})  # 1000 examples per batch (PREF-6)
     config.source = "own"
-    config.mesh = mesh()
+    config.mesh = sampling_mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)

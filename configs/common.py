@@ -2,10 +2,22 @@
 
 from ml_collections import ConfigDict
 
+SAMPLED_BY = {"34b": 8, "70b": 8}  # devices that hold the weights together while answers are made
 
-def mesh(*, data: int = 1, fsdp: int = -1) -> ConfigDict:
+
+def mesh() -> ConfigDict:
     """Devices along the axes (-1: all that remain); parameters are split over the ``fsdp`` axis."""
-    return ConfigDict({"preset": "fsdp", "data": data, "fsdp": fsdp, "tensor": 1, "sequence": 1})
+    return ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
+
+
+def sampling_mesh(size: str = "") -> ConfigDict:
+    """Of a stage that makes answers: weights are whole on every device then, but for ``tensor`` (PPO-8).
+
+    Where the size is not known ``tensor`` is 1; with a model that one device cannot hold, set it.
+    """
+    config = mesh()
+    config.update(preset="fsdp_tensor", tensor=SAMPLED_BY.get(size, 1))
+    return config
 
 
 def set_seeds(config: ConfigDict, seed: int) -> None:

@@ -9,7 +9,7 @@ data. Variants: 7b (any size) and tiny (short preprompts, which the model's SFT 
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.sampling = ConfigDict({"max_new_tokens": 512, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
     config.batch_size = 64  # prompts answered or scored together
-    config.mesh = mesh()
+    config.mesh = sampling_mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.model.compute_dtype = "float32"

@@ -14,7 +14,7 @@ Variants: paper (any real model) and tiny (the simulated world).
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward = ConfigDict({"threshold": 0.15, "batch_size": 64})
     config.num_transcripts = 12  # prompts whose answers are shown for every version
 
-    config.mesh = mesh()
+    config.mesh = sampling_mesh()
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.truth = "simulated"

@@ -26,7 +26,7 @@ from configs import (
     reward_model,
     sft,
 )
-from configs.common import set_seeds
+from configs.common import sampling_mesh, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -72,6 +72,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate_chat = evaluate_chat.get_config(general)
     config.evaluate_gatt = evaluate_gatt.get_config("tiny" if size == "tiny" else "7b")
     config.unlock()
+    if variant in PAPER_SIZES:
+        for stage in ("annotate", "gatt", "context_distillation", "evaluate_chat", "evaluate_gatt"):
+            config[stage].mesh = sampling_mesh(size)
     if variant in ("tiny", "smoke"):
         _tiny(config)
     if variant == "smollm2":

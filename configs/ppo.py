@@ -12,7 +12,7 @@ models of the sizes of ``configs/pretrain.py:tiny``.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import mesh, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 KL_COEF = {"7b": 0.01, "13b": 0.01, "34b": 0.005, "70b": 0.005, "tiny": 0.01}  # PPO-6
@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ppo.batch_size = 512
     config.ppo.mini_batch_size = 64
     config.ppo.accumulation_steps = 1  # of a mini-batch
+    config.ppo.sample_batch_size = 0  # answers made at a time, whose keys and values fill the memory; 0 = all
     config.ppo.forward_batch_size = 64  # answers per pass without gradient
     config.ppo.temperature = 1.0  # D43
     config.ppo.kl_coef = KL_COEF[variant]
@@ -74,8 +75,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.grad_clip_norm = 1.0
 
     config.mesh = mesh()
-    # while answers are made: whole weights on every device, rows split (PPO-8)
-    config.sampler_mesh = mesh(data=-1, fsdp=1)
+    config.sampler_mesh = sampling_mesh(variant)  # while answers are made
+    config.sampler_mesh.update(data=-1, fsdp=1)
 
     config.train = ConfigDict()  # a step is an iteration here
     config.train.num_iterations = 400  # PPO-7: 200 to 400

@@ -14,7 +14,7 @@ Variants: 7b, 13b, 34b, 70b (the paper samples from 70b only) and tiny, whose fi
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward.threshold = 0.15  # PPO-3: what ranks the samples is the combined score (D41)
     config.reward.batch_size = 64
 
-    config.mesh = mesh()
+    config.mesh = sampling_mesh(variant)
     config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)

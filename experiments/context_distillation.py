@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.models import open_chat_model
+from experiments.models import open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
@@ -27,7 +27,7 @@ from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
-from llama2_jax.pretrained import LoadedModel
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.answers import Answer, sample_answers
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
@@ -60,11 +60,11 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
-    loaded = open_chat_model(config.init_from, config)
+    loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
     reward_model = load_reward_model_for(
         loaded, config.safety_reward_model, "safety", field="config.safety_reward_model"
     )
-
+    loaded = for_decoding(loaded)
     candidates = {
         how: candidates_for(views, prompts, loaded, reward_model, config)
         for how, views in views_of(prompts, config).items()

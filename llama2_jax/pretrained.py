@@ -9,6 +9,7 @@ import jax
 from llama2_jax.config import ConfigError, build, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.generate.sampler import make_sampler
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.gguf import load_gguf
@@ -17,7 +18,7 @@ from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
 from llama2_jax.interop.imported import Imported, check_vocabulary
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.transformer import Transformer, abstract_params, unstack
+from llama2_jax.model.transformer import Transformer, abstract_params
 from llama2_jax.sharding.placement import place_leaf, place_parts
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
@@ -97,9 +98,15 @@ def load(
 
 
 def for_decoding(loaded: LoadedModel) -> LoadedModel:
-    """The same model with unstacked layers, which decodes faster; drop the argument to free its memory."""
-    model, params = unstack(loaded.model, loaded.params)
-    return loaded._replace(config=model.config, model=model, params=params)
+    """The same model as it decodes (``generate.sampler``); drop the argument to free its memory.
+
+    Weights that were split along ``fsdp`` are whole on every device then, but for what ``tensor`` splits.
+    """
+    partitioner = (loaded.model.partitioner or single_device()).gathered()
+    sampler = make_sampler(loaded.model, partitioner)
+    return loaded._replace(
+        config=sampler.model.config, model=sampler.model, params=sampler.weights(loaded.params)
+    )
 
 
 def save_huggingface(folder: str | Path, loaded: LoadedModel) -> None:

@@ -30,6 +30,7 @@ class PPOConfig:
     batch_size: int = 512  # prompts per iteration, one answer each
     mini_batch_size: int = 64  # answers per gradient step; every answer is used once
     accumulation_steps: int = 1  # of a mini-batch
+    sample_batch_size: int = 0  # answers made at a time; 0 = all
     forward_batch_size: int = 0  # answers per pass without gradient; 0 = all
     temperature: float = 1.0  # of sampling and of every log-probability
     top_p: float = 1.0
@@ -82,6 +83,7 @@ class PPOConfig:
         for whole, part in (
             ("batch_size", "mini_batch_size"),
             ("mini_batch_size", "accumulation_steps"),
+            ("batch_size", "sample_batch_size"),
             ("batch_size", "forward_batch_size"),
         ):
             size, divisor = getattr(self, whole), getattr(self, part)

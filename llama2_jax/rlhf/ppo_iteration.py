@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama2_jax.generate.sampler import decoding_params, make_sampler
 from llama2_jax.model.heads import ScoreModel, last_token_scores
-from llama2_jax.model.transformer import Transformer, unstack
+from llama2_jax.model.transformer import Transformer
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.rollouts import (
-    make_sampler,
     map_rows,
     response_logprobs,
     response_values,
@@ -115,7 +115,7 @@ class Learner:
         self._tolerance = doctor.TOLERANCES[policy_model.config.compute_dtype]
         self._sampler = make_sampler(policy_model, sampler_partitioner)
         self._sampler_weights_checksum = jax.jit(
-            lambda params: doctor.checksum_bits(unstack(policy_model, params)[1])
+            lambda params: doctor.checksum_bits(decoding_params(policy_model, params))
         )
         self._logprobs = jax.jit(functools.partial(_logprobs, policy_model, config))
         self._values = jax.jit(functools.partial(_values, value_model, config))

@@ -9,9 +9,8 @@ position ``prompt_length + c`` and is predicted at ``prompt_length + c - 1``; th
 the value of column c are both read there, before the token is known.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +20,12 @@ from llama2_jax.config import require
 from llama2_jax.generate.decode import SEED_LIMIT, PromptError, generate
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.heads import ScoreModel, token_scores
-from llama2_jax.model.transformer import Transformer, unstack
+from llama2_jax.model.transformer import Transformer
 from llama2_jax.rlhf.ppo_config import PPOConfig
-from llama2_jax.sharding.placement import place_tree
-from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, ResponseValues, Rollout
+from llama2_jax.structs import Completions, Params, ResponseValues, Rollout
 from llama2_jax.train.step import split_rows
 
 Tree = TypeVar("Tree")
-
-
-class Sampler(NamedTuple):
-    """The policy as it decodes, and how to lay out its weights for that."""
-
-    model: Transformer
-    weights: Callable[[Params], Params]
-
-
-def make_sampler(model: Transformer, partitioner: Partitioner) -> Sampler:
-    """A sampler for ``model``, whose weights and rows lie as ``partitioner`` says.
-
-    Training splits weights over devices and gathers them layer by layer, which is little beside its
-    products; decoding would gather all of them for one token per row (20 times slower in the paper).
-    So they are laid out once per iteration, and dropped when its answers are made (PPO-8).
-    """
-    config = dataclasses.replace(model.config, remat_policy="none")
-    decoder = model.clone(config=config, stacked=False, partitioner=partitioner)
-    unstacked = jax.jit(lambda params: unstack(model, params)[1])
-    return Sampler(decoder, lambda params: place_tree(partitioner, unstacked(params)))
 
 
 def draw_prompts(num_prompts: int, *, batch_size: int, seed: int, iteration: int) -> list[int]:
@@ -87,15 +64,20 @@ def sample_rollout(
       PromptError: a prompt is longer than ``config.prompt_length``.
     """
     check_prompt_lengths(prompts, config)
-    out = generate(
-        sampler,
-        weights,
-        prompts,
-        config.sampling,
-        stop_ids=stop_ids,
-        seeds=seeds,
-        prompt_length=config.prompt_length,
-    )
+    size = config.sample_batch_size or len(prompts)
+    parts = [
+        generate(
+            sampler,
+            weights,
+            prompts[first : first + size],
+            config.sampling,
+            stop_ids=stop_ids,
+            seeds=seeds[first : first + size],
+            prompt_length=config.prompt_length,
+        )
+        for first in range(0, len(prompts), size)
+    ]
+    out = Completions(*map(np.concatenate, zip(*parts, strict=True)))
     tokens_BT = np.zeros((len(prompts), config.row_length), np.int32)
     for row, (prompt, length) in enumerate(zip(prompts, out.lengths_B, strict=True)):
         tokens_BT[row, : len(prompt)] = prompt

@@ -169,6 +169,12 @@ class Partitioner:
         """The tree that ``build`` gives, in one program: every leaf is made where it will live."""
         return jax.jit(build, out_shardings=self.tree(jax.eval_shape(build, given)))(given)
 
+    def gathered(self) -> "Partitioner":
+        """The same devices, those along ``fsdp`` counted to ``data``: they split rows, and no weights."""
+        data, fsdp, *rest = self.mesh.devices.shape
+        devices = self.mesh.devices.reshape(data * fsdp, 1, *rest)
+        return dataclasses.replace(self, mesh=Mesh(devices, self.mesh.axis_names))
+
     @property
     def replicated(self) -> NamedSharding:
         """The same value on every device."""

@@ -59,7 +59,8 @@ def scored(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.extend(texts)
         return np.array([2.0 if "cannot" in text else -1.0 for text in texts], np.float32)
 
-    monkeypatch.setattr(context_distillation, "open_chat_model", lambda *_: model)
+    monkeypatch.setattr(context_distillation, "load", lambda *_, **__: model)
+    monkeypatch.setattr(context_distillation, "for_decoding", lambda loaded: loaded)
     monkeypatch.setattr(reward_checkpoint, "load_reward_model", lambda *_, **__: model)
     monkeypatch.setattr(context_distillation, "sample_answers", sample)
     monkeypatch.setattr(context_distillation, "score_rows", score)

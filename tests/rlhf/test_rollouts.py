@@ -8,6 +8,7 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.generate.decode import PromptError
+from llama2_jax.generate.sampler import make_sampler
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
@@ -15,7 +16,6 @@ from llama2_jax.rlhf.rollouts import (
     check_context,
     draw_prompts,
     draw_seeds,
-    make_sampler,
     map_rows,
     response_logprobs,
     response_mask,
@@ -69,6 +69,15 @@ def test_the_response_follows_its_prompt_and_shapes_depend_on_the_config_alone(f
         assert free.tokens_BT[row, : len(prompt)].tolist() == prompt
         assert not free.tokens_BT[row, len(prompt) + 6 :].any()
     assert response_mask(free).all()
+
+
+def test_answers_made_in_parts_are_the_same(params, free):
+    stop_ids = stops(free)
+    whole = sample(params, stop_ids)
+    in_parts = sample(params, stop_ids, dataclasses.replace(CONFIG, sample_batch_size=2))
+    for name in whole._fields:
+        found, wanted = getattr(in_parts, name), getattr(whole, name)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 if "logprobs" in name else 0)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
