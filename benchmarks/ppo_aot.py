@@ -3,9 +3,9 @@
 pip install -e ".[aot]" && python -m benchmarks.ppo_aot
 pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.ppo_aot --chip=h200
 
-What ``experiments.ppo --config=configs/ppo.py:SIZE`` compiles there, with a value model and two reward models of
-the policy's size: 512 prompts of up to 1,024 tokens, answers of up to 1,024. What the compiler says; nothing is
-executed.
+What ``experiments.ppo --config=configs/ppo.py:SIZE`` compiles there, with a value model and two reward models
+of the policy's size: 512 prompts of up to 1,024 tokens, as long answers. What the compiler says; nothing
+is executed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PODS: dict[str, list[tuple[str, int, str, dict[str, Any]]]] = {
     "h200": [
         ("7b", 1, "h200:8", {}),
         ("7b", 1, "h200:8", {"ppo.sample_batch_size": 128}),
-        ("13b", 1, "h200:8", {"ppo.sample_batch_size": 256}),
+        ("13b", 1, "h200:8", {"ppo.sample_batch_size": 128}),
         ("34b", 4, "h200:8", {}),
         ("70b", 8, "h200:8", {}),
     ],
@@ -96,7 +96,7 @@ def compile_iteration(*, size: str, pods: int, topology: str, changes: dict[str,
     shape = model_config(size, **config.model)
     ppo = build(PPOConfig, config.ppo, name="ppo")
     sampling = _sampling(Transformer(shape, partitioner), sampler_partitioner, ppo)
-    learning = _learning(config, Transformer(shape, partitioner), ScoreModel(shape, partitioner), ppo)
+    learning = _learning(config, Transformer(shape, partitioner), partitioner, ppo)
     policy, value = learning["update_policy"].arguments, learning["update_value"].arguments
     frozen = 3 * learning["reference"].arguments
     resident = policy + value + frozen
@@ -135,9 +135,8 @@ def _sampling(model: Transformer, partitioner: Partitioner, ppo: PPOConfig) -> l
         return [_phase(reading), _phase(advance.compile())]
 
 
-def _learning(config: Any, policy: Transformer, value: ScoreModel, ppo: PPOConfig) -> dict[str, Phase]:
+def _learning(config: Any, policy: Transformer, partitioner: Partitioner, ppo: PPOConfig) -> dict[str, Phase]:
     """The log-probabilities of a frozen model, and an epoch of each of the two that learn."""
-    partitioner = policy.partitioner
     optimizer_config = build(OptimizerConfig, config.optimizer, name="optimizer")
     optimizer = make_optimizer(optimizer_config, num_steps=config.train.num_iterations * ppo.num_updates)
     batch = _experience(partitioner, ppo)
@@ -156,7 +155,7 @@ def _learning(config: Any, policy: Transformer, value: ScoreModel, ppo: PPOConfi
         return {
             "reference": _phase(jax.jit(logprobs).lower(params, batch.rollout).compile()),
             "update_policy": epoch(policy, policy_loss),
-            "update_value": epoch(value, value_loss),
+            "update_value": epoch(ScoreModel(policy.config, partitioner), value_loss),
         }
 
 
