@@ -121,7 +121,7 @@ def _documents(part: Part, tokenizer: Tokenizer) -> Iterator[Document]:
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     flags.DEFINE_string("tokenizer", None, "tokenizer.model, tokenizer.json or their folder.")
     flags.DEFINE_multi_string(
-        "train", None, "Training text: file, glob pattern or tokenised folder; repeatable."
+        "train", None, "Training text: file or tokenised folder, or a pattern of them; repeatable."
     )
     flags.DEFINE_multi_string("samples", None, "Samples with metrics: file or glob pattern; repeatable.")
     flags.DEFINE_string("output", None, "Folder to write to.")

@@ -99,9 +99,10 @@ def scored_answers(
     """One answer of a version to every prompt, with the scores of the reward models."""
     version = load(path, partitioner=partitioner, **config.model)
     scorers = load_scorers(config, version)
+    version = for_decoding(version)  # by the same name: its weights for training are not needed any more
     answers = draw(
         archive,
-        for_decoding(version),
+        version,
         prompts,
         _sampling(config),
         round=0,

@@ -146,7 +146,7 @@ def _open_meshes(config: Any, ppo: PPOConfig) -> tuple[Partitioner, Partitioner]
     """Where weights lie while the models learn, and while answers are made.
 
     Raises:
-      ConfigError: a batch that does not divide over the first.
+      ConfigError: a batch that does not divide over them.
     """
     partitioner, sampler_partitioner = (open_mesh(config, name) for name in ("mesh", "sampler_mesh"))
     sizes = {
@@ -155,6 +155,8 @@ def _open_meshes(config: Any, ppo: PPOConfig) -> tuple[Partitioner, Partitioner]
     }
     for field, size in sizes.items():
         check_batch_size(partitioner, size, field=field)
+    if ppo.sample_batch_size:  # all at once they are filled up
+        check_batch_size(sampler_partitioner, ppo.sample_batch_size, field="ppo.sample_batch_size")
     return partitioner, sampler_partitioner
 
 

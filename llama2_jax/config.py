@@ -75,7 +75,7 @@ def refuse_buckets(arguments: Iterable[str]) -> None:
     """
     for argument in arguments:
         require(
-            re.search(r"(^|=)(gs|s3|hdfs|abfss?)://", argument) is None,
+            re.search(r"(^|[=,])(gs|gcs|s3|az|hdfs|abfss?)://\S*$", argument, re.IGNORECASE) is None,
             f"{argument}: only paths of a file system are read and written; mount the bucket (gcsfuse, "
             "mountpoint-s3) and give its path there, or use a shared file system",
         )

@@ -11,6 +11,7 @@ from llama2_jax.config import (
     changes,
     named_paths,
     parse_arg,
+    refuse_buckets,
     require,
     require_choice,
     to_plain,
@@ -96,3 +97,18 @@ def test_named_paths_are_in_order():
             named_paths((wrong,), field="F")
     with pytest.raises(ConfigError, match="F names 'a' twice"):
         named_paths(("a=1", "a=2"), field="F")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["gs://bucket/a", "--output=s3://bucket/a", "--set=name=gs://bucket/a", "--input=a,GCS://bucket/b"],
+)
+def test_an_address_of_an_object_store_is_refused(argument):
+    with pytest.raises(ConfigError, match=r"only paths of a file system .* mount the bucket"):
+        refuse_buckets(["--workdir=runs/a", argument])
+
+
+def test_texts_and_paths_are_no_addresses():
+    refuse_buckets(
+        ["--prompt=s3://x is an address", "--system=See https://a.b/c", "--workdir=/gs/bucket", "a=b"]
+    )

@@ -1,12 +1,16 @@
 """Tokenise text files into shards, in parallel; start it again to continue.
 
 python -m tools.tokenize_corpus --input='text/*.jsonl.gz' --output=corpus --tokenizer=llama.model --workers=8
+
+On several machines each takes a part of the files, ``--part=0/16`` to ``--part=15/16``, and makes a folder.
 """
 
 import argparse
 import logging
 
+from llama2_jax.config import require
 from llama2_jax.data.shards import write_shards
+from llama2_jax.data.sources import expand_paths
 from tools import command_line
 
 
@@ -20,10 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_shard_tokens", type=int, default=100_000_000)
     parser.add_argument("--text_key", default="text", help="JSON key or Parquet column of the text")
     parser.add_argument("--on_bad_line", choices=("error", "skip"), default="error")
+    parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: every N-th file from number I on")
     args = parser.parse_args(argv)
+    files, (number, count) = expand_paths(args.input), args.part
+    require(count <= len(files), f"--part={number}/{count}: there are {len(files)} file(s); give fewer parts")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     manifest = write_shards(
-        args.input,
+        files[number::count],
         args.output,
         args.tokenizer,
         num_workers=args.workers,
@@ -36,6 +43,13 @@ def main(argv: list[str] | None = None) -> None:
         f"{manifest['text_bytes']:,} bytes of text in {len(manifest['shards'])} shard(s); "
         f"{manifest['bad_lines']} bad record(s) skipped"
     )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N - 1")
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

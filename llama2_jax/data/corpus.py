@@ -1,13 +1,13 @@
 """Tokenised corpora as they are read: random access to documents, whose tokens stay on disk.
 
-``shards`` writes them. Files are mapped into memory, which needs no index of them (``docs/pretraining.md``).
+``shards`` writes them. Where a document stands follows from the lengths, so nothing is kept of a shard,
+neither an index nor an open file (``docs/pretraining.md``).
 """
 
 import glob
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from llama2_jax.data.offsets import Offsets
 from llama2_jax.data.sources import DataError
 
 MANIFEST = "manifest.json"
-MAPPED_SHARDS = 256  # at once: each is an open file, of which a process may often have no more than 1,024
+FORMAT_VERSION = 2
 
 
 class TokenisedCorpus:
@@ -37,20 +37,25 @@ class TokenisedCorpus:
         self._offsets = Offsets(self.lengths)
         self._first_document = np.cumsum([0, *(shard["documents"] for _, shard in shards)])
         self._first_token = np.cumsum([0, *(shard["tokens"] for _, shard in shards)])
-        self._map = lru_cache(MAPPED_SHARDS)(self._map_shard)
 
     @classmethod
     def open(cls, *folders: str | Path) -> "TokenisedCorpus":
         """Open finished corpora as one.
 
         Raises:
-          DataError: no manifest, or a shard that is missing or of another size than the manifest says.
+          DataError: no manifest, or one of another version; a shard that is missing or of another size than
+            the manifest says.
           ConfigError: they are made with different tokenizers.
         """
         paths = [Path(folder) for folder in folders]
         manifests = [_finished_manifest(path) for path in paths]
         for path, manifest in zip(paths, manifests, strict=True):
             _check_tokenizer(path, manifest, manifests[0]["tokenizer_hash"])
+            require(
+                manifest["bos_id"] == manifests[0]["bos_id"],
+                f"documents begin with id {manifests[0]['bos_id']} in {paths[0]} and with "
+                f"{manifest['bos_id']} in {path}; tokenise one of them again",
+            )
             for shard in manifest["shards"]:
                 _check_size(shard_path(path, shard["name"]), shard["file_bytes"])
         return cls(paths, manifests)
@@ -63,36 +68,45 @@ class TokenisedCorpus:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
         return self.part(index, 0, int(self.lengths[index]))
 
     def part(self, index: int, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of document ``index``, int32; nothing else is read.
 
         Raises:
-          DataError: the shard is damaged: the document does not begin with BOS, or an id is not of the
-            vocabulary. Not all damage is seen here; ``write_shards`` compares the sha256.
+          DataError: the shard cannot be read, or is damaged: the document does not begin with BOS, or an id
+            is not of the vocabulary. Not all damage is seen here; ``write_shards`` compares the sha256.
         """
         shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
         begin = self._offsets.begin(index) - int(self._first_token[shard])
-        ids = self._map(shard)[begin + start : begin + stop].astype(np.int32)
+        where = f"{self._paths[shard]}, document {index - self._first_document[shard]}"
+        ids = self._read(shard, begin + start, stop - start, where=where).astype(np.int32)
         is_sound = ids.max(initial=0) < self.manifest["vocab_size"]
         if start == 0 < stop:
             is_sound &= ids[0] == self.manifest["bos_id"]
         if not is_sound:
-            raise DataError(
-                f"{self._paths[shard]}, document {index - self._first_document[shard]}: the shard is "
-                "damaged; tokenise again (good shards are kept)"
-            )
+            raise DataError(f"{where}: the shard is damaged; tokenise again (good shards are kept)")
         return ids
 
-    def _map_shard(self, shard: int) -> np.ndarray:
-        file = np.memmap(self._paths[shard], self.manifest["dtype"], mode="r")
-        return file.view(np.ndarray)  # as the subclass every slice would be slower
+    def _read(self, shard: int, first: int, count: int, *, where: str) -> np.ndarray:
+        # opened for every part: a mapped file would be one open file more, read in megabytes ahead, and an
+        # error in reading it would end the process without a word
+        dtype = np.dtype(self.manifest["dtype"])
+        try:
+            ids = np.fromfile(self._paths[shard], dtype, count, offset=first * dtype.itemsize)
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error}") from error
+        if len(ids) < count:
+            raise DataError(f"{where}: the file ends before it; tokenise again (good shards are kept)")
+        return ids
 
 
 def corpus_folders(path: str | Path) -> list[Path]:
     """The tokenised folders, finished or not, behind a path or pattern; none where it means text files."""
-    folders = [Path(path)] if Path(path).is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    names = [str(path)] if Path(path).is_dir() else sorted(glob.glob(str(path)))
+    folders = [Path(name) for name in names if Path(name).is_dir()]
     return folders if any(_is_corpus(folder) for folder in folders) else []
 
 
@@ -137,6 +151,11 @@ def _finished_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder / MANIFEST} is missing; run (or finish) "
             f"python -m tools.tokenize_corpus --output={folder}"
+        )
+    version = manifest.get("format_version", 1)
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} has format {version}, this code reads {FORMAT_VERSION}; tokenise the text again"
         )
     return manifest
 

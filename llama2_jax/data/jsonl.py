@@ -30,7 +30,7 @@ def read_json_file(path: Path) -> Any:
 
 
 def read_rows(paths: Paths) -> list[dict[str, Any]]:
-    """All rows of JSONL files, plain or .gz.
+    """All rows of JSONL files, plain, .gz or .zst.
 
     Raises:
       DataError: see ``parse_rows``.

@@ -25,7 +25,8 @@ class Offsets:
     def __init__(self, lengths: np.ndarray, order: np.ndarray | None = None) -> None:
         self._lengths, self._order = lengths, order
         firsts = np.arange(0, len(lengths), BLOCK)
-        sums = [self._block(block).sum(dtype=np.int64) for block in range(len(firsts))]
+        sizes = lengths if order is None else lengths[order]
+        sums = np.add.reduceat(sizes, firsts, dtype=np.int64) if len(firsts) else firsts
         self._begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(sums, dtype=np.int64)])
         self.total = int(self._begins[-1])
 

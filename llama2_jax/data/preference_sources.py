@@ -1,6 +1,6 @@
 """Public preference sets of Table 6, from their files to ``Preference``.
 
-Files are JSON lines (.jsonl, .jsonl.gz) or Parquet with the fields that each function names. What a
+Files are JSON lines (``sources.JSON_LINES``) or Parquet with the fields that each function names. What a
 set does not say stays empty; safety is never labelled. A score becomes one of the four ratings by a
 table of ours (D34: the paper does not say), and where a set has no score the rating is None, so its
 name must stand in ``unrated_sources`` for the margin loss.

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.config import require, write_json
-from llama2_jax.data.corpus import MANIFEST, read_lengths, read_manifest, shard_path
+from llama2_jax.data.corpus import FORMAT_VERSION, MANIFEST, read_lengths, read_manifest, shard_path
 from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import written_whole
 
-FORMAT_VERSION = 2
 DOCUMENTS_PER_TASK = 256
 
 log = logging.getLogger(__name__)
@@ -66,8 +65,9 @@ def write_shards(
 ) -> dict[str, Any]:
     """Tokenise documents into ``output_dir``; started again, it keeps the shards that are finished.
 
-    Returns the manifest: recipe, tokenizer_hash, vocab_size, bos_id, dtype, inputs (name, bytes, sha256),
-    documents, tokens, text_bytes (UTF-8, for bits per byte), bad_lines, shards (``ShardInfo``).
+    Returns the manifest: format_version, recipe, tokenizer_hash, vocab_size, bos_id, dtype, inputs (name,
+    bytes, sha256), documents, tokens, text_bytes (UTF-8, for bits per byte), bad_lines, shards
+    (``ShardInfo``).
 
     Args:
       input_paths: files or patterns, see ``read_documents``.
@@ -117,6 +117,7 @@ def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str
     ids = [tokenizer.content_hash, tokenizer.bos_id, tokenizer.eos_id]
     recipe = json.dumps([FORMAT_VERSION, hashes, ids, settings])
     return {
+        "format_version": FORMAT_VERSION,
         "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
         "tokenizer_hash": tokenizer.content_hash,
         "vocab_size": tokenizer.vocab_size,
@@ -222,6 +223,7 @@ def _write_shard(folder: Path, name: str, documents: Iterator[_Document], recipe
 
 def _remove_stale(folder: Path, names: set[str]) -> None:
     """Delete what an earlier, different run left behind."""
+    kept = {f"{name}{suffix}" for name in names for suffix in (".tokens", ".lengths.npy", ".json")}
     for path in folder.glob("shard-*"):
-        if path.name.split(".")[0] not in names or path.name.endswith(".partial"):
+        if path.name not in kept:
             path.unlink()

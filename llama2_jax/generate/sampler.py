@@ -34,13 +34,18 @@ def make_sampler(model: Transformer, partitioner: Partitioner) -> Sampler:
 
 @functools.partial(jax.jit, static_argnums=0)
 def decoding_params(model: Transformer, params: Params) -> Params:
-    """The layers apart (``unstack``), weights rounded to the compute dtype, as each use of them rounds.
+    """The layers apart (``unstack``), weights rounded to the compute dtype: a step reads half as much."""
+    return rounded(unstack(model, params)[1], model.config.compute_dtype)
 
-    So results stay the same to the bit, and a step reads half as much. A narrower dtype stays.
+
+def rounded(params: Params, compute_dtype: str) -> Params:
+    """Weights in the compute dtype. Each use of them rounds, so results stay the same to the bit.
+
+    Those in a narrower dtype stay.
     """
-    dtype = jnp.dtype(model.config.compute_dtype)
+    dtype = jnp.dtype(compute_dtype)
 
-    def rounded(leaf: Any) -> Any:
+    def one(leaf: Any) -> Any:
         return leaf.astype(dtype) if leaf.dtype.itemsize > dtype.itemsize else leaf
 
-    return jax.tree.map(rounded, unstack(model, params)[1])
+    return jax.tree.map(one, params)

@@ -1,5 +1,6 @@
 """Sampled answers to many prompts, in batches of few compiled shapes."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, encode_prompt, stop_ids
 from llama2_jax.generate.decode import check_prompts, generate, row_ids
+from llama2_jax.generate.sampler import rounded
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.structs import Params
@@ -24,17 +26,18 @@ class Answer(NamedTuple):
 
 
 def model_version(loaded: LoadedModel) -> str:
-    """A name for the parameters: where they came from and the sum of all their bits.
+    """A name for the parameters: where they came from and the sum of all their bits in the compute dtype.
 
     The sum is the same for every layout; of values that only changed places it knows nothing.
     """
-    return f"{loaded.source}, checksum {int(_checksum(loaded.params)):08x}"
+    checksum = int(_checksum(loaded.params, loaded.config.compute_dtype))
+    return f"{loaded.source}, checksum {checksum:08x}"
 
 
-@jax.jit
-def _checksum(params: Params) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _checksum(params: Params, compute_dtype: str) -> jax.Array:
     total = jnp.zeros((), jnp.uint32)
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(rounded(params, compute_dtype)):
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         total += jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
     return total

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data import corpus as corpus_module
 from llama2_jax.data import shards
 from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
 from llama2_jax.data.shards import file_sha256, write_shards
@@ -180,16 +179,60 @@ def test_text_files_are_no_corpus(inputs, tmp_path):
     assert corpus_folders(inputs) == corpus_folders(tmp_path) == corpus_folders(tmp_path / "none") == []
 
 
-def test_a_corpus_has_more_shards_than_a_process_may_open(inputs, tokenizer_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "MAPPED_SHARDS", 8)
+def test_a_pattern_takes_folders_and_leaves_files(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "c" / "part-a", tokenizer_path)
+    (tmp_path / "c" / "notes.md").write_text("see part-a")
+    assert corpus_folders(tmp_path / "c" / "*") == [tmp_path / "c" / "part-a"]
+
+
+def test_corpora_have_more_shards_than_a_process_may_open(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=1)
-    corpus = TokenisedCorpus.open(tmp_path / "out")
+    corpora = [TokenisedCorpus.open(tmp_path / "out") for _ in range(3)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2, hard))
     try:
-        assert [len(corpus[index]) for index in range(len(corpus))] == corpus.lengths.tolist()
+        for corpus in corpora:
+            assert [len(corpus[index]) for index in range(len(corpus))] == corpus.lengths.tolist()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_shard_that_ends_early_or_is_gone_is_an_error_and_no_crash(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+    corpus = TokenisedCorpus.open(tmp_path / "out")
+    path = tmp_path / "out" / "shard-00000.tokens"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert len(corpus[58])
+    with pytest.raises(DataError, match=r"shard-00000\.tokens, document 59: the file ends before it"):
+        corpus[59]
+    path.unlink()
+    with pytest.raises(DataError, match=r"document 58 cannot be read: .*No such file"):
+        corpus[58]
+
+
+def test_what_is_no_document_is_an_index_error(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+    corpus = TokenisedCorpus.open(tmp_path / "out")
+    for index in (-1, len(TEXTS)):
+        with pytest.raises(IndexError, match=f"document {index} of 60"):
+            corpus[index]
+
+
+def test_a_folder_of_another_format_is_called_that(inputs, tokenizer_path, tmp_path):
+    manifest = write_shards(inputs, tmp_path / "out", tokenizer_path)
+    del manifest["format_version"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="has format 1, this code reads 2; tokenise the text again"):
+        TokenisedCorpus.open(tmp_path / "out")
+
+
+def test_folders_whose_documents_begin_differently_are_refused(inputs, tokenizer_path, tmp_path):
+    for name in ("a", "b"):
+        manifest = write_shards(inputs, tmp_path / name, tokenizer_path)
+    manifest["bos_id"] = 7
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="begin with id 1 in .*a and with 7 in .*b"):
+        TokenisedCorpus.open(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_part_of_a_document_is_that_part(inputs, tokenizer_path, tmp_path):
@@ -202,6 +245,7 @@ def test_a_part_of_a_document_is_that_part(inputs, tokenizer_path, tmp_path):
 
 def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    (tmp_path / "out" / "shard-00000.array_record").touch()  # of format 1
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "a.jsonl").write_text('{"text": "only this"}\n')
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
@@ -238,7 +282,14 @@ def test_large_vocabulary_uses_32_bits(tmp_path):
     ids = np.array([1, 70_000, 2], dtype="<u4")
     shards._write_shard(tmp_path, "shard-00000", iter([shards._Document(ids.tobytes(), 3, 1)]), "recipe")
     info = json.loads((tmp_path / "shard-00000.json").read_text())
-    manifest = {"dtype": "<u4", "vocab_size": 70_001, "bos_id": 1, "shards": [info], "tokenizer_hash": ""}
+    manifest = {
+        "format_version": 2,
+        "dtype": "<u4",
+        "vocab_size": 70_001,
+        "bos_id": 1,
+        "shards": [info],
+        "tokenizer_hash": "",
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert TokenisedCorpus.open(tmp_path)[0].tolist() == [1, 70_000, 2]
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
+from llama2_jax.pretrained import for_decoding
 from llama2_jax.rlhf.answers import Answer, model_version, sample_answers
 from tests.compilations import share
 from tests.rlhf.small_policy import policy
@@ -63,6 +66,14 @@ def test_version_follows_the_parameters_not_their_layout() -> None:
     nudged = jax.tree.map(np.array, loaded.params)
     nudged["embedding_VD"][7, 3] = np.nextafter(nudged["embedding_VD"][7, 3], np.float32(np.inf))
     assert model_version(loaded._replace(params=nudged)) != version
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_version_is_the_same_laid_out_for_decoding(compute_dtype: str) -> None:
+    loaded = policy()
+    config = dataclasses.replace(loaded.config, compute_dtype=compute_dtype)
+    loaded = loaded._replace(config=config, model=loaded.model.clone(config=config))
+    assert model_version(for_decoding(loaded)) == model_version(loaded)
 
 
 def test_bad_calls_are_refused() -> None:
