@@ -9,6 +9,7 @@ compiler says; nothing is executed.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.attention_aot import row_of
@@ -27,7 +28,8 @@ from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
 # size, pods (slices, or hosts of eight GPUs), their topology, and what changes in the config
-PODS: dict[str, list[tuple[str, int, str, dict[str, Any]]]] = {
+Pod = tuple[str, int, str, dict[str, Any]]
+PODS: dict[str, list[Pod]] = {
     "tpu": [
         ("7b", 1, "v5e:16x16", {}),
         ("13b", 1, "v5e:16x16", {}),
@@ -53,19 +55,29 @@ PODS: dict[str, list[tuple[str, int, str, dict[str, Any]]]] = {
 
 def main() -> None:
     """Compile every update and record the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--chip", default="tpu", choices=PODS)
+    compile_all("pods_aot", PODS, compile_update, peak_of)
+
+
+def compile_all(
+    name: str,
+    table: dict[str, list[Pod]],
+    compile_one: Callable[..., dict[str, Any]],
+    numbers_of: Callable[[dict[str, Any]], str],
+) -> None:
+    """Compile for every pod with the chip of the command line, and record the rows."""
+    parser = argparse.ArgumentParser(description=name)
+    parser.add_argument("--chip", default="tpu", choices=table)
     chip = parser.parse_args().chip
     prepare()
     rows = [
-        row_of(compile_update, size=size, pods=pods, topology=topology, changes=changes)
-        for size, pods, topology, changes in PODS[chip]
+        row_of(compile_one, size=size, pods=pods, topology=topology, changes=changes)
+        for size, pods, topology, changes in table[chip]
     ]
-    record(f"pods_aot_{chip}", {"rows": rows}, line="; ".join(_text(row) for row in rows))
-
-
-def _text(row: dict[str, Any]) -> str:
-    return f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: {peak_of(row)}"
+    texts = (
+        f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: {numbers_of(row)}"
+        for row in rows
+    )
+    record(f"{name}_{chip}", {"rows": rows}, line="; ".join(texts))
 
 
 def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ of the policy's size: 512 prompts of up to 1,024 tokens, as long answers. What t
 is executed.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.attention_aot import row_of
-from benchmarks.pods_aot import devices_of
-from benchmarks.record import record
+from benchmarks.pods_aot import Pod, compile_all, devices_of
 from configs.ppo import get_config
 from llama2_jax.config import build
 from llama2_jax.generate import decode
@@ -31,14 +28,12 @@ from llama2_jax.rlhf.rollouts import map_rows, response_logprobs
 from llama2_jax.rlhf.update import make_epoch, policy_loss, value_loss
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.sharding.unattached import prepare
 from llama2_jax.structs import Experience, Rollout
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step
 
 STOP_IDS = (2,)
-# size, pods (slices, or hosts of eight GPUs), their topology, and what changes in the config
-PODS: dict[str, list[tuple[str, int, str, dict[str, Any]]]] = {
+PODS: dict[str, list[Pod]] = {
     "tpu": [
         ("7b", 1, "v5p:2x4x4", {}),
         ("70b", 1, "v5p:4x4x8", {"mesh.preset": "fsdp_tensor", "mesh.tensor": 2}),
@@ -62,23 +57,14 @@ class Phase(NamedTuple):
 
 def main() -> None:
     """Compile every iteration and record the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--chip", default="tpu", choices=PODS)
-    chip = parser.parse_args().chip
-    prepare()
-    rows = [
-        row_of(compile_iteration, size=size, pods=pods, topology=topology, changes=changes)
-        for size, pods, topology, changes in PODS[chip]
-    ]
-    record(f"ppo_aot_{chip}", {"rows": rows}, line="; ".join(_text(row) for row in rows))
+    compile_all("ppo_aot", PODS, compile_iteration, _numbers)
 
 
-def _text(row: dict[str, Any]) -> str:
-    where = f"{row['size']} on {row['pods']} x {row['topology']} {row['changes'] or ''}: "
+def _numbers(row: dict[str, Any]) -> str:
     if "error" in row:
-        return where + row["error"]
+        return row["error"]
     parts = {name: row[f"{name}_bytes"] / 2**30 for name in ("resident", "sample", "update", "peak")}
-    return where + ", ".join(f"{name} {size:.1f} GiB" for name, size in parts.items())
+    return ", ".join(f"{name} {size:.1f} GiB" for name, size in parts.items())
 
 
 def compile_iteration(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, int]:
