@@ -81,26 +81,27 @@ class TokenisedCorpus:
         """
         shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
         begin = self._offsets.begin(index) - int(self._first_token[shard])
-        where = f"{self._paths[shard]}, document {index - self._first_document[shard]}"
-        ids = self._read(shard, begin + start, stop - start, where=where).astype(np.int32)
-        is_sound = ids.max(initial=0) < self.manifest["vocab_size"]
-        if start == 0 < stop:
-            is_sound &= ids[0] == self.manifest["bos_id"]
-        if not is_sound:
-            raise DataError(f"{where}: the shard is damaged; tokenise again (good shards are kept)")
+        try:
+            ids = self._read(shard, begin + start, stop - start).astype(np.int32)
+        except OSError as error:
+            raise DataError(f"{self._place(shard, index)} cannot be read: {error}") from error
+        again = "tokenise again (good shards are kept)"
+        if len(ids) < stop - start:
+            raise DataError(f"{self._place(shard, index)}: the file ends before it; {again}")
+        begins_right = start > 0 or stop == 0 or ids[0] == self.manifest["bos_id"]
+        if not begins_right or ids.max(initial=0) >= self.manifest["vocab_size"]:
+            raise DataError(f"{self._place(shard, index)}: the shard is damaged; {again}")
         return ids
 
-    def _read(self, shard: int, first: int, count: int, *, where: str) -> np.ndarray:
+    def _read(self, shard: int, first: int, count: int) -> np.ndarray:
         # opened for every part: a mapped file would be one open file more, read in megabytes ahead, and an
         # error in reading it would end the process without a word
         dtype = np.dtype(self.manifest["dtype"])
-        try:
-            ids = np.fromfile(self._paths[shard], dtype, count, offset=first * dtype.itemsize)
-        except OSError as error:
-            raise DataError(f"{where} cannot be read: {error}") from error
-        if len(ids) < count:
-            raise DataError(f"{where}: the file ends before it; tokenise again (good shards are kept)")
-        return ids
+        return np.fromfile(self._paths[shard], dtype, count, offset=first * dtype.itemsize)
+
+    def _place(self, shard: int, index: int) -> str:
+        """Where a document stands, for messages."""
+        return f"{self._paths[shard]}, document {index - self._first_document[shard]}"
 
 
 def corpus_folders(path: str | Path) -> list[Path]:
