@@ -4,6 +4,9 @@ python -m benchmarks.fine_tuning
 
 d 256, FFN 688, 4 layers, 4 heads, vocabulary 512 (3.43M parameters), 8 dialogues or 8 pairs of 128
 tokens, float32, AdamW: the setting in which peers were measured. Best and median of the steps.
+
+Preferences have a few long dialogues among many short ones, so a reward model is also given 64 pairs whose
+responses have 36 tokens on average and 128 at most: packed, as it is trained, and with a row for each response.
 """
 
 from typing import Any
@@ -12,6 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.record import record, seconds, spread
+from llama2_jax.data.preference_batches import EncodedPair, PairLoader
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel
@@ -25,6 +29,7 @@ from llama2_jax.train.step import Loss, compile_step, init_state, make_update, n
 
 ROWS, LENGTH = 8, 128
 STEPS = 40
+RAGGED_PAIRS = 64
 CONFIG = ModelConfig(
     vocab_size=512,
     model_width=256,
@@ -54,6 +59,9 @@ def main() -> None:
         outputs=1,
         rate=rate,
     )
+    packed, alone = _ragged_pairs()
+    _report_ragged(step_seconds(scored, preference_loss(scored), packed), packed, "packed")
+    _report_ragged(step_seconds(scored, preference_loss(scored), alone), alone, "padded")
 
 
 def step_seconds(model: Transformer | ScoreModel, loss: Loss, batch: Any) -> list[float]:
@@ -104,13 +112,50 @@ def _dialogues() -> TokenBatch:
 
 def _pairs() -> PreferenceBatch:
     """Full rows: no token is padding, so all are counted."""
+    return _one_per_row(np.full((ROWS, 2), LENGTH))
+
+
+def _one_per_row(lengths_BC: np.ndarray) -> PreferenceBatch:
+    """Random responses of these lengths, a pair per row."""
+    pairs = len(lengths_BC)
     rng = np.random.default_rng(0)
+    places_BCT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (pairs, 2, LENGTH))
     return PreferenceBatch(
-        tokens_BCT=rng.integers(0, CONFIG.vocab_size, (ROWS, 2, LENGTH), dtype=np.int32),
-        lengths_BC=np.full((ROWS, 2), LENGTH, np.int32),
-        margin_B=np.resize(np.array(MARGINS["large"], np.float32), ROWS),
-        safe_BC=np.full((ROWS, 2), -1, np.int32),
+        tokens_BCT=rng.integers(0, CONFIG.vocab_size, (pairs, 2, LENGTH), dtype=np.int32),
+        segment_ids_BCT=(places_BCT < lengths_BC[..., None]).astype(np.int32),
+        positions_BCT=places_BCT,
+        last_BCP=(lengths_BC[..., None] - 1).astype(np.int32),
+        margin_BP=np.resize(np.array(MARGINS["large"], np.float32), (pairs, 1)),
+        safe_BCP=np.full((pairs, 2, 1), -1, np.int32),
     )
+
+
+def _ragged_pairs() -> tuple[PreferenceBatch, PreferenceBatch]:
+    """The same responses packed, and a pair per row."""
+    lengths_BC = np.clip(np.random.default_rng(1).lognormal(3.3, 0.8, (RAGGED_PAIRS, 2)), 4, LENGTH).astype(
+        int
+    )
+    lengths_BC[0] = LENGTH
+    pairs = [EncodedPair([1] * chosen, [2] * rejected, -1, (-1, -1)) for chosen, rejected in lengths_BC]
+    loader = PairLoader(pairs, MARGINS["large"], batch_size=RAGGED_PAIRS, epochs=1, seed=0)
+    return loader.batch(0), _one_per_row(lengths_BC)
+
+
+def _report_ragged(times: list[float], batch: PreferenceBatch, layout: str) -> None:
+    tokens = int((batch.segment_ids_BCT > 0).sum())
+    best, median = (tokens / spread(times)[key] for key in ("min", "median"))
+    result = {
+        "rows": 2 * len(batch.tokens_BCT),
+        "tokens": tokens,
+        "step_secs": spread(times),
+        "tokens_per_sec_best": best,
+        "tokens_per_sec_median": median,
+    }
+    line = (
+        f"reward model, {RAGGED_PAIRS} pairs of {tokens:,} tokens {layout} in {result['rows']} rows x {LENGTH}: "
+        f"best {best:,.0f}, median {median:,.0f} tok/s"
+    )
+    record(f"reward_model_{layout}", result, line=line)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ safety loss alone. Accuracy is that of held-out pairs of the model's own track, 
 ``heldout_scores.jsonl`` has the scores by number (``llama2_jax/data/pair_scores.py``).
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import check_sequence_length, check_training, open_training_mesh
+from experiments.models import check_sequence_length, check_training, open_mesh
 from experiments.reward_report import PairScores, compare_with_people, write_report
 from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.pair_scores import write_pair_scores
@@ -37,7 +36,7 @@ from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, preference_loss, score_rows
-from llama2_jax.sharding.placement import process_slice
+from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
@@ -74,7 +73,8 @@ def run(config: Any, workdir: Path) -> None:
     _check_config(config)
     if open_workdir(config, workdir):
         return
-    partitioner = open_training_mesh(config)
+    partitioner = open_mesh(config)
+    check_batch_size(partitioner, config.eval.batch_size, field="eval.batch_size")
     chat = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, chat.config.max_context)
     data = read(config, chat)
@@ -86,15 +86,15 @@ def run(config: Any, workdir: Path) -> None:
     chat = chat._replace(params=None)
     loader = make_pair_loader(config, partitioner, pairs)
     train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params.pop)
-    num_steps = math.ceil(config.data.epochs * loader.batches_per_epoch)
-    train(train_run, build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train"), workdir)
+    train_config = {**config.train, "num_steps": loader.num_batches}
+    train(train_run, build(TrainConfig, train_config, name="train"), workdir)
     reward_model = load_reward_model(
         workdir,
         compute_dtype=config.model.compute_dtype,
         attention_impl=config.model.attention_impl,
         partitioner=partitioner,
     )
-    report(workdir, config, reward_model, heldout, answers, notes(reward_model, data, pairs))
+    report(workdir, config, reward_model, heldout, answers, notes(reward_model, data, pairs, loader))
     mark_done(workdir)
 
 
@@ -107,7 +107,9 @@ def _check_config(config: Any) -> None:
         config.loss.safety_weight >= 0,
         f"loss.safety_weight = {config.loss.safety_weight} must not be negative",
     )
-    require(config.eval.batch_size > 0, f"eval.batch_size = {config.eval.batch_size} must be positive")
+    for name in ("data", "eval"):
+        size = config[name].batch_size
+        require(size > 0, f"{name}.batch_size = {size} must be positive")
     require(config.data.epochs > 0, f"data.epochs = {config.data.epochs} must be positive")
     require(bool(config.init_from), "config.init_from is empty; name the chat model to start from")
     require(bool(files(config)), "config.data.preferences is empty; name the files to learn from")
@@ -217,12 +219,14 @@ def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
 
 
 def make_pair_loader(config: Any, partitioner: Partitioner, pairs: EncodedPairs) -> PairLoader:
-    """Batches of pairs with their margins, in another order every epoch."""
+    """Batches of pairs with their margins, in rows that every device gets equally many of."""
     return PairLoader(
         pairs.pairs,
         MARGINS[config.loss.margin],
         batch_size=config.data.batch_size,
+        epochs=config.data.epochs,
         seed=config.data.seed,
+        row_multiple=partitioner.batch_shards * config.train.accumulation_steps,
         **process_slice(partitioner),
     )
 
@@ -244,7 +248,7 @@ def make_train_run(
         loss=preference_loss(model, safety_weight=config.loss.safety_weight),
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
-        batch_size=config.data.batch_size,
+        batch_size=loader.num_rows,
         sequence_length=loader.row_length,
         batches=loader.iterate,
         source_names=("preferences",),
@@ -296,11 +300,17 @@ def make_evaluation(
     return evaluate
 
 
-def notes(reward_model: RewardModel, data: Data, pairs: EncodedPairs) -> list[tuple[str, str]]:
+def notes(
+    reward_model: RewardModel, data: Data, pairs: EncodedPairs, loader: PairLoader
+) -> list[tuple[str, str]]:
     """What the model is and was made from, for the report."""
     return [
         ("version", reward_model.version),
         ("pairs trained on", f"{len(pairs.pairs):,}"),
+        (
+            "rows of an update",
+            f"2 x {loader.num_rows:,} of {loader.row_length:,} tokens, {loader.fill_fraction:.0%} full",
+        ),
         ("pairs left out: too long", f"{pairs.too_long:,}"),
         ("pairs left out: equal as tokens", f"{pairs.identical:,}"),
         *((f"pairs left out: {reason.replace('_', ' ')}", f"{n:,}") for reason, n in data.left_out.items()),

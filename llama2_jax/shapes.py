@@ -20,7 +20,7 @@ DIMENSIONS = {
     "V": "vocabulary",
     "L": "layers",
     "C": "new tokens of a completion; completions per prompt where P is present; answers of a pair",
-    "P": "prompts; parts of a row's cache in decoding kernels",
+    "P": "prompts; pairs of a row; parts of a row's cache in decoding kernels",
     "M": "rows of scores in kernels: tokens times the G query heads of a key/value head",
     "R": "the G query heads of a key/value head, filled up to the rows that a product takes",
     "X": "tiles of a row in kernels",

@@ -30,13 +30,16 @@ class TokenBatch(NamedTuple):
 class PreferenceBatch(NamedTuple):
     """Pairs of whole dialogues that differ in the last answer: response 0 was chosen, 1 rejected (C = 2).
 
-    Rows are padded on the right; what is padding follows from the lengths alone.
+    A row holds up to P pairs: the chosen responses one behind another, beside them the rejected ones. Each
+    is a segment of its own, as in ``TokenBatch``.
     """
 
     tokens_BCT: Array  # int32
-    lengths_BC: Array  # int32, tokens incl. the stop token
-    margin_B: Array  # float32, by which the chosen score should be higher
-    safe_BC: Array  # int32, 1 safe, 0 unsafe, -1 unknown
+    segment_ids_BCT: Array  # int32, 0 = padding
+    positions_BCT: Array  # int32
+    last_BCP: Array  # int32, where the stop token of each response stands; -1: no such pair
+    margin_BP: Array  # float32, by which the chosen score should be higher
+    safe_BCP: Array  # int32, 1 safe, 0 unsafe, -1 unknown
 
 
 class KVCache(NamedTuple):

@@ -240,3 +240,24 @@ def _best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]
         if room > sizes[item]:
             insort(rooms, (room - sizes[item], target))
     return bins
+
+
+def pack_side_by_side(sizes_NC: np.ndarray, capacity: int) -> list[list[int]]:
+    """Items of C parts per bin, each part in a lane of its own, of ``capacity`` each.
+
+    As ``PackedDialogues``: the largest part first, into the bin with least room where all parts fit. Looks at
+    every bin for every item, so it is for batches.
+    """
+    bins: list[list[int]] = []
+    room_NC = np.full_like(sizes_NC, capacity)  # an item each at most
+    for item in np.argsort(-sizes_NC.max(axis=1), kind="stable").tolist():
+        left_NC = room_NC[: len(bins)] - sizes_NC[item]
+        fits = np.flatnonzero((left_NC >= 0).all(axis=1))
+        if fits.size:
+            target = int(fits[left_NC[fits].sum(axis=1).argmin()])
+        else:
+            target = len(bins)
+            bins.append([])
+        bins[target].append(item)
+        room_NC[target] -= sizes_NC[item]
+    return bins

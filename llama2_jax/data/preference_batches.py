@@ -1,13 +1,15 @@
 """Pairs of answers to ``PreferenceBatch``: what a reward model is trained on.
 
 A response is scored with the whole dialogue before it, up to and with the token that ends it. Batch
-``n`` depends on the configuration and ``n`` alone, and every pair comes once per epoch: the last batch
-of an epoch is filled with empty pairs.
+``n`` depends on the configuration and ``n`` alone, and every pair comes once per epoch.
+
+The pairs of a batch are packed into rows, both responses of a pair into the same one: rows of one response
+each, as long as the longest of all, would mostly be padding.
 """
 
 import functools
-import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 
 from llama2_jax.data.chat import Message, Template, encode_dialogue
 from llama2_jax.data.loader import check_hosts, host_rows
-from llama2_jax.data.packing import shuffled_order
+from llama2_jax.data.packing import pack_side_by_side, shuffled_order
 from llama2_jax.data.preferences import RATINGS, UNSAFE, Preference
 from llama2_jax.data.sources import DataError, OnBadLine
 from llama2_jax.data.tokenizer import Tokenizer
@@ -117,39 +119,76 @@ def _encode_pair(preference: Preference, tokenizer: Tokenizer, template: Templat
 
 @dataclass(frozen=True)
 class PairLoader:
-    """This host's share of an endless sequence of global batches; every epoch in an order of its own."""
+    """This host's share of all global batches; every epoch in an order of its own."""
 
     pairs: Sequence[EncodedPair]
     margins: tuple[float, float, float, float]  # of ratings 0 to 3
     batch_size: int  # global, in pairs
+    epochs: float
     seed: int
+    row_multiple: int = 1  # the rows of a batch are a multiple of it
     host_index: int = 0
     host_count: int = 1
 
     def __post_init__(self) -> None:
-        check_hosts(self.batch_size, self.host_index, self.host_count)
+        check_hosts(self.row_multiple, self.host_index, self.host_count)
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Updates that see every pair once."""
+    def num_batches(self) -> int:
+        """Updates; an epoch sees every pair once, and its last batch has what is left."""
+        return math.ceil(self.epochs * self._batches_per_epoch)
+
+    @property
+    def _batches_per_epoch(self) -> int:
         return -(-len(self.pairs) // self.batch_size)
 
     @functools.cached_property
     def row_length(self) -> int:
         """Tokens of a row of every batch: those of the longest response, rounded up."""
-        longest = max(len(tokens) for pair in self.pairs for tokens in (pair.chosen, pair.rejected))
-        return -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        return -(-int(self._lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every global batch: those of the fullest."""
+        return self._room[0]
+
+    @functools.cached_property
+    def fill_fraction(self) -> float:
+        """Tokens of an epoch / room in its batches."""
+        tokens = int(self._lengths.sum())
+        return tokens / (self._batches_per_epoch * self.num_rows * 2 * self.row_length)
 
     def batch(self, step: int) -> PreferenceBatch:
-        """This host's ``batch_size / host_count`` pairs of global batch ``step``, as numpy."""
-        epoch, number = divmod(step, self.batches_per_epoch)
-        rows = host_rows(number, self.batch_size, self.host_index, self.host_count)
-        mine = [self.pairs[index] for index in self._order(epoch)[rows.start : rows.stop]]
-        return self._stack(mine, len(rows))
+        """This host's ``num_rows / host_count`` rows of global batch ``step``, as numpy."""
+        num_rows, num_pairs = self._room
+        rows = self._packed(step) + [[]] * num_rows
+        mine = host_rows(0, num_rows, self.host_index, self.host_count)
+        made = [self._make_row(rows[number], num_pairs) for number in mine]
+        return PreferenceBatch(*map(np.stack, zip(*made, strict=True)))
 
     def iterate(self, start_step: int = 0) -> Iterator[PreferenceBatch]:
-        """``batch(start_step), batch(start_step + 1), ...`` without end."""
-        return map(self.batch, itertools.count(start_step))
+        """``batch(start_step), batch(start_step + 1), ...`` to the last."""
+        return map(self.batch, range(start_step, self.num_batches))
+
+    @functools.cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([(len(pair.chosen), len(pair.rejected)) for pair in self.pairs])
+
+    @functools.cached_property
+    def _room(self) -> tuple[int, int]:
+        """Rows of a batch and pairs of a row that are enough for every batch."""
+        rows = pairs = 0
+        for packed in map(self._packed, range(self.num_batches)):
+            rows = max(rows, len(packed))
+            pairs = max(pairs, *map(len, packed))
+        return -(-rows // self.row_multiple) * self.row_multiple, pairs
+
+    def _packed(self, step: int) -> list[list[int]]:
+        """Which pairs are in each row of a batch."""
+        epoch, number = divmod(step, self._batches_per_epoch)
+        chosen = self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        rows = pack_side_by_side(self._lengths[chosen], self.row_length)
+        return [chosen[row].tolist() for row in rows]
 
     @functools.cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
@@ -158,16 +197,21 @@ class PairLoader:
             lambda epoch: shuffled_order(len(self.pairs), (self.seed, epoch))
         )
 
-    def _stack(self, pairs: Sequence[EncodedPair], size: int) -> PreferenceBatch:
-        tokens_BCT = np.zeros((size, 2, self.row_length), np.int32)
-        lengths_BC = np.zeros((size, 2), np.int32)
-        margin_B = np.zeros(size, np.float32)
-        safe_BC = np.full((size, 2), -1, np.int32)
-        for b, pair in enumerate(pairs):
+    def _make_row(self, numbers: Sequence[int], room: int) -> PreferenceBatch:
+        """One row, without the leading dimension, with room for so many pairs."""
+        tokens_CT, segment_ids_CT, positions_CT = np.zeros((3, 2, self.row_length), np.int32)
+        last_CP, safe_CP = np.full((2, 2, room), -1, np.int32)
+        margin_P = np.zeros(room, np.float32)
+        ends_C = [0, 0]
+        for p, pair in enumerate(map(self.pairs.__getitem__, numbers)):
             for c, tokens in enumerate((pair.chosen, pair.rejected)):
-                tokens_BCT[b, c, : len(tokens)] = tokens
-                lengths_BC[b, c] = len(tokens)
+                start, ends_C[c] = ends_C[c], ends_C[c] + len(tokens)
+                place = slice(start, ends_C[c])
+                tokens_CT[c, place] = tokens
+                segment_ids_CT[c, place] = p + 1
+                positions_CT[c, place] = np.arange(len(tokens))
+                last_CP[c, p] = ends_C[c] - 1
             if pair.rating >= 0:
-                margin_B[b] = self.margins[pair.rating]
-            safe_BC[b] = pair.safe
-        return PreferenceBatch(tokens_BCT, lengths_BC, margin_B, safe_BC)
+                margin_P[p] = self.margins[pair.rating]
+            safe_CP[:, p] = pair.safe
+        return PreferenceBatch(tokens_CT, segment_ids_CT, positions_CT, last_CP, margin_P, safe_CP)

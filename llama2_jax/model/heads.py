@@ -72,9 +72,15 @@ def last_token_scores(
     places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     counts_BT = (places_BT < lengths_B[:, None]) & (tokens_BT != model.pad_id)
     last_B = jnp.where(counts_BT, places_BT, -1).max(axis=1)
+    return scores_at(scores_BT, last_B[:, None])[:, 0]
+
+
+def scores_at(scores_BT: jax.Array, places_BP: jax.Array) -> jax.Array:
+    """Scores of the tokens at these places, (B, P); 0 for a place that is -1."""
+    check_shapes("scores_at", scores_BT=scores_BT, places_BP=places_BP)
     # a comparison instead of a gather: it stays local when T is split over devices
-    is_last_BT = places_BT == last_B[:, None]
-    return jnp.where(is_last_BT, scores_BT, 0.0).sum(axis=1)
+    is_place_BPT = places_BP[..., None] == jnp.arange(scores_BT.shape[1])
+    return jnp.where(is_place_BPT, scores_BT[:, None], 0.0).sum(axis=-1)
 
 
 def score_params_from_chat(params: Params, *, key: jax.Array | None) -> Params:

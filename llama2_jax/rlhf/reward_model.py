@@ -18,7 +18,7 @@ from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.heads import ScoreModel, last_token_scores
+from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
 from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
 from llama2_jax.sharding.processes import on_host
@@ -56,27 +56,37 @@ class ScoreBatch(NamedTuple):
 
 
 def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
-    """Mean over pairs of ``preference_sums``, of ``PreferenceBatch``; both responses in one forward pass."""
+    """Mean over pairs of ``preference_sums``, of ``PreferenceBatch``; all responses in one forward pass."""
 
     def loss(params: Params, batch: PreferenceBatch) -> LossSums:
-        pairs, responses, length = batch.tokens_BCT.shape
-        scores_B = last_token_scores(
-            model,
-            params,
-            batch.tokens_BCT.reshape(pairs * responses, length),
-            batch.lengths_BC.reshape(pairs * responses),
+        scores_BT = model.apply(
+            {"params": params},
+            _rows(batch.tokens_BCT),
+            segment_ids_BT=_rows(batch.segment_ids_BCT),
+            positions_BT=_rows(batch.positions_BCT),
         )
+        scores_BP = scores_at(scores_BT, _rows(batch.last_BCP))
         sums = preference_sums(
-            scores_B.reshape(pairs, responses),
-            batch.margin_B,
-            batch.safe_BC,
-            batch.lengths_BC[:, 0] > 0,
+            _pairs(scores_BP.reshape(batch.last_BCP.shape)),
+            batch.margin_BP.reshape(-1),
+            _pairs(batch.safe_BCP),
+            _pairs(batch.last_BCP)[:, 0] >= 0,
             safety_weight=safety_weight,
         )
-        tokens = batch.lengths_BC.sum()
+        tokens = (batch.segment_ids_BCT > 0).sum()
         return sums._replace(totals={**sums.totals, "tokens": tokens, "source_tokens": tokens[None]})
 
     return loss
+
+
+def _rows(array_BCX: jax.Array) -> jax.Array:
+    """(B, C, ...) to (B * C, ...): responses side by side become rows one below another."""
+    return array_BCX.reshape(-1, *array_BCX.shape[2:])
+
+
+def _pairs(array_BCP: jax.Array) -> jax.Array:
+    """(B, C, P) to (B * P, C): a line for each pair."""
+    return array_BCP.swapaxes(1, 2).reshape(-1, array_BCP.shape[1])
 
 
 def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> np.ndarray:

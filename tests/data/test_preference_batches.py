@@ -72,28 +72,37 @@ def test_answers_beyond_the_context_are_refused_or_skipped_never_cut(tokenizer):
         encoded(tokenizer, [preference()], max_length=exact - 1)
 
 
-def loader(count=10, batch_size=4, *, seed=0, **hosts):
+def loader(count=10, batch_size=4, *, epochs=3, seed=0, **rows):
     """Pair ``i`` is known by its token 100 + i; its rating is i mod 4, or none for the last."""
     pairs = [
         EncodedPair([100 + i] * (i + 1), [100 + i, 5], i % 4 if i < count - 1 else -1, (1, 0))
         for i in range(count)
     ]
-    return PairLoader(pairs, MARGINS, batch_size=batch_size, seed=seed, **hosts)
+    return PairLoader(pairs, MARGINS, batch_size=batch_size, epochs=epochs, seed=seed, **rows)
 
 
 def ids(batch):
-    return [int(row[0, 0]) - 100 for row in batch.tokens_BCT if row.any()]
+    """Which pairs are in a batch, row by row."""
+    return [
+        int(row[0, place]) - 100
+        for row, last_CP in zip(batch.tokens_BCT, batch.last_BCP, strict=True)
+        for place in last_CP[0]
+        if place >= 0
+    ]
 
 
 def test_an_epoch_has_every_pair_once_and_the_next_another_order():
     pairs = loader()
-    assert pairs.batches_per_epoch == 3
-    epochs = [[i for step in range(first, first + 3) for i in ids(pairs.batch(step))] for first in (0, 3, 6)]
+    assert pairs.num_batches == 9
+    assert loader(epochs=0.5).num_batches == 2
+    batches = [sorted(ids(batch)) for batch in pairs.iterate()]
+    epochs = [batches[first : first + 3] for first in (0, 3, 6)]
     for epoch in epochs:
-        assert sorted(epoch) == list(range(10))
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[:2] == [[3, 2, 1, 8, 6, 0, 7, 4, 5, 9], [7, 4, 5, 1, 9, 8, 6, 2, 0, 3]]  # never changes
-    assert epochs[0] != [i for step in range(3) for i in ids(loader(seed=1).batch(step))]
+        assert sorted(itertools.chain(*epoch)) == list(range(10))
+    assert epochs[0] == [[1, 2, 3, 8], [0, 4, 6, 7], [5, 9]]  # never changes
+    assert epochs[1] == [[1, 4, 5, 7], [2, 6, 8, 9], [0, 3]]
+    assert epochs[2] not in epochs[:2]
+    assert epochs[0] != [sorted(ids(batch)) for batch in loader(seed=1, epochs=1).iterate()]
 
 
 def test_the_order_of_an_epoch_is_made_once(monkeypatch):
@@ -104,33 +113,67 @@ def test_the_order_of_an_epoch_is_made_once(monkeypatch):
         return shuffled_order(count, seed)
 
     monkeypatch.setattr(preference_batches, "shuffled_order", counted)
-    list(itertools.islice(loader(seed=7).iterate(), 6))
-    assert made == [(7, 0), (7, 1)]
+    assert len(list(loader(seed=7, epochs=2).iterate())) == 6
+    assert made == [(7, 0), (7, 1)] * 2  # to measure the batches, and to make them
 
 
-def test_the_last_batch_is_filled_with_empty_pairs():
-    batch = loader().batch(2)
-    np.testing.assert_array_equal(batch.lengths_BC[2:], 0)
-    np.testing.assert_array_equal(batch.safe_BC[2:], -1)
-    assert (batch.lengths_BC[:2] > 0).all()
+def test_a_row_holds_the_chosen_responses_and_beside_them_the_rejected():
+    pairs = [
+        EncodedPair([1, 2, 3], [4], 2, (1, 0)),
+        EncodedPair([5, 6], [7, 8, 9, 10], -1, (-1, -1)),
+        EncodedPair([11] * 15, [12], 3, (0, 0)),
+    ]
+    (batch,) = PairLoader(pairs, MARGINS, batch_size=3, epochs=1, seed=0).iterate()
+    zeros = [0] * 16
+    wanted = {
+        "tokens_BCT": [
+            [[11] * 15 + [0], [12, *zeros[1:]]],
+            [[5, 6, 1, 2, 3, *zeros[5:]], [7, 8, 9, 10, 4, *zeros[5:]]],
+        ],
+        "segment_ids_BCT": [
+            [[1] * 15 + [0], [1, *zeros[1:]]],
+            [[1, 1, 2, 2, 2, *zeros[5:]], [1, 1, 1, 1, 2, *zeros[5:]]],
+        ],
+        "positions_BCT": [
+            [[*range(15), 0], zeros],
+            [[0, 1, 0, 1, 2, *zeros[5:]], [0, 1, 2, 3, 0, *zeros[5:]]],
+        ],
+        "last_BCP": [[[14, -1], [0, -1]], [[1, 4], [3, 4]]],
+        "margin_BP": [[3, 0], [0, 2]],  # unrated: no margin
+        "safe_BCP": [[[0, -1], [0, -1]], [[-1, 1], [-1, 0]]],
+    }
+    for name, value in batch._asdict().items():
+        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+        assert value.dtype == (np.float32 if name == "margin_BP" else np.int32)
 
 
-def test_what_a_batch_holds_of_a_pair():
-    batch = loader(count=4).batch(0)
-    assert batch.tokens_BCT.shape == (4, 2, 16)
-    assert batch.tokens_BCT.dtype == batch.lengths_BC.dtype == np.int32
-    for row, i in enumerate(ids(batch)):
-        np.testing.assert_array_equal(batch.lengths_BC[row], [i + 1, 2])
-        np.testing.assert_array_equal(batch.tokens_BCT[row, 0], [100 + i] * (i + 1) + [0] * (15 - i))
-        np.testing.assert_array_equal(batch.tokens_BCT[row, 1], [100 + i, 5] + [0] * 14)
-        assert batch.margin_B[row] == (MARGINS[i] if i < 3 else 0)  # unrated: no margin
-        np.testing.assert_array_equal(batch.safe_BC[row], [1, 0])
+def test_every_batch_has_the_rows_and_the_pairs_of_a_row_of_the_fullest():
+    pairs = loader(count=21, batch_size=6, row_multiple=4)
+    batches = list(pairs.iterate())
+    shapes = {tuple(array.shape for array in batch) for batch in batches}
+    assert len(shapes) == 1
+    used = [int((batch.last_BCP[:, 0, 0] >= 0).sum()) for batch in batches]
+    assert pairs.num_rows == batches[0].tokens_BCT.shape[0] == -(-max(used) // 4) * 4
+    assert (
+        max(int((batch.last_BCP[:, 0] >= 0).sum(axis=1).max()) for batch in batches)
+        == (batches[0].last_BCP.shape[2])
+    )
+    tokens = sum(int((batch.segment_ids_BCT > 0).sum()) for batch in batches[:4])  # an epoch
+    assert pairs.fill_fraction == pytest.approx(tokens / (4 * batches[0].tokens_BCT.size))
+
+
+def test_an_empty_row_is_padding():
+    (batch,) = loader(count=1, epochs=1, row_multiple=2).iterate()
+    assert batch.last_BCP.tolist() == [[[0], [1]], [[-1], [-1]]]
+    assert not batch.segment_ids_BCT[1].any()
+    assert (batch.safe_BCP[1] == -1).all()
 
 
 def test_a_token_with_the_id_of_padding_is_counted():
     pair = EncodedPair([5, 0, 9, 0], [0], -1, (-1, -1))
-    batch = PairLoader([pair], MARGINS, batch_size=1, seed=0).batch(0)
-    np.testing.assert_array_equal(batch.lengths_BC, [[4, 1]])
+    (batch,) = PairLoader([pair], MARGINS, batch_size=1, epochs=1, seed=0).iterate()
+    assert batch.last_BCP.tolist() == [[[3], [0]]]
+    assert batch.segment_ids_BCT.sum(axis=-1).tolist() == [[4, 1]]
     np.testing.assert_array_equal(batch.tokens_BCT[0, 0, :5], [5, 0, 9, 0, 0])
 
 
@@ -142,14 +185,16 @@ def test_batches_depend_on_the_step_alone():
 
 
 def test_two_hosts_hold_the_batch_of_one():
-    whole = loader().batch(2)
-    halves = [loader(host_index=host, host_count=2).batch(2) for host in range(2)]
+    whole = loader(count=40, batch_size=9, row_multiple=2).batch(2)
+    assert len(ids(whole)) == 9
+    halves = [
+        loader(count=40, batch_size=9, row_multiple=2, host_index=host, host_count=2).batch(2)
+        for host in range(2)
+    ]
     for name, wanted in whole._asdict().items():
         np.testing.assert_array_equal(np.concatenate([getattr(half, name) for half in halves]), wanted)
-    with pytest.raises(ConfigError, match="batch_size 4 is not a positive multiple of the 3"):
-        loader(host_count=3)
     with pytest.raises(ConfigError, match=r"host_index 2 is outside 0\.\.1"):
-        loader(host_index=2, host_count=2)
+        loader(row_multiple=2, host_index=2, host_count=2)
 
 
 def test_rows_are_as_long_as_the_longest_response_rounded_up():

@@ -62,12 +62,19 @@ def batch(count=8, length=12, seed=0):
     lengths[-1] = 0
     safe = rng.integers(0, 2, (count, 2)).astype(np.int32)
     safe[:3] = -1
+    places = np.broadcast_to(np.arange(length, dtype=np.int32), (count, 2, length))
     return PreferenceBatch(
         tokens_BCT=rng.integers(0, 56, (count, 2, length)).astype(np.int32),
-        lengths_BC=lengths,
-        margin_B=rng.choice([0, 1, 2, 3], count).astype(np.float32),
-        safe_BC=safe,
+        segment_ids_BCT=(places < lengths[..., None]).astype(np.int32),
+        positions_BCT=places,
+        last_BCP=lengths[..., None] - 1,
+        margin_BP=rng.choice([0, 1, 2, 3], (count, 1)).astype(np.float32),
+        safe_BCP=safe[..., None],
     )
+
+
+def lengths_of(pairs):
+    return pairs.segment_ids_BCT.sum(axis=-1)
 
 
 def updated(partitioner, *, accumulation_steps=1, pairs=None):
@@ -91,8 +98,8 @@ def test_both_responses_of_a_pair_are_scored_as_rows_of_their_own():
     pairs = batch()
     _, metrics = updated_on_one_device()
     losses, safety, right = [], [], []
-    for tokens, lengths, margin, safe in zip(
-        pairs.tokens_BCT[:-1], pairs.lengths_BC, pairs.margin_B, pairs.safe_BC, strict=False
+    for tokens, lengths, (margin,), safe in zip(
+        pairs.tokens_BCT[:-1], lengths_of(pairs), pairs.margin_BP, pairs.safe_BCP[..., 0], strict=False
     ):
         chosen, rejected = (
             numpy_llama.token_scores(params(), row[:n], tiny.CONFIG)[-1]
@@ -106,7 +113,7 @@ def test_both_responses_of_a_pair_are_scored_as_rows_of_their_own():
             if label >= 0
         ]
     assert metrics["pairs"] == 7
-    assert metrics["tokens"] == metrics["source_tokens"][0] == pairs.lengths_BC.sum()
+    assert metrics["tokens"] == metrics["source_tokens"][0] == lengths_of(pairs).sum()
     np.testing.assert_allclose(metrics["ranking_loss"], np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["safety_loss"], np.mean(safety), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], (np.sum(losses) + np.sum(safety) / 2) / 7, rtol=1e-4)
@@ -133,16 +140,40 @@ def test_eight_devices_train_as_one_does():
 def test_padding_and_empty_pairs_may_hold_anything():
     pairs = batch()
     garbage = pairs.tokens_BCT.copy()
-    garbage[np.arange(12) >= pairs.lengths_BC[..., None]] = 55
+    garbage[pairs.segment_ids_BCT == 0] = 55
+    wider = ((0, 0), (0, 0), (0, 36))
     padded = pairs._replace(
-        tokens_BCT=np.pad(garbage, ((0, 0), (0, 0), (0, 36)), constant_values=-1),
-        margin_B=np.where(pairs.lengths_BC[:, 0] > 0, pairs.margin_B, np.nan).astype(np.float32),
+        tokens_BCT=np.pad(garbage, wider, constant_values=-1),
+        segment_ids_BCT=np.pad(pairs.segment_ids_BCT, wider),
+        positions_BCT=np.pad(pairs.positions_BCT, wider),
+        margin_BP=np.where(pairs.last_BCP[:, 0] >= 0, pairs.margin_BP, np.nan).astype(np.float32),
     )
     found, found_metrics = updated(single_device(), pairs=padded)
     wanted, wanted_metrics = updated_on_one_device()
     tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-6)
     for name, value in wanted_metrics.items():
         np.testing.assert_allclose(found_metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_packed_pairs_train_as_pairs_in_rows_of_their_own():
+    alone = batch()
+    pairs = [
+        EncodedPair(
+            *(row[:n].tolist() for row, n in zip(rows, lengths, strict=True)), int(margin), tuple(safe)
+        )
+        for rows, lengths, (margin,), safe in zip(
+            alone.tokens_BCT[:-1], lengths_of(alone), alone.margin_BP, alone.safe_BCP[..., 0], strict=False
+        )
+    ]
+    loader = PairLoader(pairs, MARGINS["large"], batch_size=len(pairs), epochs=1, seed=0, row_multiple=4)
+    (packed,) = loader.iterate()
+    assert packed.last_BCP.shape == (4, 2, 3)  # 7 pairs
+    wanted, wanted_metrics = updated_on_one_device()
+    for accumulation_steps in (1, 2):
+        found, metrics = updated(single_device(), accumulation_steps=accumulation_steps, pairs=packed)
+        tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-6)
+        for name, value in wanted_metrics.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
 
 SPECIAL, END = 7, 2
@@ -166,7 +197,8 @@ def test_a_planted_rule_is_learned_and_holds_on_new_pairs():
     fresh = init_params(model, jax.random.key(0))
     state = state_from_params(fresh, optimizer, single_device(), rng=jax.random.key(0))
     step = compile_step(make_update(preference_loss(model), optimizer), state, single_device())
-    batches = PairLoader(planted_pairs(1920, seed=0), MARGINS["none"], batch_size=32, seed=0).iterate()
+    loader = PairLoader(planted_pairs(1920, seed=0), MARGINS["none"], batch_size=32, epochs=1, seed=0)
+    batches = loader.iterate()
     heldout = planted_pairs(200, seed=1)
     rows = [row for pair in heldout for row in (pair.chosen, pair.rejected)]
 
