@@ -6,7 +6,7 @@ d 256, FFN 688, 4 layers, 4 heads, vocabulary 512 (3.43M parameters), 8 dialogue
 tokens, float32, AdamW: the setting in which peers were measured. Best and median of the steps.
 
 Preferences have a few long dialogues among many short ones, so a reward model is also given 64 pairs whose
-responses have 36 tokens on average and 128 at most: packed, as it is trained, and with a row for each response.
+responses have 34 tokens on average and 128 at most: packed, as it is trained, and each in a row of its own.
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ def main() -> None:
 def step_seconds(model: Transformer | ScoreModel, loss: Loss, batch: Any) -> list[float]:
     """Seconds of each timed update."""
     partitioner = single_device()
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5), num_steps=1000)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, warmup_steps=0), num_steps=1000)
     state = init_state(model, optimizer, partitioner, seed=0)
     step = compile_step(make_update(loss, optimizer), state, partitioner)
 
@@ -152,7 +152,7 @@ def _report_ragged(times: list[float], batch: PreferenceBatch, layout: str) -> N
         "tokens_per_sec_median": median,
     }
     line = (
-        f"reward model, {RAGGED_PAIRS} pairs of {tokens:,} tokens {layout} in {result['rows']} rows x {LENGTH}: "
+        f"reward model, {RAGGED_PAIRS} pairs of {tokens:,} tokens {layout}, {result['rows']} x {LENGTH}: "
         f"best {best:,.0f}, median {median:,.0f} tok/s"
     )
     record(f"reward_model_{layout}", result, line=line)

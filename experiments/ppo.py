@@ -254,8 +254,16 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
     """
     config, last = run.config.train, run.config.train.num_iterations
     checkpointer = Checkpointer(run.workdir, keep_last=config.keep_last)
-    best = Checkpointer(run.workdir / "best", keep_last=2)
-    state, progress = _restore(run, checkpointer) or (fresh(), Progress())
+    best = Checkpointer(run.workdir / "best", keep_last=_kept_best(run.config))
+    restored = _restore(run, checkpointer)
+    state, progress = restored or (fresh(), Progress())
+    # what a stopped run found best after its last checkpoint is another run's, if this one goes another way
+    best.discard_from(state.iteration + 1 if restored else 0)
+    require(
+        not restored or progress.best_step in best.steps(),
+        f"{best.folder} holds {best.steps()}, and the newest checkpoint says that the best model so far is "
+        f"of iteration {progress.best_step}; put it back, or start in a new workdir",
+    )
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
     closing = contextlib.closing
@@ -284,8 +292,15 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
         best.wait()
         abstract = run.learner.abstract_states[0].params
         params = read_params(run.workdir / "best", abstract, progress.best_step)
+        checkpointer.discard_from(state.iteration)  # of a run that was to be longer
         checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
+
+
+def _kept_best(config: Any) -> int:
+    """Of the best models so many are kept that the best of the oldest checkpoint is among them."""
+    since_checkpoint = -(-config.train.checkpoint_every_steps // config.eval.every_steps)
+    return 1 + config.train.keep_last * since_checkpoint
 
 
 def _batch(run: Run, iteration: int) -> PromptBatch:

@@ -52,11 +52,16 @@ class Checkpointer:
         self._saving: int | None = None
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Start writing a checkpoint of ``state``; returns once device memory has been copied."""
+        """Start writing a checkpoint of ``state``; returns once device memory has been copied.
+
+        Raises:
+          CheckpointError: it could not be written; or there is one of this step or a later one, beside which
+            orbax would write nothing, and say nothing.
+        """
         step = int(state.step)
         self.wait()  # for the one before, so that its failure is reported as its own
-        if step in self._manager.all_steps():
-            return
+        if later := [known for known in self.steps() if known >= step]:
+            raise CheckpointError(f"{self.folder} holds {later}; a checkpoint of step {step} cannot follow")
         self._saving = step
         rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         items = ocp.args.Composite(
@@ -79,6 +84,13 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._write_error(error) from error
+
+    def discard_from(self, step: int) -> None:
+        """Delete the checkpoints of ``step`` and later: of a future that is written anew."""
+        self.wait()
+        for known in self.steps():
+            if known >= step:
+                self._manager.delete(known)
 
     def close(self) -> None:
         """Finish pending writes and release threads."""

@@ -3,9 +3,11 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,18 +207,70 @@ def test_sigterm_saves_and_a_second_start_continues(tmp_path: Path, monkeypatch:
     assert_same_end(tmp_path)
 
 
-def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rewards = iter([0.0, 2.0, 1.0, 1.5, 9.0])
-    sample = Learner.sample
+LEARNER_SAMPLE, LEARNER_ITERATE = Learner.sample, Learner.iterate
 
-    def sample_and_pretend(self: Learner, params: Any, batch: Any, *rest: Any) -> Any:
-        sampled = sample(self, params, batch, *rest)
+
+def pretend(monkeypatch: pytest.MonkeyPatch, rewards: Sequence[float], *, killed_after: int = -1) -> None:
+    """Evaluations find these rewards; the process ends without a word after an iteration."""
+    left = list(rewards)
+
+    def sample(self: Learner, params: Any, batch: Any, *rest: Any) -> Any:
+        sampled = LEARNER_SAMPLE(self, params, batch, *rest)
         if batch.prompt_ids[0] != HELDOUT[0].prompt_id:
             return sampled
-        reward_B = np.full(len(batch.prompt_ids), next(rewards), np.float32)
+        reward_B = np.full(len(batch.prompt_ids), left.pop(0), np.float32)
         return sampled._replace(scores=sampled.scores._replace(combined_B=reward_B))
 
-    monkeypatch.setattr(Learner, "sample", sample_and_pretend)
+    def iterate(self: Learner, state: Any, *rest: Any) -> Any:
+        if state.iteration == killed_after:
+            raise KeyboardInterrupt
+        return LEARNER_ITERATE(self, state, *rest)
+
+    monkeypatch.setattr(Learner, "sample", sample)
+    monkeypatch.setattr(Learner, "iterate", iterate)
+
+
+def test_what_a_killed_run_found_best_is_not_that_of_a_run_which_goes_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"eval__every_steps": 1, "train__checkpoint_every_steps": 2, "train__num_iterations": 4}
+    pretend(monkeypatch, [0, 1, 2, 8, 9], killed_after=3)  # a checkpoint of 2, the best of 1, 2 and 3
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config_of(**changes), tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "best" / "checkpoints" / "3")
+    for name in ("first", "second"):
+        pretend(monkeypatch, [7, 6])  # of 3 and 4
+        other_way = {"optimizer__learning_rate": 1e-3, "train__accept_changed_config": True}
+        ppo.run(config_of(**changes, **other_way), tmp_path / name)
+        assert read_meta(tmp_path / name)[1]["progress"]["best_step"] == 3
+    assert_bitwise_equal(load(tmp_path / "first").params, kept(tmp_path / "second", 3))
+
+
+def test_a_run_that_ends_where_it_was_stopped_still_gives_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"eval__every_steps": 1, "train__checkpoint_every_steps": 2}
+    pretend(monkeypatch, [0, 5, 1, 1], killed_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config_of(**changes), tmp_path)
+    ppo.run(config_of(**changes, train__num_iterations=2, train__accept_changed_config=True), tmp_path)
+    assert read_meta(tmp_path)[0] == 2
+    assert_bitwise_equal(load(tmp_path).params, kept(tmp_path, 1))
+
+
+def test_without_the_best_model_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [5, 1], killed_after=2)
+    changes = {"eval__every_steps": 2, "train__checkpoint_every_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config_of(**changes), tmp_path)
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(ConfigError, match=r"holds \[\], and the .* best model so far is of iteration 0"):
+        ppo.run(config_of(**changes), tmp_path)
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [0.0, 2.0, 1.0, 1.5, 9.0])
     ppo.run(config_of(eval__every_steps=1, eval__patience=2), tmp_path)
     step, meta = read_meta(tmp_path)
     assert step == 3  # the best was 1, then two without a new best

@@ -120,10 +120,6 @@ def test_keep_every_besides_the_last(tmp_path: Path) -> None:
     assert save_steps(tmp_path, [1, 2, 3, 4, 5, 6, 7], keep_last=1, keep_every=3) == [3, 6, 7]
 
 
-def test_saving_a_step_twice_keeps_the_first(tmp_path: Path) -> None:
-    assert save_steps(tmp_path, [1, 1]) == [1]
-
-
 @pytest.mark.parametrize("damage", [truncate_largest, delete_parameters, delete_one_file, garble_meta])
 def test_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
@@ -143,6 +139,19 @@ def test_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(
         assert checkpointer.steps() == [1, 2]
     assert f"checkpoint 2 in {tmp_path / 'checkpoints'} cannot be read" in caplog.text
     assert (tmp_path / "checkpoints" / "2.broken").is_dir()
+
+
+def test_a_save_that_orbax_would_drop_is_an_error(tmp_path: Path) -> None:
+    save_steps(tmp_path, [3, 5])
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        for step, there in ((5, r"\[5\]"), (4, r"\[5\]"), (3, r"\[3, 5\]")):
+            with pytest.raises(CheckpointError, match=rf"holds {there}; a checkpoint of step {step} cannot"):
+                checkpointer.save(state_of(step), {})
+        checkpointer.discard_from(4)
+        assert checkpointer.steps() == [3]
+        checkpointer.save(state_of(4), {"other": True})
+    assert stored_steps(tmp_path) == [3, 4]
+    assert read_meta(tmp_path) == (4, {"other": True})
 
 
 def test_a_step_can_break_twice(tmp_path: Path) -> None:
