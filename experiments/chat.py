@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments import checkpoint_flags
-from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
+from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids, without_special_tags
 from llama2_jax.data.tokenizer import StreamDecoder
 from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, stream
 from llama2_jax.generate.sampling import SamplingConfig
@@ -52,7 +52,8 @@ class ChatSession:
             self.messages.pop()
             raise
         tokenizer = self._loaded.require_tokenizer()
-        stops = stop_ids(tokenizer, self._loaded.template)
+        template = self._loaded.template
+        stops = stop_ids(tokenizer, template)
         decoder, pieces = StreamDecoder(tokenizer), []
         tokens = stream(
             self._loaded.model, self._loaded.params, prompt, self._sampling, stop_ids=stops, seed=self._seed
@@ -66,14 +67,7 @@ class ChatSession:
             pieces.append(decoder.flush())
             yield pieces[-1]
         finally:  # also when the reader stops listening (Ctrl-C): the dialogue must stay alternating
-            self.messages.append(Message("assistant", self._without_tags("".join(pieces))))
-
-    def _without_tags(self, text: str) -> str:
-        """The text without the template's markers, which the model may write but no message may have."""
-        while found := [tag for tag in self._loaded.template.forbidden if tag in text]:
-            for tag in found:
-                text = text.replace(tag, "")
-        return text
+            self.messages.append(Message("assistant", without_special_tags("".join(pieces), template)))
 
     def _fit(self) -> list[int]:
         """Prompt ids with room for an answer, dropping the oldest exchanges if need be."""

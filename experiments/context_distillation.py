@@ -19,7 +19,7 @@ from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
-from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.data.chat import Message, Template, encode_prompt, special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import dialogue_row
@@ -70,7 +70,9 @@ def run(config: Any, workdir: Path) -> None:
         for how, views in views_of(prompts, config).items()
     }
     choices = [
-        choose({how: found[i] for how, found in candidates.items()}, wording=config.data.wording)
+        choose(
+            {how: found[i] for how, found in candidates.items()}, loaded.template, wording=config.data.wording
+        )
         for i in range(len(prompts))
     ]
     rows = [
@@ -163,10 +165,11 @@ def candidates_for(
     return [Candidate(answer, float(score)) for answer, score in zip(answers, scores, strict=True)]
 
 
-def choose(candidates: Mapping[str, Candidate], *, wording: str) -> Choice:
+def choose(candidates: Mapping[str, Candidate], template: Template, *, wording: str) -> Choice:
     """The better of the two answers under a preprompt, and whether it replaces the original.
 
-    It does if its score is strictly greater (D72), and it has an end, a text, and no preprompt in it.
+    It does if its score is strictly greater (D72), and it has an end and a text, without special tags or a
+    preprompt in it.
     """
     how = max((GENERIC, TEMPLATE), key=lambda name: candidates[name].score)  # the first where they are equal
     answer, score = candidates[how]
@@ -176,6 +179,8 @@ def choose(candidates: Mapping[str, Candidate], *, wording: str) -> Choice:
         return Choice(how, "rejected: cut off")
     if not answer.text.strip():
         return Choice(how, "rejected: empty")
+    if special_tags(answer.text, template):
+        return Choice(how, "rejected: special tags")
     if preprompts.quotes_preprompt(answer.text, wording):
         return Choice(how, "rejected: repeats a preprompt")
     return Choice(how, SELECTED)

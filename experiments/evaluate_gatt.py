@@ -122,7 +122,7 @@ def ask(
 ) -> list[Outcome]:
     """Answers to all questions. Each is asked in a copy of the dialogue, so none sees another's answer.
 
-    After an empty answer, which ended the dialogue, the rest counts as wrong.
+    After an answer with a flaw, which ended the dialogue, the rest counts as wrong.
     """
     conversations = converse(
         loaded,
@@ -141,7 +141,7 @@ def ask(
                 messages = gatt_prompt([*earlier, Message("user", question)], probe.instruction.text)
                 row = prompt_with_room(loaded, messages, sampling)
             if row is None:
-                outcomes.append(Outcome(turn, False if conversation.fell_silent else None))
+                outcomes.append(Outcome(turn, False if conversation.flaw else None))
             else:
                 rows.append(row)
                 asked.append((turn, attributes[name], probe.instruction.values[name]))
@@ -172,7 +172,7 @@ def unseen_constraints(
             batch_size=config.batch_size,
         )  # fmt: skip
         said = [message.content for one in conversations for message in one.messages[1::2]]
-        return [*said, *("" for one in conversations if one.fell_silent)]
+        return [*said, *("" for one in conversations if one.flaw)]
 
     untold = answers(list)
     found = {}

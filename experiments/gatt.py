@@ -143,8 +143,8 @@ def outcome(
     conversation: Conversation, instruction: Instruction, attributes: Attributes, *, check: bool
 ) -> str:
     """``KEPT``, or why a dialogue is not trained on."""
-    if conversation.fell_silent:
-        return "an empty answer"
+    if conversation.flaw:
+        return conversation.flaw
     if not conversation.finished:
         return "beyond the context"
     if not conversation.stopped:

@@ -18,7 +18,7 @@ from experiments.models import load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import require, require_choice, write_json
-from llama2_jax.data.chat import UNFINISHED, Message, SpecialTagError, Template, check_special_tags
+from llama2_jax.data.chat import UNFINISHED, Message, Template, special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import DataError, dialogue_row
@@ -226,10 +226,8 @@ def flaw(sample: Sample, template: Template, unfinished: str) -> str:
         return "unfinished"
     if not sample.text.strip():
         return "no text"
-    try:
-        check_special_tags([Message("assistant", sample.text)], template)
-    except SpecialTagError:
-        return "tags of the template"
+    if special_tags(sample.text, template):
+        return "special tags"
     return ""
 
 

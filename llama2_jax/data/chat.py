@@ -145,11 +145,23 @@ def check_special_tags(dialogue: Sequence[Message], template: Template) -> None:
       SpecialTagError: its text begins with the fixed sentence of the release.
     """
     for number, message in enumerate(dialogue):
-        found = [tag for tag in template.forbidden if tag in message.content]
-        if found:
+        if found := special_tags(message.content, template):
             raise SpecialTagError(
                 f"{SPECIAL_TAGS_ERROR} Message {number} ({message.role}) contains {', '.join(found)}"
             )
+
+
+def special_tags(text: str, template: Template) -> list[str]:
+    """The template's markers that are in a text; an answer that has one cannot be read again."""
+    return [tag for tag in template.forbidden if tag in text]
+
+
+def without_special_tags(text: str, template: Template) -> str:
+    """The text without the template's markers."""
+    while found := special_tags(text, template):  # taking one out can make another
+        for tag in found:
+            text = text.replace(tag, "")
+    return text
 
 
 def encode_prompt(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt
+from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, without_special_tags
 from llama2_jax.data.tokenizer import shared_prefix
 from llama2_jax.evals.judge import FIRST, SECOND, TIE, Judge, Pair
 from llama2_jax.generate.score import score_continuations
@@ -82,10 +82,7 @@ def question(loaded: LoadedModel, pair: Pair, criterion: str) -> Message:
     text = QUESTION.format(
         dialogue=dialogue, first=pair.first.answer, second=pair.second.answer, criterion=criterion
     )
-    while any(tag in text for tag in loaded.template.forbidden):  # taking one out can make another
-        for tag in loaded.template.forbidden:
-            text = text.replace(tag, "")
-    return Message("user", text)
+    return Message("user", without_special_tags(text, loaded.template))
 
 
 def _choices(loaded: LoadedModel, asked: Message) -> list[tuple[list[int], list[int]]]:

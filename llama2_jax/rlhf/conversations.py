@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.data.chat import Message, Template, encode_prompt, special_tags
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import sample_token_rows
+from llama2_jax.rlhf.answers import Answer, sample_token_rows
 
 View = Callable[[Sequence[Message]], list[Message]]
 
@@ -19,7 +19,7 @@ class Conversation(NamedTuple):
     messages: list[Message]  # of complete turns: it ends with the assistant, or is empty
     finished: bool  # every turn was answered
     stopped: bool  # the last answer ended by itself
-    fell_silent: bool = False  # it ends before an empty answer
+    flaw: str = ""  # of the answer before which it ends
 
 
 def converse(
@@ -34,7 +34,7 @@ def converse(
     """Answer the turns of many users, each answer in the light of those before (D56).
 
     A dialogue ends early where its prompt leaves no room for ``max_new_tokens`` within the model's
-    context, or where an answer is empty: ``finished`` and ``fell_silent`` tell.
+    context, or where an answer cannot be read again: ``finished`` and ``flaw`` tell.
 
     Args:
       loaded: from ``for_decoding(load(path))``.
@@ -51,7 +51,7 @@ def converse(
     require(not empty, f"dialogue(s) {empty[:5]} have no turn; each needs at least one message of the user")
     said: list[list[Message]] = [[] for _ in user_turns]
     stopped = [False] * len(user_turns)
-    silent: set[int] = set()
+    flaws = [""] * len(user_turns)
     active = list(range(len(user_turns)))
     for turn in range(max(len(turns) for turns in user_turns)):
         asked = [index for index in active if turn < len(user_turns[index])]
@@ -66,14 +66,13 @@ def converse(
         )
         active = []
         for index, answer in zip(rows, answers, strict=True):
-            if answer.text.strip():
+            flaws[index] = _flaw(answer, loaded.template)
+            if not flaws[index]:
                 said[index] = [*prompts[index], Message("assistant", answer.text.strip())]
                 stopped[index] = answer.stopped
                 active.append(index)
-            else:
-                silent.add(index)
     return [
-        Conversation(messages, len(messages) == 2 * len(turns), stopped[index], index in silent)
+        Conversation(messages, len(messages) == 2 * len(turns), stopped[index], flaws[index])
         for index, (messages, turns) in enumerate(zip(said, user_turns, strict=True))
     ]
 
@@ -87,7 +86,7 @@ def answer_again(
     seeds: Sequence[int],
     batch_size: int,
 ) -> list[Conversation]:
-    """The same finished dialogues with another last answer; an empty one is not taken."""
+    """The same finished dialogues with another last answer; one with a flaw is not taken."""
     tokenizer = loaded.require_tokenizer()
     rows = [
         encode_prompt(view(one.messages[:-1]), tokenizer, loaded.template)
@@ -95,13 +94,22 @@ def answer_again(
     ]
     answers = sample_token_rows(loaded, rows, sampling, seeds=seeds, batch_size=batch_size)
     return [
-        one._replace(
+        one
+        if _flaw(answer, loaded.template)
+        else one._replace(
             messages=[*one.messages[:-1], Message("assistant", answer.text.strip())], stopped=answer.stopped
         )
-        if answer.text.strip()
-        else one
         for one, answer in zip(conversations, answers, strict=True)
     ]
+
+
+def _flaw(answer: Answer, template: Template) -> str:
+    """Why an answer cannot stand in a dialogue; empty if it can."""
+    if not answer.text.strip():
+        return "an empty answer"
+    if special_tags(answer.text, template):
+        return "an answer with special tags"
+    return ""
 
 
 def prompt_with_room(

@@ -179,12 +179,13 @@ QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."
         (0.5, candidate(0.5), candidate(0.5), Choice(GENERIC, "rejected: not better")),  # D72: strictly
         (0.5, candidate(0.6, stopped=False), candidate(0.4), Choice(GENERIC, "rejected: cut off")),
         (0.5, candidate(0.6, " "), candidate(0.4), Choice(GENERIC, "rejected: empty")),
+        (0.5, candidate(0.6, "No. [INST] Why"), candidate(0.4), Choice(GENERIC, "rejected: special tags")),
         (0.5, candidate(0.4), candidate(0.9, QUOTE), Choice(TEMPLATE, "rejected: repeats a preprompt")),
     ],
 )
 def test_the_gate(base: float, generic: Candidate, template: Candidate, expected: Choice) -> None:
     found = {BASE: candidate(base), GENERIC: generic, TEMPLATE: template}
-    assert choose(found, wording="short") == expected
+    assert choose(found, LLAMA2, wording="short") == expected
 
 
 @pytest.mark.parametrize(

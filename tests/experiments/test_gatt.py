@@ -18,7 +18,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.rlhf import conversations
 from llama2_jax.rlhf.answers import Answer
-from llama2_jax.rlhf.conversations import converse
+from llama2_jax.rlhf.conversations import answer_again, converse
 from tests.experiments import runs
 
 NEW_TOKENS = 6
@@ -172,7 +172,24 @@ def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Pat
     assert len(longest) + NEW_TOKENS > loaded.config.max_context
     alone = converse(loaded, user_turns[:2], [list] * 2, sampling, seed=3, batch_size=3)
     assert alone == found[:2]
-    assert not any(one.fell_silent for one in found)
+    assert not any(one.flaw for one in found)
+
+
+def test_a_dialogue_ends_before_an_answer_that_no_prompt_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = runs.chat_model()
+    texts = ["Yes.", "Yes [INST] and", "Yes.", "<<SYS>>", "No. [/INST]", "No."]
+
+    def scripted(loaded: LoadedModel, rows: Sequence[Any], *_: Any, **__: Any) -> list[Answer]:
+        return [Answer([1], texts.pop(0), True, []) for _ in rows]
+
+    monkeypatch.setattr(conversations, "sample_token_rows", scripted)
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS)
+    first, second = converse(loaded, [["Hi."] * 3, ["Hi."] * 2], [list] * 2, sampling, seed=0, batch_size=2)
+    assert (len(first.messages), first.finished, first.flaw) == (4, False, "an answer with special tags")
+    assert (len(second.messages), second.finished, second.flaw) == (0, False, "an answer with special tags")
+    for last in ("Yes.", "No."):  # the one with a tag is not taken
+        (again,) = answer_again(loaded, [first], [list], sampling, seeds=[0], batch_size=1)
+        assert [message.content for message in again.messages[1::2]] == ["Yes.", last]
 
 
 def test_after_an_empty_answer_the_rest_counts_as_wrong(

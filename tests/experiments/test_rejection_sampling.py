@@ -246,7 +246,7 @@ def test_done_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
         ("Yes", False, "exclude", "unfinished"),
         ("Yes", False, "keep", ""),
         (" \n", True, "exclude", "no text"),
-        ("Yes [INST] more", True, "exclude", "tags of the template"),
+        ("Yes [INST] more", True, "exclude", "special tags"),
     ],
 )
 def test_what_cannot_be_trained_on(text: str, stopped: bool, unfinished: str, expected: str) -> None:

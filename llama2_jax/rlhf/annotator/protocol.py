@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require, require_choice, to_plain
-from llama2_jax.data.chat import UNFINISHED, Template
+from llama2_jax.data.chat import UNFINISHED, Template, special_tags
 from llama2_jax.data.preferences import Preference
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
@@ -176,7 +176,7 @@ def unusable(first: Reply, second: Reply, template: Template, unfinished: str) -
         return "empty answer"
     if first.text == second.text:
         return "equal answers"
-    if any(tag in reply.text for tag in template.forbidden for reply in (first, second)):
+    if any(special_tags(reply.text, template) for reply in (first, second)):
         return "special tags"
     if unfinished == "exclude" and not (first.finished and second.finished):
         return "unfinished answer"
