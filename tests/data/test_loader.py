@@ -7,7 +7,7 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.loader import make_loader, single_pass
-from llama2_jax.data.mixture import DataSource, mix, shares, source_epochs
+from llama2_jax.data.mixture import DataSource, mix, place_of, shares, source_epochs
 
 LENGTH = 3
 
@@ -94,6 +94,22 @@ def test_weights_are_shares_of_rows_and_small_sources_repeat():
     large = seen[sources == 1]
     assert len(set(large)) == 20
     assert large.tolist() != sorted(large)
+
+
+@pytest.mark.parametrize("weights", [(1, 48), (1, 1.0099), (3, 28), (0.3, 0.3, 0.4), (1e-3, 7, 2.5, 0.125)])
+def test_shares_are_exact_for_any_weights(weights):
+    rows = 7000
+    mixed = mix([DataSource(str(i), weight, [{}]) for i, weight in enumerate(weights)], seed=0)
+    places = [place_of(index, mixed.parts) for index in range(rows)]
+    for source, weight in enumerate(weights):
+        numbers = [number for own, number in places if own == source]
+        assert numbers == list(range(len(numbers)))  # none is left out, none comes twice
+        wanted = np.arange(1, rows + 1) * weight / sum(weights)
+        found = np.cumsum([own == source for own, _ in places])
+        assert np.abs(found - wanted).max() < len(weights)  # everywhere, not only at the end
+    far = 10**13
+    share = sum(place_of(far + i, mixed.parts)[0] == 0 for i in range(rows)) / rows
+    assert abs(share - weights[0] / sum(weights)) < 2 / rows
 
 
 def test_epochs_per_source():
