@@ -169,21 +169,30 @@ def choose(candidates: Mapping[str, Candidate], template: Template, *, wording: 
     """The better of the two answers under a preprompt, and whether it replaces the original.
 
     It does if its score is strictly greater (D72), and it has an end and a text, without special tags or a
-    preprompt in it.
+    preprompt in it. An answer with such a flaw gives way to the other, if that one is better too.
     """
-    how = max((GENERIC, TEMPLATE), key=lambda name: candidates[name].score)  # the first where they are equal
-    answer, score = candidates[how]
-    if not score > candidates[BASE].score:
-        return Choice(how, "rejected: not better")
+    ranked = sorted((GENERIC, TEMPLATE), key=lambda name: -candidates[name].score)  # the first of equal ones
+    better = [how for how in ranked if candidates[how].score > candidates[BASE].score]
+    if not better:
+        return Choice(ranked[0], "rejected: not better")
+    flaws = {how: _flaw(candidates[how].answer, template, wording=wording) for how in better}
+    for how in better:
+        if not flaws[how]:
+            return Choice(how, SELECTED)
+    return Choice(better[0], f"rejected: {flaws[better[0]]}")
+
+
+def _flaw(answer: Answer, template: Template, *, wording: str) -> str:
+    """Why an answer cannot be trained on; empty if it can."""
     if not answer.stopped:
-        return Choice(how, "rejected: cut off")
+        return "cut off"
     if not answer.text.strip():
-        return Choice(how, "rejected: empty")
+        return "empty"
     if special_tags(answer.text, template):
-        return Choice(how, "rejected: special tags")
+        return "special tags"
     if preprompts.quotes_preprompt(answer.text, wording):
-        return Choice(how, "rejected: repeats a preprompt")
-    return Choice(how, SELECTED)
+        return "repeats a preprompt"
+    return ""
 
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:

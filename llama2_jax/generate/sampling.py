@@ -10,6 +10,7 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.structs import Array
 
+LOWEST_TEMPERATURE = 1e-6  # logits over a lower one are soon beyond float32
 PROBABILITY_BITS = 31  # of float32 numbers from 0 to 1, and a little more: without the sign
 
 
@@ -27,7 +28,10 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens > 0, f"max_new_tokens = {self.max_new_tokens} must be positive")
-        require(self.temperature >= 0, f"temperature = {self.temperature} must not be negative; 0 is greedy")
+        require(
+            self.temperature == 0 or self.temperature >= LOWEST_TEMPERATURE,
+            f"temperature = {self.temperature} must be 0, which is greedy, or at least {LOWEST_TEMPERATURE}",
+        )
         require(0 <= self.top_p <= 1, f"top_p = {self.top_p} must be in [0, 1]; 0 keeps only the top token")
         require(self.top_k >= 0, f"top_k = {self.top_k} must not be negative; 0 turns it off")
 

@@ -147,8 +147,9 @@ def draw(
 ) -> list[Sample]:
     """``num_samples`` samples of every prompt, by prompt; what the archive holds is not drawn again.
 
-    Sample ``seed + i`` of a prompt is drawn with a random seed made from its id and that number:
-    independent of the other prompts, of how many samples there are, and of the batch.
+    Sample ``seed + i`` of a prompt is drawn with a random seed made from its id, the round and that number:
+    independent of the other prompts, of how many samples there are, and of the batch. Temperatures share
+    theirs, so that they can be compared; rounds do not, or a model that changed little would repeat itself.
 
     Args:
       path: the archive, appended to while samples are drawn; need not exist.
@@ -182,7 +183,7 @@ def draw(
             loaded,
             [rows[sample.prompt.prompt_id] for sample in part],
             sampling,
-            seeds=[zlib.crc32(f"{sample.prompt.prompt_id} {sample.seed}".encode()) for sample in part],
+            seeds=[_random_seed(sample) for sample in part],
             batch_size=batch_size,
         )
         drawn = [
@@ -192,6 +193,10 @@ def draw(
         append_samples(path, drawn)
         held |= {sample.key: sample for sample in drawn}
     return [held[sample.key] for sample in wanted]
+
+
+def _random_seed(sample: Sample) -> int:
+    return zlib.crc32(f"{sample.prompt.prompt_id} {sample.round} {sample.seed}".encode())
 
 
 def changed_prompts(held: Iterable[Sample], prompts: Iterable[Prompt]) -> list[str]:

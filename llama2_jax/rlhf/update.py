@@ -66,10 +66,11 @@ def make_experience(
         values.values_BC,
         estimate.returns_BC,
     )
+    unit = 1.0 if config.whitening == "none" else scores.sigma  # of the reward, in raw scores
     metrics = {
         "score": scores.mean,
         "sigma": scores.sigma,
-        "beta_sigma": config.kl_coef * scores.sigma,  # beta in units of the raw scores
+        "beta_sigma": config.kl_coef * unit,
         "reward_score": final_B.mean(),
         "reward_kl": penalty_BC.sum(axis=1).mean(),
         "stopped_fraction": rollout.stopped_B.mean(),

@@ -180,6 +180,8 @@ QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."
         (0.5, candidate(0.6, stopped=False), candidate(0.4), Choice(GENERIC, "rejected: cut off")),
         (0.5, candidate(0.6, " "), candidate(0.4), Choice(GENERIC, "rejected: empty")),
         (0.5, candidate(0.6, "No. [INST] Why"), candidate(0.4), Choice(GENERIC, "rejected: special tags")),
+        (0.5, candidate(0.6), candidate(0.9, stopped=False), Choice(GENERIC, SELECTED)),
+        (0.5, candidate(0.6, ""), candidate(0.9, stopped=False), Choice(TEMPLATE, "rejected: cut off")),
         (0.5, candidate(0.4), candidate(0.9, QUOTE), Choice(TEMPLATE, "rejected: repeats a preprompt")),
     ],
 )

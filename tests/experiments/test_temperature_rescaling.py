@@ -32,17 +32,17 @@ def test_the_programme_end_to_end(tmp_path):
     prompts, output = runs.write_lines(tmp_path / "prompts.jsonl", ROWS), tmp_path / "out"
     result = runs.run_program(
         "experiments.temperature_rescaling", f"--version=SFT={saved_policy()}", f"--prompts={prompts}",
-        f"--version=RLHF-V1={saved_policy(1)}", f"--output={output}", "--temperatures=0.04,1.5",
+        f"--version=RLHF-V1={saved_policy(1)}", f"--output={output}", "--temperatures=0.01,1.5",
         "--max_new_tokens=8", "--answers=3",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = runs.read_lines(output / "answers" / "SFT.jsonl")
     assert len(rows) == 4 * 2 * 3
-    point = json.loads((output / "results.json").read_text())["points"]["creative"]["SFT"]["0.04"][
+    point = json.loads((output / "results.json").read_text())["points"]["creative"]["SFT"]["0.01"][
         "self_bleu"
     ]
     scores = [
-        self_bleu_scorer()([r["text"] for r in rows if (r["prompt_id"], r["temperature"]) == (number, 0.04)])
+        self_bleu_scorer()([r["text"] for r in rows if (r["prompt_id"], r["temperature"]) == (number, 0.01)])
         for number in "23"
     ]
     assert scores[0] != scores[1]  # alike, they could be mixed up
@@ -50,7 +50,7 @@ def test_the_programme_end_to_end(tmp_path):
     assert point["deviation"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
     report = (output / "report.md").read_text()
     assert "| temperature | SFT | RLHF-V1 |" in report
-    assert f"| 0.04 | {point['mean']:.1f} ± {point['deviation']:.1f} |" in report
+    assert f"| 0.01 | {point['mean']:.1f} ± {point['deviation']:.1f} |" in report
     assert (output / "self_bleu.png").stat().st_size > 10_000
 
 

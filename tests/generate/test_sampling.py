@@ -153,6 +153,7 @@ def test_more_than_the_vocabulary_in_top_k_keeps_all():
     [
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
         ({"temperature": -0.1}, "temperature = -0.1"),
+        ({"temperature": 1e-38}, "temperature = 1e-38 must be 0, which is greedy, or at least 1e-06"),
         ({"top_p": 1.1}, "top_p = 1.1"),
         ({"top_p": -0.1}, "top_p = -0.1"),
         ({"top_k": -1}, "top_k = -1"),

@@ -12,6 +12,7 @@ from llama2_jax.data.sources import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.rlhf import archive
+from llama2_jax.rlhf.answers import Answer
 from llama2_jax.rlhf.archive import (
     Sample,
     Scorer,
@@ -142,6 +143,25 @@ def test_sample_depends_on_nothing_but_its_key(tmp_path: Path) -> None:
     samples = {s.key: s for s in drawn(tmp_path / "a.jsonl")}
     for s in drawn(tmp_path / "b.jsonl", num_samples=2, prompts=(3, 1), batch_size=1):
         assert samples[s.key] == s
+
+
+def test_rounds_draw_anew_and_temperatures_share_their_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def sample_token_rows(loaded: object, rows: list, *_: object, **given: list) -> list[Answer]:
+        seeds.append(given["seeds"])
+        return [Answer([5], "a", True, [0.0])] * len(rows)
+
+    monkeypatch.setattr(archive, "sample_token_rows", sample_token_rows)
+    hot = SamplingConfig(max_new_tokens=6, temperature=1.5, top_p=1.0)
+    for number, (round, sampling) in enumerate(((1, SAMPLING), (2, SAMPLING), (1, hot))):
+        path = tmp_path / f"{number}.jsonl"
+        draw(path, policy(), [prompt(1), prompt(2)], sampling, round=round, num_samples=2, batch_size=4)
+    first, second, first_hot = seeds
+    assert len({*first, *second}) == 8
+    assert first_hot == first
 
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(tmp_path: Path) -> None:

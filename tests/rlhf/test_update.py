@@ -380,6 +380,7 @@ def test_a_score_is_not_truncated_and_lands_on_the_last_token():
     config = dataclasses.replace(SMALL, whitening="none", kl_coef=1e-9)
     experience, metrics = experience_of(rollout_of([3, 5]), [0.7, -0.3], config=config, values=0.0)
     assert metrics["reward_score"] == pytest.approx(0.2)
+    assert metrics["beta_sigma"] == pytest.approx(1e-9)  # scores are raw already
     np.testing.assert_allclose(experience.returns_BC[0], [0.7 * 0.95**2, 0.7 * 0.95, 0.7, 0, 0], atol=1e-6)
 
 
