@@ -36,10 +36,14 @@ def heldout_loss(
     """Sum the loss over ``batches`` (host arrays, this process's rows); ``loss_chunk`` as in training."""
     assert model.partitioner is not None
     nats = tokens = 0.0
-    for batch in batches:
-        sums = _batch_sums(model, params, place_batch(model.partitioner, batch), loss_chunk=loss_chunk)
+    placed = (place_batch(model.partitioner, batch) for batch in batches)
+    running = (_batch_sums(model, params, batch, loss_chunk=loss_chunk) for batch in placed)
+    sums = next(running, None)
+    while sums is not None:
+        ahead = next(running, None)  # the device has the next batch before we wait for this one
         nats += float(sums.loss_sum)
         tokens += float(sums.weight)
+        sums = ahead
     require(
         tokens > 0,
         "the held-out set has no counted token; give dialogues with answers, or longer texts",

@@ -95,9 +95,7 @@ def generate(
     count = len(prompts)
     seeds = range(count) if seeds is None else seeds
     _check_seed_count(seeds, count)
-    # whole rows for every device of a mesh: repeat the last prompt, drop its results
-    missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
-    prompts, seeds = [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
+    prompts, seeds = fill_rows(model, prompts, seeds)
     state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length)
     _, completions = advance(
         model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
@@ -105,6 +103,15 @@ def generate(
     found = Completions(*(leaf[:count] for leaf in on_host(completions)))
     check_logprobs(found.raw_logprobs_BC)  # argmax takes NaN for the best: the row would be of 0s
     return found
+
+
+def fill_rows(
+    model: Transformer, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+) -> tuple[list[Sequence[int]], list[int]]:
+    """Whole rows for every device of a mesh: the last prompt again, whose results are to be dropped."""
+    count = len(prompts)
+    missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
+    return [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
 
 
 def row_ids(completions: Completions, row: int) -> tuple[list[int], list[int]]:

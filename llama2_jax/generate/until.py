@@ -4,7 +4,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llama2_jax.generate.decode import advance, check_logprobs, check_prompts, check_seeds, start
+from llama2_jax.generate.decode import (
+    advance,
+    check_logprobs,
+    check_prompts,
+    check_seeds,
+    fill_rows,
+    start,
+)
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.processes import on_host
@@ -37,7 +44,8 @@ def generate_until(
     check_seeds(seeds)
     made: list[list[int]] = [[] for _ in prompts]
     num_chunks = -(-sampling.max_new_tokens // CHUNK)
-    state = start(model, params, prompts, max_new_tokens=num_chunks * CHUNK, seeds=seeds)
+    filled = fill_rows(model, prompts, seeds)
+    state = start(model, params, filled[0], max_new_tokens=num_chunks * CHUNK, seeds=filled[1])
     for _ in range(num_chunks):
         state, part = advance(
             model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=CHUNK
@@ -48,6 +56,7 @@ def generate_until(
         for row, ids in enumerate(made):
             ids += part.tokens_BC[row, : part.lengths_B[row]].tolist()
             ended_B[row] |= is_complete(row, ids)
+        ended_B[len(made) :] = True
         if ended_B.all():
             break
         state = state._replace(stopped_B=ended_B)

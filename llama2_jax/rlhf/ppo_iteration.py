@@ -139,9 +139,7 @@ class Learner:
     def init_state(self, policy: Params, value: Params, *, seed: int) -> PPOState:
         """Before the first iteration; the parameters are copied."""
         policy_state, value_state = (
-            state_from_params(
-                jax.tree.map(jnp.copy, params), optimizer, self.partitioner, rng=jax.random.key(seed)
-            )
+            state_from_params(params, optimizer, self.partitioner, rng=jax.random.key(seed))
             for params, optimizer in zip((policy, value), self._optimizers, strict=True)
         )
         return PPOState(0, policy_state, value_state)

@@ -6,6 +6,9 @@ from llama2_jax.generate import until
 from llama2_jax.generate.decode import generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.until import CHUNK, generate_until
+from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.sharding.placement import place_tree
+from llama2_jax.sharding.rules import make_partitioner
 from tests.model import tiny
 
 PROMPTS = [tiny.tokens(n, seed=n).tolist() for n in (9, 3, 14)]
@@ -50,3 +53,13 @@ def test_complete_rows_make_no_more_and_nothing_runs_once_all_are(monkeypatch):
     found = make(GREEDY, is_complete=lambda row, ids: row != 1, stop_ids=())
     assert calls == [CHUNK] * 3  # for row 1 alone
     np.testing.assert_equal([len(ids) for ids in found], [CHUNK, GREEDY.max_new_tokens, CHUNK])
+
+
+def test_any_number_of_rows_on_a_mesh():
+    partitioner = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, fsdp=2, tensor=2))
+    model = tiny.MODEL.clone(partitioner=partitioner)
+    found = generate_until(
+        model, place_tree(partitioner, tiny.params()), PROMPTS, GREEDY,
+        is_complete=lambda row, ids: len(ids) >= 5, stop_ids=(), seeds=[0, 1, 2],
+    )  # fmt: skip
+    assert found == [row[:CHUNK] for row in wanted(GREEDY)]
