@@ -5,18 +5,20 @@ python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=
 Rows of the input: {"prompt": text} (continued as it is, after BOS if the model read its texts so),
 {"tokens": [ids]} or {"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template).
 Errors and seeds count rows from 0. Each output row repeats the input row and adds "completion",
-"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". A
+"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". Until all are
+there, those that are done stand in OUTPUT.partial. A
 completion follows its prompt as it is, with the space between them if there is one, so that
 experiments.score reads the output; an answer to messages, or to tokens, begins without. In a row with
 several of the keys the first in this order counts: prompt, messages, tokens.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
 from experiments import checkpoint_flags
-from experiments.row_fields import row_text, row_tokens
+from experiments.row_fields import refuse_overwriting, row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt, stop_ids
 from llama2_jax.data.jsonl import read_rows, write_rows
@@ -30,6 +32,7 @@ from llama2_jax.pretrained import LoadedModel, for_decoding
 
 def main() -> None:
     """Read, complete, write."""
+    refuse_overwriting(flags.FLAGS.input, flags.FLAGS.output)
     rows = read_rows(flags.FLAGS.input)
     loaded = for_decoding(checkpoint_flags.load_checkpoint())
     sampling = SamplingConfig(
@@ -43,13 +46,28 @@ def main() -> None:
 
 def complete_rows(
     loaded: LoadedModel, rows: list[dict[str, Any]], sampling: SamplingConfig, *, batch_size: int, seed: int
-) -> list[dict[str, Any]]:
-    """The rows with completions added, in order."""
+) -> Iterator[dict[str, Any]]:
+    """The rows with completions added, in order, each as soon as its batch is done.
+
+    Raises:
+      ConfigError, PromptError: a row that cannot be continued, before anything is.
+    """
     prompts = [prompt_ids(row, loaded, where=f"row {index}") for index, row in enumerate(rows)]
     check_prompts(loaded.model, prompts)
     check_seeds([seed, seed + len(rows) - 1])  # before the first batch, not after hours
+    return _complete(loaded, rows, prompts, sampling, batch_size=batch_size, seed=seed)
+
+
+def _complete(
+    loaded: LoadedModel,
+    rows: list[dict[str, Any]],
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    *,
+    batch_size: int,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
     stops = _stop_ids(loaded)
-    results: list[dict[str, Any]] = []
     for first in range(0, len(rows), batch_size):
         batch = prompts[first : first + batch_size]
         seeds = [seed + first + index for index in range(len(batch))]
@@ -65,8 +83,7 @@ def complete_rows(
             if loaded.tokenizer is not None:
                 follows = batch[index] if "prompt" in result else []
                 result["completion"] = text_after(follows, text_ids, loaded.tokenizer)
-            results.append(result)
-    return results
+            yield result
 
 
 def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[int]:

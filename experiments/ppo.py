@@ -20,7 +20,7 @@ from experiments.corpora import keep_tokenizer
 from experiments.models import open_mesh
 from experiments.ppo_report import write_ppo_report
 from llama2_jax.config import build, require, require_choice, to_plain
-from llama2_jax.data.chat import encode_prompt, stop_ids
+from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.shards import file_sha256
@@ -28,6 +28,7 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
 from llama2_jax.rlhf import doctor
+from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import (
     Learner,
@@ -79,6 +80,7 @@ class Progress:
     best_step: int = 0
     evaluations_since: int = 0
     first: dict[str, float] = dataclasses.field(default_factory=dict)  # the evaluation before any update
+    ended: bool = False  # the parameters are the best ones, beside optimizers of the last iteration
 
     def add(self, step: int, reward: float) -> bool:
         """Count an evaluation; True if it is the best so far."""
@@ -178,8 +180,8 @@ def _check_contexts(policy: LoadedModel, reward_models: dict[str, RewardModel], 
 
 def _read(path: str, policy: LoadedModel, ppo: PPOConfig) -> Prompts:
     prompts = read_prompts(path)
-    tokenizer = policy.require_tokenizer()
-    tokens = [encode_prompt(prompt.messages, tokenizer, policy.template) for prompt in prompts]
+    rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
+    tokens = [rows[prompt.prompt_id] for prompt in prompts]
     check_prompt_lengths(tokens, ppo)
     return Prompts(prompts, tokens)
 
@@ -267,6 +269,12 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
     closing = contextlib.closing
+    require(
+        not progress.ended or state.iteration >= last or _is_stuck(run, progress),
+        f"{run.workdir} ended after iteration {state.iteration}, and its checkpoint holds the best policy, "
+        f"of iteration {progress.best_step}: nothing can go on from there; start a new --workdir, with "
+        f"config.init_from={run.workdir} to learn on",
+    )
     with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:
         if state.iteration == 0:
             evaluate(run, state, progress, writer, best)
@@ -292,9 +300,19 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
         best.wait()
         abstract = run.learner.abstract_states[0].params
         params = read_params(run.workdir / "best", abstract, progress.best_step)
+        progress.ended = True
+        shown.note(_kept_line(progress))
         checkpointer.discard_from(state.iteration)  # of a run that was to be longer
         checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
+
+
+def _kept_line(progress: Progress) -> str:
+    if progress.best_step == 0:
+        return (
+            "ppo: no iteration was better on the held-out prompts than the policy at the start, which is kept"
+        )
+    return f"ppo: kept the policy of iteration {progress.best_step}, the best on the held-out prompts"
 
 
 def _kept_best(config: Any) -> int:

@@ -1,8 +1,17 @@
 """Fields of the rows that the command-line programmes read."""
 
+from pathlib import Path
 from typing import Any
 
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, require
+
+
+def refuse_overwriting(source: str, target: str) -> None:
+    """Raise ``ConfigError`` if the output would take the place of the input."""
+    require(
+        Path(source).resolve() != Path(target).resolve(),
+        f"--output={target} is the file of --input; name another",
+    )
 
 
 def row_tokens(row: dict[str, Any], *, where: str) -> list[int]:

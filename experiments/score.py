@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from experiments import checkpoint_flags
-from experiments.row_fields import row_text, row_tokens
+from experiments.row_fields import refuse_overwriting, row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.tokenizer import encode_pair
@@ -29,6 +29,7 @@ from llama2_jax.pretrained import LoadedModel
 
 def main() -> None:
     """Read, score, write."""
+    refuse_overwriting(flags.FLAGS.input, flags.FLAGS.output)
     rows = read_rows(flags.FLAGS.input)
     loaded = checkpoint_flags.load_checkpoint()
     write_rows(flags.FLAGS.output, score_rows(loaded, rows, batch_size=flags.FLAGS.batch_size))

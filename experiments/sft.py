@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.training_report import write_stage_report
@@ -49,6 +51,13 @@ def run(config: Any, workdir: Path) -> None:
     base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, base.config.max_context)
     rows = packed_dialogues(config.data.dialogues, config, base)
+    if rows.report.split_dialogues:
+        logging.warning(
+            "%d of %d dialogue(s) are longer than config.data.sequence_length = %d and are cut; %d piece(s) "
+            "without an answer are left out",
+            rows.report.split_dialogues, rows.report.dialogues, config.data.sequence_length,
+            rows.report.dropped_pieces,
+        )  # fmt: skip
     keep_tokenizer(base.require_tokenizer(), workdir)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [base.params]

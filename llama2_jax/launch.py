@@ -36,8 +36,9 @@ SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is n
 
 # Changing these does not change what is learned, so a resumed run may.
 FREE_TO_CHANGE = ("mesh.", "sampler_mesh.", "model.attention_impl", "train.accept_changed_config",
-                  "train.log_every_steps", "train.profile_steps", "train.peak_flops", "train.keep_last",
-                  "train.keep_every_steps", "train.checkpoint_every_steps")  # fmt: skip
+                  "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
+                  "train.profile_steps", "train.peak_flops", "train.keep_last",
+                  "train.keep_every_steps")  # fmt: skip
 
 
 def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
@@ -46,6 +47,16 @@ def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
     workdir = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics.", required=True)
     flags.mark_flag_as_required("config")
     launch(lambda: run(config.value, Path(workdir.value)), several_processes=True)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but a field that the config lacks is a message and no traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # of ml_collections
+        names = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+        print(f"error: {', '.join(names)}: the config has no such field: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
@@ -77,7 +88,7 @@ def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
             traceback.print_exc()
             _leave(1)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def _leave(code: int) -> None:
@@ -162,8 +173,9 @@ def open_workdir(config: Any, workdir: Path) -> bool:
                 "use another --workdir, undo the change, or continue with it by "
                 "--config.train.accept_changed_config=True"
             )
+        what = "not applied, for the run is done" if done else "continuing with changed config"
         for line in lines:
-            logging.warning("continuing with changed config: %s", line)
+            logging.warning("%s: %s", what, line)
     if done:
         print(f"{workdir} is done")
     else:

@@ -49,6 +49,7 @@ def test_an_address_of_an_object_store_is_not_taken_for_a_folder() -> None:
     ("override", "message"),
     [
         ("--config.optimizer.learning_rat=1", 'Did you mean "learning_rate"'),
+        ("--config.optimizer.lr=1", "error: --config.optimizer.lr: the config has no such field"),
         ("--config.train.num_steps=many", "many"),
     ],
 )

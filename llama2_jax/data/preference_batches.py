@@ -83,10 +83,11 @@ def encode_pairs(
         length = max(len(pair.chosen), len(pair.rejected))
         if length > max_length:
             if on_bad_line == "error":
+                asked = preference.messages[-1].content[:60]
                 raise DataError(
-                    f"pair {number} (prompt {preference.prompt_id!r}) takes {length} tokens, more than "
-                    f"{max_length}; raise config.data.sequence_length, or set config.data.on_bad_line=skip "
-                    "to leave such pairs out"
+                    f"pair {number} (prompt {preference.prompt_id!r}, {asked!r}) takes {length} tokens, more "
+                    f"than {max_length}; raise config.data.sequence_length, or set "
+                    "config.data.on_bad_line=skip to leave such pairs out"
                 )
             too_long += 1
         elif pair.chosen == pair.rejected:

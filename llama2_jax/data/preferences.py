@@ -139,7 +139,11 @@ def parse_preference(row: dict[str, Any], template: Template) -> Preference:
       ValueError: with the reason.
     """
     unknown = sorted(set(row) - set(Preference._fields))
-    check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}")
+    check(
+        not unknown,
+        f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}; public sets come into "
+        "this form by tools.prepare_preferences",
+    )
     missing = [key for key in ("messages", "chosen", "rejected", "track") if key not in row]
     check(not missing, f"key(s) {', '.join(missing)} missing")
     pair = Preference(**{**row, "messages": tuple(to_messages(row["messages"]))})
@@ -196,7 +200,8 @@ def require_ratings(preferences: Sequence[Preference], *, unrated_sources: Seque
         raise DataError(
             f"margins need a rating, but {unrated.total()} of {len(preferences)} pair(s) have none "
             f"({sources}); "
-            "train without margins, or name the sources that nobody graded: they get margin 0"
+            "train without margins (config.loss.margin=none), or name the sources that nobody graded in "
+            "config.data.unrated_sources: they get margin 0"
         )
 
 

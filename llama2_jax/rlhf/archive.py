@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from llama2_jax.config import require, to_plain
-from llama2_jax.data.chat import Template, encode_prompt
+from llama2_jax.data.chat import DialogueError, Template, encode_prompt
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, prompt_from_row
@@ -256,11 +256,18 @@ def rescore(
 
 
 def prompt_rows(prompts: Iterable[Prompt], tokenizer: Tokenizer, template: Template) -> dict[str, list[int]]:
-    """Ids of every prompt, by its id."""
+    """Ids of every prompt, by its id.
+
+    Raises:
+      DialogueError: a prompt that cannot be rendered, by its id.
+    """
     rows: dict[str, list[int]] = {}
     for prompt in prompts:
         if prompt.prompt_id not in rows:
-            rows[prompt.prompt_id] = encode_prompt(prompt.messages, tokenizer, template)
+            try:
+                rows[prompt.prompt_id] = encode_prompt(prompt.messages, tokenizer, template)
+            except DialogueError as error:
+                raise DialogueError(f"prompt {prompt.prompt_id!r}: {error}") from error
     return rows
 
 

@@ -113,11 +113,11 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
 
 @functools.cache  # said once, though a run makes its optimizer more than once
 def _check_warm_up(warmup_steps: int, num_steps: int) -> None:
-    if warmup_steps > num_steps:
+    if warmup_steps >= num_steps > 0:
         logging.warning(
-            "the warm-up of %d updates outlasts the run of %d: the learning rate ends at %.0f %% of its "
+            "the run of %d update(s) ends within its warm-up of %d: the learning rate ends at %.0f %% of its "
             "peak; lower config.optimizer.warmup_steps",
-            warmup_steps, num_steps, 100 * num_steps / warmup_steps,
+            num_steps, warmup_steps, 100 * (num_steps - 1) / warmup_steps,
         )  # fmt: skip
 
 

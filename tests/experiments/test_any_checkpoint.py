@@ -94,7 +94,7 @@ def wanted() -> tuple[list[dict], list[dict]]:
     loaded = runs.chat_model()
     return (
         score_rows(loaded, TEXTS, batch_size=2),
-        complete_rows(loaded, PROMPTS, GREEDY, batch_size=3, seed=0),
+        list(complete_rows(loaded, PROMPTS, GREEDY, batch_size=3, seed=0)),
     )
 
 
@@ -105,7 +105,7 @@ def test_every_format_gives_the_same_scores_and_completions(
     loaded = load(write(tmp_path / "model", runs.chat_model()))
     assert loaded.template.name == runs.chat_model().template.name
     scored = score_rows(loaded, TEXTS, batch_size=2)
-    completed = complete_rows(for_decoding(loaded), PROMPTS, GREEDY, batch_size=3, seed=0)
+    completed = list(complete_rows(for_decoding(loaded), PROMPTS, GREEDY, batch_size=3, seed=0))
     for found, expected in zip([*scored, *completed], [*wanted[0], *wanted[1]], strict=True):
         logprobs, expected_logprobs = (
             [x for x in row["logprobs"] if x is not None] for row in (found, expected)

@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from experiments import checkpoint_flags
+from experiments import generate as programme
 from experiments.generate import complete_rows, prompt_ids
 from experiments.score import score_rows
 from llama2_jax.config import ConfigError
@@ -29,7 +30,7 @@ ROWS = [
 def complete(
     rows: list[dict], sampling: SamplingConfig = GREEDY, *, batch_size: int = 2, seed: int = 0
 ) -> list[dict]:
-    return complete_rows(runs.chat_model(), rows, sampling, batch_size=batch_size, seed=seed)
+    return list(complete_rows(runs.chat_model(), rows, sampling, batch_size=batch_size, seed=seed))
 
 
 def test_every_row_comes_back_in_order_with_its_completion() -> None:
@@ -202,6 +203,27 @@ def test_flags_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_that_cannot_share_the_model_are_refused(tensor: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         checkpoint_flags.load_checkpoint(flag_values(f"--tensor={tensor}"))
+
+
+def test_rows_are_given_as_their_batches_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    generate = programme.generate
+    monkeypatch.setattr(programme, "generate", lambda *a, **k: batches.append(a) or generate(*a, **k))
+    rows = complete_rows(runs.chat_model(), ROWS, GREEDY, batch_size=2, seed=0)
+    assert next(rows)["id"] == "a"
+    assert len(batches) == 1
+
+
+def test_the_output_is_not_the_input(tmp_path: Path) -> None:
+    source = runs.write_lines(tmp_path / "in.jsonl", ROWS)
+    for name in ("generate", "score"):
+        result = runs.run_program(
+            f"experiments.{name}", "--checkpoint=x", f"--input={source}",
+            f"--output={tmp_path}/../{tmp_path.name}/in.jsonl",
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert "in.jsonl is the file of --input; name another" in result.stderr
+    assert runs.read_lines(source) == ROWS
 
 
 def test_programme_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None:

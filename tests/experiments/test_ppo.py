@@ -259,6 +259,23 @@ def test_a_run_that_ends_where_it_was_stopped_still_gives_its_best(
     assert_bitwise_equal(load(tmp_path).params, kept(tmp_path, 1))
 
 
+def test_nothing_goes_on_from_the_best_model_with_the_optimizer_of_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"train__num_iterations": 2, "eval__every_steps": 2}
+    ppo.run(config_of(**changes), tmp_path)
+    assert "ppo: " in capsys.readouterr().err
+    before = load(tmp_path).params
+    (tmp_path / "DONE").unlink()
+    longer = config_of(**changes | {"train__num_iterations": 4}, train__accept_changed_config=True)
+    with pytest.raises(
+        ConfigError, match="ended after iteration 2, .* nothing can go on from there; start a new"
+    ):
+        ppo.run(longer, tmp_path)
+    ppo.run(config_of(**changes, train__accept_changed_config=True), tmp_path)  # to its own end it can
+    assert_bitwise_equal(load(tmp_path).params, before)
+
+
 def test_without_the_best_model_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, [5, 1], killed_after=2)
     changes = {"eval__every_steps": 2, "train__checkpoint_every_steps": 2}

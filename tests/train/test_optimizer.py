@@ -52,7 +52,11 @@ def test_constant_schedule_warms_up_and_stays():
 def test_a_warm_up_that_outlasts_the_run_is_said(caplog):
     caplog.set_level(logging.WARNING, logger="absl")
     make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=2004), num_steps=501)
-    assert "outlasts the run of 501: the learning rate ends at 25 % of its peak" in caplog.text
+    assert (
+        "run of 501 update(s) ends within its warm-up of 2004: the learning rate ends at 25 %" in caplog.text
+    )
+    make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=1), num_steps=1)
+    assert "run of 1 update(s) ends within its warm-up of 1: the learning rate ends at 0 %" in caplog.text
 
 
 def test_no_warm_up_starts_at_the_peak():
