@@ -1,10 +1,12 @@
 """Meshes and models as the configs of the programmes name them."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from llama2_jax.config import build, require
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.data.prompts import Prompt
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Scorer
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
@@ -53,10 +55,22 @@ def open_chat_model(path: str, config: Any) -> LoadedModel:
     return for_decoding(load(path, partitioner=open_mesh(config), **config.model))
 
 
+def check_safety_model(config: Any, prompts: Sequence[Prompt]) -> None:
+    """Raise ``ConfigError`` for prompts whose reward is the score of a safety model that is not there."""
+    tagged = sum(prompt.is_safety for prompt in prompts)
+    require(
+        bool(config.safety_rm) or not tagged,
+        f"{tagged} of {len(prompts)} prompts are tagged is_safety, and config.safety_rm, whose score is "
+        "their reward, is empty; name that model, or take prompts without the tag",
+    )
+
+
 def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
-    """The two reward models of the config, refused unless they read what the policy writes."""
+    """The reward models of the config, refused unless they read what the policy writes."""
     scorers = {}
     for track in TRACKS:
+        if not config[f"{track}_rm"]:
+            continue
         reward_model = load_reward_model_for(policy, config[f"{track}_rm"], track, field=f"config.{track}_rm")
         score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
         scorers[track] = Scorer(reward_model.version, score)

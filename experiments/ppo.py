@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from experiments.corpora import keep_tokenizer
-from experiments.models import open_mesh
+from experiments.models import check_safety_model, open_mesh
 from experiments.ppo_report import write_ppo_report
 from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.chat import stop_ids
@@ -41,7 +41,7 @@ from llama2_jax.rlhf.ppo_iteration import (
 )
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel
-from llama2_jax.rlhf.rewards import combine
+from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.rlhf.rollouts import check_context, check_prompt_lengths, draw_prompts, draw_seeds
 from llama2_jax.sharding.placement import check_batch_size, place_leaf
 from llama2_jax.sharding.processes import on_host, wait_for_all
@@ -115,6 +115,7 @@ def run(config: Any, workdir: Path) -> None:
     reward_models = _load_reward_models(config, policy)
     _check_contexts(policy, reward_models, ppo)
     prompts, heldout = (_read(config[name], policy, ppo) for name in ("prompts", "heldout_prompts"))
+    check_safety_model(config, [*prompts.prompts, *heldout.prompts])
     value_model, value_params = _value_model(config, policy, reward_models["helpfulness"], partitioner)
     learner = make_learner(config, ppo, policy, value_model, partitioner, sampler_partitioner)
     keep_tokenizer(policy.require_tokenizer(), workdir)
@@ -132,7 +133,7 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
-    for name in ("init_from", "helpfulness_rm", "safety_rm", "prompts", "heldout_prompts"):
+    for name in ("init_from", "helpfulness_rm", "prompts", "heldout_prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     for name in ("num_iterations", "checkpoint_every_steps", "keep_last"):
         require(config.train[name] > 0, f"train.{name} = {config.train[name]} must be positive")
@@ -225,7 +226,7 @@ def make_learner(
 
 
 def make_score(reward_models: dict[str, RewardModel], ppo: PPOConfig) -> ScoreFunction:
-    """Scores of all reward models, in the padded batch as it is, and the two of them combined (PPO-3)."""
+    """Scores of all reward models, in the padded batch as it is, and the reward (PPO-3)."""
 
     def score(rollout: Rollout, batch: PromptBatch, stopwatch: Stopwatch) -> Scores:
         by_model = {
@@ -239,9 +240,7 @@ def make_score(reward_models: dict[str, RewardModel], ppo: PPOConfig) -> ScoreFu
             )
             for name, model in reward_models.items()
         }
-        combined_B = combine(
-            by_model["safety"], by_model["helpfulness"], batch.is_safety_B, threshold=ppo.safety_threshold
-        )
+        combined_B = reward_of(by_model, batch.is_safety_B, threshold=ppo.safety_threshold)
         return Scores(np.asarray(combined_B), by_model)
 
     return score

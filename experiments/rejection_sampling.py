@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.models import load_scorers, open_mesh
+from experiments.models import check_safety_model, load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import require, require_choice, write_json
@@ -64,7 +64,9 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = choose_prompts(config)
     archive = workdir / "archive.jsonl"
-    _check_ids(prompts, read_archives(config.archives, own=archive))
+    held = read_archives(config.archives, own=archive)
+    _check_ids(prompts, held)
+    check_safety_model(config, [*prompts, *(sample.prompt for sample in held)])
     policy = load(config.policy, partitioner=open_mesh(config), **config.model)
     score = make_score(config, archive, policy)
     policy = for_decoding(policy)
@@ -82,7 +84,7 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
-    for name in ("policy", "helpfulness_rm", "safety_rm", "prompts"):
+    for name in ("policy", "helpfulness_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     require(config.round > 0, f"config.round = {config.round} must be positive")
     for name in ("skip_prompts", "num_prompts"):

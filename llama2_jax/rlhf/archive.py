@@ -19,7 +19,6 @@ from absl import logging
 from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import DialogueError, Template, encode_prompt
 from llama2_jax.data.jsonl import append_rows
-from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
@@ -27,7 +26,7 @@ from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import model_version, sample_token_rows
-from llama2_jax.rlhf.rewards import combine
+from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.metrics import NonFiniteError
 
@@ -220,7 +219,7 @@ def rescore(
     Args:
       path: the archive that new scores are appended to, and samples that it does not hold yet: it then holds
         all of them.
-      scorers: ``helpfulness`` and ``safety``.
+      scorers: ``helpfulness``, and ``safety`` if there is one.
       threshold: of the combination (PPO-3), a probability.
 
     Raises:
@@ -229,20 +228,19 @@ def rescore(
     """
     _require_encoding(samples, encoding_name(tokenizer, template))
     rows = prompt_rows([sample.prompt for sample in samples], tokenizer, template)
-    versions = {kind: scorers[kind].version for kind in TRACKS}
+    versions = {kind: scorer.version for kind, scorer in scorers.items()}
     held = {sample.key for sample in read_archives([], own=path)}
     results: list[Sample] = []
     for part in _parts(samples, batch_size):
-        scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in TRACKS}
-        for kind in TRACKS:
+        scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in scorers}
+        for kind in scorers:
             stale = [i for i, sample in enumerate(part) if sample.rm_versions.get(kind) != versions[kind]]
             ids = [[*rows[part[i].prompt.prompt_id], *part[i].tokens] for i in stale]
             if stale:
                 scores[kind][stale] = scorers[kind].score(ids)
             _require_finite(scores[kind], part, versions[kind])
         is_safety = np.array([sample.prompt.is_safety for sample in part])
-        combined = combine(scores["safety"], scores["helpfulness"], is_safety, threshold=threshold)
-        table = {**scores, "combined": np.asarray(combined)}
+        table = {**scores, "combined": np.asarray(reward_of(scores, is_safety, threshold=threshold))}
         scored = [
             sample._replace(
                 scores={kind: float(values[i]) for kind, values in table.items()}, rm_versions=versions

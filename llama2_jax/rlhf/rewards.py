@@ -6,6 +6,7 @@ answer, minus beta times the KL divergence of every token (D45).
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,15 @@ def combine(
     return jnp.where(
         jnp.asarray(is_safety_B) | is_unsafe_B, safety_B, jnp.asarray(helpfulness_B, jnp.float32)
     )
+
+
+def reward_of(
+    scores: Mapping[str, jax.Array], is_safety_B: jax.Array, *, threshold: float = SAFETY_THRESHOLD
+) -> jax.Array:
+    """``combine`` of scores by the kind of the model; without a safety model the helpfulness score."""
+    if "safety" not in scores:
+        return jnp.asarray(scores["helpfulness"], jnp.float32)
+    return combine(scores["safety"], scores["helpfulness"], is_safety_B, threshold=threshold)
 
 
 def without_eos(rewards_B: jax.Array, stopped_B: jax.Array, *, handling: str, value: float) -> jax.Array:

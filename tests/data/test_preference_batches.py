@@ -62,7 +62,9 @@ def test_pairs_that_are_equal_as_tokens_are_dropped_and_counted(tokenizer):
 
 def test_answers_beyond_the_context_are_refused_or_skipped_never_cut(tokenizer):
     long = preference(rejected="stone " * 90, prompt_id="p7")
-    with pytest.raises(DataError, match=r"pair 1 \(prompt 'p7', 'the river\?'\) takes \d+ tokens, more than 64; raise"):
+    with pytest.raises(
+        DataError, match=r"pair 1 \(prompt 'p7', 'the river\?'\) takes \d+ tokens, more than 64; raise"
+    ):
         encoded(tokenizer, [preference(), long])
     found = encoded(tokenizer, [preference(), long], on_bad_line="skip")
     assert (found.numbers, found.too_long) == ([0], 1)

@@ -276,6 +276,20 @@ def test_nothing_goes_on_from_the_best_model_with_the_optimizer_of_the_last(
     assert_bitwise_equal(load(tmp_path).params, before)
 
 
+def test_one_reward_model_is_enough_for_prompts_without_tags(tmp_path: Path) -> None:
+    prompts = prompts_file([prompt(number) for number in range(4)], "ppo_untagged")
+    ppo.run(
+        config_of(
+            safety_rm="", prompts=prompts, heldout_prompts=prompts, train__num_iterations=1, guard_rm=""
+        ),
+        tmp_path,
+    )
+    (line,) = (line for line in read_metrics(tmp_path) if "ppo/score" in line)
+    assert line["ppo/score"] == pytest.approx(line["ppo/score_helpfulness"])
+    assert "ppo/score_safety" not in line
+    assert (tmp_path / "report.md").exists()
+
+
 def test_without_the_best_model_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, [5, 1], killed_after=2)
     changes = {"eval__every_steps": 2, "train__checkpoint_every_steps": 2}
@@ -336,7 +350,12 @@ def test_a_guard_that_turns_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     ("changes", "error", "reason"),
     [
         ({"init_from": ""}, ConfigError, "config.init_from is empty"),
-        ({"safety_rm": ""}, ConfigError, "config.safety_rm is empty"),
+        ({"helpfulness_rm": ""}, ConfigError, "config.helpfulness_rm is empty"),
+        (
+            {"safety_rm": ""},
+            ConfigError,
+            "6 of 10 prompts are tagged is_safety, and config.safety_rm, .* is empty",
+        ),
         ({"ppo.mini_batch_size": 3}, ConfigError, "batch_size = 8 is not divisible by"),
         ({"ppo.kl_estimator": "k3"}, ConfigError, "vanishes at the reference"),
         ({"ppo.kl_coef": 0.0}, ConfigError, "kl_coef = 0.0 must be positive"),
