@@ -6,6 +6,8 @@ from absl import flags
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model
+from llama2_jax.rlhf.reward_model import RewardModel
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.rules import Partitioner
 
@@ -50,6 +52,21 @@ def load_checkpoint(values: flags.FlagValues = flags.FLAGS, *, path: str | None 
     return load(
         path or values.checkpoint,
         dtype=values.dtype,
+        compute_dtype=values.dtype,
+        attention_impl=values.attention_impl,
+        template=values.template,
+        partitioner=tensor_parallel(values.tensor),
+    )
+
+
+def load_reward_checkpoint(values: flags.FlagValues = flags.FLAGS) -> RewardModel:
+    """The reward model that the flags name.
+
+    Raises:
+      ConfigError: as ``load_checkpoint``; else as ``load_reward_model``.
+    """
+    return load_reward_model(
+        values.checkpoint,
         compute_dtype=values.dtype,
         attention_impl=values.attention_impl,
         template=values.template,

@@ -1,4 +1,4 @@
-"""Log-probabilities of given text under any checkpoint.
+"""Log-probabilities of given text under any checkpoint, or the scores of answers by a reward model.
 
 python -m experiments.score --checkpoint=PATH --input=in.jsonl --output=out.jsonl
 
@@ -11,6 +11,9 @@ texts. Each output row is the input row with these keys set: "tokens", the ids t
 natural log of each token given all before it, null for the first; "sum" over all tokens; with texts also
 "completion_sum" and "completion_tokens", the sum over the completion and its number of tokens. So output
 rows can be scored again, with the same result.
+
+If PATH is a reward model, rows are {"messages": [...]} that end with an answer, and "score", the raw one of
+that answer, is all that is added.
 """
 
 from typing import Any
@@ -21,18 +24,48 @@ from experiments import checkpoint_flags
 from experiments.row_fields import refuse_overwriting, row_text, row_tokens
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
+from llama2_jax.data.preference_batches import encode_response
+from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.rlhf.reward_checkpoint import is_reward_model
+from llama2_jax.rlhf.reward_model import RewardModel
+from llama2_jax.rlhf.reward_model import score_rows as reward_model_scores
 
 
 def main() -> None:
     """Read, score, write."""
     refuse_overwriting(flags.FLAGS.input, flags.FLAGS.output)
     rows = read_rows(flags.FLAGS.input)
-    loaded = checkpoint_flags.load_checkpoint()
-    write_rows(flags.FLAGS.output, score_rows(loaded, rows, batch_size=flags.FLAGS.batch_size))
+    if is_reward_model(flags.FLAGS.checkpoint):
+        scored = score_answers(
+            checkpoint_flags.load_reward_checkpoint(), rows, batch_size=flags.FLAGS.batch_size
+        )
+    else:
+        scored = score_rows(checkpoint_flags.load_checkpoint(), rows, batch_size=flags.FLAGS.batch_size)
+    write_rows(flags.FLAGS.output, scored)
+
+
+def score_answers(
+    reward_model: RewardModel, rows: list[dict[str, Any]], *, batch_size: int
+) -> list[dict[str, Any]]:
+    """The rows with the raw score of their last message added, in order."""
+    scores = reward_model_scores(
+        reward_model, [_answer_ids(row, reward_model, where=f"row {n}") for n, row in enumerate(rows)],
+        batch_size=batch_size,
+    )  # fmt: skip
+    return [{**row, "score": float(one)} for row, one in zip(rows, scores, strict=True)]
+
+
+def _answer_ids(row: dict[str, Any], reward_model: RewardModel, *, where: str) -> list[int]:
+    if "messages" not in row:
+        raise ConfigError(f"{where} has no 'messages', which a reward model reads; it has {', '.join(row)}")
+    try:
+        return encode_response(to_messages(row["messages"]), reward_model.tokenizer, reward_model.template)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:

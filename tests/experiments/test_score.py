@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.score import score_rows
+from experiments.score import score_answers, score_rows
 from llama2_jax.config import ConfigError
+from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import encode_pair, split_ids
 from llama2_jax.generate.decode import PromptError
+from llama2_jax.rlhf.reward_checkpoint import load_reward_model
+from llama2_jax.rlhf.reward_model import score_dialogues
 from tests.experiments import runs
+from tests.rlhf.small_policy import saved_reward_model
 
 ROWS = [
     {"tokens": [1, 20, 30, 40, 50]},
@@ -172,3 +176,36 @@ def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert f"error: {source}, line 2: " in result.stderr
     assert output.read_bytes() == before
+
+
+DIALOGUES = [
+    {"id": n, "messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so " * n}]}
+    for n in (3, 1, 8)
+]
+
+
+def test_a_reward_model_scores_answers(tmp_path: Path) -> None:
+    path, source = saved_reward_model("helpfulness"), runs.write_lines(tmp_path / "in.jsonl", DIALOGUES)
+    output = tmp_path / "out.jsonl"
+    result = runs.run_program(
+        "experiments.score", f"--checkpoint={path}", f"--input={source}", f"--output={output}"
+    )
+    assert result.returncode == 0, result.stderr
+    wanted = score_dialogues(
+        load_reward_model(path), [to_messages(row["messages"]) for row in DIALOGUES], batch_size=1
+    )
+    rows = runs.read_lines(output)
+    assert [row.pop("score") for row in rows] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert rows == DIALOGUES
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "why?"}, "row 1 has no 'messages', which a reward model reads; it has prompt"),
+        ({"messages": DIALOGUES[0]["messages"][:1]}, "row 1: .* the last message must be from the assistant"),
+    ],
+)
+def test_what_a_reward_model_cannot_score_is_named(row: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        score_answers(load_reward_model(saved_reward_model("helpfulness")), [DIALOGUES[0], row], batch_size=2)
