@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.init_from = ""
     config.helpfulness_rm = ""
-    config.safety_rm = ""  # "": the reward is the helpfulness score alone
+    config.safety_rm = ""  # "": the helpfulness score alone, where no prompt is tagged
     config.guard_rm = ""  # a reward model that nothing is trained on; "" = none
     config.prompts = ""
     config.heldout_prompts = ""

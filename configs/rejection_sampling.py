@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.policy = ""  # the newest model
     config.helpfulness_rm = ""  # the newest reward models
-    config.safety_rm = ""  # "": the reward is the helpfulness score alone
+    config.safety_rm = ""  # "": the helpfulness score alone, where no prompt is tagged
     config.prompts = ""
     config.skip_prompts = 0  # of the file, from its start
     config.num_prompts = 0  # so many after those; 0 = all

@@ -2,8 +2,8 @@
 
 For every adversarial prompt (CD-4) three answers: as it is, under a generic preprompt, under the
 answer template of its risk category. All are scored under the bare prompt, and the better of the
-two others is written only where it beats the original (CD-5, D72). ``sft`` then trains on
-``dialogues.jsonl``. See ``configs/context_distillation.py``.
+two others, if it has no flaw, is written only where it beats the original (CD-5, D72). ``sft`` then
+trains on ``dialogues.jsonl``. See ``configs/context_distillation.py``.
 """
 
 from collections import Counter

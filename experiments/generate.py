@@ -5,11 +5,12 @@ python -m experiments.generate --checkpoint=PATH --input=prompts.jsonl --output=
 Rows of the input: {"prompt": text} (continued as it is, after BOS if the model read its texts so),
 {"tokens": [ids]} or {"messages": [{"role", "content"}]} (rendered with the checkpoint's chat template).
 Errors and seeds count rows from 0. Each output row repeats the input row and adds "completion",
-"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". Until all are
-there, those that are done stand in OUTPUT.partial. A
+"completion_tokens", "logprobs" (natural log, of the untempered distribution) and "stopped". A
 completion follows its prompt as it is, with the space between them if there is one, so that
 experiments.score reads the output; an answer to messages, or to tokens, begins without. In a row with
 several of the keys the first in this order counts: prompt, messages, tokens.
+
+Rows that are done stand in OUTPUT.partial until all are; another start begins anew.
 """
 
 from collections.abc import Iterator

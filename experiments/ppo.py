@@ -1,4 +1,4 @@
-"""PPO: answers sampled, scored by two reward models, and learned from (Llama 2, section 3.2.3).
+"""PPO: answers sampled, scored by reward models, and learned from (Llama 2, section 3.2.3).
 
 See ``configs/ppo.py``. Batch and seeds of an iteration are functions of its number, and a checkpoint
 holds both models, both optimisers and the state of early stopping, so a killed run continues bit for
@@ -258,22 +258,14 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
     best = Checkpointer(run.workdir / "best", keep_last=_kept_best(run.config))
     restored = _restore(run, checkpointer)
     state, progress = restored or (fresh(), Progress())
-    # what a stopped run found best after its last checkpoint is another run's, if this one goes another way
-    best.discard_from(state.iteration + 1 if restored else 0)
-    require(
-        not restored or progress.best_step in best.steps(),
-        f"{best.folder} holds {best.steps()}, and the newest checkpoint says that the best model so far is "
-        f"of iteration {progress.best_step}; put it back, or start in a new workdir",
-    )
+    if restored is None:
+        _forget_best(best)
+    else:
+        _check_ended(run, state, progress)
+        _keep_best_up_to(run, state, progress, best)
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
     closing = contextlib.closing
-    require(
-        not progress.ended or state.iteration >= last or _is_stuck(run, progress),
-        f"{run.workdir} ended after iteration {state.iteration}, and its checkpoint holds the best policy, "
-        f"of iteration {progress.best_step}: nothing can go on from there; start a new --workdir, with "
-        f"config.init_from={run.workdir} to learn on",
-    )
     with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:
         if state.iteration == 0:
             evaluate(run, state, progress, writer, best)
@@ -296,13 +288,14 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
                     "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
                 )
                 raise Preempted(state.iteration)
-        best.wait()
-        abstract = run.learner.abstract_states[0].params
-        params = read_params(run.workdir / "best", abstract, progress.best_step)
-        progress.ended = True
-        shown.note(_kept_line(progress))
-        checkpointer.discard_from(state.iteration)  # of a run that was to be longer
-        checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
+        if not progress.ended:
+            best.wait()
+            abstract = run.learner.abstract_states[0].params
+            params = read_params(run.workdir / "best", abstract, progress.best_step)
+            progress.ended = True
+            shown.note(_kept_line(progress))
+            checkpointer.discard_from(state.iteration)  # of a run that was to be longer
+            checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
 
 
@@ -317,7 +310,47 @@ def _kept_line(progress: Progress) -> str:
 def _kept_best(config: Any) -> int:
     """Of the best models so many are kept that the best of the oldest checkpoint is among them."""
     since_checkpoint = -(-config.train.checkpoint_every_steps // config.eval.every_steps)
-    return 1 + config.train.keep_last * since_checkpoint
+    return 2 + config.train.keep_last * since_checkpoint  # its own, and that of the last iteration
+
+
+def _forget_best(best: Checkpointer) -> None:
+    """What a run found best that left no checkpoint is not of the one that starts now."""
+    if best.steps():
+        logging.warning("%s is of a run that left no checkpoint to go on from; deleted", best.folder)
+    best.discard_from(0)
+
+
+def _check_ended(run: Run, state: PPOState, progress: Progress) -> None:
+    """Raise ``ConfigError`` if the run ended and is to do more."""
+    require(
+        not progress.ended or state.iteration >= run.config.train.num_iterations or _is_stuck(run, progress),
+        f"{run.workdir} ended after iteration {state.iteration}, and its checkpoint holds the best policy, "
+        f"of iteration {progress.best_step}: nothing can go on from there; start a new --workdir, with "
+        f"config.init_from={run.workdir} to learn on",
+    )
+
+
+def _keep_best_up_to(run: Run, state: PPOState, progress: Progress, best: Checkpointer) -> None:
+    """Delete what the run found best after its checkpoint: it may go another way now.
+
+    Raises:
+      ConfigError: the best model so far is not there.
+    """
+    if progress.ended:  # its checkpoint is the best model
+        return
+    is_there, is_here = progress.best_step in best.steps(), progress.best_step == state.iteration
+    require(
+        is_there or is_here,
+        f"{best.folder} holds {best.steps()}, and the newest checkpoint says that the best model so far is "
+        f"of iteration {progress.best_step}; put it back, or start in a new workdir",
+    )
+    best.discard_from(state.iteration + is_there)
+    if not is_there:
+        _save_best(run, state, progress, best)
+
+
+def _save_best(run: Run, state: PPOState, progress: Progress, best: Checkpointer) -> None:
+    best.save(_to_checkpoint(run, state)._replace(opt_state={}), _meta(run, progress))  # parameters alone
 
 
 def _batch(run: Run, iteration: int) -> PromptBatch:
@@ -358,8 +391,7 @@ def evaluate(
             largest_drop=run.config.eval.guard_drop,
         )
     if progress.add(state.iteration, means["reward"]):
-        kept = _to_checkpoint(run, state)._replace(opt_state={})  # parameters alone
-        best.save(kept, _meta(run, progress))
+        _save_best(run, state, progress, best)
 
 
 def _is_stuck(run: Run, progress: Progress) -> bool:

@@ -18,7 +18,7 @@ MEASURES = {
     "entropy, nats per token": "ppo/entropy",
     "answers that ended": "ppo/stopped_fraction",
     "sigma of the scores": "ppo/sigma",
-    "beta x sigma, beta in units of raw scores": "ppo/beta_sigma",
+    "beta x sigma: beta in units of raw scores": "ppo/beta_sigma",
     "explained variance of the value model": "ppo/explained_variance",
     "sampler against trainer, mean difference of probabilities": "ppo/sampler_probability_error",
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import traceback
 import zlib
@@ -53,8 +54,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but a field that the config lacks is a message and no traceback."""
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # of ml_collections
-        names = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+    except AttributeError as error:  # of ml_collections, which names the field; or of a mistake in the file
+        given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+        words = set(re.findall(r"""["']([^"']+)["']""", str(error)))
+        names = [name for name in given if words & set(name.split(".")[1:])]
+        if not names:
+            raise
         print(f"error: {', '.join(names)}: the config has no such field: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 

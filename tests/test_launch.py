@@ -60,6 +60,18 @@ def test_mistyped_override_is_refused(tmp_path: Path, override: str, message: st
     assert not (tmp_path / "run").exists()
 
 
+def test_only_the_mistyped_override_is_named_and_mistakes_of_the_file_are_not_hidden(tmp_path: Path) -> None:
+    result = pretrain(
+        "--config=configs/pretrain.py:tiny", f"--workdir={tmp_path / 'run'}", "--config.train.seed=1",
+        "--config.optimizer.lr=1",
+    )  # fmt: skip
+    assert "error: --config.optimizer.lr: the config has no such field" in result.stderr
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return None.lower()\n")
+    result = pretrain(f"--config={broken}", f"--workdir={tmp_path / 'run'}", "--config.train.seed=1")
+    assert "in get_config" in result.stderr
+
+
 def test_workdir_is_required() -> None:
     result = pretrain("--config=configs/pretrain.py:tiny")
     assert result.returncode != 0

@@ -8,6 +8,7 @@ each, as long as the longest of all, would mostly be padding.
 """
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llama2_jax.config import require
 from llama2_jax.data.chat import Message, Template, encode_dialogue
-from llama2_jax.data.loader import check_hosts, host_rows
+from llama2_jax.data.loader import host_rows
 from llama2_jax.data.packing import pack_side_by_side, shuffled_order
 from llama2_jax.data.preferences import RATINGS, UNSAFE, Preference
 from llama2_jax.data.sources import DataError, OnBadLine
@@ -45,6 +47,14 @@ class EncodedPairs(NamedTuple):
     numbers: list[int]  # of the preferences that the pairs are
     too_long: int
     identical: int  # equal as tokens, though not as texts
+
+
+class _Room(NamedTuple):
+    """What is enough for every batch: rows, and pairs in a row; and the tokens of all batches."""
+
+    rows: int
+    pairs: int
+    tokens: int
 
 
 def encode_response(dialogue: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[int]:
@@ -132,7 +142,11 @@ class PairLoader:
     host_count: int = 1
 
     def __post_init__(self) -> None:
-        check_hosts(self.row_multiple, self.host_index, self.host_count)
+        require(
+            self.row_multiple % self.host_count == 0 and 0 <= self.host_index < self.host_count,
+            f"{self.host_count} hosts, of which this is {self.host_index}, cannot share "
+            f"{self.row_multiple} rows",
+        )
 
     @property
     def num_batches(self) -> int:
@@ -151,17 +165,17 @@ class PairLoader:
     @property
     def num_rows(self) -> int:
         """Rows of every global batch: those of the fullest."""
-        return self._room[0]
+        return self._room.rows
 
-    @functools.cached_property
+    @property
     def fill_fraction(self) -> float:
-        """Tokens of an epoch / room in its batches."""
-        tokens = int(self._lengths.sum())
-        return tokens / (self._batches_per_epoch * self.num_rows * 2 * self.row_length)
+        """Tokens of all batches / room in them."""
+        return self._room.tokens / (self.num_batches * self.num_rows * 2 * self.row_length)
 
     def batch(self, step: int) -> PreferenceBatch:
         """This host's ``num_rows / host_count`` rows of global batch ``step``, as numpy."""
-        num_rows, num_pairs = self._room
+        require(0 <= step < self.num_batches, f"there is no batch {step}; there are {self.num_batches}")
+        num_rows, num_pairs, _ = self._room
         rows = self._packed(step) + [[]] * num_rows
         mine = host_rows(0, num_rows, self.host_index, self.host_count)
         made = [self._make_row(rows[number], num_pairs) for number in mine]
@@ -176,13 +190,13 @@ class PairLoader:
         return np.array([(len(pair.chosen), len(pair.rejected)) for pair in self.pairs])
 
     @functools.cached_property
-    def _room(self) -> tuple[int, int]:
-        """Rows of a batch and pairs of a row that are enough for every batch."""
-        rows = pairs = 0
+    def _room(self) -> _Room:
+        rows = pairs = tokens = 0
         for packed in map(self._packed, range(self.num_batches)):
             rows = max(rows, len(packed))
             pairs = max(pairs, *map(len, packed))
-        return -(-rows // self.row_multiple) * self.row_multiple, pairs
+            tokens += int(self._lengths[list(itertools.chain(*packed))].sum())
+        return _Room(-(-rows // self.row_multiple) * self.row_multiple, pairs, tokens)
 
     def _packed(self, step: int) -> list[list[int]]:
         """Which pairs are in each row of a batch."""

@@ -65,7 +65,7 @@ def preference_sums(
 
     Args:
       scores_BC: of the chosen (0) and the rejected (1) response.
-      is_pair_B: False for the empty pairs that fill a batch; they count nowhere.
+      is_pair_B: False for empty places of a row; they count nowhere.
 
     Returns:
       Means: ``accuracy`` (ties 0.5, D37), ``ranking_loss``, ``score_difference``, ``score``; of

@@ -100,7 +100,7 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW with decoupled decay scaled by the learning rate.
 
-    A warm-up that outlasts the run is allowed, for a first look at a config, but not silently.
+    A run that ends within its warm-up is allowed, for a first look at a config, but not silently.
     """
     _check_warm_up(*_spans(config, num_steps))
     return optax.chain(

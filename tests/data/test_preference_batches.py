@@ -160,8 +160,16 @@ def test_every_batch_has_the_rows_and_the_pairs_of_a_row_of_the_fullest():
         max(int((batch.last_BCP[:, 0] >= 0).sum(axis=1).max()) for batch in batches)
         == (batches[0].last_BCP.shape[2])
     )
-    tokens = sum(int((batch.segment_ids_BCT > 0).sum()) for batch in batches[:4])  # an epoch
-    assert pairs.fill_fraction == pytest.approx(tokens / (4 * batches[0].tokens_BCT.size))
+
+
+@pytest.mark.parametrize("epochs", [0.3, 1, 2.5])
+def test_how_full_the_batches_of_the_run_are(epochs):
+    pairs = loader(count=41, batch_size=6, epochs=epochs)
+    batches = list(pairs.iterate())
+    tokens = sum(int((batch.segment_ids_BCT > 0).sum()) for batch in batches)
+    assert pairs.fill_fraction == pytest.approx(tokens / (len(batches) * batches[0].tokens_BCT.size))
+    with pytest.raises(ConfigError, match=f"no batch {len(batches)}; there are {len(batches)}"):
+        pairs.batch(len(batches))
 
 
 def test_an_empty_row_is_padding():
@@ -195,8 +203,9 @@ def test_two_hosts_hold_the_batch_of_one():
     ]
     for name, wanted in whole._asdict().items():
         np.testing.assert_array_equal(np.concatenate([getattr(half, name) for half in halves]), wanted)
-    with pytest.raises(ConfigError, match=r"host_index 2 is outside 0\.\.1"):
-        loader(row_multiple=2, host_index=2, host_count=2)
+    for hosts in ({"host_index": 2, "host_count": 2}, {"host_count": 3}):
+        with pytest.raises(ConfigError, match=r"hosts, of which this is \d, cannot share 2 rows"):
+            loader(row_multiple=2, **hosts)
 
 
 def test_rows_are_as_long_as_the_longest_response_rounded_up():

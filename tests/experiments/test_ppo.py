@@ -260,12 +260,13 @@ def test_a_run_that_ends_where_it_was_stopped_still_gives_its_best(
 
 
 def test_nothing_goes_on_from_the_best_model_with_the_optimizer_of_the_last(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"train__num_iterations": 2, "eval__every_steps": 2}
+    pretend(monkeypatch, [1, 2])
     ppo.run(config_of(**changes), tmp_path)
-    assert "ppo: " in capsys.readouterr().err
-    before = load(tmp_path).params
+    assert "ppo: kept the policy of iteration 2, the best on the held-out prompts" in capsys.readouterr().err
+    before, written = load(tmp_path).params, (tmp_path / "checkpoints" / "2").stat()
     (tmp_path / "DONE").unlink()
     longer = config_of(**changes | {"train__num_iterations": 4}, train__accept_changed_config=True)
     with pytest.raises(
@@ -274,6 +275,8 @@ def test_nothing_goes_on_from_the_best_model_with_the_optimizer_of_the_last(
         ppo.run(longer, tmp_path)
     ppo.run(config_of(**changes, train__accept_changed_config=True), tmp_path)  # to its own end it can
     assert_bitwise_equal(load(tmp_path).params, before)
+    # not deleted and written again: a kill in between would lose it
+    assert (tmp_path / "checkpoints" / "2").stat().st_mtime_ns == written.st_mtime_ns
 
 
 def test_one_reward_model_is_enough_for_prompts_without_tags(tmp_path: Path) -> None:
@@ -298,6 +301,37 @@ def test_without_the_best_model_nothing_goes_on(tmp_path: Path, monkeypatch: pyt
     shutil.rmtree(tmp_path / "best")
     with pytest.raises(ConfigError, match=r"holds \[\], and the .* best model so far is of iteration 0"):
         ppo.run(config_of(**changes), tmp_path)
+
+
+def test_a_best_model_that_the_checkpoint_holds_is_taken_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"eval__every_steps": 2, "train__checkpoint_every_steps": 2, "train__num_iterations": 3}
+    pretend(monkeypatch, [1, 5], killed_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config_of(**changes), tmp_path)
+    best = kept(tmp_path, 2)
+    shutil.rmtree(tmp_path / "best")
+    pretend(monkeypatch, [3])
+    ppo.run(config_of(**changes), tmp_path)
+    assert_bitwise_equal(load(tmp_path).params, best)
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("eval_every", [1, 2, 3, 4])
+@pytest.mark.parametrize("last", [4, 7, 12])
+def test_enough_best_models_are_kept_for_every_checkpoint(
+    keep_last: int, every: int, eval_every: int, last: int
+) -> None:
+    """The worst case: each evaluation finds a new best, and the run is killed after the last."""
+    config = config_of(
+        train__keep_last=keep_last, train__checkpoint_every_steps=every, eval__every_steps=eval_every
+    )
+    evaluated = [step for step in range(last + 1) if step % eval_every == 0 or step == last]
+    checkpoints = [step for step in range(1, last) if step % every == 0][-keep_last:]
+    there = evaluated[-ppo._kept_best(config) :]
+    assert all(max(step for step in evaluated if step <= own) in there for own in checkpoints)
 
 
 def test_early_stopping_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,10 +235,11 @@ def test_killed_run_continues_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
 def test_one_reward_model_is_enough_for_prompts_without_tags(tmp_path: Path) -> None:
     untagged = prompts_file([prompt(1), prompt(3)], "untagged_prompts")
     rejection_sampling.run(config_of(safety_rm="", prompts=str(untagged)), tmp_path / "run")
-    for row in runs.read_lines(tmp_path / "run" / "archive.jsonl"):
-        if row["scores"]:  # as drawn a sample has none
-            assert row["scores"] == dict.fromkeys(("helpfulness", "combined"), row["scores"]["helpfulness"])
-            assert list(row["rm_versions"]) == ["helpfulness"]
+    rows = [row for row in runs.read_lines(tmp_path / "run" / "archive.jsonl") if row["scores"]]
+    assert len(rows) == 8
+    for row in rows:
+        assert row["scores"] == dict.fromkeys(("helpfulness", "combined"), row["scores"]["helpfulness"])
+        assert list(row["rm_versions"]) == ["helpfulness"]
     assert len(runs.read_lines(tmp_path / "run" / "dialogues.jsonl")) == 2
     with pytest.raises(ConfigError, match="prompts are tagged is_safety, and config.safety_rm, .* is empty"):
         rejection_sampling.run(config_of(safety_rm=""), tmp_path / "other")
