@@ -18,7 +18,6 @@ report.md. A run that is killed goes on where it was when the same command is gi
 lost.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.rlhf.answers import model_version
+from llama2_jax.train.progress import counted
 
 SETTINGS = (
     "checkpoint",
@@ -54,8 +54,6 @@ SETTINGS = (
     "timeout_secs",
     "seed",
 )
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -101,12 +99,14 @@ def sample_missing(output: Path, runs: Sequence[Run]) -> list[Rows]:
         check_models(run.path(output, "samples"), rows, model)
     prompts = [encoded_prompts(run.problems, loaded, max_new_tokens=args.max_new_tokens) for run in runs]
     for run, rows, ids in zip(runs, done, prompts, strict=True):
-        while len(rows) < run.num_rows:
-            numbers = range(len(rows), min(len(rows) + args.batch_size, run.num_rows))
+        missing = range(len(rows), run.num_rows)
+        batches = [
+            missing[first : first + args.batch_size] for first in range(len(missing))[:: args.batch_size]
+        ]
+        for numbers in counted(f"{run.benchmark.name} pass@{run.setting.k}", batches, done=len(rows)):
             added = [{**row, "model": model} for row in sampled(loaded, run, ids, numbers)]
             append_rows(run.path(output, "samples"), added)
             rows += added
-            log.info("%s pass@%d: %d of %d", run.benchmark.name, run.setting.k, len(rows), run.num_rows)
     return done
 
 
@@ -127,7 +127,7 @@ def encoded_prompts(
 
 
 def sampled(
-    loaded: LoadedModel, run: Run, prompts: Mapping[str, list[int]], numbers: range
+    loaded: LoadedModel, run: Run, prompts: Mapping[str, list[int]], numbers: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Rows of these numbers: each depends on its number alone, not on the batch."""
     args = flags.FLAGS

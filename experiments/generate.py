@@ -29,6 +29,7 @@ from llama2_jax.generate.decode import check_prompts, check_seeds, generate, row
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
+from llama2_jax.train.progress import counted
 
 
 def main() -> None:
@@ -69,14 +70,15 @@ def _complete(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     stops = _stop_ids(loaded)
-    for first in range(0, len(rows), batch_size):
-        batch = prompts[first : first + batch_size]
-        seeds = [seed + first + index for index in range(len(batch))]
+    numbers = range(len(rows))
+    for chosen in counted("rows", [numbers[first : first + batch_size] for first in numbers[::batch_size]]):
+        batch = [prompts[number] for number in chosen]
+        seeds = [seed + number for number in chosen]
         out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
         for index, length in enumerate(out.lengths_B):
             ids, text_ids = row_ids(out, index)
             result = {
-                **rows[first + index],
+                **rows[chosen[index]],
                 "completion_tokens": ids,
                 "logprobs": [float(x) for x in out.raw_logprobs_BC[index, :length]],
                 "stopped": bool(out.stopped_B[index]),

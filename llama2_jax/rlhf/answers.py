@@ -14,6 +14,7 @@ from llama2_jax.generate.sampler import rounded
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.structs import Params
+from llama2_jax.train.progress import counted
 
 
 class Answer(NamedTuple):
@@ -73,18 +74,23 @@ def sample_token_rows(
     *,
     seeds: Sequence[int],
     batch_size: int,
+    shown_as: str = "answers",
 ) -> list[Answer]:
-    """``sample_answers`` for prompts that are ids already."""
+    """``sample_answers`` for prompts that are ids already.
+
+    Args:
+      shown_as: what a person sees the progress of, ``counted``; "" if the caller counts.
+    """
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     require(len(seeds) == len(rows), f"{len(seeds)} seeds for {len(rows)} prompts; give one each")
     if rows:
         check_prompts(loaded.model, rows)  # in the order given, before any is answered
     answers: dict[int, Answer] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for first in range(0, len(rows), batch_size):
-        chosen = by_length[first : first + batch_size]
+    batches = [by_length[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    for chosen in counted(shown_as, batches):
         # the last batch is filled with copies of its last prompt: one compiled shape for all
-        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+        filled = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]
         batch = [rows[index] for index in filled]
         answers |= zip(chosen, _sample(loaded, batch, sampling, [seeds[i] for i in filled]), strict=False)
     return [answers[index] for index in range(len(rows))]

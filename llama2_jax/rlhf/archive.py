@@ -29,6 +29,7 @@ from llama2_jax.rlhf.answers import model_version, sample_token_rows
 from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.metrics import NonFiniteError
+from llama2_jax.train.progress import counted
 
 BATCHES_PER_WRITE = 8  # what a killed run draws or scores again, at most
 
@@ -177,13 +178,15 @@ def draw(
     check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
     missing = [sample for sample in wanted if sample.key not in held]
     missing.sort(key=lambda sample: len(rows[sample.prompt.prompt_id]))  # few shapes to compile
-    for part in _parts(missing, batch_size):
+    done = len(wanted) - len(missing)
+    for part in counted("samples", _parts(missing, batch_size), done=done):
         answers = sample_token_rows(
             loaded,
             [rows[sample.prompt.prompt_id] for sample in part],
             sampling,
             seeds=[_random_seed(sample) for sample in part],
             batch_size=batch_size,
+            shown_as="",
         )
         drawn = [
             sample._replace(tokens=tuple(answer.tokens), text=answer.text, stopped=answer.stopped)
@@ -304,6 +307,6 @@ def _require_finite(scores: np.ndarray, samples: Sequence[Sample], version: str)
             )
 
 
-def _parts(samples: Sequence[Sample], batch_size: int) -> Iterable[Sequence[Sample]]:
+def _parts(samples: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:
     size = BATCHES_PER_WRITE * batch_size
-    return (samples[first : first + size] for first in range(0, len(samples), size))
+    return [samples[first : first + size] for first in range(0, len(samples), size)]

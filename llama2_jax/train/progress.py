@@ -1,19 +1,25 @@
-"""What a person sees while training: a bar on a terminal, plain lines otherwise."""
+"""What a person sees while training or sampling: a bar on a terminal, plain lines otherwise."""
 
+import contextlib
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llama2_jax.files import writes
 
+T = TypeVar("T")
+LINE_SECS = 30.0  # between two lines of ``counted``
+
 
 class ProgressReport:
-    """Shows loss, tokens/s, MFU and time left of one training run, in the process that writes."""
+    """Shows how far a run is and a text of its own, in the process that writes."""
 
-    def __init__(self, name: str, *, num_steps: int, start_step: int) -> None:
-        self._name, self._num_steps, self._quiet = name, num_steps, not writes()
+    def __init__(self, name: str, *, num_steps: int, start_step: int, unit: str = "step ") -> None:
+        self._name, self._num_steps, self._quiet, self._unit = name, num_steps, not writes(), unit
         self._bar: Progress | None = None
         if sys.stderr.isatty() and not self._quiet:
             columns = (
@@ -33,7 +39,7 @@ class ProgressReport:
             fields: dict[str, Any] = {} if text is None else {"text": text}
             self._bar.update(self._task, completed=step, **fields)
         elif text is not None and not self._quiet:
-            print(f"{self._name} step {step}/{self._num_steps}  {text}", file=sys.stderr, flush=True)
+            print(f"{self._name} {self._unit}{step}/{self._num_steps}  {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar if there is one."""
@@ -48,6 +54,28 @@ class ProgressReport:
         """Restore the terminal."""
         if self._bar:
             self._bar.stop()
+
+
+def counted(name: str, batches: Sequence[Sequence[T]], *, done: int = 0) -> Iterator[Sequence[T]]:
+    """The batches as they are; if there are several, a bar or now and then a line says how far one is.
+
+    Args:
+      name: "" shows nothing.
+      done: items that were there before.
+    """
+    if not name or len(batches) < 2:
+        yield from batches
+        return
+    report = ProgressReport(name, num_steps=done + sum(map(len, batches)), start_step=done, unit="")
+    made, start = 0, time.monotonic()
+    said = start
+    with contextlib.closing(report):
+        for batch in batches:
+            yield batch
+            made, now = made + len(batch), time.monotonic()
+            is_due = now - said >= LINE_SECS
+            said = now if is_due else said
+            report.step(done + made, f"{made / (now - start):.3g} per second" if is_due else None)
 
 
 def rate_text(metrics: dict[str, float], *, secs_left: float) -> str:

@@ -1,9 +1,11 @@
 import io
+import time
 
 import pytest
 
 from llama2_jax import files
-from llama2_jax.train.progress import ProgressReport, rate_text
+from llama2_jax.train import progress
+from llama2_jax.train.progress import ProgressReport, counted, rate_text
 
 METRICS = {"train/loss": 2.34567, "train/tokens_per_sec": 12345.6, "train/mfu_causal_no_embed": 0.456}
 
@@ -43,3 +45,22 @@ def test_processes_that_do_not_write_show_nothing(
     report.close()
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_batches_are_counted_and_said_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    seen = []
+    for batch in counted("answers", [[1, 2], [3, 4], [5]], done=5):
+        seen.append(batch)
+        now[0] += 20.0
+    assert seen == [[1, 2], [3, 4], [5]]
+    assert capsys.readouterr().err == "answers 9/10  0.1 per second\n"  # after 40 s, and not before 30 more
+
+
+def test_one_batch_or_one_without_a_name_is_not_worth_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "ProgressReport", None)
+    assert list(counted("answers", [[1, 2]])) == [[1, 2]]
+    assert list(counted("", [[1], [2]])) == [[1], [2]]
