@@ -6,11 +6,11 @@ The total is computed from the rows: that of the paper's Table 6 is not the sum 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from experiments.report import table
 from llama2_jax.data.chat import TEMPLATES, get_template
 from llama2_jax.data.preferences import (
     RATINGS,
@@ -22,6 +22,7 @@ from llama2_jax.data.preferences import (
     statistics,
 )
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.files import written_whole
 from llama2_jax.launch import launch
 
 
@@ -30,7 +31,8 @@ def main() -> None:
     args = flags.FLAGS
     pairs = read_preferences(args.input, template=get_template(args.template))
     report = report_text(pairs, load_tokenizer(args.tokenizer))
-    Path(args.output).write_text(report, encoding="utf-8")
+    with written_whole(args.output) as partial:
+        partial.write_text(report, encoding="utf-8")
     print(report, end="")
 
 
@@ -46,31 +48,29 @@ def report_text(pairs: Sequence[Preference], tokenizer: Tokenizer) -> str:
 
 
 def _lengths(title: str, groups: Mapping[Any, Sequence[Preference]], tokenizer: Tokenizer) -> list[str]:
-    rows = [f"| {title} | comparisons | turns | tokens/example | tokens/prompt | tokens/response |"]
-    rows += ["|---|---:|---:|---:|---:|---:|"]
+    rows = []
     for name, own in groups.items():
         size, *means = statistics(own, tokenizer)
-        rows.append(f"| {_name(name)} | {size:,} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
-    return rows
+        rows.append((_name(name), f"{size:,}", *(f"{mean:.1f}" for mean in means)))
+    return table((title, "comparisons", "turns", "tokens/example", "tokens/prompt", "tokens/response"), rows)
 
 
 def _ratings(by_batch: Mapping[Any, Sequence[Preference]]) -> list[str]:
-    rows = ["| batch | " + " | ".join(rating.replace("_", " ") for rating in RATINGS) + " |"]
-    rows += ["|---|" + "---:|" * len(RATINGS)]
+    rows = []
     for batch, own in by_batch.items():
         shares = rating_shares(own)
-        cells = [f"{100 * shares[rating]:.1f} %" if shares else "" for rating in RATINGS]
-        rows.append(f"| {batch} | " + " | ".join(cells) + " |")
-    return rows
+        cells = (f"{100 * shares[rating]:.1f} %" if shares else "" for rating in RATINGS)
+        rows.append((str(batch), *cells))
+    return table(("batch", *(rating.replace("_", " ") for rating in RATINGS)), rows)
 
 
 def _safety(pairs: Sequence[Preference]) -> list[str]:
     labelled = [pair.safety for pair in pairs if pair.safety is not None]
-    rows = ["| label | pairs | share |", "|---|---:|---:|"]
+    rows = []
     for name in SAFETY_BINS if labelled else ():
         size = labelled.count(name)
-        rows.append(f"| {name.replace('_', ' ')} | {size:,} | {100 * size / len(labelled):.1f} % |")
-    return rows
+        rows.append((name.replace("_", " "), f"{size:,}", f"{100 * size / len(labelled):.1f} %"))
+    return table(("label", "pairs", "share"), rows)
 
 
 def _name(group: Any) -> str:

@@ -47,7 +47,7 @@ def write_report(workdir: Path, versions: Mapping[str, str], reference: str) -> 
     lines += included(workdir / "evaluation" / "report.md", workdir)
     lines += ["", "## Reward models by round", "", *_accuracy_by_round(workdir, rounds)]
     lines += _tension(workdir, rounds[-1])
-    lines += ["", "## Rejection sampling", "", *_sampling(workdir, rounds)]
+    lines += ["", "## Rejection sampling", "", *_sampling(rounds)]
     for title, folder in _once(workdir, rounds):
         lines += ["", f"## {title}", "", *included(folder / "report.md", workdir)]
     verdicts = _verdicts(workdir, rounds, list(versions), reference)
@@ -130,7 +130,7 @@ def _tension(workdir: Path, last: Path) -> list[str]:
     return ["", "![safety against helpfulness](tension.png)"]
 
 
-def _sampling(workdir: Path, rounds: Sequence[Path]) -> list[str]:
+def _sampling(rounds: Sequence[Path]) -> list[str]:
     keys = ("mean_reward", "median_by_n", "max_by_n", "picked_reward", "finished_fraction")
     header = ("round", "mean reward", "median of N", "best of N", "picked", "answers that end")
     rows = []
@@ -153,7 +153,7 @@ def _verdicts(workdir: Path, rounds: Sequence[Path], names: Sequence[str], refer
     verdicts.append(_kl(last / "ppo"))
     verdicts.append(_guard(last / "ppo"))
     verdicts.append(_gatt(_results(workdir / "gatt_evaluation")))
-    verdicts.append(_distillation(workdir, rounds))
+    verdicts.append(_distillation(rounds))
     return verdicts
 
 
@@ -284,7 +284,7 @@ def _gatt(found: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _distillation(workdir: Path, rounds: Sequence[Path]) -> Verdict:
+def _distillation(rounds: Sequence[Path]) -> Verdict:
     claim = "answers under a preprompt are safer, and the gate keeps only those that are (Figure 16)"
     found = [its for path in rounds if (its := _results(path / "context_distillation"))]
     if not found:

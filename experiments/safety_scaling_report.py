@@ -21,7 +21,6 @@ from experiments.chat_report import transcripts
 from experiments.chat_versions import PromptSets, Versions, prompt_sets
 from experiments.report import percent, table, write_report_file
 from experiments.safety_scaling_results import (
-    LOW_REWARD,
     Labels,
     all_labels,
     false_refusals,
@@ -35,6 +34,7 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.refusals import read_labels, refusal_kind
 from llama2_jax.launch import launch
+from llama2_jax.losses.preference import SAFETY_THRESHOLD
 from llama2_jax.rlhf.archive import Sample
 from llama2_jax.train.checkpoint import read_meta
 
@@ -157,7 +157,8 @@ def _scores(results: dict[str, Any]) -> list[str]:
         "", "## Mean reward (Figure 15)", "",
     ]  # fmt: skip
     header = (
-        "share", f"safety reward, {counts['safety']:,} adversarial prompts", "paper", f"below {LOW_REWARD}",
+        "share", f"safety reward, {counts['safety']:,} adversarial prompts", "paper",
+        f"below {SAFETY_THRESHOLD}",
         f"helpfulness reward, {counts['helpfulness']:,} helpful prompts", "paper",
     )  # fmt: skip
     rows = [

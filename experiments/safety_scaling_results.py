@@ -8,11 +8,10 @@ from experiments.chat_versions import PromptSets, Versions
 from llama2_jax.config import ConfigError, require
 from llama2_jax.evals.intervals import Interval, trend_z, unit_mean, wilson
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL, agreement, refusal_kind
-from llama2_jax.losses.preference import displayed
+from llama2_jax.losses.preference import SAFETY_THRESHOLD, displayed
 from llama2_jax.rlhf.annotator.flaws import is_refusal
 from llama2_jax.rlhf.archive import Sample, read_archives
 
-LOW_REWARD = 0.15  # of safety; below it PPO takes the safety reward of any prompt (PPO-3)
 Labels = Mapping[tuple[str, str], str]
 """(prompt_id, answer) -> kind, see ``llama2_jax/evals/refusals.py``."""
 
@@ -113,5 +112,5 @@ def _rewards(versions: Versions, indices: Sequence[int], track: str) -> dict[str
 
 
 def _low(answers: Sequence[Sample], indices: Sequence[int]) -> Interval:
-    low = displayed([answers[i].scores["safety"] for i in indices]) < LOW_REWARD
+    low = displayed([answers[i].scores["safety"] for i in indices]) < SAFETY_THRESHOLD
     return wilson(int(low.sum()), len(indices))

@@ -18,7 +18,11 @@ from llama2_jax.files import written_whole
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """Something that who starts a programme can mend: it prints the message, and no traceback."""
+
+
+class ConfigError(UserError, ValueError):
     """A mistake in a config: the message names the field, the rule and the fix."""
 
 

@@ -14,22 +14,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, changes, refuse_buckets, require, to_plain, write_json
-from llama2_jax.data.chat import DialogueError
-from llama2_jax.data.sources import DataError
-from llama2_jax.data.tokenizer import TokenizerError
+from llama2_jax.config import ConfigError, UserError, changes, refuse_buckets, require, to_plain, write_json
 from llama2_jax.files import leave_writing_to_another, written_whole
-from llama2_jax.generate.decode import LogitsError, PromptError
-from llama2_jax.interop.imported import FormatError
-from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.train.checkpoint import CheckpointError
-from llama2_jax.train.metrics import NonFiniteError
 
-USER_ERRORS = (
-    ConfigError, CheckpointError, DataError, DialogueError, DoctorError, FormatError, LogitsError,
-    NonFiniteError, PromptError, TokenizerError, OSError,
-)  # fmt: skip
+USER_ERRORS = (UserError, OSError)
 EXIT_USER_ERROR = 2
 PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from llama2_jax.config import refuse_buckets
+from llama2_jax.config import UserError, refuse_buckets
 
 # not llama2_jax.launch, which does the same: it imports jax, and the tools do without
-USER_ERRORS = (ValueError, OSError)  # DataError, ConfigError and TokenizerError; AssetError
+USER_ERRORS = (UserError, OSError)
 EXIT_USER_ERROR = 2
 
 

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from llama2_jax.config import require_choice
+from llama2_jax.config import UserError, require_choice
 from llama2_jax.files import written_whole
 from tools import command_line
 
 
-class AssetError(OSError):
+class AssetError(UserError, OSError):
     """An asset that could not be fetched or is not the pinned one."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from llama2_jax.config import require_choice
+from llama2_jax.config import UserError, require_choice
 from llama2_jax.data.tokenizer import Tokenizer, shared_prefix
 
 TrainOn = Literal["all", "last"]
@@ -22,7 +22,7 @@ UNFINISHED = ("exclude", "keep")
 SPECIAL_TAGS_ERROR = "Error: special tags are not allowed as part of the prompt."
 
 
-class DialogueError(ValueError):
+class DialogueError(UserError, ValueError):
     """A dialogue whose roles are in the wrong order; the message shows them."""
 
 

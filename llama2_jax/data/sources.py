@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
-from llama2_jax.config import require_choice
+from llama2_jax.config import UserError, require_choice
 from llama2_jax.data.chat import (
     LLAMA2,
     TRAIN_ON,
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 _DAMAGE = (EOFError, OSError, zlib.error, RuntimeError, ValueError, KeyError, TypeError)
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used; the message names the file, the line and the reason."""
 
 

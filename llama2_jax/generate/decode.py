@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama2_jax.config import require
+from llama2_jax.config import UserError, require
 from llama2_jax.generate.sampling import SamplingConfig, SamplingNumbers, row_keys, sample
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
@@ -55,11 +55,11 @@ class DecodeState(NamedTuple):
     count: jax.Array  # int32 scalar, tokens sampled so far
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A prompt that the model cannot take."""
 
 
-class LogitsError(FloatingPointError):
+class LogitsError(UserError, FloatingPointError):
     """Logits that are not numbers: what was sampled from them means nothing."""
 
 

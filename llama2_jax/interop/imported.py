@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llama2_jax.config import UserError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A checkpoint is not what its name or header claims; the message says what to do."""
 
 

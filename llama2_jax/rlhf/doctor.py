@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama2_jax.config import UserError
 from llama2_jax.structs import Params
 
 # Largest error of ratios that are 1 but for rounding: the same rows in batches of other sizes. With the 30
@@ -20,7 +21,7 @@ START_TOLERANCE = 1e-6  # the same programme on the same weights: exactly 0 is e
 SAMPLER_TOLERANCE = 0.01  # mean |difference of probabilities|; below 0.005 is healthy
 
 
-class DoctorError(RuntimeError):
+class DoctorError(UserError, RuntimeError):
     """PPO cannot go on: the message says which fact does not hold, with numbers, and what to look at."""
 
 

@@ -15,12 +15,12 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from llama2_jax.config import changes, require, to_plain
+from llama2_jax.config import UserError, changes, require, to_plain
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.structs import Params, TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """No usable checkpoint, or one that could not be written."""
 
 

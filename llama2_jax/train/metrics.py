@@ -10,10 +10,11 @@ from typing import Any
 import tensorboardX
 from absl import logging
 
+from llama2_jax.config import UserError
 from llama2_jax.files import writes, written_whole
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A metric became NaN or infinite; the message names it, the step and the last good checkpoint."""
 
 

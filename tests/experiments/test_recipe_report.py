@@ -11,7 +11,7 @@ def test_claims_that_nothing_measured_are_not_judged(tmp_path):
     helpful, safe, refusals = _by_truth(None, "SFT", "V1")
     assert helpful.claim.startswith("V1 is more helpful than SFT")
     assert safe.claim.startswith("V1 is safer than SFT")
-    verdicts = [helpful, safe, refusals, _gatt({}), _distillation(tmp_path, [tmp_path / "v1"])]
+    verdicts = [helpful, safe, refusals, _gatt({}), _distillation([tmp_path / "v1"])]
     verdicts += [_kl(tmp_path), _guard(tmp_path)]
     assert all(verdict.holds is None and verdict.measured for verdict in verdicts)
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from llama2_jax.data.sources import DataError
 from tools import command_line
 from tools.fetch_assets import AssetError
 
@@ -45,15 +46,16 @@ def test_an_address_of_an_object_store_is_not_taken_for_a_folder(arguments):
     assert_one_message(run_tool("tokenize_corpus", *given), "://bucket/corpus: only paths of a file system")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize("kind", [AssertionError, ValueError])
+def test_a_mistake_of_ours_keeps_its_traceback(kind):
     def main():
-        raise AssertionError("ours")
+        raise kind("ours")
 
-    with pytest.raises(AssertionError, match="ours"):
+    with pytest.raises(kind, match="ours"):
         command_line.run(main)
 
 
-@pytest.mark.parametrize("error", [AssetError("not there"), ValueError("not there"), OSError("not there")])
+@pytest.mark.parametrize("error", [AssetError("not there"), DataError("not there"), OSError("not there")])
 def test_what_users_can_mend_exits_with_2(error, capsys):
     def main():
         raise error

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from llama2_jax.config import UserError
 from llama2_jax.files import written_whole
 
 CONFIG = "tokenizer_config.json"
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError, ValueError):
     """A tokenizer file, piece or id that cannot be used; the message says what to do."""
 
 
