@@ -24,7 +24,7 @@ from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import prepare, tpu_devices
 from llama2_jax.sharding.unattached_gpu import hopper_devices
-from llama2_jax.structs import TokenBatch, TrainState
+from llama2_jax.structs import PreferenceBatch, TokenBatch, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import StepFunction, abstract_state, compile_step, make_update, next_token_loss
 
@@ -77,11 +77,11 @@ def training_step(partitioner: Partitioner, *, impl: str, length: int, remat_pol
     return memory_of(step, state, tokens)
 
 
-def memory_of(step: StepFunction, state: TrainState, tokens: TokenBatch) -> dict[str, int]:
+def memory_of(step: StepFunction, state: TrainState, batch: TokenBatch | PreferenceBatch) -> dict[str, int]:
     """Bytes on each device that the compiled step takes; nothing but shapes and places goes in."""
-    (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(tokens)}
+    (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(batch)}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        memory = step.lower(state, tokens).compile().memory_analysis()  # type: ignore[attr-defined]
+        memory = step.lower(state, batch).compile().memory_analysis()  # type: ignore[attr-defined]
     return {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,

@@ -1,0 +1,99 @@
+"""Updates of reward models with the paper's configs compiled ahead of time for pods: memory per chip.
+
+pip install -e ".[aot]" && python -m benchmarks.reward_aot
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.reward_aot --chip=h200
+
+What ``experiments.reward_model --config=configs/reward_model.py:helpfulness,size=SIZE`` compiles there: 512
+pairs, packed. How many rows these are follows from their lengths: here a lognormal draw with a mean of 494
+tokens, up to 4,096. What the compiler says; nothing is executed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.pods_aot import Pod, compile_all, devices_of
+from benchmarks.step_aot import memory_of, peak_of
+from configs.reward_model import get_config
+from llama2_jax.config import build
+from llama2_jax.data.preference_batches import EncodedPair, PairLoader
+from llama2_jax.losses.preference import MARGINS
+from llama2_jax.model.config import model_config
+from llama2_jax.model.heads import ScoreModel
+from llama2_jax.rlhf.reward_model import preference_loss
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.structs import PreferenceBatch
+from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from llama2_jax.train.step import abstract_state, compile_step, make_update
+
+NUM_PAIRS = 20_000
+PODS: dict[str, list[Pod]] = {
+    "tpu": [
+        ("7b", 1, "v5p:2x4x4", {}),
+        ("70b", 1, "v5p:4x4x8", {}),
+    ],
+    "h200": [
+        ("7b", 1, "h200:8", {}),
+        ("13b", 1, "h200:8", {}),
+        ("34b", 4, "h200:8", {}),
+        ("70b", 8, "h200:8", {}),
+    ],
+}
+
+
+def main() -> None:
+    """Compile every update and record the table."""
+    compile_all("reward_aot", PODS, compile_update, peak_of)
+
+
+def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Compile one update as the stage does."""
+    config = get_config(f"helpfulness,size={size}")
+    config.update_from_flattened_dict(changes)
+    mesh = build(MeshConfig, config.mesh, name="mesh")
+    partitioner = Partitioner(make_mesh(mesh, devices_of(topology, pods)), mesh.preset)
+    model = ScoreModel(model_config(size, **config.model), partitioner)
+    optimizer = make_optimizer(build(OptimizerConfig, config.optimizer, name="optimizer"), num_steps=1000)
+    steps = config.train.accumulation_steps
+    loss = preference_loss(model, safety_weight=config.loss.safety_weight)
+    state = abstract_state(model, optimizer, partitioner)
+    step = compile_step(make_update(loss, optimizer, accumulation_steps=steps), state, partitioner)
+    batch = _first_batch(config, row_multiple=partitioner.batch_shards * steps)
+    return {"rows": len(batch.tokens_BCT), **memory_of(step, state, _placed(partitioner, batch))}
+
+
+def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
+    """Prompts and answers of lognormal lengths, packed."""
+    rng = np.random.default_rng(0)
+    prompts, answers = rng.lognormal(5.4, 0.8, (NUM_PAIRS, 1)), rng.lognormal(5.0, 0.7, (NUM_PAIRS, 2))
+    lengths = np.clip((prompts + answers).astype(int), 4, config.data.sequence_length)
+    loader = PairLoader(
+        [EncodedPair([0] * chosen, [0] * rejected, -1, (-1, -1)) for chosen, rejected in lengths.tolist()],
+        MARGINS[config.loss.margin],
+        batch_size=config.data.batch_size,
+        epochs=config.data.epochs,
+        seed=0,
+        row_multiple=row_multiple,
+    )
+    return loader.batch(0)
+
+
+def _placed(partitioner: Partitioner, batch: PreferenceBatch) -> PreferenceBatch:
+    """Shapes and places of a batch."""
+    return PreferenceBatch(
+        *(
+            jax.ShapeDtypeStruct(
+                value.shape,
+                jnp.dtype(value.dtype),
+                sharding=partitioner.activation(name.rsplit("_", 1)[1], value.shape),
+            )
+            for name, value in batch._asdict().items()
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
