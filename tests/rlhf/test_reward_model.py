@@ -169,9 +169,10 @@ def test_packed_pairs_train_as_pairs_in_rows_of_their_own():
     (packed,) = loader.iterate()
     assert packed.last_BCP.shape == (4, 2, 3)  # 7 pairs
     wanted, wanted_metrics = updated_on_one_device()
-    for accumulation_steps in (1, 2):
-        found, metrics = updated(single_device(), accumulation_steps=accumulation_steps, pairs=packed)
-        tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-6)
+    eight = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, fsdp=1, tensor=4))
+    for partitioner, accumulation_steps in ((single_device(), 1), (single_device(), 2), (eight, 2)):
+        found, metrics = updated(partitioner, accumulation_steps=accumulation_steps, pairs=packed)
+        tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
         for name, value in wanted_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
