@@ -132,9 +132,8 @@ def _one_per_row(lengths_BC: np.ndarray) -> PreferenceBatch:
 
 def _ragged_pairs() -> tuple[PreferenceBatch, PreferenceBatch]:
     """The same responses packed, and a pair per row."""
-    lengths_BC = np.clip(np.random.default_rng(1).lognormal(3.3, 0.8, (RAGGED_PAIRS, 2)), 4, LENGTH).astype(
-        int
-    )
+    drawn_BC = np.random.default_rng(1).lognormal(3.3, 0.8, (RAGGED_PAIRS, 2))
+    lengths_BC = np.clip(drawn_BC, 4, LENGTH).astype(int)
     lengths_BC[0] = LENGTH
     pairs = [EncodedPair([1] * chosen, [2] * rejected, -1, (-1, -1)) for chosen, rejected in lengths_BC]
     loader = PairLoader(pairs, MARGINS["large"], batch_size=RAGGED_PAIRS, epochs=1, seed=0)

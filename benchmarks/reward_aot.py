@@ -11,7 +11,6 @@ tokens, up to 4,096. What the compiler says; nothing is executed.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.pods_aot import Pod, compile_all, devices_of
@@ -24,6 +23,7 @@ from llama2_jax.model.config import model_config
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.rlhf.reward_model import preference_loss
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
+from llama2_jax.sharding.placement import batch_places
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import PreferenceBatch
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -62,7 +62,7 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     state = abstract_state(model, optimizer, partitioner)
     step = compile_step(make_update(loss, optimizer, accumulation_steps=steps), state, partitioner)
     batch = _first_batch(config, row_multiple=partitioner.batch_shards * steps)
-    return {"rows": len(batch.tokens_BCT), **memory_of(step, state, _placed(partitioner, batch))}
+    return {"rows": len(batch.tokens_BCT), **memory_of(step, state, _abstract(partitioner, batch))}
 
 
 def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
@@ -81,17 +81,11 @@ def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
     return loader.batch(0)
 
 
-def _placed(partitioner: Partitioner, batch: PreferenceBatch) -> PreferenceBatch:
+def _abstract(partitioner: Partitioner, batch: PreferenceBatch) -> PreferenceBatch:
     """Shapes and places of a batch."""
+    placed = zip(batch, batch_places(partitioner, batch), strict=True)
     return PreferenceBatch(
-        *(
-            jax.ShapeDtypeStruct(
-                value.shape,
-                jnp.dtype(value.dtype),
-                sharding=partitioner.activation(name.rsplit("_", 1)[1], value.shape),
-            )
-            for name, value in batch._asdict().items()
-        )
+        *(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place) for value, place in placed)
     )
 
 

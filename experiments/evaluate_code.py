@@ -99,11 +99,8 @@ def sample_missing(output: Path, runs: Sequence[Run]) -> list[Rows]:
         check_models(run.path(output, "samples"), rows, model)
     prompts = [encoded_prompts(run.problems, loaded, max_new_tokens=args.max_new_tokens) for run in runs]
     for run, rows, ids in zip(runs, done, prompts, strict=True):
-        missing = range(len(rows), run.num_rows)
-        batches = [
-            missing[first : first + args.batch_size] for first in range(len(missing))[:: args.batch_size]
-        ]
-        for numbers in counted(f"{run.benchmark.name} pass@{run.setting.k}", batches, done=len(rows)):
+        missing, name = range(len(rows), run.num_rows), f"{run.benchmark.name} pass@{run.setting.k}"
+        for numbers in counted(name, missing, size=args.batch_size, done=len(rows)):
             added = [{**row, "model": model} for row in sampled(loaded, run, ids, numbers)]
             append_rows(run.path(output, "samples"), added)
             rows += added

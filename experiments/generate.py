@@ -70,8 +70,7 @@ def _complete(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     stops = _stop_ids(loaded)
-    numbers = range(len(rows))
-    for chosen in counted("rows", [numbers[first : first + batch_size] for first in numbers[::batch_size]]):
+    for chosen in counted("rows", range(len(rows)), size=batch_size):
         batch = [prompts[number] for number in chosen]
         seeds = [seed + number for number in chosen]
         out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)

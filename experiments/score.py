@@ -52,10 +52,8 @@ def score_answers(
     reward_model: RewardModel, rows: list[dict[str, Any]], *, batch_size: int
 ) -> list[dict[str, Any]]:
     """The rows with the raw score of their last message added, in order."""
-    scores = reward_model_scores(
-        reward_model, [_answer_ids(row, reward_model, where=f"row {n}") for n, row in enumerate(rows)],
-        batch_size=batch_size,
-    )  # fmt: skip
+    ids = [_answer_ids(row, reward_model, where=f"row {index}") for index, row in enumerate(rows)]
+    scores = reward_model_scores(reward_model, ids, batch_size=batch_size)
     return [{**row, "score": float(one)} for row, one in zip(rows, scores, strict=True)]
 
 

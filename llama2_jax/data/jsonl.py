@@ -53,6 +53,7 @@ def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file; it appears when it is complete."""
+    # line by line, so that of rows that take long to make those done so far can be read
     with written_whole(path) as partial, partial.open("w", encoding="utf-8", buffering=1) as file:
         file.writelines(map(_line, rows))
 

@@ -87,8 +87,7 @@ def sample_token_rows(
         check_prompts(loaded.model, rows)  # in the order given, before any is answered
     answers: dict[int, Answer] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    batches = [by_length[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    for chosen in counted(shown_as, batches):
+    for chosen in counted(shown_as, by_length, size=batch_size):
         # the last batch is filled with copies of its last prompt: one compiled shape for all
         filled = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]
         batch = [rows[index] for index in filled]

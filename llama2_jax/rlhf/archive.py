@@ -179,7 +179,7 @@ def draw(
     missing = [sample for sample in wanted if sample.key not in held]
     missing.sort(key=lambda sample: len(rows[sample.prompt.prompt_id]))  # few shapes to compile
     done = len(wanted) - len(missing)
-    for part in counted("samples", _parts(missing, batch_size), done=done):
+    for part in counted("samples", missing, size=BATCHES_PER_WRITE * batch_size, done=done):
         answers = sample_token_rows(
             loaded,
             [rows[sample.prompt.prompt_id] for sample in part],
@@ -234,7 +234,7 @@ def rescore(
     versions = {kind: scorer.version for kind, scorer in scorers.items()}
     held = {sample.key for sample in read_archives([], own=path)}
     results: list[Sample] = []
-    for part in _parts(samples, batch_size):
+    for part in counted("", samples, size=BATCHES_PER_WRITE * batch_size):
         scores = {kind: np.array([sample.scores.get(kind, np.nan) for sample in part]) for kind in scorers}
         for kind in scorers:
             stale = [i for i, sample in enumerate(part) if sample.rm_versions.get(kind) != versions[kind]]
@@ -305,8 +305,3 @@ def _require_finite(scores: np.ndarray, samples: Sequence[Sample], version: str)
                 f"reward model {version} gives {score} to sample {sample.key}; all samples and the scores "
                 "before it are kept: repair or retrain the reward model and run again"
             )
-
-
-def _parts(samples: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:
-    size = BATCHES_PER_WRITE * batch_size
-    return [samples[first : first + size] for first in range(0, len(samples), size)]

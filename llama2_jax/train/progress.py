@@ -56,17 +56,18 @@ class ProgressReport:
             self._bar.stop()
 
 
-def counted(name: str, batches: Sequence[Sequence[T]], *, done: int = 0) -> Iterator[Sequence[T]]:
-    """The batches as they are; if there are several, a bar or now and then a line says how far one is.
+def counted(name: str, items: Sequence[T], *, size: int, done: int = 0) -> Iterator[Sequence[T]]:
+    """Items in batches of ``size``; if there are several, a bar or now and then a line says how far one is.
 
     Args:
       name: "" shows nothing.
       done: items that were there before.
     """
+    batches = [items[first : first + size] for first in range(0, len(items), size)]
     if not name or len(batches) < 2:
         yield from batches
         return
-    report = ProgressReport(name, num_steps=done + sum(map(len, batches)), start_step=done, unit="")
+    report = ProgressReport(name, num_steps=done + len(items), start_step=done, unit="")
     made, start = 0, time.monotonic()
     said = start
     with contextlib.closing(report):

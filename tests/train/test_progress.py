@@ -53,7 +53,7 @@ def test_batches_are_counted_and_said_now_and_then(
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     seen = []
-    for batch in counted("answers", [[1, 2], [3, 4], [5]], done=5):
+    for batch in counted("answers", [1, 2, 3, 4, 5], size=2, done=5):
         seen.append(batch)
         now[0] += 20.0
     assert seen == [[1, 2], [3, 4], [5]]
@@ -62,5 +62,5 @@ def test_batches_are_counted_and_said_now_and_then(
 
 def test_one_batch_or_one_without_a_name_is_not_worth_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "ProgressReport", None)
-    assert list(counted("answers", [[1, 2]])) == [[1, 2]]
-    assert list(counted("", [[1], [2]])) == [[1], [2]]
+    assert list(counted("answers", [1, 2], size=2)) == [[1, 2]]
+    assert list(counted("", [1, 2], size=1)) == [[1], [2]]
