@@ -8,9 +8,9 @@ bit. The model that ``load(workdir)`` opens at the end is that of the best rewar
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,15 +18,29 @@ from absl import logging
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_safety_model, open_mesh
+from experiments.ppo_checkpoints import (
+    Progress,
+    Prompts,
+    Run,
+    check_ended,
+    checkpoint_json,
+    forget_best,
+    is_stuck,
+    keep_best_up_to,
+    kept_best,
+    restore,
+    save_best,
+    to_checkpoint,
+)
 from experiments.ppo_report import write_ppo_report
-from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.config import build, require, require_choice
 from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.jsonl import append_rows
-from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
-from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
+from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.ppo_config import PPOConfig
@@ -43,11 +57,11 @@ from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel
 from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.rlhf.rollouts import check_context, check_prompt_lengths, draw_prompts, draw_seeds
-from llama2_jax.sharding.placement import check_batch_size, place_leaf
+from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.processes import on_host, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import Params, PPOState, Rollout, TrainState
-from llama2_jax.train.checkpoint import Checkpointer, read_params, require_same_origin
+from llama2_jax.structs import Params, PPOState, Rollout
+from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
@@ -55,53 +69,6 @@ from llama2_jax.train.stopping import Preempted, StopRequest
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training
-
-
-class Prompts(NamedTuple):
-    """Prompts as text and as ids."""
-
-    prompts: list[Prompt]
-    tokens: list[list[int]]
-
-    def batch(self, rows: Sequence[int], seeds: Sequence[int]) -> PromptBatch:
-        """The prompts of ``rows``, with a seed each."""
-        chosen = [self.prompts[row] for row in rows]
-        tags_B = np.array([prompt.is_safety for prompt in chosen])
-        return PromptBatch(
-            [prompt.prompt_id for prompt in chosen], [self.tokens[row] for row in rows], tags_B, seeds
-        )
-
-
-@dataclasses.dataclass
-class Progress:
-    """What a checkpoint holds besides the parameters: goes into its JSON as it is."""
-
-    best_reward: float = float("-inf")
-    best_step: int = 0
-    evaluations_since: int = 0
-    first: dict[str, float] = dataclasses.field(default_factory=dict)  # the evaluation before any update
-    ended: bool = False  # the parameters are the best ones, beside optimizers of the last iteration
-
-    def add(self, step: int, reward: float) -> bool:
-        """Count an evaluation; True if it is the best so far."""
-        is_best = reward > self.best_reward
-        if is_best:
-            self.best_reward, self.best_step = reward, step
-        self.evaluations_since = 0 if is_best else self.evaluations_since + 1
-        return is_best
-
-
-class Run(NamedTuple):
-    """Everything an iteration needs."""
-
-    config: Any
-    workdir: Path
-    policy: LoadedModel  # as it was at first
-    learner: Learner
-    score: ScoreFunction
-    prompts: Prompts
-    heldout: Prompts
-    meta: dict[str, Any]  # what the run is made from
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -255,21 +222,21 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
     """
     config, last = run.config.train, run.config.train.num_iterations
     checkpointer = Checkpointer(run.workdir, keep_last=config.keep_last)
-    best = Checkpointer(run.workdir / "best", keep_last=_kept_best(run.config))
-    restored = _restore(run, checkpointer)
+    best = Checkpointer(run.workdir / "best", keep_last=kept_best(run.config))
+    restored = restore(run, checkpointer)
     state, progress = restored or (fresh(), Progress())
     if restored is None:
-        _forget_best(best)
+        forget_best(best)
     else:
-        _check_ended(run, state, progress)
-        _keep_best_up_to(run, state, progress, best)
+        check_ended(run, state, progress)
+        keep_best_up_to(run, state, progress, best)
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
     closing = contextlib.closing
     with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:
         if state.iteration == 0:
             evaluate(run, state, progress, writer, best)
-        while state.iteration < last and not _is_stuck(run, progress):
+        while state.iteration < last and not is_stuck(run, progress):
             state, sampled, metrics = run.learner.iterate(state, _batch(run, state.iteration), run.score)
             require_finite(state.iteration, metrics, last_checkpoint=checkpointer.newest())
             writer.write(state.iteration, metrics)
@@ -278,11 +245,11 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             if state.iteration % run.config.eval.every_steps == 0 or state.iteration == last:
                 evaluate(run, state, progress, writer, best)
             writer.flush()
-            if state.iteration == last or _is_stuck(run, progress):
+            if state.iteration == last or is_stuck(run, progress):
                 break  # what is saved last has the best parameters
             stopping = stop.after_step()
             if stopping or state.iteration % config.checkpoint_every_steps == 0:
-                checkpointer.save(_to_checkpoint(run, state), _meta(run, progress))
+                checkpointer.save(to_checkpoint(run, state), checkpoint_json(run, progress))
             if stopping:
                 logging.warning(
                     "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
@@ -295,7 +262,8 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             progress.ended = True
             shown.note(_kept_line(progress))
             checkpointer.discard_from(state.iteration)  # of a run that was to be longer
-            checkpointer.save(_to_checkpoint(run, state)._replace(params=params), _meta(run, progress))
+            kept = to_checkpoint(run, state)._replace(params=params)
+            checkpointer.save(kept, checkpoint_json(run, progress))
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
 
 
@@ -305,52 +273,6 @@ def _kept_line(progress: Progress) -> str:
             "ppo: no iteration was better on the held-out prompts than the policy at the start, which is kept"
         )
     return f"ppo: kept the policy of iteration {progress.best_step}, the best on the held-out prompts"
-
-
-def _kept_best(config: Any) -> int:
-    """Of the best models so many are kept that the best of the oldest checkpoint is among them."""
-    since_checkpoint = -(-config.train.checkpoint_every_steps // config.eval.every_steps)
-    return 2 + config.train.keep_last * since_checkpoint  # its own, and that of the last iteration
-
-
-def _forget_best(best: Checkpointer) -> None:
-    """What a run found best that left no checkpoint is not of the one that starts now."""
-    if best.steps():
-        logging.warning("%s is of a run that left no checkpoint to go on from; deleted", best.folder)
-    best.discard_from(0)
-
-
-def _check_ended(run: Run, state: PPOState, progress: Progress) -> None:
-    """Raise ``ConfigError`` if the run ended and is to do more."""
-    require(
-        not progress.ended or state.iteration >= run.config.train.num_iterations or _is_stuck(run, progress),
-        f"{run.workdir} ended after iteration {state.iteration}, and its checkpoint holds the best policy, "
-        f"of iteration {progress.best_step}: nothing can go on from there; start a new --workdir, with "
-        f"config.init_from={run.workdir} to learn on",
-    )
-
-
-def _keep_best_up_to(run: Run, state: PPOState, progress: Progress, best: Checkpointer) -> None:
-    """Delete what the run found best after its checkpoint: it may go another way now.
-
-    Raises:
-      ConfigError: the best model so far is not there.
-    """
-    if progress.ended:  # its checkpoint is the best model
-        return
-    is_there, is_here = progress.best_step in best.steps(), progress.best_step == state.iteration
-    require(
-        is_there or is_here,
-        f"{best.folder} holds {best.steps()}, and the newest checkpoint says that the best model so far is "
-        f"of iteration {progress.best_step}; put it back, or start in a new workdir",
-    )
-    best.discard_from(state.iteration + is_there)
-    if not is_there:
-        _save_best(run, state, progress, best)
-
-
-def _save_best(run: Run, state: PPOState, progress: Progress, best: Checkpointer) -> None:
-    best.save(_to_checkpoint(run, state)._replace(opt_state={}), _meta(run, progress))  # parameters alone
 
 
 def _batch(run: Run, iteration: int) -> PromptBatch:
@@ -391,55 +313,7 @@ def evaluate(
             largest_drop=run.config.eval.guard_drop,
         )
     if progress.add(state.iteration, means["reward"]):
-        _save_best(run, state, progress, best)
-
-
-def _is_stuck(run: Run, progress: Progress) -> bool:
-    patience = run.config.eval.patience
-    return patience > 0 and progress.evaluations_since >= patience
-
-
-def _to_checkpoint(run: Run, state: PPOState) -> TrainState:
-    """The policy where ``load`` looks for a chat model; all else beside it."""
-    opt_state = {
-        "policy": state.policy.opt_state,
-        "value_params": state.value.params,
-        "value": state.value.opt_state,
-    }
-    step = place_leaf(np.array(state.iteration, np.int32), run.learner.partitioner.replicated)
-    return TrainState(step, state.policy.params, opt_state, state.policy.rng)
-
-
-def _restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] | None:
-    """The newest checkpoint, or None.
-
-    Raises:
-      ConfigError: it was made from another policy, other reward models or prompts.
-    """
-    policy, value = run.learner.abstract_states
-    opt_state = {"policy": policy.opt_state, "value_params": value.params, "value": value.opt_state}
-    restored = checkpointer.restore_latest(policy._replace(opt_state=opt_state))
-    if restored is None:
-        return None
-    require_same_origin(
-        restored, run.meta, checkpointer.folder, accept_changed=run.config.train.accept_changed_config
-    )
-    found = restored.state
-    opt_state = found.opt_state
-    policy = found._replace(opt_state=opt_state["policy"])
-    value = found._replace(params=opt_state["value_params"], opt_state=opt_state["value"])
-    state = run.learner.restored_state(int(found.step), policy, value)
-    return state, Progress(**restored.meta["progress"])
-
-
-def _meta(run: Run, progress: Progress) -> dict[str, Any]:
-    tokenizer = run.policy.require_tokenizer()
-    return {
-        **checkpoint_meta(run.policy.config, tokenizer, run.policy.template.name),
-        **run.meta,
-        "progress": dataclasses.asdict(progress),
-        "config": to_plain(run.config),
-    }
+        save_best(run, state, progress, best)
 
 
 def _keep_samples(run: Run, step: int, sampled: Sampled) -> None:

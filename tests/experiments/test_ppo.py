@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import ppo as configs
 from experiments import ppo
+from experiments.ppo_checkpoints import kept_best
 from llama2_jax.config import ConfigError, build
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.data.sources import DataError
@@ -156,6 +157,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from experiments import ppo
+from experiments.ppo_checkpoints import kept_best
 from llama2_jax.rlhf.ppo_iteration import Learner
 from tests.experiments.test_ppo import config_of_files
 iterate = Learner.iterate
@@ -330,7 +332,7 @@ def test_enough_best_models_are_kept_for_every_checkpoint(
     )
     evaluated = [step for step in range(last + 1) if step % eval_every == 0 or step == last]
     checkpoints = [step for step in range(1, last) if step % every == 0][-keep_last:]
-    there = evaluated[-ppo._kept_best(config) :]
+    there = evaluated[-kept_best(config) :]
     assert all(max(step for step in evaluated if step <= own) in there for own in checkpoints)
 
 
