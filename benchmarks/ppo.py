@@ -59,7 +59,7 @@ def main() -> None:
         scores_B = stopwatch.run("score", reward_model_scores, score_model, reward_params, rollout, parts=1)
         return Scores(scores_B, {"reward_model": scores_B})
 
-    state = learner.init_state(params, score_params_from_chat(params, key=None), seed=0)
+    state = learner.init_state(params, score_params_from_chat(params, key=None))
     lines = []
     for iteration in range(iterations + 2):
         state, _, metrics = learner.iterate(state, _prompts(iteration), score)

@@ -23,14 +23,13 @@ from experiments.ppo_checkpoints import (
     Prompts,
     Run,
     check_ended,
-    checkpoint_json,
     forget_best,
     is_stuck,
     keep_best_up_to,
     kept_best,
     restore,
+    save,
     save_best,
-    to_checkpoint,
 )
 from experiments.ppo_report import write_ppo_report
 from llama2_jax.config import build, require, require_choice
@@ -86,7 +85,7 @@ def run(config: Any, workdir: Path) -> None:
     value_model, value_params = _value_model(config, policy, reward_models["helpfulness"], partitioner)
     learner = make_learner(config, ppo, policy, value_model, partitioner, sampler_partitioner)
     keep_tokenizer(policy.require_tokenizer(), workdir)
-    fresh = functools.partial(learner.init_state, policy.params, value_params, seed=config.train.seed)
+    fresh = functools.partial(learner.init_state, policy.params, value_params)
     meta = {
         "reference_checksum": learner.reference_checksum,
         "reward_models": {name: model.version for name, model in reward_models.items()},
@@ -249,7 +248,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
                 break  # what is saved last has the best parameters
             stopping = stop.after_step()
             if stopping or state.iteration % config.checkpoint_every_steps == 0:
-                checkpointer.save(to_checkpoint(run, state), checkpoint_json(run, progress))
+                save(run, state, progress, checkpointer)
             if stopping:
                 logging.warning(
                     "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
@@ -262,8 +261,8 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             progress.ended = True
             shown.note(_kept_line(progress))
             checkpointer.discard_from(state.iteration)  # of a run that was to be longer
-            kept = to_checkpoint(run, state)._replace(params=params)
-            checkpointer.save(kept, checkpoint_json(run, progress))
+            kept = state._replace(policy=state.policy._replace(params=params))
+            save(run, kept, progress, checkpointer)
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
 
 

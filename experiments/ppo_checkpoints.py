@@ -16,7 +16,6 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta
 from llama2_jax.rlhf.ppo_iteration import Learner, PromptBatch, ScoreFunction
-from llama2_jax.sharding.placement import place_leaf
 from llama2_jax.structs import PPOState, TrainState
 from llama2_jax.train.checkpoint import Checkpointer, require_same_origin
 
@@ -112,7 +111,7 @@ def keep_best_up_to(run: Run, state: PPOState, progress: Progress, best: Checkpo
 
 def save_best(run: Run, state: PPOState, progress: Progress, best: Checkpointer) -> None:
     """Keep the parameters alone."""
-    best.save(to_checkpoint(run, state)._replace(opt_state={}), checkpoint_json(run, progress))
+    best.save(state.iteration, state.policy.params, None, _meta(run, progress))
 
 
 def is_stuck(run: Run, progress: Progress) -> bool:
@@ -121,15 +120,14 @@ def is_stuck(run: Run, progress: Progress) -> bool:
     return patience > 0 and progress.evaluations_since >= patience
 
 
-def to_checkpoint(run: Run, state: PPOState) -> TrainState:
-    """The policy where ``load`` looks for a chat model; all else beside it."""
-    opt_state = {
-        "policy": state.policy.opt_state,
-        "value_params": state.value.params,
-        "value": state.value.opt_state,
-    }
-    step = place_leaf(np.array(state.iteration, np.int32), run.learner.partitioner.replicated)
-    return TrainState(step, state.policy.params, opt_state, state.policy.rng)
+def save(run: Run, state: PPOState, progress: Progress, checkpointer: Checkpointer) -> None:
+    """Keep everything."""
+    rest = _besides_policy(state.policy, state.value)
+    checkpointer.save(state.iteration, state.policy.params, rest, _meta(run, progress))
+
+
+def _besides_policy(policy: TrainState, value: TrainState) -> dict[str, Any]:
+    return {"policy": policy.opt_state, "value_params": value.params, "value": value.opt_state}
 
 
 def restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] | None:
@@ -139,22 +137,20 @@ def restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] |
       ConfigError: it was made from another policy, other reward models or prompts.
     """
     policy, value = run.learner.abstract_states
-    opt_state = {"policy": policy.opt_state, "value_params": value.params, "value": value.opt_state}
-    restored = checkpointer.restore_latest(policy._replace(opt_state=opt_state))
+    restored = checkpointer.restore_latest(policy.params, _besides_policy(policy, value))
     if restored is None:
         return None
     require_same_origin(
         restored, run.meta, checkpointer.folder, accept_changed=run.config.train.accept_changed_config
     )
-    found = restored.state
-    opt_state = found.opt_state
-    policy = found._replace(opt_state=opt_state["policy"])
-    value = found._replace(params=opt_state["value_params"], opt_state=opt_state["value"])
-    state = run.learner.restored_state(int(found.step), policy, value)
+    rest = restored.rest
+    state = run.learner.restored_state(
+        restored.step, restored.params, rest["policy"], rest["value_params"], rest["value"]
+    )
     return state, Progress(**restored.meta["progress"])
 
 
-def checkpoint_json(run: Run, progress: Progress) -> dict[str, Any]:
+def _meta(run: Run, progress: Progress) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     tokenizer = run.policy.require_tokenizer()
     return {

@@ -66,12 +66,14 @@ class ModelOutput(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training needs to continue bit for bit, next to the config and the data."""
+    """All that training needs to continue bit for bit, next to the config and the data.
+
+    No key: no update draws anything (the architecture has no dropout); what samples has seeds of its own.
+    """
 
     step: Array  # int32 scalar, number of updates done = index of the next batch
     params: Params  # float32 master weights
     opt_state: Any
-    rng: Array  # key data, uint32
 
 
 class Mean(NamedTuple):

@@ -136,24 +136,27 @@ class Learner:
             for loss, optimizer, abstract in zip(losses, self._optimizers, self.abstract_states, strict=True)
         )
 
-    def init_state(self, policy: Params, value: Params, *, seed: int) -> PPOState:
+    def init_state(self, policy: Params, value: Params) -> PPOState:
         """Before the first iteration; the parameters are copied."""
         policy_state, value_state = (
-            state_from_params(params, optimizer, self.partitioner, rng=jax.random.key(seed))
+            state_from_params(params, optimizer, self.partitioner)
             for params, optimizer in zip((policy, value), self._optimizers, strict=True)
         )
         return PPOState(0, policy_state, value_state)
 
-    def restored_state(self, iteration: int, policy: TrainState, value: TrainState) -> PPOState:
-        """After ``iteration`` iterations, from stored states: with the schedules of this run."""
+    def restored_state(
+        self, iteration: int, policy: Params, policy_opt_state: Any, value: Params, value_opt_state: Any
+    ) -> PPOState:
+        """After ``iteration`` iterations, from what was stored: with the schedules of this run."""
         step = np.array(iteration * self.config.num_updates, np.int32)
+        stored = ((policy, policy_opt_state), (value, value_opt_state))
         states = (
-            state._replace(
-                step=place_leaf(step, self.partitioner.replicated),
-                opt_state=with_num_steps(state.opt_state, optimizer, num_steps=self._num_steps),
-                rng=jnp.copy(state.rng),  # both states are donated: arrays of its own for each
+            TrainState(
+                place_leaf(step, self.partitioner.replicated),
+                params,
+                with_num_steps(opt_state, optimizer, num_steps=self._num_steps),
             )
-            for state, optimizer in zip((policy, value), self._optimizer_configs, strict=True)
+            for (params, opt_state), optimizer in zip(stored, self._optimizer_configs, strict=True)
         )
         return PPOState(iteration, *states)
 

@@ -1,8 +1,9 @@
 """Checkpoints through orbax: asynchronous, atomic, restorable on any mesh.
 
 A checkpoint has three items, so that each can be read alone: ``params`` (float32 master
-weights), ``rest`` (step, optimiser state, key) and ``meta`` (JSON: resolved config, tokenizer
-hash, tokens seen per source). The data position is the step: the loader needs nothing else.
+weights), ``rest`` (what training needs besides, the optimiser state above all) and ``meta`` (JSON:
+resolved config, tokenizer hash, tokens seen per source). The data position is the step: the loader
+needs nothing else.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from absl import logging
 
 from llama2_jax.config import UserError, changes, require, to_plain
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.structs import Params, TrainState
+from llama2_jax.structs import Params
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -27,7 +28,9 @@ class CheckpointError(UserError, RuntimeError):
 class Restored(NamedTuple):
     """What a restore gives back."""
 
-    state: TrainState
+    step: int
+    params: Params
+    rest: Any
     meta: dict[str, Any]
 
 
@@ -51,26 +54,25 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._saving: int | None = None
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Start writing a checkpoint of ``state``; returns once device memory has been copied.
+    def save(self, step: int, params: Params, rest: Any, meta: dict[str, Any]) -> None:
+        """Start writing a checkpoint; returns once device memory has been copied.
+
+        Args:
+          rest: tree of arrays; None if the parameters are all that is kept.
 
         Raises:
           CheckpointError: it could not be written; or there is one of this step or a later one, beside which
             orbax would write nothing, and say nothing.
         """
-        step = int(state.step)
         self.wait()  # for the one before, so that its failure is reported as its own
         if later := [known for known in self.steps() if known >= step]:
             raise CheckpointError(f"{self.folder} holds {later}; a checkpoint of step {step} cannot follow")
         self._saving = step
-        rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(rest),
-            meta=ocp.args.JsonSave(meta),
-        )
+        items = {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
+        if rest is not None:
+            items["rest"] = ocp.args.StandardSave(rest)
         try:
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._write_error(error) from error
 
@@ -106,14 +108,14 @@ class Checkpointer:
         steps = self.steps()
         return f"step {steps[-1]} in {self.folder}" if steps else "none"
 
-    def restore_latest(self, abstract: TrainState) -> Restored | None:
+    def restore_latest(self, params: Params, rest: Any) -> Restored | None:
         """The newest readable checkpoint, or None if there is none at all.
 
         Unreadable ones are reported, and set aside as ``<step>.broken`` once an older one is restored:
         until then the fault may lie elsewhere (memory, permissions), and nothing is touched.
 
         Args:
-          abstract: shapes, dtypes and shardings to restore into (any mesh).
+          params, rest: shapes, dtypes and shardings to restore into (any mesh).
 
         Raises:
           CheckpointError: checkpoints exist but none can be read, or they are of a model of
@@ -122,9 +124,9 @@ class Checkpointer:
         unreadable: list[int] = []
         for step in reversed(self.steps()):
             try:
-                restored = self._restore(step, abstract)
+                restored = self._restore(step, params, rest)
             except Exception as error:  # orbax and tensorstore raise many types for damaged files
-                self._check_shapes(step, abstract.params)
+                self._check_shapes(step, params)
                 reason = _first_line(error)
                 logging.error("checkpoint %d in %s cannot be read (%s)", step, self.folder, reason)
                 self._require_one_process(step)
@@ -140,18 +142,15 @@ class Checkpointer:
             )
         return None
 
-    def _restore(self, step: int, abstract: TrainState) -> Restored:
+    def _restore(self, step: int, params: Params, rest: Any) -> Restored:
         wait_for_all(f"{self.folder}: restore {step}")  # orbax would mix the parts of two steps
-        rest = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
+            params=ocp.args.StandardRestore(params),
             rest=ocp.args.StandardRestore(rest),
             meta=ocp.args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
-        rest = restored["rest"]
-        state = TrainState(rest["step"], restored["params"], rest["opt_state"], rest["rng"])
-        return Restored(state, restored["meta"])
+        return Restored(step, restored["params"], restored["rest"], restored["meta"])
 
     def _require_one_process(self, step: int) -> None:
         """Of several, others may have read their part of ``step``, and none can go on with another alone."""
@@ -210,7 +209,7 @@ def require_same_origin(
     lines = changes({key: restored.meta.get(key) for key in meta}, to_plain(meta))
     require(
         not lines or accept_changed,
-        f"the checkpoint of step {int(restored.state.step)} in {folder} was made with something else:"
+        f"the checkpoint of step {restored.step} in {folder} was made with something else:"
         + "".join(f"\n  {line}" for line in lines)
         + "\nuse another --workdir, undo the change, or continue with it by "
         "--config.train.accept_changed_config=True",
@@ -287,10 +286,8 @@ def _damaged(workdir: Path, step: int, error: Exception) -> CheckpointError:
 
 def write_params(workdir: Path, params: Params, meta: dict[str, Any]) -> None:
     """A checkpoint of parameters alone at step 0: an imported model in our own format."""
-    folder = Path(workdir).absolute() / "checkpoints"
-    with ocp.CheckpointManager(folder) as manager:
-        items = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
-        manager.save(0, args=items)
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        checkpointer.save(0, params, None, meta)
 
 
 _READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)

@@ -10,11 +10,11 @@ from absl import logging
 
 from llama2_jax.files import writes
 from llama2_jax.kernels.ranges import check_segment_ids
-from llama2_jax.sharding.placement import check_batch_size, place_batch
+from llama2_jax.sharding.placement import check_batch_size, place_batch, place_leaf
 from llama2_jax.sharding.processes import wait_for_all
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TokenBatch, TrainState
-from llama2_jax.train.checkpoint import Checkpointer, Restored, require_same_origin
+from llama2_jax.train.checkpoint import Checkpointer, require_same_origin
 from llama2_jax.train.optimizer import make_optimizer, with_num_steps
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.run import TrainConfig, TrainRun
@@ -38,11 +38,10 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     """
     check_batch_size(run.partitioner, run.batch_size, accumulation_steps=config.accumulation_steps)
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
-    restored = _restore_or_init(run, config, checkpointer)
-    state = restored.state
+    state, meta = _restore_or_init(run, config, checkpointer)
     start = int(state.step)
     batches = run.batches(start)
-    recorder = Recorder(run, config, workdir, start_step=start, meta=restored.meta)
+    recorder = Recorder(run, config, workdir, start_step=start, meta=meta)
     evaluations = _Evaluations(run, config, recorder)
     profile = _Profile(config, workdir)
     step_function = _step_function(run, config, state)
@@ -65,7 +64,8 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             stopping = stop.after_step()  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
-                    checkpointer.save(state, {**run.meta, **recorder.totals(), "config": run.config})
+                    meta = {**run.meta, **recorder.totals(), "config": run.config}
+                    checkpointer.save(step, state.params, state.opt_state, meta)
             if stopping and step < config.num_steps:
                 logging.warning(
                     "stopped by SIGTERM after step %d; start again in %s to continue", step, workdir
@@ -75,21 +75,25 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     return state
 
 
-def _restore_or_init(run: TrainRun, config: TrainConfig, checkpointer: Checkpointer) -> Restored:
+def _restore_or_init(
+    run: TrainRun, config: TrainConfig, checkpointer: Checkpointer
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, and what its checkpoint says of itself."""
     optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
     if checkpointer.steps():
-        restored = checkpointer.restore_latest(abstract_state(run.model, optimizer, run.partitioner))
+        abstract = abstract_state(run.model, optimizer, run.partitioner)
+        restored = checkpointer.restore_latest(abstract.params, abstract.opt_state)
         if restored is not None:
             require_same_origin(
                 restored, run.meta, checkpointer.folder, accept_changed=config.accept_changed_config
             )
-            logging.info("continuing from step %d in %s", int(restored.state.step), checkpointer.folder)
-            opt_state = with_num_steps(restored.state.opt_state, run.optimizer, num_steps=config.num_steps)
-            return restored._replace(state=restored.state._replace(opt_state=opt_state))
+            logging.info("continuing from step %d in %s", restored.step, checkpointer.folder)
+            opt_state = with_num_steps(restored.rest, run.optimizer, num_steps=config.num_steps)
+            step = place_leaf(np.array(restored.step, np.int32), run.partitioner.replicated)
+            return TrainState(step, restored.params, opt_state), restored.meta
     if run.initial_params is None:
-        return Restored(init_state(run.model, optimizer, run.partitioner, seed=config.seed), {})
-    rng = jax.random.key(config.seed)
-    return Restored(state_from_params(run.initial_params(), optimizer, run.partitioner, rng=rng), {})
+        return init_state(run.model, optimizer, run.partitioner, seed=config.seed), {}
+    return state_from_params(run.initial_params(), optimizer, run.partitioner), {}
 
 
 def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:

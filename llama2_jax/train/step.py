@@ -66,7 +66,7 @@ def make_update(
             "grad_norm": optax.global_norm(grads),
             "param_norm": optax.global_norm(params),  # after the update: not finite = not worth saving
         }
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     return update
 
@@ -123,28 +123,28 @@ def init_state(
     seed: int,
 ) -> TrainState:
     """A fresh TrainState, every leaf allocated once, where it will live."""
-    params_key, rng = jax.random.split(jax.random.key(seed))
+    key, _ = jax.random.split(jax.random.key(seed))  # so a seed keeps the parameters it always gave
 
     def build(key: jax.Array) -> TrainState:
-        return _start(init_params(model, key), optimizer, rng)
+        return _start(init_params(model, key), optimizer)
 
     # in one program: parameters made before it would be copied, and leave a hole where they were
-    return partitioner.make(build, params_key)
+    return partitioner.make(build, key)
 
 
 def state_from_params(
-    params: Params, optimizer: optax.GradientTransformation, partitioner: Partitioner, *, rng: jax.Array
+    params: Params, optimizer: optax.GradientTransformation, partitioner: Partitioner
 ) -> TrainState:
     """A TrainState at step 0 around a copy of given parameters (already placed)."""
 
     def build(params: Params) -> TrainState:
-        return _start(params, optimizer, rng)
+        return _start(params, optimizer)
 
     return partitioner.make(build, params)
 
 
-def _start(params: Params, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng))
+def _start(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def abstract_state(

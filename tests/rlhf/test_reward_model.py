@@ -83,7 +83,7 @@ def updated(partitioner, *, accumulation_steps=1, pairs=None):
     update = make_update(
         preference_loss(model, safety_weight=1.0), SGD, accumulation_steps=accumulation_steps
     )
-    state = state_from_params(place_tree(partitioner, params()), SGD, partitioner, rng=jax.random.key(0))
+    state = state_from_params(place_tree(partitioner, params()), SGD, partitioner)
     step = compile_step(update, state, partitioner, donate=False)
     state, metrics = step(state, place_batch(partitioner, batch() if pairs is None else pairs))
     return state.params, jax.device_get(metrics)
@@ -196,7 +196,7 @@ def test_a_planted_rule_is_learned_and_holds_on_new_pairs():
     model = ScoreModel(SMALL, single_device())
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=5), num_steps=60)
     fresh = init_params(model, jax.random.key(0))
-    state = state_from_params(fresh, optimizer, single_device(), rng=jax.random.key(0))
+    state = state_from_params(fresh, optimizer, single_device())
     step = compile_step(make_update(preference_loss(model), optimizer), state, single_device())
     loader = PairLoader(planted_pairs(1920, seed=0), MARGINS["none"], batch_size=32, epochs=1, seed=0)
     batches = loader.iterate()

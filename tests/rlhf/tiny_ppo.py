@@ -67,7 +67,7 @@ def make_learner(
 def start(learner: Learner) -> PPOState:
     """A first state for a learner that is compiled already."""
     reference = learner._reference
-    return learner.init_state(reference, score_params_from_chat(reference, key=None), seed=0)
+    return learner.init_state(reference, score_params_from_chat(reference, key=None))
 
 
 def prompt_batch(size: int, *, iteration: int, longest: int = 4) -> PromptBatch:

@@ -58,7 +58,7 @@ def loss_and_grads(layout):
 @functools.cache
 def trained_state(layout):
     part = partitioner(layout)
-    state = state_from_params(place_tree(part, tiny.params()), OPTIMIZER, part, rng=jax.random.key(0))
+    state = state_from_params(place_tree(part, tiny.params()), OPTIMIZER, part)
     accumulation_steps = 2 if layout == "fsdp2_tensor4" else 1
     loss = next_token_loss(model(layout), loss_chunk=4)
     step = make_update(loss, OPTIMIZER, accumulation_steps=accumulation_steps)
@@ -138,7 +138,7 @@ def assert_is_split(tree, layout):
 @pytest.mark.parametrize("layout", TRAINED)
 def test_parameters_and_optimiser_state_are_split_and_stay_so(layout):
     part = partitioner(layout)
-    fresh = state_from_params(place_tree(part, tiny.params()), OPTIMIZER, part, rng=jax.random.key(0))
+    fresh = state_from_params(place_tree(part, tiny.params()), OPTIMIZER, part)
     after, _ = trained_state(layout)
     for state in (fresh, after):
         assert_is_split(state.params, layout)
