@@ -40,7 +40,7 @@ from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
     Pair,
     Reply,
-    Sampler,
+    SampleFunction,
     Variant,
     batch_prompts,
     collect,
@@ -182,7 +182,7 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
     return known
 
 
-def make_sampler(config: Any, models: dict[str, LoadedModel]) -> Sampler:
+def make_sampler(config: Any, models: dict[str, LoadedModel]) -> SampleFunction:
     """How the protocol gets answers."""
 
     def sample(variant: Variant, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Reply]:

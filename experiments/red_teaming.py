@@ -65,7 +65,7 @@ NEEDED = {
 }
 """What each step must be given."""
 
-Sampler = Callable[[Path, Sequence[Prompt]], list[Sample]]
+AnswerFunction = Callable[[Path, Sequence[Prompt]], list[Sample]]
 """One answer to each prompt; those that the archive, a file, holds already are not drawn again."""
 
 
@@ -103,11 +103,11 @@ def report(workdir: Path, sessions: Paths, dialogues: Paths, *, risk_areas: Sequ
     print(f"{len(prompts):,} violating prompts are in {workdir / 'prompts.jsonl'}, report.md beside it")
 
 
-def answer(workdir: Path, version: str, sampler: Sampler) -> None:
+def answer(workdir: Path, version: str, ask: AnswerFunction) -> None:
     """Let a version answer the prompts that broke those before it."""
     prompts = distinct_prompts(findings_before(workdir, version))
     # without labels: logs in which one was corrected ask for no new answer
-    samples = sampler(_archive(workdir, version), [Prompt(one.prompt_id, one.messages) for one in prompts])
+    samples = ask(_archive(workdir, version), [Prompt(one.prompt_id, one.messages) for one in prompts])
     completions = workdir / "completions" / f"{version}.jsonl"
     write_rows(completions, map(_completion_row, prompts, samples))
     print(f"{len(samples):,} answers are in {completions}; people rate them with")
@@ -139,10 +139,10 @@ def reject(
     print("\n".join(write_rejection_report(workdir / "rejection", found, judge=JUDGES[judge])))
 
 
-def simulate(workdir: Path, version: str, sampler: Sampler, *, num_people: int, seed: int) -> None:
+def simulate(workdir: Path, version: str, ask: AnswerFunction, *, num_people: int, seed: int) -> None:
     """Write the logs of simulated people who attack a version."""
     attempts = draw_attempts(version, num_people=num_people, seed=seed)
-    samples = sampler(workdir / "attacks" / f"{version}.jsonl", [one.prompt for one in attempts])
+    samples = ask(workdir / "attacks" / f"{version}.jsonl", [one.prompt for one in attempts])
     sessions = dict.fromkeys(one.session for one in attempts)
     attacks = [label_attack(one, drawn.text) for one, drawn in zip(attempts, samples, strict=True)]
     logs = workdir / "logs"
@@ -182,7 +182,7 @@ def findings_before(workdir: Path, version: str) -> list[Finding]:
 
 
 def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Sample]:
-    """The ``Sampler`` of the checkpoint that the flags name."""
+    """The ``AnswerFunction`` of the checkpoint that the flags name."""
     args = flags.FLAGS
     settings = {name: args[name].value for name in SETTINGS}
     keep_settings(workdir, settings, results="a*/*.jsonl")  # answers and attacks

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, check_training, open_mesh
-from experiments.reward_report import PairScores, compare_with_people, write_report
+from experiments.reward_report import ScoredPairs, compare_with_people, write_report
 from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.pair_scores import write_pair_scores
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs, encode_response
@@ -273,11 +273,11 @@ def initial_params(config: Any, chat_params: Params) -> Params:
     return score_params_from_chat(chat_params, key=key)
 
 
-def score_pairs(reward_model: RewardModel, pairs: EncodedPairs, *, batch_size: int) -> PairScores:
+def score_pairs(reward_model: RewardModel, pairs: EncodedPairs, *, batch_size: int) -> ScoredPairs:
     """Raw scores of both answers of each pair."""
     rows = [row for pair in pairs.pairs for row in (pair.chosen, pair.rejected)]
     scores_B2 = score_rows(reward_model, rows, batch_size=batch_size).reshape(-1, 2)
-    return PairScores(scores_B2[:, 0], scores_B2[:, 1])
+    return ScoredPairs(scores_B2[:, 0], scores_B2[:, 1])
 
 
 def make_evaluation(

@@ -24,7 +24,7 @@ from llama2_jax.losses.preference import displayed
 from llama2_jax.train.metrics import read_metrics
 
 
-class PairScores(NamedTuple):
+class ScoredPairs(NamedTuple):
     """Raw scores of the two answers of each held-out pair."""
 
     chosen_B: np.ndarray
@@ -35,7 +35,7 @@ def write_report(
     workdir: Path,
     config: Any,
     heldout: Sequence[Preference],
-    scores: PairScores,
+    scores: ScoredPairs,
     rows: Sequence[tuple[str, str]],
     more: Sequence[str],
 ) -> None:
@@ -48,7 +48,7 @@ def write_report(
     title = f"Reward model: {config.kind}"
     found = evaluate_pairs(heldout, *scores)
     write_json(workdir / "results.json", found)
-    shown = PairScores(*map(displayed, scores))
+    shown = ScoredPairs(*map(displayed, scores))
     plot_scores(workdir / "scores.png", **shown._asdict(), title=title)
     shares = {"all": found.accuracy, **found.by_rating, **found.by_safety}
     plot_accuracy(workdir / "accuracy.png", {config.kind: shares}, title=title)
@@ -118,7 +118,7 @@ def _unsafe(found: UnsafeDetection | None) -> list[tuple[str, str]]:
     return [(f"recall {at}", str(found.recall or "-")), (f"precision {at}", str(found.precision or "-"))]
 
 
-def _disagreements(heldout: Sequence[Preference], scores: PairScores, *, count: int) -> list[str]:
+def _disagreements(heldout: Sequence[Preference], scores: ScoredPairs, *, count: int) -> list[str]:
     found = disagreements(*scores, count=count)
     lines = ["## Where the model disagrees with people", "", *([] if found else ["Nowhere."])]
     for index in found:

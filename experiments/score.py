@@ -31,8 +31,7 @@ from llama2_jax.generate.score import score
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.reward_checkpoint import is_reward_model
-from llama2_jax.rlhf.reward_model import RewardModel
-from llama2_jax.rlhf.reward_model import score_rows as reward_model_scores
+from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 
 
 def main() -> None:
@@ -40,20 +39,20 @@ def main() -> None:
     refuse_overwriting(flags.FLAGS.input, flags.FLAGS.output)
     rows = read_rows(flags.FLAGS.input)
     if is_reward_model(flags.FLAGS.checkpoint):
-        scored = score_answers(
+        scored = add_scores(
             checkpoint_flags.load_reward_checkpoint(), rows, batch_size=flags.FLAGS.batch_size
         )
     else:
-        scored = score_rows(checkpoint_flags.load_checkpoint(), rows, batch_size=flags.FLAGS.batch_size)
+        scored = add_logprobs(checkpoint_flags.load_checkpoint(), rows, batch_size=flags.FLAGS.batch_size)
     write_rows(flags.FLAGS.output, scored)
 
 
-def score_answers(
+def add_scores(
     reward_model: RewardModel, rows: list[dict[str, Any]], *, batch_size: int
 ) -> list[dict[str, Any]]:
     """The rows with the raw score of their last message added, in order."""
     ids = [_answer_ids(row, reward_model, where=f"row {index}") for index, row in enumerate(rows)]
-    scores = reward_model_scores(reward_model, ids, batch_size=batch_size)
+    scores = score_rows(reward_model, ids, batch_size=batch_size)
     return [{**row, "score": float(one)} for row, one in zip(rows, scores, strict=True)]
 
 
@@ -66,7 +65,7 @@ def _answer_ids(row: dict[str, Any], reward_model: RewardModel, *, where: str) -
         raise ConfigError(f"{where}: {error}") from error
 
 
-def score_rows(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
+def add_logprobs(loaded: LoadedModel, rows: list[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
     """The rows with log-probabilities added, in order."""
     encoded = [_encode(row, loaded, where=f"row {index}") for index, row in enumerate(rows)]
     scores = score(loaded.model, loaded.params, [ids for ids, _ in encoded], batch_size=batch_size)

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 
 from experiments.generate import complete_rows
-from experiments.score import score_rows
+from experiments.score import add_logprobs
 from llama2_jax.config import ConfigError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.tree import file_tensors
@@ -93,7 +93,7 @@ def gguf(folder: Path, loaded: LoadedModel) -> Path:
 def wanted() -> tuple[list[dict], list[dict]]:
     loaded = runs.chat_model()
     return (
-        score_rows(loaded, TEXTS, batch_size=2),
+        add_logprobs(loaded, TEXTS, batch_size=2),
         list(complete_rows(loaded, PROMPTS, GREEDY, batch_size=3, seed=0)),
     )
 
@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_scores_and_completions(
 ) -> None:
     loaded = load(write(tmp_path / "model", runs.chat_model()))
     assert loaded.template.name == runs.chat_model().template.name
-    scored = score_rows(loaded, TEXTS, batch_size=2)
+    scored = add_logprobs(loaded, TEXTS, batch_size=2)
     completed = list(complete_rows(for_decoding(loaded), PROMPTS, GREEDY, batch_size=3, seed=0))
     for found, expected in zip([*scored, *completed], [*wanted[0], *wanted[1]], strict=True):
         logprobs, expected_logprobs = (

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.score import score_rows
+from experiments.score import add_logprobs
 from llama2_jax.config import ConfigError
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.pretrained import FORMATS, convert, load
@@ -28,13 +28,13 @@ def test_native_to_huggingface_and_back_is_bitwise(huggingface: Path, tmp_path: 
     assert back.config == original.config
     assert back.template.name == original.template.name
     assert back.require_tokenizer().content_hash == original.require_tokenizer().content_hash
-    sums = [[row["sum"] for row in score_rows(loaded, ROWS, batch_size=2)] for loaded in (original, back)]
+    sums = [[row["sum"] for row in add_logprobs(loaded, ROWS, batch_size=2)] for loaded in (original, back)]
     assert sums[0] == sums[1]
 
 
 def test_huggingface_folder_scores_the_same(huggingface: Path) -> None:
-    ours = score_rows(runs.chat_model(), ROWS, batch_size=2)
-    theirs = score_rows(load(huggingface), ROWS, batch_size=2)
+    ours = add_logprobs(runs.chat_model(), ROWS, batch_size=2)
+    theirs = add_logprobs(load(huggingface), ROWS, batch_size=2)
     assert [row["logprobs"] for row in theirs] == [row["logprobs"] for row in ours]
 
 

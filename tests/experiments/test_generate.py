@@ -9,7 +9,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments import generate as programme
 from experiments.generate import complete_rows, prompt_ids
-from experiments.score import score_rows
+from experiments.score import add_logprobs
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.generate.decode import PromptError
@@ -61,7 +61,7 @@ def test_logprobs_are_those_that_score_gives() -> None:
     joined = [
         {"tokens": prompt + row["completion_tokens"]} for prompt, row in zip(prompts, results, strict=True)
     ]
-    scored = score_rows(loaded, joined, batch_size=4)
+    scored = add_logprobs(loaded, joined, batch_size=4)
     for prompt, row, score in zip(prompts, results, scored, strict=True):
         assert row["logprobs"] == pytest.approx(score["logprobs"][len(prompt) :], abs=1e-4)
 
@@ -80,7 +80,7 @@ def test_generated_rows_can_be_scored() -> None:
     prompts = [{"prompt": text} for text in ("The small model", "The quiet river", "", "The letter reads 12")]
     results = complete(prompts, batch_size=4)
     compared = 0
-    for row, scored in zip(results, score_rows(loaded, results, batch_size=4), strict=True):
+    for row, scored in zip(results, add_logprobs(loaded, results, batch_size=4), strict=True):
         ids = tokenizer.encode(row["prompt"], bos=True) + row["completion_tokens"]
         length = len(row["completion_tokens"]) - row["stopped"]  # the stop token has no text
         if scored["tokens"] == ids[: len(ids) - row["stopped"]]:

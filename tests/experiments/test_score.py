@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.score import score_answers, score_rows
+from experiments.score import add_scores, add_logprobs
 from llama2_jax.config import ConfigError
 from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import encode_pair, split_ids
@@ -33,7 +33,7 @@ def by_hand(ids: list[int]) -> list[float]:
 
 
 def test_logprobs_are_those_of_a_full_forward_pass() -> None:
-    for row in score_rows(runs.chat_model(), ROWS, batch_size=2):
+    for row in add_logprobs(runs.chat_model(), ROWS, batch_size=2):
         expected = by_hand(row["tokens"])
         assert row["logprobs"][0] is None
         assert row["logprobs"][1:] == pytest.approx(expected, abs=1e-5)
@@ -41,7 +41,7 @@ def test_logprobs_are_those_of_a_full_forward_pass() -> None:
 
 
 def test_rows_come_back_in_order_with_what_they_had() -> None:
-    scored = score_rows(runs.chat_model(), [{**row, "id": i} for i, row in enumerate(ROWS)], batch_size=2)
+    scored = add_logprobs(runs.chat_model(), [{**row, "id": i} for i, row in enumerate(ROWS)], batch_size=2)
     assert [row["id"] for row in scored] == [0, 1, 2, 3, 4]
     assert scored[1]["prompt"] == ROWS[1]["prompt"]
     assert scored[0]["tokens"] == ROWS[0]["tokens"]
@@ -50,15 +50,15 @@ def test_rows_come_back_in_order_with_what_they_had() -> None:
 @pytest.mark.parametrize("batch_size", [2, 5, 8])
 def test_a_row_scores_the_same_alone_and_in_a_batch(batch_size: int) -> None:
     loaded = runs.chat_model()
-    together = score_rows(loaded, ROWS, batch_size=batch_size)
+    together = add_logprobs(loaded, ROWS, batch_size=batch_size)
     for row, scored in zip(ROWS, together, strict=True):
-        (alone,) = score_rows(loaded, [row], batch_size=1)
+        (alone,) = add_logprobs(loaded, [row], batch_size=1)
         assert scored["logprobs"][1:] == pytest.approx(alone["logprobs"][1:], abs=1e-5)
 
 
 def test_completion_sum_covers_the_completion_only() -> None:
     loaded = runs.chat_model()
-    (row,) = score_rows(loaded, [ROWS[1]], batch_size=1)
+    (row,) = add_logprobs(loaded, [ROWS[1]], batch_size=1)
     prompt = loaded.require_tokenizer().encode("The small model", bos=True)
     assert row["tokens"][: len(prompt)] == prompt
     assert row["completion_tokens"] == len(row["tokens"]) - len(prompt)
@@ -66,13 +66,13 @@ def test_completion_sum_covers_the_completion_only() -> None:
 
 
 def test_output_rows_score_to_themselves() -> None:
-    once = score_rows(runs.chat_model(), ROWS, batch_size=5)
-    assert score_rows(runs.chat_model(), once, batch_size=5) == once
+    once = add_logprobs(runs.chat_model(), ROWS, batch_size=5)
+    assert add_logprobs(runs.chat_model(), once, batch_size=5) == once
 
 
 def test_texts_count_before_tokens_and_a_lone_text_does_not() -> None:
     loaded = runs.chat_model()
-    plain, both, lone = score_rows(
+    plain, both, lone = add_logprobs(
         loaded, [ROWS[1], {**ROWS[1], "tokens": [1, 2]}, {"prompt": "x", "tokens": [1, 2]}], batch_size=4
     )
     assert both == plain
@@ -119,19 +119,19 @@ def test_completion_that_is_the_first_token_of_all_is_refused() -> None:
     tokenizer.bos_id = -1
     loaded = runs.chat_model()._replace(tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="row 0: its completion has no token to score"):
-        score_rows(loaded, [{"prompt": "", "completion": "a"}], batch_size=1)
+        add_logprobs(loaded, [{"prompt": "", "completion": "a"}], batch_size=1)
 
 
 def test_empty_completion_and_empty_prompt() -> None:
     rows = [{"prompt": "The model", "completion": ""}, {"prompt": "", "completion": "The model"}]
-    empty, whole = score_rows(runs.chat_model(), rows, batch_size=2)
+    empty, whole = add_logprobs(runs.chat_model(), rows, batch_size=2)
     assert (empty["completion_sum"], empty["completion_tokens"]) == (0.0, 0)
     assert whole["completion_sum"] == pytest.approx(whole["sum"])
     assert whole["completion_tokens"] == len(whole["tokens"]) - 1
 
 
 def test_null_byte_is_scored_like_any_other_byte() -> None:
-    (row,) = score_rows(runs.chat_model(), [{"prompt": "a\x00b", "completion": "\x00"}], batch_size=1)
+    (row,) = add_logprobs(runs.chat_model(), [{"prompt": "a\x00b", "completion": "\x00"}], batch_size=1)
     tokenizer = runs.chat_model().require_tokenizer()
     assert tokenizer.decode(row["tokens"]) == "a\x00b\x00"
     assert row["completion_tokens"] == 1
@@ -157,7 +157,7 @@ def test_null_byte_is_scored_like_any_other_byte() -> None:
 )
 def test_bad_row_is_named(row: dict, message: str) -> None:
     with pytest.raises((ConfigError, PromptError), match=message):
-        score_rows(runs.chat_model(), [ROWS[0], row], batch_size=2)
+        add_logprobs(runs.chat_model(), [ROWS[0], row], batch_size=2)
 
 
 def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
     result = runs.run_program("experiments.score", *arguments)
     assert result.returncode == 0, result.stderr
     scored = runs.read_lines(output)
-    expected = score_rows(runs.chat_model(), ROWS, batch_size=8)
+    expected = add_logprobs(runs.chat_model(), ROWS, batch_size=8)
     assert [row["tokens"] for row in scored] == [row["tokens"] for row in expected]
     assert [row["sum"] for row in scored] == pytest.approx([row["sum"] for row in expected], abs=1e-4)
     before = output.read_bytes()
@@ -208,4 +208,4 @@ def test_a_reward_model_scores_answers(tmp_path: Path) -> None:
 )
 def test_what_a_reward_model_cannot_score_is_named(row: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        score_answers(load_reward_model(saved_reward_model("helpfulness")), [DIALOGUES[0], row], batch_size=2)
+        add_scores(load_reward_model(saved_reward_model("helpfulness")), [DIALOGUES[0], row], batch_size=2)

@@ -77,7 +77,7 @@ class Collected(NamedTuple):
     dropped: Counter[str]
 
 
-Sampler = Callable[[Variant, Sequence[Prompt], Sequence[int]], list[Reply]]
+SampleFunction = Callable[[Variant, Sequence[Prompt], Sequence[int]], list[Reply]]
 """Variant, prompts and their seeds to answers."""
 
 
@@ -118,7 +118,7 @@ def draw_variants(
 def collect(
     prompts: Sequence[Prompt],
     models: Sequence[str],
-    sample: Sampler,
+    sample: SampleFunction,
     config: CollectionConfig,
     *,
     batch: int,
@@ -208,7 +208,7 @@ def to_preference(pair: Pair, judgement: Judgement, *, source: str) -> Preferenc
     )
 
 
-def _sample_by_variant(asked: Iterable[tuple[Variant, Prompt, int]], sample: Sampler) -> list[Reply]:
+def _sample_by_variant(asked: Iterable[tuple[Variant, Prompt, int]], sample: SampleFunction) -> list[Reply]:
     """Answers in order, each variant asked once for all its prompts."""
     asked = list(asked)
     answers: dict[int, Reply] = {}
