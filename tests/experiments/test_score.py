@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.score import add_scores, add_logprobs
+from experiments.score import add_logprobs, add_scores
 from llama2_jax.config import ConfigError
 from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import encode_pair, split_ids
