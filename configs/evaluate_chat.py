@@ -5,9 +5,9 @@ python -m experiments.evaluate_chat --config=configs/evaluate_chat.py:tiny --wor
     --config.prompts=evaluation.jsonl --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR
 
 Judges: the reward models; with --config.judge.path=CHECKPOINT a chat model, as GPT-4 is in the paper; and
-where the prompts are of the simulated world its truth, in the place of the paper's human evaluation. Prompts
-tagged ``is_safety`` are judged for harmlessness, the others for helpfulness, those of the borderline family
-for false refusals only.
+where the prompts are of the simulated world its truth, in the place of the paper's human evaluation. One of
+them is enough. Prompts tagged ``is_safety`` are judged for harmlessness, the others for helpfulness, those of
+the borderline family for false refusals only.
 
 Variants: paper (any real model) and tiny (the simulated world).
 """
@@ -26,8 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.versions = ("",)  # "name=checkpoint", in the order of the report
     config.reference = ""  # name of the version that all are compared with; ChatGPT in Figure 11
     config.prompts = ""
-    config.helpfulness_rm = ""  # the newest reward models
-    config.safety_rm = ""
+    config.helpfulness_rm = ""  # the newest reward models; empty: none judges
+    config.safety_rm = ""  # or this one alone is empty: harmlessness is not judged by them
     config.truth = "none"  # "simulated": prompts of the simulated world are graded by its truth
     config.judge = ConfigDict({"path": "", "name": "a language model", "batch_size": 16})
     config.borderline_family = "borderline"  # prompts that only look unsafe

@@ -16,6 +16,8 @@ from llama2_jax.rlhf.annotator.flaws import is_refusal
 from llama2_jax.rlhf.annotator.truth import grade
 from llama2_jax.rlhf.archive import Sample
 
+CRITERIA = {"helpfulness": HELPFUL, "harmlessness": HARMLESS}
+TRACK_OF_AXIS = {"helpfulness": "helpfulness", "harmlessness": "safety"}
 JUDGES = REWARD_MODELS, TRUTH = "the reward models", "the truth"
 
 
@@ -23,31 +25,39 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
     """Figure 11: on each axis, the share of its prompts where the reward is higher (D53).
 
     Here drawn with ties as halves, so that equal models have one half: of refusals many are the same text.
+    An axis is judged if there is a reward model for it.
     """
-    axes = {
-        "helpfulness": (sets.helpfulness, lambda sample: sample.scores["helpfulness"]),
-        "harmlessness": (sets.safety, lambda sample: sample.scores["safety"]),
-    }
+    tracks = scored_tracks(versions)
+    scores = {axis: _score_of(track) for axis, track in TRACK_OF_AXIS.items() if track in tracks}
     return {
         name: {
-            **_wins(axes, answers, versions[reference]),
+            **_wins(sets, scores, answers, versions[reference]),
             **{
                 f"{track}_reward": unit_mean(displayed([sample.scores[track] for sample in answers]))
-                for track in TRACKS
+                for track in tracks
             },
         }
         for name, answers in versions.items()
     }
 
 
+def scored_tracks(versions: Versions) -> list[str]:
+    """Kinds of the reward models that scored the answers."""
+    known = next(iter(versions.values()))[0].scores
+    return [track for track in TRACKS if track in known]
+
+
+def _score_of(track: str) -> Callable[[Sample], float]:
+    return lambda sample: sample.scores[track]
+
+
 def by_model(
     loaded: LoadedModel, versions: Versions, sets: PromptSets, reference: str, *, batch_size: int
 ) -> dict[str, dict[str, Any]]:
     """Figure 2: what a chat model prefers, and how often it does so in both orders of the answers."""
-    axes = {"helpfulness": (sets.helpfulness, HELPFUL), "harmlessness": (sets.safety, HARMLESS)}
     found: dict[str, dict[str, Any]] = {name: {} for name in versions}
-    for axis, (indices, criterion) in axes.items():
-        judge = judge_by_model(loaded, criterion, batch_size=batch_size)
+    for axis, indices in sets.axes.items():
+        judge = judge_by_model(loaded, CRITERIA[axis], batch_size=batch_size)
         theirs = [_answered(versions[reference][i]) for i in indices]
         for name, answers in versions.items():
             ours = [_answered(answers[i]) for i in indices]
@@ -63,13 +73,13 @@ def _answered(sample: Sample) -> Answered:
 
 def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
     """The same by the truth, and what only people could tell: helpfulness, violations, false refusals."""
-    axes = {
-        "helpfulness": (sets.helpfulness, lambda sample: grade(sample.prompt, sample.text).helpfulness),
-        "harmlessness": (sets.safety, lambda sample: not grade(sample.prompt, sample.text).is_unsafe),
+    scores = {
+        "helpfulness": lambda sample: grade(sample.prompt, sample.text).helpfulness,
+        "harmlessness": lambda sample: not grade(sample.prompt, sample.text).is_unsafe,
     }
     return {
         name: {
-            **_wins(axes, answers, versions[reference]),
+            **_wins(sets, scores, answers, versions[reference]),
             **truth_of([answers[i] for i in sets.helpfulness], [answers[i] for i in sets.safety]),
             "false_refusals": share([is_refusal(answers[i].text) for i in sets.borderline]),
         }
@@ -78,25 +88,31 @@ def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, 
 
 
 def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[str, Any]:
-    """Mean helpfulness and violation rate, overall and by family or risk category."""
+    """Mean helpfulness and violation rate, overall and by family or risk category, of what was asked."""
     helpfulness = [grade(sample.prompt, sample.text).helpfulness for sample in helpful]
     violations = [grade(sample.prompt, sample.text).is_unsafe for sample in adversarial]
     families = [sample.prompt.family for sample in helpful]
     categories = [sample.prompt.risk_category for sample in adversarial]
-    return {
-        "mean_helpfulness": unit_mean(helpfulness),
-        "helpfulness_by_family": _by_group(unit_mean, helpfulness, families),
-        "violation_rate": wilson(sum(violations), len(violations)),
-        "violations_by_category": _by_group(share, violations, categories),
-    }
+    found: dict[str, Any] = {}
+    if helpful:
+        found["mean_helpfulness"] = unit_mean(helpfulness)
+        found["helpfulness_by_family"] = _by_group(unit_mean, helpfulness, families)
+    if adversarial:
+        found["violation_rate"] = wilson(sum(violations), len(violations))
+        found["violations_by_category"] = _by_group(share, violations, categories)
+    return found
 
 
-def _wins(axes: dict[str, Any], ours: list[Sample], theirs: list[Sample]) -> dict[str, WinRate]:
+def _wins(
+    sets: PromptSets, scores: dict[str, Callable[[Sample], float]], ours: list[Sample], theirs: list[Sample]
+) -> dict[str, WinRate]:
+    """Win rates on the axes that have prompts and a score."""
     return {
         axis: win_rate(
-            compare(judge_by_score(score), [ours[i] for i in indices], [theirs[i] for i in indices])
+            compare(judge_by_score(scores[axis]), [ours[i] for i in indices], [theirs[i] for i in indices])
         )
-        for axis, (indices, score) in axes.items()
+        for axis, indices in sets.axes.items()
+        if axis in scores
     }
 
 

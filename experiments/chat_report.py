@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.chat_judges import TRUTH
+from experiments.chat_judges import CRITERIA, TRUTH, scored_tracks
 from experiments.chat_versions import PromptSets, Versions
 from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.analysis.safety_plots import plot_score_change
+from llama2_jax.data.preferences import TRACKS
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.judge import WinRate
 from llama2_jax.losses.preference import displayed
@@ -19,42 +20,54 @@ def write_chat_report(
     workdir: Path, versions: Versions, sets: PromptSets, results: dict[str, Any], *, num_transcripts: int
 ) -> None:
     """Write the pictures and ``report.md``; ``results`` is the content of ``results.json``."""
-    judges = results["judges"]
-    _draw_pictures(workdir, versions, sets, judges, results["reference"])
-    lines = _report(results)
-    if TRUTH in judges:
-        lines += _tension(workdir, versions, sets)
+    pictures = _draw_pictures(workdir, versions, sets, results)
+    lines = [*_report(results), *(f"\n![{title}]({name})" for name, title in pictures.items()), ""]
     write_report_file(workdir, [*lines, *transcripts(versions, num_transcripts)])
 
 
 def _draw_pictures(
-    workdir: Path, versions: Versions, sets: PromptSets, judges: dict[str, Any], reference: str
-) -> None:
-    """Figures 11 and 20, and of the reference and the last version Figure 14."""
+    workdir: Path, versions: Versions, sets: PromptSets, results: dict[str, Any]
+) -> dict[str, str]:
+    """Figures 11, 20 and 32, and of the reference and the last version Figure 14, as far as they were judged.
+
+    Returns:
+      What each file shows.
+    """
+    reference, tracks, drawn = results["reference"], scored_tracks(versions), {}
     panels = {
         judge: [
-            VersionPoint(name, found["helpfulness"].ties_half, found["harmlessness"].ties_half)
-            for name, found in results.items()
+            VersionPoint(name, one["helpfulness"].ties_half, one["harmlessness"].ties_half)
+            for name, one in found.items()
         ]
-        for judge, results in judges.items()
+        for judge, found in results["judges"].items()
+        if CRITERIA.keys() <= found[reference].keys()
     }
-    plot_win_rates(workdir / "win_rates.png", panels, reference=reference)
+    if panels:
+        drawn["win_rates.png"] = "win rates"
+        plot_win_rates(workdir / "win_rates.png", panels, reference=reference)
     rewards = {
-        f"{kind} reward, {axis} prompts": {
-            name: [answers[i].scores[kind] for i in indices] for name, answers in versions.items()
+        f"{track} reward, {kind} prompts": {
+            name: [answers[i].scores[track] for i in indices] for name, answers in versions.items()
         }
-        for kind, axis, indices in (
+        for track, kind, indices in (
             ("helpfulness", "helpfulness", sets.helpfulness),
             ("safety", "adversarial", sets.safety),
         )
+        if track in tracks and indices
     }
-    plot_distributions(workdir / "rewards.png", rewards)
-    last = list(versions)[-1]
-    change = {title: (scores[reference], scores[last]) for title, scores in rewards.items()}
-    plot_score_change(workdir / "score_change.png", change, before=reference, after=last)
+    if rewards:
+        drawn |= {"rewards.png": "rewards", "score_change.png": "change"}
+        plot_distributions(workdir / "rewards.png", rewards)
+        last = list(versions)[-1]
+        change = {title: (scores[reference], scores[last]) for title, scores in rewards.items()}
+        plot_score_change(workdir / "score_change.png", change, before=reference, after=last)
+    if TRUTH in results["judges"] and sets.safety and len(tracks) == len(TRACKS):
+        drawn["tension.png"] = "safety against helpfulness"
+        _draw_tension(workdir, versions, sets)
+    return drawn
 
 
-def _tension(workdir: Path, versions: Versions, sets: PromptSets) -> list[str]:
+def _draw_tension(workdir: Path, versions: Versions, sets: PromptSets) -> None:
     """Figure 32: both rewards of all answers to adversarial prompts, safe and unsafe ones by the truth."""
     samples = [answers[i] for answers in versions.values() for i in sets.safety]
     plot_tension(
@@ -64,11 +77,10 @@ def _tension(workdir: Path, versions: Versions, sets: PromptSets) -> list[str]:
         is_unsafe_B=[grade(sample.prompt, sample.text).is_unsafe for sample in samples],
         title="Answers of all versions to adversarial prompts",
     )
-    return ["![safety against helpfulness](tension.png)", ""]
 
 
 def _report(results: dict[str, Any]) -> list[str]:
-    """Tables and pictures as Markdown."""
+    """Tables as Markdown."""
     counts = results["prompts"]
     lines = ["# Versions of the chat model", "", "Llama 2, section 3.4. Intervals are of 95 %.", ""]
     lines.append(
@@ -81,15 +93,12 @@ def _report(results: dict[str, Any]) -> list[str]:
     finished = {
         name: {"answers that end by themselves": share} for name, share in results["finished"].items()
     }
-    lines += ["", "## How answers end", "", *_measures(finished)]
-    for title, name in (("win rates", "win_rates"), ("rewards", "rewards"), ("change", "score_change")):
-        lines += ["", f"![{title}]({name}.png)"]
-    return [*lines, ""]
+    return [*lines, "", "## How answers end", "", *_measures(finished)]
 
 
 def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]:
     """Win rates with ties as halves; in brackets wins, ties and losses."""
-    axes = ("helpfulness", "harmlessness")
+    axes = [axis for axis in CRITERIA if axis in versions[reference]]
     rows = [(name, *(_win_cell(found[axis]) for axis in axes)) for name, found in versions.items()]
     lines = table((f"won against {reference}, ties as halves", *axes), rows)
     return [*lines, "", "In brackets: wins/ties/losses; and the wins among wins and losses (Figure 2)."]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llama2_jax.config import require
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.archive import Sample
 
@@ -18,22 +17,22 @@ class PromptSets(NamedTuple):
     safety: list[int]
     borderline: list[int]
 
+    @property
+    def axes(self) -> dict[str, list[int]]:
+        """The prompts of each axis that has some."""
+        return {
+            axis: indices
+            for axis, indices in (("helpfulness", self.helpfulness), ("harmlessness", self.safety))
+            if indices
+        }
+
 
 def prompt_sets(prompts: Sequence[Prompt], borderline_family: str) -> PromptSets:
-    """Which prompts measure what.
-
-    Raises:
-      ConfigError: no prompt for helpfulness, or none for harmlessness.
-    """
+    """Which prompts measure what."""
     sets = PromptSets([], [], [])
     for index, prompt in enumerate(prompts):
         if prompt.family == borderline_family:
             sets.borderline.append(index)
         else:
             (sets.safety if prompt.is_safety else sets.helpfulness).append(index)
-    require(
-        bool(sets.helpfulness and sets.safety),
-        f"config.prompts has {len(sets.helpfulness)} prompts for helpfulness and {len(sets.safety)} tagged "
-        "is_safety for harmlessness; both are needed",
-    )
     return sets

@@ -45,6 +45,9 @@ def run(config: Any, workdir: Path) -> None:
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
             identify(prompt.messages)
     sets = prompt_sets(prompts, config.borderline_family)
+    require(
+        bool(sets.axes), f"all {len(prompts)} prompts are of family {config.borderline_family!r}; add others"
+    )
     partitioner = open_mesh(config)
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
@@ -66,7 +69,9 @@ def judged(
     config: Any, versions: Versions, sets: PromptSets, partitioner: Partitioner
 ) -> dict[str, dict[str, Any]]:
     """What each judge says of each version."""
-    judges = {REWARD_MODELS: by_reward_models(versions, sets, config.reference)}
+    judges = {}
+    if config.helpfulness_rm:
+        judges[REWARD_MODELS] = by_reward_models(versions, sets, config.reference)
     if config.judge.path:
         judge = load(config.judge.path, partitioner=partitioner, **config.model)
         judges[config.judge.name] = by_model(
@@ -79,8 +84,16 @@ def judged(
 
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
-    for name in ("prompts", "helpfulness_rm", "safety_rm"):
-        require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
+    require(bool(config.prompts), "config.prompts is empty; name the file")
+    require(
+        bool(config.helpfulness_rm or config.judge.path or config.truth != "none"),
+        "nobody judges: name reward models in config.helpfulness_rm and config.safety_rm, or a chat model in "
+        "config.judge.path",
+    )
+    require(
+        bool(config.helpfulness_rm or not config.safety_rm),
+        "config.helpfulness_rm is empty beside config.safety_rm; name it too, or neither",
+    )
     require_choice("reference", config.reference, named_paths(config.versions, field="config.versions"))
     require_choice("truth", config.truth, TRUTHS)
     require(config.judge.name not in JUDGES, f"config.judge.name = {config.judge.name!r} is another judge's")
@@ -96,7 +109,7 @@ def _sampling(config: Any) -> SamplingConfig:
 def scored_answers(
     config: Any, archive: Path, path: str, prompts: Sequence[Prompt], partitioner: Partitioner
 ) -> list[Sample]:
-    """One answer of a version to every prompt, with the scores of the reward models."""
+    """One answer of a version to every prompt, with the scores of the reward models if there are any."""
     version = load(path, partitioner=partitioner, **config.model)
     scorers = load_scorers(config, version)
     version = for_decoding(version)  # by the same name: its weights for training are not needed any more
@@ -110,6 +123,8 @@ def scored_answers(
         batch_size=config.sampling.batch_size,
         seed=config.sampling.seed,
     )
+    if not scorers:
+        return answers
     return rescore(
         archive,
         answers,

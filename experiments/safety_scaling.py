@@ -70,8 +70,10 @@ def _check_prompts(config: Any) -> None:
     family = config.evaluate_chat.borderline_family
     sets = prompt_sets(read_prompts(config.evaluate_chat.prompts), family)
     require(
-        bool(sets.borderline),
-        f"config.evaluate_chat.prompts has no prompt of family {family!r}; add some that only look unsafe",
+        all(sets),
+        f"config.evaluate_chat.prompts has {len(sets.helpfulness)} prompts for helpfulness, "
+        f"{len(sets.safety)} tagged is_safety and {len(sets.borderline)} of family {family!r}, which only "
+        "look unsafe; all three are needed",
     )
 
 

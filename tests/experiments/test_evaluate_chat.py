@@ -123,11 +123,52 @@ def test_version_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (evaluated() / "answers" / "first.jsonl").read_bytes() == before
 
 
-def test_a_chat_model_may_judge_too(tmp_path: Path) -> None:
+@functools.cache
+def judge_path() -> str:
     policy = stacked_policy(2)
     long = dataclasses.replace(policy.config, max_context=1024)
-    save_native(tmp_path / "judge", policy._replace(config=long, model=Transformer(long)))
-    evaluate_chat.run(config_of(judge__path=str(tmp_path / "judge")), tmp_path / "run")
+    save_native(runs.scratch() / "judge", policy._replace(config=long, model=Transformer(long)))
+    return str(runs.scratch() / "judge")
+
+
+def own_prompts(folder: Path, prompts: list[Prompt]) -> str:
+    write_prompts(folder / "prompts.jsonl", prompts)
+    return str(folder / "prompts.jsonl")
+
+
+def test_one_axis_and_a_chat_model_as_the_only_judge(tmp_path: Path) -> None:
+    changes = {"helpfulness_rm": "", "safety_rm": "", "truth": "none", "judge.path": judge_path()}
+    config = config_of(prompts=own_prompts(tmp_path, [FACT, SUM]), **changes)
+    evaluate_chat.run(config, tmp_path / "run")
+    (judge,) = json.loads((tmp_path / "run" / "results.json").read_text())["judges"].values()
+    assert set(judge["second"]) == {"helpfulness", "helpfulness_same_in_both_orders"}
+    assert not list((tmp_path / "run").glob("*.png"))
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| won against first, ties as halves | helpfulness |\n" in report
+    assert "](" not in report, "a picture that is not there"
+
+
+def test_one_reward_model_judges_its_axis(tmp_path: Path) -> None:
+    evaluate_chat.run(config_of(safety_rm="", truth="none"), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["judges"]
+    assert set(found["the reward models"]["second"]) == {"helpfulness", "helpfulness_reward"}
+    whole = json.loads((evaluated() / "results.json").read_text())["judges"]["the reward models"]
+    assert found["the reward models"]["second"]["helpfulness"] == whole["second"]["helpfulness"]
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"rewards.png", "score_change.png"}
+
+
+def test_the_truth_of_one_axis(tmp_path: Path) -> None:
+    prompts = own_prompts(tmp_path, [NEST])
+    evaluate_chat.run(config_of(helpfulness_rm="", safety_rm="", prompts=prompts), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["judges"]["the truth"]["second"]
+    assert {"harmlessness", "violation_rate"} <= found.keys()
+    assert not {"helpfulness", "mean_helpfulness"} & found.keys()
+    with pytest.raises(ConfigError, match="all 1 prompts are of family 'borderline'"):
+        evaluate_chat.run(config_of(prompts=own_prompts(tmp_path, [HEAT])), tmp_path / "other")
+
+
+def test_a_chat_model_may_judge_too(tmp_path: Path) -> None:
+    evaluate_chat.run(config_of(judge__path=judge_path()), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "results.json").read_text())["judges"]["a language model"]
     itself, other = found["first"], found["second"]
     assert itself["helpfulness"]["ties"] == 2  # equal answers
@@ -170,8 +211,8 @@ def test_better_answers_win_by_the_truth() -> None:
 
 def test_prompts_are_split_by_what_they_measure() -> None:
     assert prompt_sets(PROMPTS, "borderline") == ([0, 3], [1], [2])
-    with pytest.raises(ConfigError, match="2 prompts for helpfulness and 0 tagged"):
-        prompt_sets([FACT, SUM], "borderline")
+    assert prompt_sets(PROMPTS, "borderline").axes == {"helpfulness": [0, 3], "harmlessness": [1]}
+    assert prompt_sets([FACT, SUM], "borderline").axes == {"helpfulness": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +221,8 @@ def test_prompts_are_split_by_what_they_measure() -> None:
         ({"reference": "third"}, "reference is 'third'; choose one of 'first', 'second'"),
         ({"truth": "people"}, "choose one of 'none', 'simulated'"),
         ({"prompts": ""}, "config.prompts is empty"),
+        ({"helpfulness_rm": ""}, "helpfulness_rm is empty beside config.safety_rm"),
+        ({"helpfulness_rm": "", "safety_rm": "", "truth": "none"}, "nobody judges"),
     ],
 )
 def test_bad_config_is_refused_before_anything_is_read(tmp_path: Path, changes: Any, message: str) -> None:

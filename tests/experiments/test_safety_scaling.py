@@ -237,7 +237,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
         ({"data__safety": ""}, "config.data.safety is empty"),
         ({"evaluate_chat__safety_rm": ""}, "config.evaluate_chat.safety_rm is empty"),
         ({"data__shares": (0.5, 0.25)}, "must rise"),
-        ({"evaluate_chat__prompts": str(borderless)}, "no prompt of family 'borderline'"),
+        ({"evaluate_chat__prompts": str(borderless)}, "and 0 of family 'borderline'"),
     ):
         with pytest.raises(ConfigError, match=message):
             safety_scaling.run(config_of(**changes), tmp_path / "run")
