@@ -1,11 +1,19 @@
-"""Files that are whole or not there, written by one process."""
+"""Files that are whole or not there, written by one process; and folders that one run at a time works in."""
 
+import errno
+import fcntl
+import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from absl import logging
 
 _writes = True
+_held: dict[Path, TextIO] = {}  # lock files of this process; one is released once it is closed
 
 
 def leave_writing_to_another() -> None:
@@ -35,3 +43,41 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     yield partial
     partial.replace(path)
+
+
+def hold(folder: Path) -> str:
+    """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
+
+    A lock of the operating system: it is nobody's once its process has died. On a file system without
+    locks there is a warning and no protection.
+
+    Returns:
+      Who holds the folder, as "process 7 on HOST"; empty if it is this process now, or was before.
+    """
+    path = folder.resolve() / ".lock"
+    if not _writes or path in _held:
+        return ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return holder or "another process"
+        logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", folder, error)
+        return ""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[path] = file
+    return ""
+
+
+def release(folder: Path) -> None:
+    """Let others in again."""
+    path = folder.resolve() / ".lock"
+    if path in _held:
+        _held.pop(path).close()

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from llama2_jax.config import ConfigError, UserError, changes, refuse_buckets, require, to_plain, write_json
-from llama2_jax.files import leave_writing_to_another, written_whole
+from llama2_jax.files import hold, leave_writing_to_another, release, written_whole
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 USER_ERRORS = (UserError, OSError)
@@ -145,7 +145,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
-        ``config.train.accept_changed_config=True`` overrides.
+        ``config.train.accept_changed_config=True`` overrides. Or another process works in it.
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
@@ -172,9 +172,15 @@ def open_workdir(config: Any, workdir: Path) -> bool:
             logging.warning("%s: %s", what, line)
     if done:
         print(f"{workdir} is done")
-    else:
-        write_json(path, new)
-    return done
+        return True
+    holder = hold(workdir)
+    require(
+        not holder,
+        f"{workdir} is in use by {holder}, and two runs would overwrite each other's files: wait for it, "
+        "stop it, or use another --workdir",
+    )
+    write_json(path, new)
+    return False
 
 
 def _is_free(line: str) -> bool:
@@ -201,4 +207,5 @@ def mark_done(workdir: Path) -> None:
     """Say that everything in ``workdir`` is complete; written last."""
     with written_whole(workdir / "DONE") as partial:
         partial.touch()
+    release(workdir)
     wait_for_all(f"{workdir} is done")  # the next stage reads what the first process wrote

@@ -13,6 +13,7 @@ from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
 from experiments.stages import stage_config
 from llama2_jax.config import ConfigError
+from llama2_jax.files import hold, release
 from llama2_jax.launch import has_checkpoints, is_done, mark_done, open_workdir
 
 REPOSITORY = Path(__file__).parents[1]
@@ -163,6 +164,27 @@ def test_samples_of_one_config_are_not_continued_with_another(tmp_path: Path, sa
     config.sampling.top_p = 0.5
     with pytest.raises(ConfigError, match=r"sampling\.top_p: .* -> 0\.5"):
         open_workdir(config, tmp_path)
+
+
+def test_two_processes_do_not_work_in_one_workdir(tmp_path: Path) -> None:
+    open_workdir(get_config("tiny"), tmp_path)
+    result = pretrain("--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}")
+    assert result.returncode == 2
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in result.stderr
+    open_workdir(get_config("tiny"), tmp_path)  # the same process may begin again
+    mark_done(tmp_path)
+    (tmp_path / "DONE").unlink()
+    steps = ("--config.train.num_steps=1", "--config.train.eval_every_steps=0")
+    assert pretrain("--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}", *steps).returncode == 0
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    held = "from pathlib import Path; from llama2_jax.files import hold; import os; hold(Path(PATH)); "
+    held = held.replace("PATH", repr(str(tmp_path))) + "os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", held], cwd=REPOSITORY, check=False).returncode == -9
+    assert (tmp_path / ".lock").exists()
+    assert hold(tmp_path) == ""
+    release(tmp_path)
 
 
 def test_config_of_a_finished_run_is_never_rewritten(tmp_path: Path) -> None:
