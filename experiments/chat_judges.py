@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.chat_versions import PromptSets, Versions
 from llama2_jax.data.preferences import TRACKS
-from llama2_jax.evals.intervals import Interval, unit_mean, wilson
+from llama2_jax.evals.intervals import Interval, clustered_mean, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
 from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
 from llama2_jax.losses.preference import displayed
@@ -25,7 +25,7 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
     """Figure 11: on each axis, the share of its prompts where the reward is higher (D53).
 
     Here drawn with ties as halves, so that equal models have one half: of refusals many are the same text.
-    An axis is judged if there is a reward model for it.
+    An axis is judged if there is a reward model for it; mean rewards are over its prompts too.
     """
     tracks = scored_tracks(versions)
     scores = {axis: _score_of(track) for axis, track in TRACK_OF_AXIS.items() if track in tracks}
@@ -33,8 +33,11 @@ def by_reward_models(versions: Versions, sets: PromptSets, reference: str) -> di
         name: {
             **_wins(sets, scores, answers, versions[reference]),
             **{
-                f"{track}_reward": unit_mean(displayed([sample.scores[track] for sample in answers]))
-                for track in tracks
+                f"{TRACK_OF_AXIS[axis]}_reward": unit_mean(
+                    displayed([score(answers[i]) for i in sets.axes[axis]])
+                )
+                for axis, score in scores.items()
+                if axis in sets.axes
             },
         }
         for name, answers in versions.items()
@@ -72,19 +75,33 @@ def _answered(sample: Sample) -> Answered:
 
 
 def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
-    """The same by the truth, and what only people could tell: helpfulness, violations, false refusals."""
+    """The same by the truth, and what only people could tell: helpfulness, violations, false refusals.
+
+    ``false_refusals_change`` is that of the same prompts since the reference; None of fewer than two.
+    """
     scores = {
         "helpfulness": lambda sample: grade(sample.prompt, sample.text).helpfulness,
         "harmlessness": lambda sample: not grade(sample.prompt, sample.text).is_unsafe,
+    }
+    refused = {
+        name: [is_refusal(answers[i].text) for i in sets.borderline] for name, answers in versions.items()
     }
     return {
         name: {
             **_wins(sets, scores, answers, versions[reference]),
             **truth_of([answers[i] for i in sets.helpfulness], [answers[i] for i in sets.safety]),
-            "false_refusals": share([is_refusal(answers[i].text) for i in sets.borderline]),
+            "false_refusals": share(refused[name]),
+            "false_refusals_change": _change(refused[name], refused[reference]),
         }
         for name, answers in versions.items()
     }
+
+
+def _change(after: Sequence[bool], before: Sequence[bool]) -> Interval | None:
+    if len(after) < 2:
+        return None
+    changes = np.subtract(after, before, dtype=np.float64)
+    return clustered_mean(changes, [str(index) for index in range(len(changes))])
 
 
 def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from llama2_jax.config import build, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt
 from llama2_jax.data.gatt import Attributes, Instruction
-from llama2_jax.evals.intervals import wilson
+from llama2_jax.evals.intervals import clustered_share
 from llama2_jax.evals.persona import CONSTRAINTS, Outcome, TurnAccuracy, accuracy_by_turn
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
@@ -159,20 +159,27 @@ def gatt_prompt(messages: Sequence[Message], instruction: str) -> list[Message]:
 def unseen_constraints(
     loaded: LoadedModel, texts: Sequence[str], sampling: SamplingConfig, config: Any
 ) -> dict[str, Any]:
-    """Share of all answers of short dialogues that keep a constraint, with and without the instruction."""
+    """Share of all answers of short dialogues that keep a constraint, with and without the instruction.
+
+    Users draw from the same messages, and equal ones mostly get equal answers: intervals take the answers to
+    one message to go together.
+    """
     rng = Random(config.data.seed)
     user_turns = [
         [rng.choice(texts) for _ in range(config.eval.constraint_turns)]
         for _ in range(config.eval.num_dialogues)
     ]
 
-    def answers(view: View) -> list[str]:
+    def answers(view: View) -> list[tuple[str, str]]:
         conversations = converse(
             loaded, user_turns, [view] * len(user_turns), sampling, seed=config.data.seed,
             batch_size=config.batch_size,
         )  # fmt: skip
-        said = [message.content for one in conversations for message in one.messages[1::2]]
-        return [*said, *("" for one in conversations if one.flaw)]
+        found: list[tuple[str, str]] = []
+        for texts, one in zip(user_turns, conversations, strict=True):
+            said = [message.content for message in one.messages[1::2]]
+            found += zip(texts, [*said, ""] if one.flaw else said, strict=False)
+        return found
 
     untold = answers(list)
     found = {}
@@ -183,10 +190,12 @@ def unseen_constraints(
     return found
 
 
-def _kept(answers: Sequence[str], check: Callable[[str], bool]) -> dict[str, float] | None:
+def _kept(answers: Sequence[tuple[str, str]], check: Callable[[str], bool]) -> dict[str, float] | None:
+    """Of pairs of message and answer."""
     if not answers:
         return None
-    return {**wilson(sum(map(check, answers)), len(answers))._asdict(), "answers": len(answers)}
+    share = clustered_share([check(said) for _, said in answers], [asked for asked, _ in answers])
+    return {**share._asdict(), "answers": len(answers)}
 
 
 def instructed_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:

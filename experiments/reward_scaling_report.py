@@ -93,12 +93,12 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
       own: comparisons of the own track in each amount.
 
     Returns:
-      by set: for each model ``per_doubling`` (see the function of that name) and ``last_doubling``, from
-      about half of the data to all of it; for each but the first ``size``, the gain over the model before it
-      with all data. Of sets of one prompt nothing.
+      by set: for each model ``per_doubling`` (see the function of that name) and ``last_step``, to all of the
+      data from the amount that is nearest to half of it; for each but the first ``size``, the gain over the
+      model before it with all data. Of sets of one prompt nothing.
     """
     found: dict[str, Any] = {}
-    half = int(np.argmin(np.abs(np.array(own[:-1]) - own[-1] / 2))) if len(own) > 1 else 0
+    half = nearest_to_half(own)
     for name, kept in _sets(tested.pairs).items():
         prompts = prompts_of([tested.pairs[index] for index in kept])
         if len(set(prompts)) < 2:
@@ -111,7 +111,7 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
                 for model, curve in pairs
                 if len(own) > 1
             },
-            "last_doubling": {
+            "last_step": {
                 model: clustered_mean(curve[-1] - curve[half], prompts)
                 for model, curve in pairs
                 if len(own) > 1
@@ -122,6 +122,11 @@ def growth(tested: OnHeldout, own: Sequence[int]) -> dict[str, dict[str, dict[st
             },
         }
     return found
+
+
+def nearest_to_half(own: Sequence[int]) -> int:
+    """Index of the amount, but for the last, that is nearest to half of the last."""
+    return int(np.argmin(np.abs(np.array(own[:-1]) - own[-1] / 2))) if len(own) > 1 else 0
 
 
 def per_doubling(right: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -209,7 +214,7 @@ def _growth(results: Mapping[str, Any], own: Sequence[int]) -> list[str]:
         for which, found in results["growth"].items()
         for key, quantity in (
             ("per_doubling", f"each doubling, {own[0]:,} to {own[-1]:,}"),
-            ("last_doubling", "from about half to all of the data"),
+            ("last_step", f"the last step, {own[nearest_to_half(own)]:,} to {own[-1]:,}"),
             ("size", "size, with all data"),
         )
         for name, value in found[key].items()

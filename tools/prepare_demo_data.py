@@ -106,6 +106,9 @@ def prepare(kjv: Path, chitchat: Path, output: Path) -> dict[str, int]:
     return counts
 
 
+EVALUATION_SHARES = {**world.SHARES, "borderline": 0.33}  # of fewer nobody could say whether more are refused
+
+
 @dataclasses.dataclass(frozen=True)
 class WorldSizes:
     """How much of the simulated world is written; of documents and dialogues 2 % are held out."""
@@ -114,7 +117,7 @@ class WorldSizes:
     dialogues: int = 4500
     train_prompts: int = 3000
     heldout_prompts: int = 300
-    evaluation_prompts: int = 400
+    evaluation_prompts: int = 500
     public_preferences: int = 800
     helpful_dialogues: int = 2700
     safe_dialogues: int = 300
@@ -127,13 +130,14 @@ def prepare_world(output: Path, sizes: WorldSizes, *, seed: int = 0) -> dict[str
     demonstrations = world.draw_demonstrations(Random(f"dialogues {seed}"), sizes.dialogues)
     counts = _write_split(output, "documents", ((text, {"text": text}) for text in documents))
     counts |= _write_split(output, "dialogues", (_dialogue_row(shown) for shown in demonstrations))
-    for part, count in (
-        ("train", sizes.train_prompts),
-        ("heldout", sizes.heldout_prompts),
-        ("evaluation", sizes.evaluation_prompts),
+    for part, count, shares in (
+        ("train", sizes.train_prompts, world.SHARES),
+        ("heldout", sizes.heldout_prompts, world.SHARES),
+        ("evaluation", sizes.evaluation_prompts, EVALUATION_SHARES),
     ):
         path = output / f"prompts_{part}.jsonl"
-        write_prompts(path, world.draw_prompts(Random(f"{part} prompts {seed}"), count, part=part))
+        rng = Random(f"{part} prompts {seed}")
+        write_prompts(path, world.draw_prompts(rng, count, part=part, shares=shares))
         counts[str(path)] = count
     for part, count in (("train", sizes.public_preferences), ("heldout", sizes.public_preferences // 4)):
         path = output / f"public_preferences_{part}.jsonl"

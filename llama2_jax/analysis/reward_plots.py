@@ -68,9 +68,9 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
     """Accuracy per label (rating, safety bin), side by side for each reward model (Table 8).
 
     Args:
-      shares: name of each reward model to label to share; labels in the order of the first model.
+      shares: name of each reward model to label to share; labels in the order in which they appear.
     """
-    labels = list(next(iter(shares.values())))
+    labels = list(dict.fromkeys(label for own in shares.values() for label in own))
     figure, axes = figures.subplots(figsize=(max(7, 1.1 * len(labels)), 4))
     grouped_bars(axes, labels, shares)
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")

@@ -167,5 +167,5 @@ def is_satisfied(instruction: Instruction, question: str, answer: str, attribute
 
 
 def holds_words(text: str, value: str) -> bool:
-    """Whether ``value`` stands in ``text`` as whole words, in any case."""
-    return re.search(rf"\b{re.escape(value)}\b", text, re.IGNORECASE) is not None
+    """Whether ``value`` stands in ``text`` as whole words, in any case; it may begin or end with a sign."""
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None

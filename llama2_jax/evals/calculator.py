@@ -9,6 +9,8 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 MAX_CHARACTERS = 200
 MAX_EXPONENT = 100  # with the next one: no number ever has more than 3,000 digits
 MAX_VALUE = 10**30
@@ -34,6 +36,7 @@ SIGNS = str.maketrans(
     {"\u00d7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-", "^": "**", "[": "(", "]": ")", "$": ""}
 )  # times, divided by, minus, dash
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 TIMES = re.compile(r"(?<=[0-9)])\s*[xX]\s*(?=[0-9(])")
 PERCENT = re.compile(r"([0-9.]+)\s*%(?!\s*[0-9(])")  # before a number "%" is the remainder
 
@@ -45,6 +48,8 @@ class ToolError(ValueError):
 def calculate(expression: str) -> str:
     """The value of an expression in + - * / // % ** and brackets, to 12 digits; whole numbers in full.
 
+    Never with an exponent, which neither this calculator nor who marks an answer reads.
+
     Also read are signs of print (for times, divided by, minus), 2^3, "x" between numbers, "$", commas between
     thousands, a percentage (25% is 0.25) and "=" at the end.
 
@@ -54,7 +59,7 @@ def calculate(expression: str) -> str:
     if len(expression) > MAX_CHARACTERS:
         raise ToolError(f"the expression has {len(expression)} characters; at most {MAX_CHARACTERS} are read")
     text = THOUSANDS.sub("", " ".join(expression.translate(SIGNS).rstrip("=? ").split()))
-    text = PERCENT.sub(r"(\1/100)", TIMES.sub("*", text))
+    text = PERCENT.sub(r"(\1/100)", TIMES.sub("*", LEADING_ZEROS.sub("", text)))
     if not ALLOWED.fullmatch(text):
         raise ToolError("only numbers, + - * / // % ** and brackets are known")
     try:
@@ -65,7 +70,9 @@ def calculate(expression: str) -> str:
         raise ToolError("the number is too large") from error
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ToolError("this is no expression") from error
-    return str(value) if isinstance(value, int) else f"{value:.12g}"
+    if isinstance(value, int):
+        return str(value)
+    return np.format_float_positional(value, precision=12, fractional=False, trim="-")
 
 
 def _value(node: ast.expr) -> Number:

@@ -118,7 +118,7 @@ def read_answers(path: str | Path, *, category_key: str = "") -> list[Answered]:
 def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
     found = [row[key]] if isinstance(row[key], str) else row[key]
     check(
-        isinstance(found, list) and found and all(isinstance(one, str) and one for one in found),
+        isinstance(found, list) and found and all(isinstance(one, str) and one.strip() for one in found),
         f"{key!r} is {row[key]!r}; it must be a text or a list of texts, none of them empty",
     )
     return tuple(found)

@@ -14,7 +14,8 @@ from llama2_jax.data.gatt import holds_words
 from llama2_jax.evals.intervals import Interval, clustered_share
 
 DENIAL = re.compile(
-    r"\bno sense\b|\bnot yet\b|(?:\bnot|n't) (?:yet )?(?:happen(?:ed)?|exist(?:ed)?|occur(?:red)?)\b",
+    r"\bno sense\b|(?:\bnot|n't) make (?:any |much )?sense\b|\bnot yet\b|"
+    r"(?:\bnot|n't) (?:yet )?(?:happen(?:ed)?|exist(?:ed)?|occur(?:red)?)\b",
     re.IGNORECASE,
 )
 AT_EVENT = "on the day of the event"

@@ -86,8 +86,10 @@ class Transcript(NamedTuple):
 
     @property
     def said(self) -> str:
-        """The text without its calls."""
-        return "\n".join(line for line in CALL_LINE.sub("", self.text).splitlines() if line.strip())
+        """The text without its calls, with results where it names them (``result_1``)."""
+        results = {call.number: call.result for call in self.calls if call.outcome == OK}
+        text = REFERENCE.sub(lambda found: results.get(_number(found), "?"), CALL_LINE.sub("", self.text))
+        return "\n".join(line for line in text.splitlines() if line.strip())
 
     @property
     def last_result(self) -> str:
@@ -143,12 +145,16 @@ def run_call(text: str, earlier: Mapping[int, str], tools: Tools) -> Call:
     if tool not in tools:
         return Call(text, number, tool, query, f"error: there is no {tool}", UNKNOWN_TOOL)
     try:
-        query = REFERENCE.sub(lambda found: _inserted(earlier[int(found[1] or found[2])]), query)
+        query = REFERENCE.sub(lambda found: _inserted(earlier[_number(found)]), query)
         return Call(text, number, tool, query, tools[tool](query), OK)
     except KeyError as error:
         return Call(text, number, tool, query, f"error: there is no result_{error}", UNKNOWN_RESULT)
     except ToolError as error:
         return Call(text, number, tool, query, f"error: {error}", TOOL_ERROR)
+
+
+def _number(reference: re.Match[str]) -> int:
+    return int(reference[1] or reference[2])
 
 
 def _inserted(result: str) -> str:

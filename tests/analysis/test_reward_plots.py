@@ -56,6 +56,16 @@ def test_accuracy_bars_stand_over_their_labels(tmp_path, figures):
     assert (down, up) == pytest.approx((50, 90))
 
 
+def test_labels_that_the_first_series_lacks_are_drawn(tmp_path, figures):
+    share = Share(0.8, 10, 0.5, 0.9)
+    reward_plots.plot_accuracy(
+        tmp_path / "a.png", {"X": {"s1": share}, "Y": {"s1": share, "s2": share}}, title=""
+    )
+    (axes,) = figures[0].axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["s1", "s2"]
+    assert len(axes.patches) == 3
+
+
 def test_accuracy_by_round(tmp_path, figures):
     share = Share(0.7, 10, 0.6, 0.75)
     shares = {"helpfulness": {"V1": share, "V2": share}, "safety": {"V2": share}}

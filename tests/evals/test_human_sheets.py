@@ -168,6 +168,7 @@ def test_answers_are_read_from_rows_of_generate(tmp_path):
         ({"prompt": "r", "topic": "x"}, "key 'completion' is missing"),
         ({"completion": "b", "topic": "x"}, "key 'messages' is missing"),
         ({"prompt": "r", "completion": "b"}, "key 'topic' is missing"),
+        ({"prompt": "r", "completion": "b", "topic": " "}, "'topic' is ' '; it must be a text or a list"),
         ({"prompt": "r", "completion": "b", "topic": []}, r"'topic' is \[\]; it must be a text or a list"),
         (
             {"messages": [{"role": "assistant", "content": "x"}], "completion": "b", "topic": "x"},

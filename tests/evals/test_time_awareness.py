@@ -28,6 +28,8 @@ AGE = Fact("How old is it?", (Period(date(1900, 1, 1), "{years}"),))
         ("That makes no sense. Ann will be.", NOT_YET, False),
         ("Ann", NOT_YET, False),
         ("", NOT_YET, False),
+        ("That does not make sense.", NOT_YET, True),
+        ("It doesn't make any sense to ask.", NOT_YET, True),
     ],
 )
 def test_right_answers(answer: str, right: str, yes: bool) -> None:
@@ -39,6 +41,14 @@ def test_the_mark_at_the_end_of_an_answer_is_no_part_of_it() -> None:
     assert is_right("It did.", asked)
     assert is_right("it did, yes", asked)
     assert not is_right("It didn't.", asked)
+
+
+@pytest.mark.parametrize("right", ["$5", "C++", "50%", "Ann (acting)", '"Bo"', "-3"])
+def test_an_answer_may_begin_or_end_with_a_sign(right: str) -> None:
+    fact = Fact("What?", (Period(date(1980, 1, 1), right), Period(date(1992, 1, 1), "other")))
+    assert is_right(f"It is {right}, they say.", DatedQuestion(fact, "", 0, right))
+    assert not is_right(f"It is {right} or other.", DatedQuestion(fact, "", 0, right))
+    assert not is_right(f"It is x{right}x.", DatedQuestion(fact, "", 0, right))
 
 
 def test_an_answer_within_another_is_no_other() -> None:

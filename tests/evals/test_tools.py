@@ -116,6 +116,16 @@ def test_a_result_is_the_answer_where_the_model_says_no_number() -> None:
     assert Transcript(f"{call.text} error\n", (failed,), tools.ANSWERED).answer == ""
 
 
+def test_a_result_that_the_answer_names_stands_in_its_place() -> None:
+    write, _ = scripted(["CALL_API_1: CALCULATOR | 5 * 8 ->", "The answer is result_1, not <result_2>."])
+    (one,) = use_tools(write, 1, BOTH, max_calls=1)
+    assert one.answer == "The answer is 40, not ?."
+    assert not one.is_a_result
+    write, _ = scripted(["CALL_API_1: CALCULATOR | 5 * 8 ->", "See result_3."])
+    (one,) = use_tools(write, 1, BOTH, max_calls=1)
+    assert one.answer == "See ?. 40"
+
+
 def test_a_call_without_an_arrow_is_counted_and_no_part_of_the_answer() -> None:
     write, _ = scripted(["CALL_API_1: CALCULATOR | 5+3\nCALL_API_2: CALCULATOR | 1+1 ->", "Done: 2"])
     [found] = use_tools(write, 1, BOTH, max_calls=2)

@@ -14,6 +14,7 @@ from experiments import evaluate_gatt, gatt, gatt_inputs
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, SpecialTagError, encode_prompt
 from llama2_jax.data.sources import read_dialogues
+from llama2_jax.evals.intervals import wilson
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.rlhf import conversations
@@ -208,6 +209,17 @@ def test_after_an_empty_answer_the_rest_counts_as_wrong(
     for constraint in found["unseen constraints"].values():
         assert constraint["instructed"]["answers"] == 8
         assert constraint["instructed"]["value"] == 0
+
+
+def test_answers_to_one_message_go_together() -> None:
+    said = [("a", "yes"), ("a", "yes"), ("a", "yes"), ("b", "no"), ("b", "no"), ("c", "yes")]
+    found = evaluate_gatt._kept(said, lambda text: text == "yes")
+    assert found is not None
+    # sums 3, 0, 1 of 3, 2, 1 cases: deviations from 2/3 of the cases are 1, -4/3, 1/3
+    variance = 3 / 2 * (1 + 16 / 9 + 1 / 9) / 36
+    wanted = wilson(2 / 3 * (effective := 2 / 9 / variance), effective)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(tuple(wanted))
+    assert found["answers"] == 6
 
 
 def test_what_is_set_in_another_language_is_not_asked_for() -> None:

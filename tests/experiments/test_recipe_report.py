@@ -3,7 +3,17 @@
 import pytest
 
 from experiments import recipe_report
-from experiments.recipe_report import _by_truth, _distillation, _gatt, _guard, _kl, _ratings, _tension
+from experiments.recipe_report import (
+    _by_truth,
+    _distillation,
+    _false_refusals,
+    _gatt,
+    _guard,
+    _kl,
+    _ratings,
+    _tension,
+)
+from llama2_jax.evals.intervals import Interval, wilson
 from tests.experiments import runs
 
 
@@ -14,6 +24,26 @@ def test_claims_that_nothing_measured_are_not_judged(tmp_path):
     verdicts = [helpful, safe, refusals, _gatt({}), _distillation([tmp_path / "v1"])]
     verdicts += [_kl(tmp_path), _guard(tmp_path)]
     assert all(verdict.holds is None and verdict.measured for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ((0.00, -0.04, 0.04), True),
+        ((0.06, 0.01, 0.11), True),  # more, but less than in the paper
+        ((0.146, 0.037, 0.256), None),  # 41 prompts: nobody can say
+        ((0.25, 0.15, 0.35), False),
+    ],
+)
+def test_false_refusals_are_judged_by_their_change_on_the_same_prompts(change, holds):
+    before = {"false_refusals": wilson(3, 41)._asdict()}
+    after = {
+        "false_refusals": wilson(9, 41)._asdict(),
+        "false_refusals_change": Interval(*change)._asdict(),
+    }
+    verdict = _false_refusals("few", before, after)
+    assert verdict.holds is holds
+    assert verdict.measured.startswith("7.3 % [2.5, 19.4] to 22.0 % [12.0, 36.7]; of the same prompts ")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_growth_by_hand() -> None:
     # slope over log2: (last - first) / 2 with three equal steps
     assert per_doubling(np.array(list(curves["A"].values())), [10, 20, 40]) == pytest.approx([0.5, 0.25, 0.5])
     assert found["all"]["per_doubling"]["A"].value == pytest.approx(1.25 / 3)
-    assert found["all"]["last_doubling"]["A"].value == pytest.approx(0.5)  # (1 + 0.5 + 0) / 3
+    assert found["all"]["last_step"]["A"].value == pytest.approx(0.5)  # (1 + 0.5 + 0) / 3
     assert found["all"]["size"]["B over A"].value == pytest.approx(0.5 / 3)
     # sums of the prompts' differences 0.5 of 2 and 0 of 1: deviations 1/6 and -1/6
     half = 1.959964 * (2 * (2 / 36)) ** 0.5 / 3
@@ -162,11 +162,11 @@ def test_growth_by_hand() -> None:
     assert "significantly_better" not in found  # of one prompt alone
 
 
-def test_the_last_doubling_begins_at_about_half_of_the_data() -> None:
+def test_the_last_step_begins_at_about_half_of_the_data() -> None:
     asked = pairs(2)
     curves = {"A": {str(i): np.array([float(i == 1), 0.0]) for i in range(4)}}
     found = growth(OnHeldout(asked, {}, curves, 0), [10, 55, 70, 100])
-    assert found["all"]["last_doubling"]["A"].value == -0.5  # from 55 on
+    assert found["all"]["last_step"]["A"].value == -0.5  # from 55 on
 
 
 def test_paper_variant_holds_the_numbers_of_the_paper() -> None:
