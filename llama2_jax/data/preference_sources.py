@@ -1,4 +1,4 @@
-"""Public preference sets of Table 6, from their files to ``Preference``.
+"""Public preference sets, those of Table 6 and a newer one, from their files to ``Preference``.
 
 Files are JSON lines (``sources.JSON_LINES``) or Parquet with the fields that each function names. What a
 set does not say stays empty; safety is never labelled. A score becomes one of the four ratings by a
@@ -34,6 +34,9 @@ SHP_RATIOS = (8.0, 4.0, 2.0)
 
 WEBGPT_GAPS = (1.5, 1.0, 0.5)
 """Differences of scores that lie in [-1, 1]."""
+
+ULTRAFEEDBACK_GAPS = (3.0, 2.0, 1.0)
+"""Differences of scores from 1 to 10."""
 
 STACK_EXCHANGE_GAPS = (4, 3, 2)
 """Differences of scores that are log2(1 + votes), plus 1 for the accepted answer."""
@@ -212,6 +215,28 @@ def synthetic_gptj(row: dict[str, Any], path: Path) -> Preference:
     )
 
 
+def ultrafeedback(row: dict[str, Any], path: Path) -> Preference | None:
+    """UltraFeedback, binarized: two dialogues that differ in the last answer, with a score each."""
+    chosen, rejected = (to_messages(row[key]) for key in ("chosen", "rejected"))
+    last = {message.role for message in (*chosen[-1:], *rejected[-1:])}
+    if chosen[:-1] != rejected[:-1] or last != {"assistant"}:
+        raise ValueError("the dialogues do not differ in one last answer of the assistant alone")
+    gap = float(row["score_chosen"]) - float(row["score_rejected"])
+    if gap < 0:
+        raise ValueError(f"the rejected answer has the higher score, by {-gap:g}")
+    if gap == 0:
+        return None
+    return Preference(
+        messages=tuple(chosen[:-1]),
+        chosen=chosen[-1].content,
+        rejected=rejected[-1].content,
+        track="helpfulness",
+        rating=rating_from(gap, ULTRAFEEDBACK_GAPS),
+        prompt_id=text_of(row, "prompt_id"),
+        source="ultrafeedback",
+    )
+
+
 def rating_from(gap: float, least: Sequence[float]) -> str:
     """The best rating whose least gap is reached, else "unsure"."""
     reached = (rating for rating, bound in zip(RATINGS, least, strict=False) if gap >= bound)
@@ -227,6 +252,9 @@ PUBLIC_SETS = {
         ("post_id", "history", "human_ref_A", "human_ref_B", "labels", "score_ratio"), stanford_shp
     ),
     "synthetic_gptj": PublicSet(("prompt", "chosen", "rejected"), synthetic_gptj),
+    "ultrafeedback": PublicSet(
+        ("chosen", "rejected", "score_chosen", "score_rejected", "prompt_id"), ultrafeedback
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Documents and dialogues from files: JSONL (plain, .gz or .zst), Parquet, text, ArrayRecord.
+"""Documents and dialogues from files: JSONL (plain, .gz or .zst), JSON, Parquet, text, ArrayRecord.
 
 Every mistake in a file is a ``DataError`` that names file, line and reason, or, with
 ``on_bad_line="skip"``, is counted in ``BadLines``; nothing is dropped silently.
@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -166,16 +166,26 @@ def read_dialogues(
 
     def parse(row: dict[str, Any]) -> TrainingDialogue:
         dialogue = to_messages(row["messages"])
-        validate_dialogue(dialogue, ends_with="assistant")
-        check_special_tags(dialogue, template)
-        empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
-        check(not empty, f"message(s) {empty} are empty")
+        check_dialogue(dialogue, template)
         chosen = row.get("train_on")
         require_choice("'train_on'", chosen, (None, *TRAIN_ON))
         return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
 
     require_choice("train_on", train_on, TRAIN_ON)
     return read_records(paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line)
+
+
+def check_dialogue(dialogue: Sequence[Message], template: Template) -> None:
+    """Refuse what cannot be trained on.
+
+    Raises:
+      ValueError: roles that do not alternate or do not end with the assistant, special tags of ``template``,
+        or an empty message.
+    """
+    validate_dialogue(dialogue, ends_with="assistant")
+    check_special_tags(dialogue, template)
+    empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
+    check(not empty, f"message(s) {empty} are empty")
 
 
 def dialogue_row(messages: Iterable[Message], *, train_on: TrainOn = "all") -> dict[str, Any]:
@@ -295,6 +305,8 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     name = file.name
     if name.endswith(JSON_LINES):
         yield from _json_lines(file)
+    elif name.endswith(".json"):
+        yield from _json_file(file)
     elif name.endswith(".parquet"):
         yield from _parquet_rows(file, keys)
     elif name.endswith((".txt", ".md")):
@@ -303,7 +315,7 @@ def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
         yield from _array_records(file, keys[0])
     else:
         raise DataError(
-            f"{file}: unknown kind of file; known: {', '.join(JSON_LINES)}, .parquet, .txt, .md, "
+            f"{file}: unknown kind of file; known: {', '.join(JSON_LINES)}, .json, .parquet, .txt, .md, "
             ".array_record"
         )
 
@@ -314,6 +326,18 @@ def _json_lines(file: Path) -> Iterator[Record]:
             content = _without_bom(line) if number == 1 else line
             if content.strip():
                 yield Record(f"{file}, line {number}", partial(_json_row, content))
+
+
+def _json_file(file: Path) -> Iterator[Record]:
+    """The objects of one list, read as a whole; or lines, which some projects give this ending too."""
+    with file.open("rb") as content:
+        is_list = _without_bom(content.read(1024)).lstrip().startswith(b"[")
+    if not is_list:
+        yield from _json_lines(file)
+        return
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    for number, row in enumerate(rows, start=1):
+        yield Record(f"{file}, item {number}", partial(_object, row))
 
 
 def _open_bytes(file: Path) -> BinaryIO:
@@ -336,7 +360,10 @@ def _pyarrow(file: Path, module: str) -> Any:
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
-    row = json.loads(line.decode("utf-8"))
+    return _object(json.loads(line.decode("utf-8")))
+
+
+def _object(row: Any) -> dict[str, Any]:
     check(isinstance(row, dict), f"the row is {type(row).__name__}, not an object")
     return row
 

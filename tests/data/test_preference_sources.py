@@ -106,6 +106,11 @@ SHP = {
     "post_id": "p1", "history": "Why?", "human_ref_A": "Because.", "human_ref_B": "Dunno.",
     "labels": 1, "score_A": 9, "score_B": 3, "score_ratio": 3.0,
 }  # fmt: skip
+ULTRAFEEDBACK = {
+    "prompt": "Name a bird.", "prompt_id": "u1", "messages": [], "score_chosen": 8.0, "score_rejected": 6.0,
+    "chosen": [{"content": "Name a bird.", "role": "user"}, {"content": "A wren.", "role": "assistant"}],
+    "rejected": [{"content": "Name a bird.", "role": "user"}, {"content": "A bat.", "role": "assistant"}],
+}  # fmt: skip
 GPTJ = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "Bye."}
 
 
@@ -123,6 +128,9 @@ GPTJ = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "Bye."}
         ("stanford_shp", {**SHP, "labels": 0, "score_ratio": 9.5},
          ("Why?", "Dunno.", "Because.", "significantly_better")),
         ("synthetic_gptj", GPTJ, ("Say hi.", "Hi!", "Bye.", None)),
+        ("ultrafeedback", ULTRAFEEDBACK, ("Name a bird.", "A wren.", "A bat.", "better")),
+        ("ultrafeedback", {**ULTRAFEEDBACK, "score_rejected": 7.75},
+         ("Name a bird.", "A wren.", "A bat.", "unsure")),
     ],
 )  # fmt: skip
 def test_rows_of_the_other_sets(tmp_path, name, row, expected):
@@ -144,6 +152,8 @@ def test_equal_scores_are_no_preference(tmp_path):
     tie = {**WEBGPT, "score_0": 0.0, "score_1": 0.0}
     path = write(tmp_path / "a.jsonl", tie, WEBGPT, tie)
     assert len(read_public_set("openai_webgpt", path, excluded=excluded)) == 1
+    level = {**ULTRAFEEDBACK, "score_rejected": 8.0}
+    assert len(read_public_set("ultrafeedback", write(tmp_path / "u.jsonl", level, ULTRAFEEDBACK))) == 1
     assert excluded == {"no_preference": 2}
     same = {**STACK, "answers": STACK["answers"][::2]}
     with pytest.raises(DataError, match="in no pair is one answer preferred"):
@@ -167,6 +177,13 @@ def test_equal_scores_are_no_preference(tmp_path):
             "'article' is NoneType",
         ),
         ("synthetic_gptj", {**GPTJ, "prompt": " "}, r"message\(s\) \[0\] are empty"),
+        ("ultrafeedback", {**ULTRAFEEDBACK, "score_rejected": 9.5}, "the rejected .* higher score, by 1.5"),
+        ("ultrafeedback", {**ULTRAFEEDBACK, "chosen": []}, "the dialogues do not differ in one last answer"),
+        (
+            "ultrafeedback",
+            {**ULTRAFEEDBACK, "rejected": ULTRAFEEDBACK["rejected"][:1]},
+            "the dialogues do not differ in",
+        ),
     ],
 )
 def test_rows_in_another_format_are_errors(tmp_path, name, row, reason):
@@ -182,7 +199,7 @@ def test_ratings_from_gaps():
 def test_unknown_set():
     with pytest.raises(ConfigError, match="'anthropic_hh', 'openai_summarize'"):
         read_public_set("hh", "a.jsonl")
-    assert len(PUBLIC_SETS) == 6
+    assert len(PUBLIC_SETS) == 7
 
 
 def test_programme_writes_a_split_in_our_format(tmp_path, capsys):

@@ -122,6 +122,20 @@ def test_empty_corpus_and_missing_files(tmp_path):
         list(read_documents(empty, on_bad_line="ignore"))
 
 
+def test_json_files_are_one_list_or_lines(tmp_path):
+    rows = [{"text": "one"}, {"text": "two"}]
+    (tmp_path / "list.json").write_bytes(codecs.BOM_UTF8 + f"\n {json.dumps(rows, indent=2)}".encode())
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("list.json", "lines.json"):
+        assert list(read_documents(tmp_path / name)) == ["one", "two"]
+    (tmp_path / "bad.json").write_text('[{"text": "one"}, 5]')
+    with pytest.raises(DataError, match=r"bad\.json, item 2: the row is int, not an object"):
+        list(read_documents(tmp_path / "bad.json"))
+    (tmp_path / "cut.json").write_text('[{"text": "one"},')
+    with pytest.raises(DataError, match=r"cut\.json cannot be read: malformed JSON"):
+        list(read_documents(tmp_path / "cut.json"))
+
+
 def test_truncated_gzip_and_text_that_is_not_utf8(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "' + bytes(range(32, 90)) * 50 + b'"}\n')[:-12])

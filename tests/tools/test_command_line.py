@@ -67,7 +67,7 @@ def test_what_users_can_mend_exits_with_2(error, capsys):
 
 
 def test_tools_start_without_jax():
-    names = ("fetch_assets", "prepare_demo_data", "prepare_preferences", "prepare_pyrit",
+    names = ("fetch_assets", "prepare_demo_data", "prepare_dialogues", "prepare_preferences", "prepare_pyrit",
              "prepare_smollm2_data", "tokenize_corpus", "train_tokenizer")  # fmt: skip
     code = "; ".join(f"import tools.{name}" for name in names)
     code += "; import sys; sys.exit('jax' in sys.modules)"
