@@ -165,9 +165,9 @@ def open_workdir(config: Any, workdir: Path) -> bool:
             raise ConfigError(
                 f"{workdir} was started with another config:\n  " + "\n  ".join(lines) + "\n"
                 "use another --workdir, undo the change, or continue with it by "
-                "--config.train.accept_changed_config=True"
+                f"{'deleting DONE there and ' if done else ''}--config.train.accept_changed_config=True"
             )
-        what = "not applied, for the run is done" if done else "continuing with changed config"
+        what = "not applied, as the run is done (has DONE)" if done else "continuing with changed config"
         for line in lines:
             logging.warning("%s: %s", what, line)
     if done:

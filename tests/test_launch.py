@@ -193,7 +193,9 @@ def test_config_of_a_finished_run_is_never_rewritten(tmp_path: Path) -> None:
     before = (tmp_path / "config.json").read_text()
     other = get_config("tiny")
     other.optimizer.learning_rate = 9.0
-    with pytest.raises(ConfigError, match=r"learning_rate: .* -> 9\.0"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)learning_rate: .* -> 9\.0.* by deleting DONE there and --conf"
+    ):
         open_workdir(other, tmp_path)
     other.train.accept_changed_config = True
     assert open_workdir(other, tmp_path) is True
