@@ -50,6 +50,7 @@ from llama2_jax.rlhf.annotator.protocol import (
 )
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.answers import model_version, sample_answers
+from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
@@ -73,6 +74,7 @@ def run(config: Any, workdir: Path) -> None:
         if one.path
     }
     tokenizer = models[config.new.name].require_tokenizer()
+    prompt_rows(prompts, tokenizer, models[config.new.name].template)  # a bad one is named at once
     pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
     comparisons = [pair.comparison for pair in pairs]
     sheet = workdir / "sheet.csv"

@@ -85,7 +85,7 @@ def training_parts(paths: Sequence[str], tokenizer: Tokenizer) -> list[Part]:
             parts += [Part(str(file)) for file in expand_paths(path)]
         for folder in folders:
             corpus = TokenisedCorpus.open(folder)
-            corpus.require_tokenizer(tokenizer.content_hash)
+            corpus.require_tokenizer(tokenizer)
             ends = list(itertools.accumulate(shard["documents"] for shard in corpus.manifest["shards"]))
             parts += [Part(str(folder), range(begin, end)) for begin, end in itertools.pairwise([0, *ends])]
     return list(dict.fromkeys(parts))

@@ -29,6 +29,7 @@ from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.answers import Answer, sample_answers
+from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 
@@ -61,6 +62,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
+    prompt_rows(prompts, loaded.require_tokenizer(), loaded.template)  # a bad one is named at once
     reward_model = load_reward_model_for(
         loaded, config.safety_reward_model, "safety", field="config.safety_reward_model"
     )

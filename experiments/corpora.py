@@ -94,14 +94,27 @@ def keep_tokenizer(tokenizer: Tokenizer, workdir: Path) -> None:
 def open_corpora(
     data: Any, workdir: Path, tokenizer: Tokenizer
 ) -> tuple[dict[str, TokenisedCorpus], TokenisedCorpus | None]:
-    """The training sources by name, and the held-out corpus if there is one."""
+    """The training sources by name, and the held-out corpus if there is one.
+
+    Raises:
+      ConfigError: a file is held out and trained on.
+    """
     sources = {
         name: _open(source.path, workdir / "corpus" / name, workdir, tokenizer, data.on_bad_line)
         for name, source in data.sources.items()
     }
     if not data.heldout:
         return sources, None
-    return sources, _open(data.heldout, workdir / "corpus" / "heldout", workdir, tokenizer, data.on_bad_line)
+    heldout = _open(data.heldout, workdir / "corpus" / "heldout", workdir, tokenizer, data.on_bad_line)
+    held_out = {entry["sha256"] for entry in heldout.manifest["inputs"]}
+    for name, corpus in sources.items():
+        both = [entry["name"] for entry in corpus.manifest["inputs"] if entry["sha256"] in held_out]
+        require(
+            not both,
+            f"{', '.join(both)} of config.data.sources.{name} is in config.data.heldout too, whose loss "
+            "would be that of text that was trained on; hold out other files, or take them from the source",
+        )
+    return sources, heldout
 
 
 def _open(
@@ -112,11 +125,11 @@ def _open(
         files = expand_paths(path)
         _check_same_text(files, target, workdir)
         if writes():
-            write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line)
+            write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line, replace=True)
         wait_for_all(f"{path} is tokenised")
         folders = [target]
     corpus = TokenisedCorpus.open(*folders)
-    corpus.require_tokenizer(tokenizer.content_hash)
+    corpus.require_tokenizer(tokenizer)
     return corpus
 
 

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from absl import logging
+
 from llama2_jax.config import require, require_choice
 from llama2_jax.data import gatt
+from llama2_jax.data.chat import special_tags
 from llama2_jax.data.gatt import Attribute, Attributes
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.pretrained import LoadedModel
@@ -41,6 +44,8 @@ def world_attributes() -> Attributes:
 def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
     """Messages of users that seek nothing unsafe, and neither set an attribute nor ask for one.
 
+    Those with markers of the chat format are left out, with a warning.
+
     Args:
       max_tokens: longer ones are left out; 0 keeps all.
 
@@ -54,6 +59,12 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
         for text in dict.fromkeys(said)
         if not gatt.asked_attribute(text, attributes) and not gatt.sets_attribute(text, attributes)
     ]
+    marked = [text for text in texts if special_tags(text, loaded.template)]
+    if marked:
+        logging.warning(
+            "%s: %d message(s) with special tags are left out, first %.80r", path, len(marked), marked[0]
+        )
+        texts = [text for text in texts if text not in marked]
     tokenizer = loaded.require_tokenizer()
     short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
     require(

@@ -58,11 +58,18 @@ def run(config: Any, workdir: Path) -> None:
         workdir,
         title="Pretraining",
         paper="section 2",
-        notes=[f"source {name}: seen {count:.2f} times" for name, count in epochs.items()],
+        notes=[
+            f"source {name}: seen {count:.2f} times{_skipped(text, name)}" for name, count in epochs.items()
+        ],
         reference=entropy,
         peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)
+
+
+def _skipped(text: Text, source: str) -> str:
+    count = text.corpora[source].manifest["bad_lines"]
+    return f"; {count:,} bad record(s) were left out" if count else ""
 
 
 def check_config(config: Any) -> None:

@@ -25,7 +25,7 @@ from llama2_jax.data.chat import (
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import TrainingDialogue, expand_paths, read_dialogues, split_paths
+from llama2_jax.data.sources import BadLines, TrainingDialogue, expand_paths, read_dialogues, split_paths
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
@@ -50,7 +50,8 @@ def run(config: Any, workdir: Path) -> None:
     partitioner = open_training_mesh(config)
     base = load(config.init_from, partitioner=partitioner, template=config.template or None, **config.model)
     check_sequence_length(config, base.config.max_context)
-    rows = packed_dialogues(config.data.dialogues, config, base)
+    bad_lines = BadLines()
+    rows = pack(read(config.data.dialogues, config, base, bad_lines), config, base)
     if rows.report.split_dialogues:
         logging.warning(
             "%d of %d dialogue(s) are longer than config.data.sequence_length = %d and are cut; %d piece(s) "
@@ -64,6 +65,8 @@ def run(config: Any, workdir: Path) -> None:
     base = base._replace(params=None)
     train_run = make_train_run(config, workdir, partitioner, base, rows, initial_params=start_params.pop)
     num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
+    epochs = num_steps * config.data.batch_size / len(rows)
+    _warn_of_data(config, epochs)
     train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
     train(train_run, train_config, workdir)
     write_stage_report(
@@ -71,12 +74,37 @@ def run(config: Any, workdir: Path) -> None:
         title="Supervised fine-tuning",
         paper="section 3.1",
         notes=[
+            f"every dialogue: seen {epochs:.2f} times",
+            f"bad records left out: {bad_lines.count:,}",
+        ]
+        + [
             f"{name.replace('_', ' ')}: {value:,.6g}"
             for name, value in dataclasses.asdict(rows.report).items()
         ],
         peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)
+
+
+def _warn_of_data(config: Any, epochs: float) -> None:
+    """Say what may not be meant: more epochs than asked for, held-out dialogues that are trained on."""
+    if not config.train.num_steps and epochs > 1.1 * config.data.epochs:
+        logging.warning(
+            "every dialogue is seen %.1f times, not config.data.epochs = %g, as a batch holds "
+            "config.data.batch_size = %d rows; lower it",
+            epochs, config.data.epochs, config.data.batch_size,
+        )  # fmt: skip
+    trained = set(_hashes(config.data.dialogues))
+    if config.data.heldout and trained & set(_hashes(config.data.heldout)):
+        logging.warning(
+            "a file of config.data.heldout = %s is in config.data.dialogues too: its loss is that of what is "
+            "trained on",
+            config.data.heldout,
+        )
+
+
+def _hashes(paths: str) -> list[str]:
+    return [file_sha256(path) for path in expand_paths(split_paths(paths))]
 
 
 def _check_config(config: Any) -> None:
@@ -117,7 +145,7 @@ def make_train_run(
         source_names=("dialogues",),
         meta={
             **checkpoint_meta(base.config, base.require_tokenizer(), base.template.name),
-            "dialogues": [file_sha256(path) for path in expand_paths(split_paths(config.data.dialogues))],
+            "dialogues": _hashes(config.data.dialogues),
         },
         initial_params=initial_params,
         config=to_plain(config),
@@ -138,12 +166,9 @@ def pack(dialogues: Iterable[TrainingDialogue], config: Any, base: LoadedModel) 
     )
 
 
-def packed_dialogues(paths: str, config: Any, base: LoadedModel) -> PackedDialogues:
-    """Read, encode and pack the dialogues of files."""
-    return pack(read(paths, config, base), config, base)
-
-
-def read(paths: str, config: Any, base: LoadedModel) -> list[TrainingDialogue]:
+def read(
+    paths: str, config: Any, base: LoadedModel, bad_lines: BadLines | None = None
+) -> list[TrainingDialogue]:
     """The dialogues of files, checked against the template."""
     return list(
         read_dialogues(
@@ -151,6 +176,7 @@ def read(paths: str, config: Any, base: LoadedModel) -> list[TrainingDialogue]:
             template=base.template,
             train_on=config.data.train_on,
             on_bad_line=config.data.on_bad_line,
+            bad_lines=bad_lines,
         )
     )
 

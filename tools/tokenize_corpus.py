@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_shard_tokens", type=int, default=100_000_000)
     parser.add_argument("--text_key", default="text", help="JSON key or Parquet column of the text")
     parser.add_argument("--on_bad_line", choices=("error", "skip"), default="error")
+    parser.add_argument("--replace", action="store_true", help="another corpus that the folder holds")
     parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: every N-th file from number I on")
     args = parser.parse_args(argv)
     files, (number, count) = expand_paths(args.input), args.part
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         max_shard_tokens=args.max_shard_tokens,
         text_key=args.text_key,
         on_bad_line=args.on_bad_line,
+        replace=args.replace,
     )
     print(
         f"{args.output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "

@@ -16,6 +16,7 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.data.offsets import Offsets
 from llama2_jax.data.sources import DataError
+from llama2_jax.data.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -60,9 +61,16 @@ class TokenisedCorpus:
                 _check_size(shard_path(path, shard["name"]), shard["file_bytes"])
         return cls(paths, manifests)
 
-    def require_tokenizer(self, content_hash: str) -> None:
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Check that the corpus was made with this tokenizer. Raises ConfigError if not."""
-        _check_tokenizer(self.folder, self.manifest, content_hash)
+        _check_tokenizer(self.folder, self.manifest, tokenizer.content_hash)
+        for name in ("bos_id", "eos_id"):  # they may stand in another file than what is hashed
+            found, given = self.manifest.get(name), getattr(tokenizer, name)
+            require(
+                found in (given, None),  # eos_id is not in manifests of before
+                f"{self.folder} was made with {name} {found}, the tokenizer given has {given}; tokenise the "
+                "corpus again or use its tokenizer",
+            )
 
     def __len__(self) -> int:
         return len(self.lengths)

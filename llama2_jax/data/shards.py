@@ -28,7 +28,7 @@ from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expan
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import written_whole
 
-DOCUMENTS_PER_TASK = 256
+DOCUMENTS_PER_TASK, CHARACTERS_PER_TASK = 256, 2**22  # whichever is reached first: books are long
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +62,27 @@ def write_shards(
     max_shard_tokens: int = 100_000_000,
     text_key: str = "text",
     on_bad_line: OnBadLine = "error",
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Tokenise documents into ``output_dir``; started again, it keeps the shards that are finished.
 
-    Returns the manifest: format_version, recipe, tokenizer_hash, vocab_size, bos_id, dtype, inputs (name,
-    bytes, sha256), documents, tokens, text_bytes (UTF-8, for bits per byte), bad_lines, shards
+    Returns the manifest: format_version, recipe, tokenizer_hash, vocab_size, bos_id, eos_id, dtype, inputs
+    (name, bytes, sha256), documents, tokens, text_bytes (UTF-8, for bits per byte), bad_lines, shards
     (``ShardInfo``).
 
     Args:
       input_paths: files or patterns, see ``read_documents``.
-      output_dir: folder for one corpus; shards of another input or tokenizer in it are replaced.
+      output_dir: folder for one corpus.
       tokenizer_path: see ``load_tokenizer``.
       num_workers: processes that encode; 1 works in this process.
       max_shard_tokens: a shard ends with the document that reaches this number.
       text_key: see ``read_documents``.
       on_bad_line: see ``read_documents``.
+      replace: shards in the folder that were made from another input, tokenizer or setting; otherwise they
+        are an error.
 
     Raises:
-      DataError: see ``read_documents``.
+      DataError: see ``read_documents``; or the folder holds another corpus.
     """
     require(max_shard_tokens > 0, f"max_shard_tokens is {max_shard_tokens}; it must be positive")
     require(num_workers > 0, f"num_workers is {num_workers}; it must be positive")
@@ -87,6 +90,8 @@ def write_shards(
     output.mkdir(parents=True, exist_ok=True)
     origin = _origin(files, load_tokenizer(tokenizer_path), max_shard_tokens, text_key, on_bad_line)
     shards = _finished_shards(output, origin["recipe"])
+    if not (shards or replace):
+        _require_no_other(output, origin["recipe"])
     finished = read_manifest(output)
     if finished is not None and finished["shards"] == [asdict(shard) for shard in shards]:
         return finished
@@ -122,6 +127,7 @@ def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str
         "tokenizer_hash": tokenizer.content_hash,
         "vocab_size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
         "dtype": "<u2" if tokenizer.vocab_size <= 2**16 else "<u4",
         "inputs": inputs,
     }
@@ -142,6 +148,17 @@ def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
         log.info("keeping %s", shard_path(folder, shard.name))
         shards.append(shard)
     return shards
+
+
+def _require_no_other(folder: Path, recipe: str) -> None:
+    first = folder / "shard-00000.json"
+    if first.is_file() and json.loads(first.read_text(encoding="utf-8"))["recipe"] != recipe:
+        manifest = read_manifest(folder)
+        size = f"of {manifest['tokens']:,} tokens" if manifest else "that is not finished"
+        raise DataError(
+            f"{folder} holds a corpus {size}, of other input, another tokenizer or other settings, which "
+            "this one would replace; write to another folder (a run reads several as one), or give --replace"
+        )
 
 
 def _is_sound(folder: Path, shard: ShardInfo) -> bool:
@@ -175,7 +192,7 @@ def _encode_all(
 ) -> Iterator[_Document]:
     """Encode in order, with a bounded number of tasks ahead (a corpus need not fit in memory)."""
     path = str(tokenizer_path)
-    batches = _batches(texts, DOCUMENTS_PER_TASK)
+    batches = _batches(texts)
     if num_workers == 1:
         yield from chain.from_iterable(_encode(batch, path, dtype) for batch in batches)
         return
@@ -189,9 +206,16 @@ def _encode_all(
             yield from pending.popleft().result()
 
 
-def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == DOCUMENTS_PER_TASK or characters >= CHARACTERS_PER_TASK:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

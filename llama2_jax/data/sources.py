@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")  # .json.gz is the name of C4's and Dolma's
 
+RECORDS_PER_READ = 1024  # of an ArrayRecord file
+
 log = logging.getLogger(__name__)
 
 # What the readers raise on a file that is damaged or cannot be read: gzip, pyarrow, ArrayRecord.
@@ -153,10 +155,14 @@ def read_dialogues(
     template: Template = LLAMA2,
     train_on: TrainOn = "all",
     on_bad_line: OnBadLine = "error",
+    bad_lines: BadLines | None = None,
 ) -> Iterator[TrainingDialogue]:
     """Finished dialogues from rows ``{"messages": [{"role": ..., "content": ...}, ...]}``.
 
     A row may say ``"train_on"``, "all" or "last", for itself; ``train_on`` is for the rest.
+
+    Args:
+      on_bad_line, bad_lines: see ``read_documents``.
 
     Raises:
       DataError: a bad record: malformed, roles that do not alternate or do not end with the
@@ -172,7 +178,8 @@ def read_dialogues(
         return TrainingDialogue(dialogue, train_on if chosen is None else chosen)
 
     require_choice("train_on", train_on, TRAIN_ON)
-    return read_records(paths, parse, keys=("messages", "train_on"), on_bad_line=on_bad_line)
+    keys = ("messages", "train_on")
+    return read_records(paths, parse, keys=keys, on_bad_line=on_bad_line, bad_lines=bad_lines)
 
 
 def check_dialogue(dialogue: Sequence[Message], template: Template) -> None:
@@ -294,10 +301,10 @@ def _intact(file: Path, records: Iterator[Record]) -> Iterator[Record]:
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(
-            f"{file} cannot be read{last}: {_reason(error)}; it is damaged or incomplete, copy or download "
-            "it again"
-        ) from error
+        fix = "it is damaged or incomplete, copy or download it again"
+        if "too much memory for decoding" in str(error):
+            fix = "its window is larger than 128 MB: compress it again, without --long or --ultra"
+        raise DataError(f"{file} cannot be read{last}: {_reason(error)}; {fix}") from error
 
 
 def _open(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
@@ -390,8 +397,10 @@ def _array_records(file: Path, key: str) -> Iterator[Record]:
 
     reader = ArrayRecordReader(str(file))
     try:
-        for number in range(reader.num_records()):
-            yield Record(f"{file}, record {number}", partial(_text_row, reader.read([number])[0], key))
+        total = reader.num_records()
+        for first in range(0, total, RECORDS_PER_READ):  # each read unpacks the groups that it touches anew
+            for number, content in enumerate(reader.read(first, min(first + RECORDS_PER_READ, total)), first):
+                yield Record(f"{file}, record {number}", partial(_text_row, content, key))
     finally:
         reader.close()
 

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,7 +249,16 @@ def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_pa
     (tmp_path / "out" / "shard-00000.array_record").touch()  # of format 1
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "a.jsonl").write_text('{"text": "only this"}\n')
-    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    with pytest.raises(
+        DataError, match=r"holds a corpus of [0-9,]+ tokens, of other input.* or give --replace"
+    ):
+        write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    assert len(TokenisedCorpus.open(tmp_path / "out")) == len(TEXTS)
+    (tmp_path / "out" / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(DataError, match="holds a corpus that is not finished"):
+        write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    (tmp_path / "manifest.json").rename(tmp_path / "out" / "manifest.json")
+    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500, replace=True)
     assert len(TokenisedCorpus.open(tmp_path / "out")) == 1
     assert sorted(contents(tmp_path / "out")) == [
         "manifest.json",
@@ -262,20 +272,38 @@ def test_a_failed_replacement_leaves_no_manifest(inputs, tokenizer_path, tmp_pat
     write_shards(inputs, tmp_path / "out", tokenizer_path)
     (tmp_path / "b.jsonl").write_text("{bad\n")
     with pytest.raises(DataError, match="line 1"):
-        write_shards(inputs, tmp_path / "out", tokenizer_path)
+        write_shards(inputs, tmp_path / "out", tokenizer_path, replace=True)
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
         TokenisedCorpus.open(tmp_path / "out")
+
+
+def test_tasks_are_bounded_in_documents_and_in_text(monkeypatch):
+    monkeypatch.setattr(shards, "DOCUMENTS_PER_TASK", 3)
+    monkeypatch.setattr(shards, "CHARACTERS_PER_TASK", 10)
+    texts = ["a", "b", "c", "d", "x" * 30, "y" * 9, "z", "e"]
+    assert list(shards._batches(texts)) == [["a", "b", "c"], ["d", "x" * 30], ["y" * 9, "z"], ["e"]]
+    assert list(shards._batches([])) == []
+
+
+def test_roles_of_the_tokenizer_are_checked_too(inputs, tokenizer_path, tmp_path):
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+    corpus, tokenizer = TokenisedCorpus.open(tmp_path / "out"), load_tokenizer(tokenizer_path)
+    swapped = SimpleNamespace(
+        content_hash=tokenizer.content_hash, bos_id=tokenizer.bos_id, eos_id=tokenizer.bos_id
+    )
+    with pytest.raises(ConfigError, match=f"made with eos_id {tokenizer.eos_id}, the tokenizer given has"):
+        corpus.require_tokenizer(swapped)
 
 
 def test_other_tokenizer_makes_new_shards_and_is_checked(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path)
     other = train_sentencepiece(TEXTS, tmp_path / "other.model", vocab_size=320)
     corpus = TokenisedCorpus.open(tmp_path / "out")
-    corpus.require_tokenizer(load_tokenizer(tokenizer_path).content_hash)
+    corpus.require_tokenizer(load_tokenizer(tokenizer_path))
     with pytest.raises(ConfigError, match=other.content_hash[:12]):
-        corpus.require_tokenizer(other.content_hash)
-    write_shards(inputs, tmp_path / "out", tmp_path / "other.model")
-    TokenisedCorpus.open(tmp_path / "out").require_tokenizer(other.content_hash)
+        corpus.require_tokenizer(other)
+    write_shards(inputs, tmp_path / "out", tmp_path / "other.model", replace=True)
+    TokenisedCorpus.open(tmp_path / "out").require_tokenizer(other)
 
 
 def test_large_vocabulary_uses_32_bits(tmp_path):

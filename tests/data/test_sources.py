@@ -8,6 +8,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data import sources
 from llama2_jax.data.chat import TEMPLATES, Message
 from llama2_jax.data.sources import BadLines, DataError, dialogue_row, read_dialogues, read_documents
 
@@ -122,6 +123,22 @@ def test_empty_corpus_and_missing_files(tmp_path):
         list(read_documents(empty, on_bad_line="ignore"))
 
 
+def test_grouped_array_records_are_read_in_order(tmp_path, monkeypatch):
+    texts = list(numbered(50))
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:16")
+    for text in texts:
+        writer.write(text.encode())
+    writer.close()
+    monkeypatch.setattr(sources, "RECORDS_PER_READ", 7)
+    assert list(read_documents(tmp_path / "a.array_record")) == texts
+    bad = ArrayRecordWriter(str(tmp_path / "b.array_record"), "group_size:16")
+    for content in (*(b"x",) * 9, b"\xff"):
+        bad.write(content)
+    bad.close()
+    with pytest.raises(DataError, match="record 9: not UTF-8"):
+        list(read_documents(tmp_path / "b.array_record"))
+
+
 def test_json_files_are_one_list_or_lines(tmp_path):
     rows = [{"text": "one"}, {"text": "two"}]
     (tmp_path / "list.json").write_bytes(codecs.BOM_UTF8 + f"\n {json.dumps(rows, indent=2)}".encode())
@@ -177,6 +194,16 @@ def test_damaged_gzip(tmp_path):
     path.write_bytes(gzip.compress(lines))
     damage(path, at=0.001)  # zlib.error
     assert_damaged(path, "")
+
+
+def test_a_zst_file_with_a_window_too_large_is_not_called_damaged(tmp_path):
+    def frames():
+        raise OSError("ZSTD decompress failed: Frame requires too much memory for decoding")
+        yield
+
+    with pytest.raises(DataError, match="its window is larger than 128 MB: compress it again") as caught:
+        list(sources._intact(tmp_path / "a.jsonl.zst", frames()))
+    assert "damaged" not in str(caught.value)
 
 
 def test_damaged_array_record(tmp_path):

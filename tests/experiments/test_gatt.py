@@ -12,11 +12,11 @@ from configs import evaluate_gatt as evaluation_configs
 from configs import gatt as gatt_configs
 from experiments import evaluate_gatt, gatt, gatt_inputs
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message, SpecialTagError, encode_prompt
+from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.evals.intervals import wilson
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.pretrained import LoadedModel, for_decoding
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf import conversations
 from llama2_jax.rlhf.answers import Answer
 from llama2_jax.rlhf.conversations import answer_again, converse
@@ -312,10 +312,15 @@ def test_bad_configs_are_refused(tmp_path: Path, changes: dict[str, Any], reason
     assert not (tmp_path / "run" / "dialogues.jsonl").exists()
 
 
-def test_special_tags_in_a_prompt_are_refused(tmp_path: Path) -> None:
-    path = runs.write_lines(tmp_path / "tags.jsonl", [prompt_row(0, "<<SYS>> Hi.")])
-    with pytest.raises(SpecialTagError, match="special tags are not allowed"):
-        gatt.run(gatt_config(tmp_path, data__prompts=str(path)), tmp_path / "run")
+def test_messages_with_special_tags_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [prompt_row(0, "<<SYS>> Hi."), prompt_row(1, "Good day.")]
+    path = str(runs.write_lines(tmp_path / "tags.jsonl", rows))
+    base = load(runs.fine_tuned_workdir())
+    assert gatt_inputs.user_texts(path, {}, base, max_tokens=0) == ["Good day."]
+    assert "1 message(s) with special tags are left out, first '<<SYS>> Hi.'" in caplog.text
+    path = str(runs.write_lines(tmp_path / "tags.jsonl", rows[:1]))
+    with pytest.raises(ConfigError, match="none of 0 usable user messages"):
+        gatt_inputs.user_texts(path, {}, base, max_tokens=0)
 
 
 def test_evaluation_needs_models_and_later_turns(tmp_path: Path) -> None:

@@ -260,7 +260,12 @@ def test_the_config_file_of_the_docs_mixes_sources(tmp_path: Path) -> None:
     names = ("web", "code", "encyclopaedia")
     paths = [f"--config.data.sources.{name}.path={text}" for name in names]
     settings = ("data.tokenizer=", f"data.heldout={text}", "train.num_steps=8", "model.vocab_size=300")
-    result = runs.run_program("experiments.pretrain", *given, *paths, *(f"--config.{s}" for s in settings))
+    settings_given = [f"--config.{setting}" for setting in settings]
+    result = runs.run_program("experiments.pretrain", *given, *paths, *settings_given)
+    assert "plain.jsonl of config.data.sources.code is in config.data.heldout too" in result.stderr
+    other = runs.write_lines(tmp_path / "heldout.jsonl", [{"text": "Held out."}])
+    settings_given.append(f"--config.data.heldout={other}")
+    result = runs.run_program("experiments.pretrain", *given, *paths, *settings_given)
     assert result.returncode == 0, result.stderr
     tokens = read_meta(tmp_path / "run")[1]["source_tokens"]
     assert tokens["web"] > tokens["code"] > tokens["encyclopaedia"]
@@ -281,7 +286,7 @@ def test_mistakes_are_found_before_anything_is_made(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         pretrain.run(runs.pretrain_config(**changes), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.json"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", ".lock"}
 
 
 def test_loss_chunk_must_divide_the_row(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 import os
+import re
 import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import sft
-from experiments.sft import packed_dialogues
+from experiments.sft import pack, read
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_dialogue
 from llama2_jax.data.loader import single_pass
+from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.sources import DataError
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import LoadedModel, load
@@ -23,6 +26,10 @@ from tests.experiments import runs
 from tests.train.tiny_run import assert_bitwise_equal, without_rates
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+def packed(paths: str, config: ConfigDict, base: LoadedModel) -> PackedDialogues:
+    return pack(read(paths, config, base), config, base)
 
 
 def test_tiny_variant_leaves_every_artefact_and_learns() -> None:
@@ -43,10 +50,27 @@ def test_tiny_variant_leaves_every_artefact_and_learns() -> None:
     assert all("What is a token?" in answers for answers in read_samples(workdir).values())
 
 
+def test_report_says_how_often_dialogues_are_seen() -> None:
+    report = (runs.fine_tuned_workdir() / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"every dialogue: seen \d+\.\d\d times", report)
+    assert "bad records left out: 0" in report
+
+
+def test_more_epochs_than_asked_for_and_known_dialogues_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = runs.write_lines(tmp_path / "few.jsonl", [GOOD])
+    changes = {"data__dialogues": str(path), "data__heldout": str(path), "data__epochs": 2.0}
+    config = runs.sft_config(runs.pretrained_workdir(), train__num_steps=0, data__batch_size=8, **changes)
+    sft.run(config, tmp_path / "run")
+    assert "every dialogue is seen 8.0 times, not config.data.epochs = 2" in caplog.text
+    assert "is in config.data.dialogues too" in caplog.text
+
+
 def test_fine_tuning_starts_from_the_given_parameters() -> None:
     first = next(line for line in read_metrics(runs.fine_tuned_workdir()) if "eval/heldout/loss" in line)
     base = load(runs.pretrained_workdir())
-    rows = packed_dialogues(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
+    rows = packed(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
     sums = [loss_sums(base.model, base.params, batch) for batch in single_pass(rows, batch_size=4)]
     expected = sum(float(s.loss_sum) for s in sums) / sum(float(s.weight) for s in sums)
     assert first["eval/heldout/loss"] == pytest.approx(expected, abs=1e-5)
@@ -94,7 +118,7 @@ def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_anew(tmp_path: 
 
 def first_batch() -> TokenBatch:
     base = load(runs.pretrained_workdir())
-    rows = packed_dialogues(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
+    rows = packed(str(runs.DIALOGUES), runs.sft_config(runs.pretrained_workdir()), base)
     return next(single_pass(rows, batch_size=4))
 
 
@@ -153,7 +177,7 @@ def test_bad_dialogue_names_file_line_and_reason(tmp_path: Path, bad: object, re
 def test_bad_dialogues_are_counted_when_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = runs.write_lines(tmp_path / "dialogues.jsonl", [GOOD, "{", GOOD, {"messages": []}])
     config = runs.sft_config(runs.pretrained_workdir(), data__on_bad_line="skip")
-    rows = packed_dialogues(str(path), config, load(runs.pretrained_workdir()))
+    rows = packed(str(path), config, load(runs.pretrained_workdir()))
     assert rows.report.dialogues == 2
     assert "2 bad record(s) skipped" in caplog.text
     assert f"{path}, line 4" in caplog.text
@@ -167,9 +191,9 @@ def test_rows_say_what_is_learned_of_them(tmp_path: Path) -> None:
         runs.write_lines(tmp_path / "b.jsonl", [long]),
     ]
     config = runs.sft_config(runs.pretrained_workdir())
-    last, every = (packed_dialogues(str(path), config, base).report for path in files)
+    last, every = (packed(str(path), config, base).report for path in files)
     assert every.learned_tokens == 2 * last.learned_tokens
-    both = packed_dialogues(f"{files[0]}, {tmp_path}/b*.jsonl", config, base).report
+    both = packed(f"{files[0]}, {tmp_path}/b*.jsonl", config, base).report
     assert both.dialogues == 2
     assert both.learned_tokens == 3 * last.learned_tokens
 
