@@ -19,7 +19,7 @@ from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, rea
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from llama2_jax.files import writes
 from llama2_jax.launch import has_checkpoints
-from llama2_jax.sharding.processes import wait_for_all
+from llama2_jax.sharding.processes import require_agreement, wait_for_all
 
 
 def check_data(data: Any) -> None:
@@ -103,7 +103,7 @@ def open_corpora(
         name: _open(source.path, workdir / "corpus" / name, workdir, tokenizer, data.on_bad_line)
         for name, source in data.sources.items()
     }
-    if not data.heldout:
+    if not data.heldout:  # whether all see the same sources is asked before training
         return sources, None
     heldout = _open(data.heldout, workdir / "corpus" / "heldout", workdir, tokenizer, data.on_bad_line)
     held_out = {entry["sha256"] for entry in heldout.manifest["inputs"]}
@@ -114,6 +114,7 @@ def open_corpora(
             f"{', '.join(both)} of config.data.sources.{name} is in config.data.heldout too, whose loss "
             "would be that of text that was trained on; hold out other files, or take them from the source",
         )
+    require_agreement("held-out text", heldout.manifest["recipe"])
     return sources, heldout
 
 

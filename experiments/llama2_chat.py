@@ -25,7 +25,7 @@ from experiments import (
     sft,
 )
 from experiments.recipe_report import write_report
-from experiments.stages import run_stage, stage_config
+from experiments.stages import check_done_stage, run_stage, stage_config
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
@@ -109,6 +109,7 @@ class Recipe:
         self.heldout: list[str] = []
         self.archives: list[str] = []
         self.extra_dialogues: list[str] = []  # Ghost Attention and context distillation
+        self.before = ""  # folder of the stage before
 
     def run(self) -> dict[str, str]:
         """All stages; returns the versions of the chat model, oldest first, as name -> checkpoint."""
@@ -194,13 +195,14 @@ class Recipe:
 
     def evaluate(self, versions: dict[str, str]) -> None:
         """All versions side by side, and instructions over turns before and after Ghost Attention."""
-        last = f"v{self.config.rounds}"
+        last, before = f"v{self.config.rounds}", self.before
         self.stage(
             evaluate_chat.run, "evaluate_chat", "evaluation",
             versions=tuple(f"{name}={path}" for name, path in versions.items()),
             reference=self.config.reference,
             **{f"{track}_rm": str(self.workdir / last / f"{track}_rm") for track in TRACKS},
         )  # fmt: skip
+        self.before = before  # nothing is made from an evaluation
         after = self.config.gatt_after_round
         if 0 < after < self.config.rounds:
             models = {
@@ -211,7 +213,11 @@ class Recipe:
 
     def stage(self, programme: Callable[[Any, Path], None], section: str, folder: str, **changes: Any) -> str:
         """Run one programme in its folder unless it is done; returns the folder."""
-        return run_stage(self.workdir, folder, programme, stage_config(self.config, section, **changes))
+        config = stage_config(self.config, section, **changes)
+        if is_done(self.workdir / folder):
+            check_done_stage(self.workdir, folder, config, passed=changes, before=self.before)
+        self.before = folder
+        return run_stage(self.workdir, folder, programme, config)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from experiments.ppo_checkpoints import (
     save_best,
 )
 from experiments.ppo_report import write_ppo_report
-from llama2_jax.config import build, require, require_choice
+from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.prompts import read_prompts
@@ -57,7 +57,7 @@ from llama2_jax.rlhf.reward_model import KINDS, RewardModel
 from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.rlhf.rollouts import check_context, check_prompt_lengths, draw_prompts, draw_seeds
 from llama2_jax.sharding.placement import check_batch_size
-from llama2_jax.sharding.processes import on_host, wait_for_all
+from llama2_jax.sharding.processes import on_host, require_agreement, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, PPOState, Rollout
 from llama2_jax.train.checkpoint import Checkpointer, read_params
@@ -220,6 +220,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
       DoctorError, NonFiniteError: something is wrong; the last checkpoint is as it was.
     """
     config, last = run.config.train, run.config.train.num_iterations
+    require_agreement("data of ppo", [to_plain(run.meta), last])
     checkpointer = Checkpointer(run.workdir, keep_last=config.keep_last)
     best = Checkpointer(run.workdir / "best", keep_last=kept_best(run.config))
     restored = restore(run, checkpointer)

@@ -62,6 +62,7 @@ def run(config: Any, workdir: Path) -> None:
             f"source {name}: seen {count:.2f} times{_skipped(text, name)}" for name, count in epochs.items()
         ],
         reference=entropy,
+        num_devices=partitioner.mesh.size,
         peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)

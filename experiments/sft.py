@@ -32,6 +32,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
 from llama2_jax.sharding.placement import process_slice
+from llama2_jax.sharding.processes import require_agreement
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
@@ -60,6 +61,7 @@ def run(config: Any, workdir: Path) -> None:
             rows.report.dropped_pieces,
         )  # fmt: skip
     keep_tokenizer(base.require_tokenizer(), workdir)
+    require_agreement("held-out dialogues", _hashes(config.data.heldout))
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [base.params]
     base = base._replace(params=None)
@@ -81,6 +83,7 @@ def run(config: Any, workdir: Path) -> None:
             f"{name.replace('_', ' ')}: {value:,.6g}"
             for name, value in dataclasses.asdict(rows.report).items()
         ],
+        num_devices=partitioner.mesh.size,
         peak=peak_flops(train_config.peak_flops),
     )
     mark_done(workdir)
@@ -95,7 +98,7 @@ def _warn_of_data(config: Any, epochs: float) -> None:
             epochs, config.data.epochs, config.data.batch_size,
         )  # fmt: skip
     trained = set(_hashes(config.data.dialogues))
-    if config.data.heldout and trained & set(_hashes(config.data.heldout)):
+    if trained & set(_hashes(config.data.heldout)):
         logging.warning(
             "a file of config.data.heldout = %s is in config.data.dialogues too: its loss is that of what is "
             "trained on",
@@ -104,7 +107,7 @@ def _warn_of_data(config: Any, epochs: float) -> None:
 
 
 def _hashes(paths: str) -> list[str]:
-    return [file_sha256(path) for path in expand_paths(split_paths(paths))]
+    return [file_sha256(path) for path in expand_paths(split_paths(paths))] if paths else []
 
 
 def _check_config(config: Any) -> None:

@@ -2,14 +2,16 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from llama2_jax.data.jsonl import append_rows
-from llama2_jax.launch import is_done
+from llama2_jax.config import ConfigError, require, to_plain
+from llama2_jax.data.jsonl import append_rows, read_appended
+from llama2_jax.launch import config_changes, is_done
 from llama2_jax.sharding.processes import wait_for_all
 from llama2_jax.train.stopping import EXIT_PREEMPTED
 
@@ -31,6 +33,41 @@ def run_stage(workdir: Path, folder: str, programme: Callable[[Any, Path], None]
         append_rows(workdir / "stages.jsonl", [line])
         wait_for_all(f"{path} is noted")
     return str(path)
+
+
+def check_done_stage(
+    workdir: Path, folder: str, config: ConfigDict, *, passed: Collection[str], before: str
+) -> None:
+    """Refuse a stage that is done, but not with this config, or not from what the stage before it is now.
+
+    Args:
+      passed: dotted fields that the programme above filled in: the paths between stages, which may move.
+      before: folder of the stage before it; empty for the first.
+
+    Raises:
+      ConfigError: which fields changed, unless ``train.accept_changed_config``; or which folders to delete.
+    """
+    lines = [
+        line
+        for line in config_changes(workdir / folder, to_plain(config))
+        if line.split(":", 1)[0] not in passed
+    ]
+    require(
+        not lines or config.train.accept_changed_config,
+        f"{workdir / folder} is done, with another config:\n  " + "\n  ".join(lines) + "\nundo the "
+        "change, delete it and the stages after it, or keep it by --config.train.accept_changed_config=True",
+    )
+    for line in lines:
+        logging.warning("not applied, as %s is done: %s", workdir / folder, line)
+    ended = [row["stage"] for row in read_appended(workdir / "stages.jsonl")]
+    last = {stage: number for number, stage in enumerate(ended)}
+    if before in last and folder in last and last[folder] < last[before]:
+        order = list(dict.fromkeys(ended))
+        stale = [stage for stage in order[order.index(folder) :] if is_done(workdir / stage)]
+        raise ConfigError(
+            f"{workdir / before} was made again after {folder}, which is of what it was before; delete "
+            f"{', '.join(stale)} in {workdir}, and they are made again too"
+        )
 
 
 def stage_config(config: Any, section: str, **changes: Any) -> ConfigDict:

@@ -23,12 +23,17 @@ def write_stage_report(
     paper: str,
     notes: Sequence[str] = (),
     reference: dict[str, float] | None = None,
+    num_devices: int,
     peak: tuple[float, str],
 ) -> None:
-    """Write ``report.md``, ``results.json`` and ``loss.png`` into a finished stage's workdir."""
+    """Write ``report.md``, ``results.json`` and ``loss.png`` into a finished stage's workdir.
+
+    Args:
+      num_devices: of the mesh.
+    """
     metrics = read_metrics(workdir)
     plot_loss(workdir / "loss.png", metrics, title=title, reference=reference or {})
-    results = _results(metrics)
+    results = _results(metrics, num_devices)
     write_json(workdir / "results.json", results)
     rows = _numbers(metrics, results, peak)
     rows += [(name, f"{value:.3f} nats per token") for name, value in (reference or {}).items()]
@@ -38,16 +43,17 @@ def write_stage_report(
     write_report_file(workdir, lines)
 
 
-def _results(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _results(metrics: Sequence[dict[str, Any]], num_devices: int) -> dict[str, Any]:
     """What the run took, for programmes that read it: tokens, and the hours and carbon of its updates."""
     updates = [line for line in metrics if "train/loss" in line]
     found = {"updates": updates[-1]["step"], "tokens_seen": updates[-1]["train/tokens_seen"]}
     rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]
     if not rates:
         return found
-    kind, count = jax.devices()[0].device_kind, jax.device_count()
-    hours = found["tokens_seen"] / median(rates) * count / 3600
-    found |= {"tokens_per_sec": median(rates), "device": kind, "num_devices": count, "device_hours": hours}
+    kind = jax.devices()[0].device_kind
+    hours = found["tokens_seen"] / median(rates) * num_devices / 3600
+    found |= {"tokens_per_sec": median(rates), "device": kind}
+    found |= {"num_devices": num_devices, "device_hours": hours}
     return found | ({"tonnes_co2eq": carbon_tonnes(hours, WATTS[kind])} if kind in WATTS else {})
 
 

@@ -71,13 +71,19 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     require(value in known, f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
 
 
-def refuse_buckets(arguments: Iterable[str]) -> None:
+def check_arguments(arguments: Iterable[str]) -> None:
     """Check a command line before anything is written: ``gs://bucket/run`` would become the folder ``gs:``.
 
     Raises:
-      ConfigError: an argument, or the value of a flag, is an address of an object store.
+      ConfigError: an argument, or the value of a flag, is an address of an object store, or begins with the
+        ``~`` that a shell leaves alone within a word.
     """
     for argument in arguments:
+        require(
+            re.search(r"(^|[=,'\"])~/\S*$", argument) is None,
+            f"{argument}: a folder of that name is meant here, as the shell expands ~ at the beginning of a "
+            "word only; write $HOME",
+        )
         require(
             re.search(r"(^|[=,])(gs|gcs|s3|az|hdfs|abfss?)://\S*$", argument, re.IGNORECASE) is None,
             f"{argument}: only paths of a file system are read and written; mount the bucket (gcsfuse, "

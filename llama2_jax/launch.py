@@ -1,5 +1,6 @@
 """From the command line to ``run(config, workdir)``: flags, logging, clear errors."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, UserError, changes, refuse_buckets, require, to_plain, write_json
+from llama2_jax.config import ConfigError, UserError, changes, check_arguments, require, to_plain, write_json
 from llama2_jax.files import hold, leave_writing_to_another, release, written_whole
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
+from llama2_jax.train.checkpoint import CheckpointError, read_meta
 
 USER_ERRORS = (UserError, OSError)
 EXIT_USER_ERROR = 2
@@ -69,7 +71,7 @@ def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            refuse_buckets(sys.argv[1:])
+            check_arguments(sys.argv[1:])
             if several_processes:
                 connect(**_process_flags())
             main()
@@ -159,8 +161,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
         results = done or has_results(workdir)
     # before the first result there is nothing that a correction could contradict
     if results and path.exists():
-        lines = changes(json.loads(path.read_text(encoding="utf-8")), new)
-        lines = [line for line in lines if not _is_free(line)]
+        lines = config_changes(workdir, new)
         if lines and not new["train"]["accept_changed_config"]:
             raise ConfigError(
                 f"{workdir} was started with another config:\n  " + "\n  ".join(lines) + "\n"
@@ -183,9 +184,21 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     return False
 
 
+def config_changes(workdir: Path, config: Any) -> list[str]:
+    """What of a config, plain, is not free to change and not what the results in ``workdir`` were made with.
+
+    Where there are checkpoints the newest says what that was: ``config.json`` may be of a later start that
+    was refused in the end.
+    """
+    old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(CheckpointError):  # none here, or damaged: the run will say so
+        old = read_meta(workdir)[1].get("config", old)
+    return [line for line in changes(old, config) if not _is_free(line)]
+
+
 def _is_free(line: str) -> bool:
-    """Whether a line of ``changes`` is about a field of ``FREE_TO_CHANGE``, of any stage."""
-    return any(f".{key}" in f".{line.split(':', 1)[0]}" for key in FREE_TO_CHANGE)
+    """Whether a line of ``changes`` is about a field of ``FREE_TO_CHANGE``, of the run or a stage of it."""
+    return any(re.match(rf"(\w+\.)?{re.escape(key)}", line) for key in FREE_TO_CHANGE)
 
 
 def has_checkpoints(workdir: Path) -> bool:

@@ -9,9 +9,9 @@ from llama2_jax.config import (
     ConfigError,
     build,
     changes,
+    check_arguments,
     named_paths,
     parse_arg,
-    refuse_buckets,
     require,
     require_choice,
     to_plain,
@@ -105,10 +105,19 @@ def test_named_paths_are_in_order():
 )
 def test_an_address_of_an_object_store_is_refused(argument):
     with pytest.raises(ConfigError, match=r"only paths of a file system .* mount the bucket"):
-        refuse_buckets(["--workdir=runs/a", argument])
+        check_arguments(["--workdir=runs/a", argument])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--workdir=~/run", "~/a", "--set=name=~/a", "--input=a,~/b", "--config.versions=('x','~/b')"]
+)
+def test_a_tilde_that_no_shell_expanded_is_refused(argument):
+    with pytest.raises(ConfigError, match=r"write \$HOME"):
+        check_arguments(["--workdir=runs/a", argument])
 
 
 def test_texts_and_paths_are_no_addresses():
-    refuse_buckets(
+    check_arguments(["--system=~", "--prompt=~/x is home", "--workdir=runs/a~/b", "--x=a~"])
+    check_arguments(
         ["--prompt=s3://x is an address", "--system=See https://a.b/c", "--workdir=/gs/bucket", "a=b"]
     )

@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.evaluate_chat import get_config as evaluation_config
 from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
 from experiments.stages import stage_config
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.files import hold, release
 from llama2_jax.launch import has_checkpoints, is_done, mark_done, open_workdir
+from llama2_jax.train.checkpoint import write_params
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -124,6 +126,26 @@ def test_what_does_not_change_learning_may_change(tmp_path: Path, key: str, valu
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     config = get_config("tiny")
     config.update_from_flattened_dict({key: value})
+    assert open_workdir(config, tmp_path) is False
+
+
+def test_only_the_mesh_is_free_not_a_source_of_that_name(tmp_path: Path) -> None:
+    config = get_config("tiny").unlock()
+    config.data.sources.mesh = config.data.sources.main.copy_and_resolve_references()
+    open_workdir(config, tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    config.data.sources.mesh.weight = 9.0
+    with pytest.raises(ConfigError, match=r"data\.sources\.mesh\.weight"):
+        open_workdir(config, tmp_path)
+
+
+def test_a_refused_change_does_not_lock_the_run_out(tmp_path: Path) -> None:
+    config, other = get_config("tiny"), get_config("tiny")
+    other.model.num_layers = 3
+    other.train.accept_changed_config = True
+    open_workdir(config, tmp_path)
+    write_params(tmp_path, {"w": np.zeros(2, np.float32)}, {"config": to_plain(config)})
+    open_workdir(other, tmp_path)  # and then found not to fit the checkpoint
     assert open_workdir(config, tmp_path) is False
 
 

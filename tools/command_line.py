@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from llama2_jax.config import UserError, refuse_buckets
+from llama2_jax.config import UserError, check_arguments
 
 # not llama2_jax.launch, which does the same: it imports jax, and the tools do without
 USER_ERRORS = (UserError, OSError)
@@ -13,7 +13,7 @@ EXIT_USER_ERROR = 2
 def run(main: Callable[[], None]) -> None:
     """Call ``main``, for ``if __name__ == "__main__"``; a test that calls it itself sees what it raises."""
     try:
-        refuse_buckets(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         main()
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,8 @@ something depends on whether it is there, they wait for each other.
 
 import contextlib
 import functools
+import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,16 @@ def wait_for_all(place: str) -> None:
             f"the processes of this run do not agree; process {jax.process_index()} is at: {place}. All need "
             "the same command, and see the same files under the same paths"
         ) from error
+
+
+def require_agreement(what: str, value: Any) -> None:
+    """Check that all processes have the same ``value``, of plain Python: what each read from its files, say.
+
+    Raises:
+      ConfigError: another has a different one.
+    """
+    if jax.process_count() > 1:
+        wait_for_all(f"{what} {zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}")
 
 
 @contextlib.contextmanager

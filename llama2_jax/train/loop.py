@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from absl import logging
 
+from llama2_jax.config import require, to_plain
 from llama2_jax.files import writes
 from llama2_jax.kernels.ranges import check_segment_ids
 from llama2_jax.sharding.placement import check_batch_size, place_batch, place_leaf
-from llama2_jax.sharding.processes import wait_for_all
+from llama2_jax.sharding.processes import require_agreement, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, TokenBatch, TrainState
-from llama2_jax.train.checkpoint import Checkpointer, require_same_origin
+from llama2_jax.train.checkpoint import Checkpointer, Restored, require_same_origin
 from llama2_jax.train.optimizer import make_optimizer, with_num_steps
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.run import TrainConfig, TrainRun
@@ -37,6 +38,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
       NonFiniteError: a metric is NaN or infinite.
     """
     check_batch_size(run.partitioner, run.batch_size, accumulation_steps=config.accumulation_steps)
+    require_agreement(f"data of {run.name}", [to_plain(run.meta), config.num_steps, run.batch_size])
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
     state, meta = _restore_or_init(run, config, checkpointer)
     start = int(state.step)
@@ -64,7 +66,8 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             stopping = stop.after_step()  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
-                    meta = {**run.meta, **recorder.totals(), "config": run.config}
+                    meta = {**run.meta, **recorder.totals()}
+                    meta |= {"batch_size": run.batch_size, "config": run.config}
                     checkpointer.save(step, state.params, state.opt_state, meta)
             if stopping and step < config.num_steps:
                 logging.warning(
@@ -87,6 +90,7 @@ def _restore_or_init(
             require_same_origin(
                 restored, run.meta, checkpointer.folder, accept_changed=config.accept_changed_config
             )
+            _check_position(run, config, restored)
             logging.info("continuing from step %d in %s", restored.step, checkpointer.folder)
             opt_state = with_num_steps(restored.rest, run.optimizer, num_steps=config.num_steps)
             step = place_leaf(np.array(restored.step, np.int32), run.partitioner.replicated)
@@ -94,6 +98,22 @@ def _restore_or_init(
     if run.initial_params is None:
         return init_state(run.model, optimizer, run.partitioner, seed=config.seed), {}
     return state_from_params(run.initial_params(), optimizer, run.partitioner), {}
+
+
+def _check_position(run: TrainRun, config: TrainConfig, restored: Restored) -> None:
+    """Refuse a run whose place in the data, ``step * batch_size``, would be another, or beyond its end."""
+    before = restored.meta.get("batch_size", run.batch_size)  # not in checkpoints of before
+    require(
+        before == run.batch_size,
+        f"the checkpoint of step {restored.step} was made with {before} rows per update, the config has "
+        f"{run.batch_size}: the data would go on elsewhere. Undo the change of config.data.batch_size, "
+        "or start in a new --workdir",
+    )
+    require(
+        restored.step <= config.num_steps,
+        f"the checkpoint is of step {restored.step}, the run is to end at step {config.num_steps}; raise the "
+        "number of steps, or start in a new --workdir",
+    )
 
 
 def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:

@@ -194,6 +194,27 @@ def test_a_stopped_recipe_continues_with_the_stage_that_is_missing(
     assert finished(copy) == [*STAGES, "evaluation"]
 
 
+def test_stages_that_changed_or_were_made_again_leave_nothing_stale(
+    config: ConfigDict, workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "recipe"
+    shutil.copytree(workdir, copy)
+    for path in (copy / "DONE", copy / "v2" / "gatt" / "DONE", copy / "evaluation" / "DONE"):
+        path.unlink()
+    changed = ConfigDict(config.to_dict()).unlock()
+    changed.pretrain.optimizer.learning_rate = 1.0
+    changed.train.accept_changed_config = False
+    (copy / "config.json").unlink()  # of the recipe itself: only the stages are asked
+    with pytest.raises(ConfigError, match=r"(?s)pretrain is done, with another.*learning_rate: .* -> 1\.0"):
+        llama2_chat.run(changed.lock(), copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        llama2_chat.run(config, copy)
+    stale = "v2/context_distillation, v2/rejection_sampling, v2/sft, v2/guard_rm, v2/ppo, gatt_evaluation"
+    assert "v2/gatt was made again after v2/context_distillation" in str(caught.value)
+    assert f"delete {stale} in {copy}" in str(caught.value)
+
+
 class Planned(llama2_chat.Recipe):
     """Stages that are not run; each leaves the config that it would have had."""
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def add_and_signal(self, number, metrics, **rest):
 
 def main():
     Recorder.add = add_and_signal
+    if work["folders"]:
+        sys.path.insert(0, os.getcwd())
+        os.chdir(work["folders"][jax.process_index()])
     for name, config, workdir in work["runs"]:
         importlib.import_module(f"experiments.{name}").run(ConfigDict(config), Path(workdir))
 
@@ -62,12 +66,20 @@ def stages(folder: Path) -> list[tuple[str, Any]]:
     ]
 
 
-def run(work: list[tuple[str, Any, Path]], *, processes: int, stop_at: int = 0) -> int:
-    """The exit code of the programmes, in processes that have four devices together."""
+def run(
+    work: list[tuple[str, Any, Path]], *, processes: int, stop_at: int = 0, folders: Sequence[Path] = ()
+) -> int:
+    """The exit code of the programmes, in processes that have four devices together.
+
+    Args:
+      folders: that each process works in, if not all in the same.
+    """
     plain = [(name, config.to_dict(), str(workdir)) for name, config, workdir in work]
     flags = f"--xla_force_host_platform_device_count={4 // processes} --xla_backend_optimization_level=0"
     launcher = [sys.executable, "-m", "tools.run_processes", f"--processes={processes}", "--"]
-    child = [sys.executable, "-c", CHILD, json.dumps({"runs": plain, "stop_at": stop_at})]
+    child = [sys.executable, "-c", CHILD, json.dumps(
+        {"runs": plain, "stop_at": stop_at, "folders": [str(folder) for folder in folders]}
+    )]  # fmt: skip
     return subprocess.run(
         [*(launcher if processes > 1 else []), *child],
         cwd=runs.REPOSITORY,
@@ -127,6 +139,22 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path: Path) -> No
     (names, found), (expected_names, expected) = map(numbers, (tmp_path, finished(1) / "pretrain"))
     assert names == expected_names
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["data__dialogues", "data__heldout"])
+def test_processes_that_see_other_files_stop(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], field: str
+) -> None:
+    folders = [tmp_path / "0", tmp_path / "1"]
+    lines = runs.DIALOGUES.read_text(encoding="utf-8").splitlines()
+    for folder, count in zip(folders, (len(lines), len(lines) // 2), strict=True):
+        folder.mkdir()
+        (folder / "d.jsonl").write_text("\n".join(lines[:count]), encoding="utf-8")
+    base = str(runs.pretrained_workdir())
+    config = runs.sft_config(Path(base), **MESH, train__num_steps=2, **{field: "d.jsonl"})
+    assert run([("sft", config, tmp_path / "run")], processes=2, folders=folders) == 2
+    assert "the processes of this run do not agree" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "DONE").exists()
 
 
 def test_a_mesh_without_a_process_is_refused_by_both(
