@@ -42,12 +42,7 @@ class JsonTokenizer:
         add_bos: bool = False,
     ) -> None:
         """``add_bos``: texts begin with BOS, whether the post-processor of ``text`` says so or not."""
-        library = _tokenizers()
-        try:
-            self._backend = library.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust library raises bare Exception
-            raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
-        self._backend.encode_special_tokens = True
+        self._backend = _open_backend(text)
         self._text = text
         self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
@@ -171,6 +166,20 @@ def byte_level_from_merges(
         added = [token for token, its_kind in zip(tokens, token_types, strict=True) if its_kind == kind]
         add([library.AddedToken(token, special=kind == 3, normalized=False) for token in added])
     return JsonTokenizer(backend.to_str(), bos_id=bos_id, eos_id=eos_id, add_bos=add_bos)
+
+
+def _open_backend(text: str) -> Any:
+    """The library's tokenizer: it encodes whole texts, and reads markers in them as text."""
+    library = _tokenizers()
+    try:
+        backend = library.Tokenizer.from_str(text)
+    except Exception as error:  # the Rust library raises bare Exception
+        raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
+    backend.encode_special_tokens = True
+    # how whoever saved the file cut and filled batches; ``transformers`` does not heed it either
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _tokenizers() -> Any:

@@ -78,3 +78,18 @@ def test_a_broken_tokenizer_config_is_named(chatml_tokenizer, tmp_path, config):
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: "):
         load_tokenizer(tmp_path)
+
+
+def test_texts_are_neither_cut_nor_padded_whatever_the_file_says(chatml_tokenizer):
+    """Both are left in a file by whoever saved it after encoding a batch."""
+    content = json.loads(chatml_tokenizer._text)
+    content["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    content["padding"] = {
+        "strategy": {"Fixed": 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<|endoftext|>",
+    }  # fmt: skip
+    saved = JsonTokenizer(json.dumps(content))
+    for text in STRINGS:
+        assert saved.encode(text) == chatml_tokenizer.encode(text)
