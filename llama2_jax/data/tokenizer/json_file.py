@@ -43,6 +43,8 @@ class JsonTokenizer:
     ) -> None:
         """``add_bos``: texts begin with BOS, whether the post-processor of ``text`` says so or not."""
         self._backend = _open_backend(text)
+        inner = _inner(json.loads(text))
+        self._inner = self._backend if inner is None else _open_backend(json.dumps(inner))
         self._text = text
         self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
@@ -76,9 +78,12 @@ class JsonTokenizer:
         before = self._backend.encode("", add_special_tokens=True).ids[:1]
         return self.bos_id >= 0 and (self._add_bos or before == [self.bos_id])
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, after_marker: bool = False
+    ) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
-        ids = self._backend.encode(require_str(text), add_special_tokens=False).ids
+        backend = self._inner if after_marker else self._backend
+        ids = backend.encode(require_str(text), add_special_tokens=False).ids
         return wrap(self, ids, bos=bos, eos=eos)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -180,6 +185,27 @@ def _open_backend(text: str) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _inner(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``tokenizer.json`` for text after a marker, None where that is encoded as all text is.
+
+    Only a ``Metaspace`` with the scheme "first" asks where in the whole a text stands: it puts a word
+    boundary before the very first, and none after a marker.
+    """
+    before = content.get("pre_tokenizer")
+    inner = _never_first(before)
+    return None if inner == before else content | {"pre_tokenizer": inner}
+
+
+def _never_first(before: Any) -> Any:
+    """The pre-tokenizer, or the sequence of them, for text that is not the first."""
+    if not isinstance(before, dict):
+        return before
+    if before.get("type") == "Sequence":
+        return before | {"pretokenizers": [_never_first(each) for each in before["pretokenizers"]]}
+    first = before.get("type") == "Metaspace" and before.get("prepend_scheme") == "first"
+    return before | {"prepend_scheme": "never"} if first else before
 
 
 def _tokenizers() -> Any:

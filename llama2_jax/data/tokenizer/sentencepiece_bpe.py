@@ -94,8 +94,11 @@ class SentencePieceTokenizer:
         with naming(path):
             return cls(Path(path).read_bytes(), add_bos=adds_bos(Path(path).parent) is not False)
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, after_marker: bool = False
+    ) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
+        del after_marker  # every call begins with a word boundary, as in the release
         return wrap(self, self._processor.encode(require_str(text)), bos=bos, eos=eos)
 
     def decode(self, ids: Sequence[int]) -> str:

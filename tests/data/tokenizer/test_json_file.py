@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from llama2_jax.data.chat import TEMPLATES, Message, encode_dialogue, encode_prompt
 from llama2_jax.data.tokenizer import JsonTokenizer, TokenizerError, byte_level_from_merges, load_tokenizer
 from tests.data.conftest import MERGES, STRINGS
 
@@ -93,3 +94,43 @@ def test_texts_are_neither_cut_nor_padded_whatever_the_file_says(chatml_tokenize
     saved = JsonTokenizer(json.dumps(content))
     for text in STRINGS:
         assert saved.encode(text) == chatml_tokenizer.encode(text)
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.fixture(params=[METASPACE, {"type": "Sequence", "pretokenizers": [DIGITS, METASPACE]}])
+def metaspace(request):
+    """The text of a tokenizer.json that puts a word boundary before the first text alone."""
+    library = pytest.importorskip("tokenizers")
+    markers = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    merges = [("u", "s"), ("▁", "us"), ("h", "i"), ("▁", "hi"), ("▁", "[")]
+    tokens = [*markers, "▁", "\n", *"abcdefghijklmnopqrstuvwxyzINST[]/12", *map("".join, merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=merges))
+    backend.add_special_tokens(markers)
+    return json.dumps(json.loads(backend.to_str()) | {"pre_tokenizer": request.param})
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama2"])
+def test_text_after_a_marker_is_not_the_first(metaspace, template):
+    """The library, which reads markers in a text, says what a model was trained on."""
+    library = pytest.importorskip("tokenizers").Tokenizer.from_str(metaspace)
+    tokenizer = JsonTokenizer(metaspace, bos_id=0, eos_id=1)
+    texts = {
+        "chatml": (
+            "<|im_start|>user\nhi us 12<|im_end|>\n<|im_start|>assistant\n", "hi<|im_end|>\n"
+        ),
+        "llama2": ("<s>[INST] hi us 12 [/INST]", " hi </s>"),
+    }  # fmt: skip
+    prompt, answer = texts[template]
+    dialogue = [Message("user", "hi us 12"), Message("assistant", "hi")]
+    theirs = library.encode(prompt, add_special_tokens=False).ids
+    assert encode_prompt(dialogue[:1], tokenizer, TEMPLATES[template]) == theirs
+    whole = encode_dialogue(dialogue, tokenizer, TEMPLATES[template])
+    assert whole.tokens == library.encode(prompt + answer, add_special_tokens=False).ids
+    assert whole.loss_mask[: len(theirs)] == [0] * len(theirs)
+    plain = library.encode("us", add_special_tokens=False).ids
+    assert tokenizer.encode("us", bos=True) == [0, *plain]
+    assert tokenizer.piece(plain[0]) == "▁us"
