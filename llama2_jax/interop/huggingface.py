@@ -73,8 +73,8 @@ def open_folder(folder: Path, *, template: str | None) -> OpenFolder:
     settings = read_json(path)
     config = read_model_config(settings, where=path)
     # before the weights, which take minutes to read
-    template = template or guess_template(read_template_text(folder))
     tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
+    template = template or guess_template(read_template_text(folder), tokenizer)
     return OpenFolder(settings, config, tokenizer, template, _open_weights(folder))
 
 

@@ -10,7 +10,7 @@ from llama2_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
-from llama2_jax.interop.templates import JINJA, guess_template
+from llama2_jax.interop.templates import JINJA
 from tests.interop.models import SHAPES, random_params
 from tools.fetch_assets import ASSETS
 
@@ -126,48 +126,6 @@ def test_ids_of_the_config_that_are_none_are_refused(tmp_path, value):
     folder = _without_ids(tmp_path / "m", bos_token_id=value)
     with pytest.raises(FormatError, match=r"config\.json: bos_token_id is .*; it must be the number of a"):
         load_huggingface(folder)
-
-
-def test_guessing_templates():
-    assert guess_template(None) == "llama2"
-    assert {name: guess_template(text) for name, text in JINJA.items()} == {name: name for name in JINJA}
-    mistral = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endfor %}"
-    for other in ("<|user|>", mistral):
-        with pytest.raises(FormatError, match="unknown chat template .*template=NAME"):
-            guess_template(other)
-
-
-# as found in the wild: the loop alone, in other spellings, with an optional system message or an error
-PLAIN_CHATML = [
-    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}",
-    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-    + JINJA["chatml"],
-    "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\\n' + messages[0]['content'] }}"
-    "{% endif %}{% for m in messages %}{{ raise_exception('Only text is supported') }}{% endfor %}",
-    "<|im_start|>system\n{{ system }}<|im_end|>",
-]
-DEFAULT_SYSTEMS = [
-    "{% if not system %}<|im_start|>system\nYou are Bob.<|im_end|>{% endif %}",
-    "{{ '<|im_start|>system\\nYou are Bob.<|im_end|>\\n' }}",
-    "{% set system = 'You are a helpful assistant.' %}{{ '<|im_start|>system\\n' + system }}",
-    "{{ bos_token }}{{ '<|im_start|>system\\n' + \"Hello, I am Bob\" }}",
-]
-
-
-@pytest.mark.parametrize("text", PLAIN_CHATML)
-def test_chatml_without_text_of_its_own_is_chatml(text):
-    assert guess_template(text) == "chatml"
-    assert guess_template("{{- bos_token -}}" + text) == "chatml_bos"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [*DEFAULT_SYSTEMS, "{% for m in messages %}{{ bos_token + '<|im_start|>' + m['role'] }}{% endfor %}"],
-)
-def test_chatml_with_a_system_prompt_or_bos_before_every_turn_is_refused(text):
-    with pytest.raises(FormatError, match="unknown chat template .*known: .*chatml_bos.*template=NAME"):
-        guess_template(text)
 
 
 def _with_added_marker(folder):
