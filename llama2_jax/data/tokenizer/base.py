@@ -57,7 +57,11 @@ class Tokenizer(Protocol):
         ...
 
     def special_id(self, piece: str) -> int:
-        """Id of the control piece ``piece``. Raises ``TokenizerError`` if there is none."""
+        """Id of a control piece, or of an added, user-defined one, which is found in text as well.
+
+        Whoever takes one of the latter for a marker has to keep it out of texts. Raises ``TokenizerError``
+        if there is none.
+        """
         ...
 
     def is_special(self, token_id: int) -> bool:

@@ -1,5 +1,6 @@
 """Llama 2's own tokenizer, SentencePiece BPE: the only module that imports sentencepiece."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,13 +118,19 @@ class SentencePieceTokenizer:
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
         token_id = self._processor.piece_to_id(piece)
-        if self._processor.id_to_piece(token_id) != piece or not self.is_special(token_id):
+        if self._processor.id_to_piece(token_id) != piece or token_id not in self._markers:
             raise TokenizerError(no_special(piece))
         return token_id
 
     def is_special(self, token_id: int) -> bool:
         """See ``Tokenizer.is_special``."""
         return self._processor.is_control(token_id)
+
+    @functools.cached_property
+    def _markers(self) -> frozenset[int]:
+        """Ids of the control and of the user-defined pieces."""
+        kinds = (proto.ModelProto.SentencePiece.CONTROL, proto.ModelProto.SentencePiece.USER_DEFINED)
+        return frozenset(i for i, piece in enumerate(self.pieces()) if piece.type in kinds)
 
     def pieces(self) -> list[Piece]:
         """The vocabulary in the order of its ids."""
