@@ -1,5 +1,6 @@
 """The tokenizer side of a Hugging Face folder: its files, ids and chat template text."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from llama2_jax.interop.fields import read_field, read_token_id
 from llama2_jax.interop.hf_fast_tokenizer import bos_first, fast_tokenizer
 from llama2_jax.interop.imported import FormatError, check_vocabulary
 from llama2_jax.interop.json_file import read_json
+
+log = logging.getLogger(__name__)
 
 _CONFIG = "tokenizer_config.json"
 _SETTINGS = {
@@ -83,6 +86,28 @@ def _is_named(entry: dict[str, Any]) -> bool:
     return isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
 
 
+def _write_fast(folder: Path, tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Write the ``tokenizer.json`` of a ``tokenizer.model``, if it has one; return what the config says."""
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.unk_id}
+    roles = {role: tokenizer.piece(token_id) for role, token_id in ids.items() if token_id >= 0}
+    if rules := tokenizer.own_rules():
+        log.warning(
+            "tokenizer.model has %s, which our tokenizer.json cannot say, so it is written alone; "
+            "transformers, which makes rules of its own from it, may give other ids",
+            ", ".join(rules),
+        )
+        return roles | {"tokenizer_class": "LlamaTokenizer"}
+    fast = fast_tokenizer(tokenizer)
+    if found := [token["content"] for token in fast["added_tokens"] if not token["special"]]:
+        log.warning(
+            "tokenizer.model has the user-defined piece(s) %s; where one stands in a text, transformers may "
+            "give a word boundary more or less",
+            ", ".join(found),
+        )
+    write_json(folder / "tokenizer.json", fast)
+    return roles
+
+
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | None) -> None:
     """Write the tokenizer so that both ``load_tokenizer`` and AutoTokenizer read it."""
     tokenizer.save(folder)
@@ -90,12 +115,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | 
     config = read_json(path) if path.is_file() else {}
     config |= _SETTINGS
     if isinstance(tokenizer, SentencePieceTokenizer):
-        fast = fast_tokenizer(tokenizer)
-        write_json(folder / "tokenizer.json", fast)
-        pieces = {token["id"]: token["content"] for token in fast["added_tokens"]}
-        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-        config |= {role: pieces[token_id] for role, token_id in ids.items() if token_id in pieces}
-        config["unk_token"] = fast["model"]["unk_token"]
+        config |= _write_fast(folder, tokenizer)
     elif tokenizer.begins_with_bos:
         _say_bos(folder / "tokenizer.json", config["bos_token"], tokenizer.bos_id)
     if template_text is not None:

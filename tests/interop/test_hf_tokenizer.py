@@ -60,6 +60,36 @@ def test_fast_form_of_a_released_tokenizer():
                 assert fast.encode(line, add_special_tokens=False).ids == ours.encode(line), line
 
 
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"model_type": "unigram", "vocab_size": 310}, "model_type unigram"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalization nmt_nfkc"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
+    ],
+)
+def test_a_sentencepiece_model_that_is_more_than_bpe_has_no_fast_form(tmp_path, caplog, settings, rule):
+    ours = sentencepiece_tokenizer(**settings)
+    folder = _save(tmp_path / "m", ours, "llama2")
+    assert f"tokenizer.model has {rule}, which our tokenizer.json cannot say" in caplog.text
+    assert not (folder / "tokenizer.json").exists()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert [config[f"{role}_token"] for role in ("bos", "eos", "unk")] == ["<s>", "</s>", "<unk>"]
+    assert config["tokenizer_class"] == "LlamaTokenizer"  # the other class needs a tokenizer.json
+    found = load_huggingface(folder)
+    assert (found.tokenizer.content_hash, found.template) == (ours.content_hash, "llama2")
+
+
+def test_user_defined_pieces_are_said_to_be_read_otherwise(tmp_path, caplog):
+    folder = _save(tmp_path / "m", sentencepiece_tokenizer(user_defined_symbols=["<|sep|>", "<|x|>"]))
+    assert (folder / "tokenizer.json").exists()
+    assert "has the user-defined piece(s) <|sep|>, <|x|>; where one stands in a text" in caplog.text
+    caplog.clear()
+    _save(tmp_path / "plain", sentencepiece_tokenizer())
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("template", [None, *JINJA])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_tokenizer_and_template_survive_the_round_trip(tmp_path, kind, template):

@@ -141,6 +141,18 @@ class SentencePieceTokenizer:
         """Whether every text begins with a word boundary (the "dummy prefix")."""
         return bool(self._proto().normalizer_spec.add_dummy_prefix)
 
+    def own_rules(self) -> list[str]:
+        """What it does but merge neighbours in a text that stays as it is; Llama 2's has no such rules."""
+        trainer, normalizer = self._proto().trainer_spec, self._proto().normalizer_spec
+        kind = proto.TrainerSpec.ModelType.Name(trainer.model_type).lower()
+        rules = {
+            f"model_type {kind}": kind != "bpe",
+            f"normalization {normalizer.name}": bool(normalizer.precompiled_charsmap),
+            "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+            "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        }
+        return [rule for rule, holds in rules.items() if holds]
+
     def with_control_pieces(self, pieces: Sequence[str]) -> "SentencePieceTokenizer":
         """The same vocabulary and ``pieces`` behind it, as control ids."""
         model = self._proto()
