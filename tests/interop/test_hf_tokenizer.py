@@ -61,6 +61,24 @@ def test_fast_form_of_a_released_tokenizer():
 
 
 @pytest.mark.parametrize(
+    ("kind", "template", "eos_id", "ends"),
+    [
+        ("byte_level", "chatml", 0, [2, 0]),  # the marker, and EOS, as we stop at both
+        ("byte_level", "chatml", 2, 2),
+        ("byte_level", "llama2", 0, 0),
+        ("byte_level", None, 0, 0),
+        ("sentencepiece", "chatml", 2, 2),  # which it has no markers for
+    ],
+)
+def test_others_stop_where_we_do(tmp_path, kind, template, eos_id, ends):
+    tokenizer = MAKERS[kind]()
+    tokenizer.eos_id = eos_id
+    folder = _save(tmp_path / "m", tokenizer, template)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == eos_id
+
+
+@pytest.mark.parametrize(
     ("settings", "rule"),
     [
         ({"model_type": "unigram", "vocab_size": 310}, "model_type unigram"),
