@@ -20,11 +20,17 @@ _SETTINGS = {
 }
 
 
-def _say_bos(path: Path, piece: str, token_id: int) -> None:
-    """Have a ``tokenizer.json`` whose post-processor does nothing put BOS first, for ``transformers``."""
+def _say_bos(path: Path, tokenizer: JsonTokenizer) -> None:
+    """Have the post-processor of a ``tokenizer.json`` put BOS first, for ``transformers``, unless it does."""
+    if JsonTokenizer(path.read_text(encoding="utf-8"), bos_id=tokenizer.bos_id).begins_with_bos:
+        return
     content = read_json(path)
-    if content.get("post_processor") is None:
-        write_json(path, content | {"post_processor": bos_first(piece, token_id)})
+    rule, present = (
+        bos_first(tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id),
+        content.get("post_processor"),
+    )
+    both = {"type": "Sequence", "processors": [present, rule]}
+    write_json(path, content | {"post_processor": both if present else rule})
 
 
 def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size: int) -> Tokenizer | None:
@@ -116,8 +122,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, template_text: str | 
     config |= _SETTINGS
     if isinstance(tokenizer, SentencePieceTokenizer):
         config |= _write_fast(folder, tokenizer)
-    elif tokenizer.begins_with_bos:
-        _say_bos(folder / "tokenizer.json", config["bos_token"], tokenizer.bos_id)
+    elif isinstance(tokenizer, JsonTokenizer) and tokenizer.begins_with_bos:
+        _say_bos(folder / "tokenizer.json", tokenizer)
     if template_text is not None:
         config["chat_template"] = template_text
     write_json(path, config)

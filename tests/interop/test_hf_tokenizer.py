@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
-from llama2_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
@@ -229,6 +229,22 @@ def test_auto_tokenizer_puts_bos_where_we_do(tmp_path, kind):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         assert theirs.encode("The rain") == ours.encode("The rain", bos=ours.begins_with_bos)
         assert load_tokenizer(folder).begins_with_bos == ours.begins_with_bos
+
+
+def test_bos_joins_a_post_processor_that_does_not_add_it(tmp_path):
+    """As GPT-2's, which only moves offsets."""
+    content = json.loads(byte_level_tokenizer()._text)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    text = json.dumps(content | {"post_processor": byte_level})
+    ours = JsonTokenizer(text, bos_id=1, eos_id=2).with_bos()
+    path = _save(tmp_path / "m", ours) / "tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert theirs.encode("The rain").ids == ours.encode("The rain", bos=True)
+    assert theirs.encode("The rain", add_special_tokens=False).ids == ours.encode("The rain")
+    again = load_tokenizer(path.parent)
+    assert again.begins_with_bos
+    _save(tmp_path / "again", again)
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == path.read_bytes()  # it is said once
 
 
 @pytest.mark.parametrize("flag", [True, False])
