@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import write_json
+from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_field, read_token_id
 from llama2_jax.interop.hf_fast_tokenizer import bos_first, fast_tokenizer
@@ -64,7 +65,8 @@ def read_template_text(folder: Path) -> str | None:
     """The Jinja chat template: its own file (transformers 5) or a field of the tokenizer config.
 
     Raises:
-      FormatError: the file is not UTF-8, or the field neither text nor a list of named texts.
+      FormatError: the file is not UTF-8, the field neither text nor a list of named texts, or none of them
+        is the default.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -78,8 +80,18 @@ def read_template_text(folder: Path) -> str | None:
     rule = "text, or a list of names and templates"
     template = read_field(read_json(path), "chat_template", "", fits=_is_template, rule=rule, where=path)
     if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        return _default_text(template, path)
     return template
+
+
+def _default_text(entries: list[dict[str, str]], where: Path) -> str | None:
+    texts = {entry["name"]: entry["template"] for entry in entries}
+    if texts and "default" not in texts:
+        raise FormatError(
+            f'{where}: chat_template has {", ".join(texts)} and no "default"; load with template=NAME to say '
+            f"which of {', '.join(TEMPLATES)} to use (on a command line --template=NAME)"
+        )
+    return texts.get("default")
 
 
 def _is_template(value: Any) -> bool:

@@ -144,6 +144,18 @@ def test_template_file_and_named_templates(tmp_path):
     assert load_huggingface(folder).template == "smollm2"
 
 
+def test_named_templates_without_a_default_are_refused(tmp_path):
+    folder = _save(tmp_path / "m", byte_level_tokenizer())
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tools", "template": JINJA["chatml"]}, {"name": "rag", "template": JINJA["chatml"]}]
+    path.write_text(json.dumps({"chat_template": named}))
+    with pytest.raises(FormatError, match=r'chat_template has tools, rag and no "default"; load with templ'):
+        load_huggingface(folder)
+    assert load_huggingface(folder, template="chatml").template == "chatml"
+    path.write_text(json.dumps({"chat_template": []}))
+    assert load_huggingface(folder).template == "llama2"
+
+
 @pytest.mark.parametrize("value", [5, {}, ["text"], [{"name": "default"}], [{"name": "a", "template": 5}]])
 def test_a_template_that_is_no_text_is_refused(tmp_path, value):
     folder = _save(tmp_path / "m", byte_level_tokenizer())
