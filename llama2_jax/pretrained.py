@@ -126,7 +126,7 @@ def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     """Write a workdir of ours with the parameters alone, as step 0."""
     folder = Path(folder)
     _require_stacked(loaded)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
     write_params(
         folder, loaded.params, checkpoint_meta(loaded.config, loaded.tokenizer, loaded.template.name)

@@ -58,6 +58,10 @@ def test_target_with_something_in_it_is_refused(tmp_path: Path, output_format: s
         (ConfigError, FormatError), match="is not empty; give a new folder, nothing was written"
     ):
         convert(runs.fine_tuned_workdir(), tmp_path, output_format=output_format)
+    with pytest.raises(
+        (ConfigError, FormatError), match=r"keep\.txt exists and is not empty; give a new folder"
+    ):
+        convert(runs.fine_tuned_workdir(), tmp_path / "keep.txt", output_format=output_format)
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
 
 
