@@ -16,6 +16,7 @@ RUNTIME = [
     "grain>=0.2.18",
     "array-record>=0.8.3",
     "safetensors>=0.6",
+    "jinja2>=3.1.6",  # earlier ones let templates out of the sandbox
     "tensorboardX>=2.6.4",
     "matplotlib>=3.9",
     "rich>=13",

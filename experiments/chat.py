@@ -7,6 +7,7 @@ forgets the conversation. When it outgrows the model's context the oldest exchan
 first, never the system prompt.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids, without_special_tags
-from llama2_jax.data.tokenizer import StreamDecoder
+from llama2_jax.data.tokenizer import StreamDecoder, TokenizerError
 from llama2_jax.generate.decode import SEED_LIMIT, PromptError, check_seeds, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
@@ -42,8 +43,8 @@ class ChatSession:
         """Pieces of the answer to ``text`` as they are made; what was made is remembered.
 
         Raises:
-          DialogueError, PromptError: the message has special tags, or alone is too long; it is
-            then not remembered.
+          DialogueError, PromptError, TokenizerError: the message has special tags, alone is too long, or
+            is no text that UTF-8 can express; it is then not remembered.
         """
         self.messages.append(Message("user", text))
         try:
@@ -89,6 +90,8 @@ class ChatSession:
 
 def main() -> None:
     """Read lines, print answers."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 costs its message alone
     loaded = for_decoding(checkpoint_flags.load_checkpoint())
     sampling = SamplingConfig(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     session = ChatSession(loaded, sampling, system=flags.FLAGS.system, seed=flags.FLAGS.seed)
@@ -117,7 +120,7 @@ def _print_answer(session: ChatSession, text: str) -> None:
                     pieces.close()  # type: ignore[attr-defined]
                     break
         print(" [stopped]" if stop.requested else "")
-    except (DialogueError, PromptError) as error:
+    except (DialogueError, PromptError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
 
 

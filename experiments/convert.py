@@ -2,8 +2,8 @@
 
 python -m experiments.convert --from=PATH --to=DIR --format=huggingface
 
-Weights keep the dtype of the source, bit for bit, unless --dtype is given. A reward model of ours becomes a
-folder of ``LlamaForSequenceClassification``.
+Weights keep the dtype of the source, bit for bit, unless --dtype is given. A reward model becomes a folder of
+``LlamaForSequenceClassification``.
 """
 
 from absl import flags
@@ -25,7 +25,7 @@ def main() -> None:
             given.format == "huggingface" and given.template is None,
             f"{source} is a reward model; it is written by --format=huggingface, with its own chat template",
         )
-        reward_model = load_reward_model(source)
+        reward_model = load_reward_model(source, dtype=None)
         save_reward_model(given.to, reward_model, dtype=given.dtype)
         print(f"reward model {reward_model.version} -> {given.to}")
         return

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from llama2_jax.config import ConfigError, build, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
@@ -126,7 +128,7 @@ def save_native(folder: str | Path, loaded: LoadedModel) -> None:
     """Write a workdir of ours with the parameters alone, as step 0."""
     folder = Path(folder)
     _require_stacked(loaded)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, nothing was written")
     write_params(
         folder, loaded.params, checkpoint_meta(loaded.config, loaded.tokenizer, loaded.template.name)
@@ -204,11 +206,40 @@ def native_tokenizer(path: Path, step: int, meta: dict[str, Any]) -> Tokenizer |
 
 
 def place_params(partitioner: Partitioner, params: Params, dtype: str | None) -> Params:
-    """Read, cast and place leaf by leaf: as a whole, a model would sit twice in the host's memory."""
+    """Read, cast and place leaf by leaf: as a whole, a model would sit twice in the host's memory.
 
-    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    Raises:
+      ConfigError: a value is beyond the range of ``dtype``.
+    """
+
+    def place(path: Any, leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(leaf, FileLeaf):
-            return place_parts(leaf.shape, sharding, lambda parts: leaf.read(parts, dtype or leaf.dtype))
-        return place_leaf(leaf, sharding, dtype)
+            placed = place_parts(leaf.shape, sharding, lambda parts: leaf.read(parts, dtype or leaf.dtype))
+        else:
+            placed = place_leaf(leaf, sharding, dtype)
+        require_same_range(path, leaf, placed)
+        return placed
 
-    return jax.tree.map(place, params, partitioner.tree(params))
+    return jax.tree_util.tree_map_with_path(place, params, partitioner.tree(params))
+
+
+def require_same_range(path: Any, source: Any, cast: jax.Array | np.ndarray) -> None:
+    """Refuse to make finite values infinite by a cast.
+
+    Args:
+      path: of the leaf in its tree, for the message.
+      source, cast: the leaf before and after; the former is only read where the latter is not finite.
+
+    Raises:
+      ConfigError: there are such values.
+    """
+    if jnp.finfo(cast.dtype).maxexp >= jnp.finfo(source.dtype).maxexp or jnp.isfinite(cast).all():
+        return
+    values = np.asarray(source)
+    lost = values[np.isfinite(values) & ~np.isfinite(np.asarray(cast))]
+    if lost.size:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ConfigError(
+            f"{name} has {lost.size} value(s) beyond the largest of {cast.dtype}, {lost[0]} among them, "
+            "which would become infinite; take bfloat16 or float32"
+        )

@@ -6,6 +6,7 @@ own, so nothing a user types can become a marker. Source: Llama 2's released ``g
 (CHAT-1..8); the loss mask follows section 3.1 (SFT-5), all assistant turns by default (D25).
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
@@ -263,7 +264,7 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> EncodedDialogue:
         if piece is not None and isinstance(piece.part, str):
             run.append(piece)
             continue
-        ids, mask = _encode_run(run, tokenizer)
+        ids, mask = _encode_run(run, tokenizer, after_marker=bool(tokens))
         run = []
         if piece is not None and isinstance(piece.part, Marker):
             ids, mask = [*ids, _marker_id(piece.part, tokenizer)], [*mask, int(piece.learned)]
@@ -272,18 +273,21 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> EncodedDialogue:
     return EncodedDialogue(tokens, loss_mask)
 
 
-def _encode_run(run: Sequence[_Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _encode_run(
+    run: Sequence[_Piece], tokenizer: Tokenizer, *, after_marker: bool
+) -> tuple[list[int], list[int]]:
     """Encode joined text whose learned part, if any, is its end.
 
     The boundary is where the encoding of the part before the answer stops being a prefix of the
     encoding of the whole: exact for pieces that end at words, and where one piece spans both
     sides it counts as answer, because the model has to produce it.
     """
-    ids = tokenizer.encode("".join(str(piece.part) for piece in run)) if run else []
+    encode = functools.partial(tokenizer.encode, after_marker=after_marker)
+    ids = encode("".join(str(piece.part) for piece in run)) if run else []
     if not any(piece.learned for piece in run):
         return ids, [0] * len(ids)
     before = "".join(str(piece.part) for piece in run if not piece.learned)
-    shared = shared_prefix(tokenizer.encode(before), ids) if before else 0
+    shared = shared_prefix(encode(before), ids) if before else 0
     return ids, [0] * shared + [1] * (len(ids) - shared)
 
 

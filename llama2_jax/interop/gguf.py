@@ -50,9 +50,10 @@ def load_gguf(path: Path | str, *, template: str | None = None) -> Imported:
     file = open_gguf(path)
     config = _model_config(file, path)
     # before the weights, which take minutes to read
-    template = template or guess_template(read_text(file.metadata, "tokenizer.chat_template", "", where=path))
     tokenizer = header_tokenizer(file.metadata, where=path)
     check_vocabulary(tokenizer, config.vocab_size, where=path)
+    text = read_text(file.metadata, "tokenizer.chat_template", "", where=path)
+    template = template or guess_template(text, tokenizer)
     params = file_params(config, file.tensors, style="gguf", where=path)
     name = file.metadata.get("general.name", path.stem)
     return Imported(config, params, tokenizer, template, f"GGUF file {path} ({name})")

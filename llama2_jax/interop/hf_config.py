@@ -1,7 +1,7 @@
 """``config.json`` of Hugging Face's Llama, read and written (HFW-4).
 
-Both spellings of the rotary base are read: ``rope_theta`` (transformers 4) and
-``rope_parameters`` (transformers 5); both are written.
+Every spelling of the rotary base is read: ``rope_theta`` (transformers 4), in ``rope_parameters``
+(transformers 5), or in ``rope_scaling``; the first two are written.
 """
 
 import functools
@@ -91,9 +91,12 @@ def _refuse_variants(settings: dict[str, Any], where: Path) -> None:
 
 def _rope_base(settings: dict[str, Any], where: Path) -> float:
     """The rotary base; refuses every rule that changes the frequencies."""
-    rope = read_object(settings, "rope_parameters", where=where)
-    for rule in (rope, read_object(settings, "rope_scaling", where=where)):
+    parameters, scaling = (
+        read_object(settings, key, where=where) for key in ("rope_parameters", "rope_scaling")
+    )
+    for rule in (parameters, scaling):
         require_plain(rule, _PLAIN_ROPE, where=where)
+    rope = scaling or parameters  # as ``transformers`` 5 reads them, where the one stands for the other
     return read_number(rope if "rope_theta" in rope else settings, "rope_theta", 10_000.0, where=where)
 
 

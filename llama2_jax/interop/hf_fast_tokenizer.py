@@ -2,7 +2,8 @@
 
 ``transformers`` 5 rebuilds a Llama tokenizer from ``tokenizer.model`` with rules of its own (no
 word boundary before text that begins with a space, none after control tokens); this file
-says what SentencePiece does instead, so that both give the same ids (TOK-5).
+says what SentencePiece does instead, so that both give the same ids (TOK-5). Only beside user-defined
+pieces do word boundaries differ.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePie
 
 
 def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """The ``tokenizer.json`` content equal to a SentencePiece BPE."""
+    """The ``tokenizer.json`` content equal to a SentencePiece BPE without rules of its own."""
     pieces, prefix, bos_id = tokenizer.pieces(), tokenizer.adds_space_prefix, tokenizer.bos_id
     return {
         "version": "1.0",

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama2_jax.config import require_choice, write_json
-from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.data.chat import get_template, stop_ids
+from llama2_jax.data.tokenizer import Tokenizer, TokenizerError
 from llama2_jax.interop.hf_config import CLASSIFIER, is_classifier, model_settings, read_model_config
 from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
@@ -73,8 +74,8 @@ def open_folder(folder: Path, *, template: str | None) -> OpenFolder:
     settings = read_json(path)
     config = read_model_config(settings, where=path)
     # before the weights, which take minutes to read
-    template = template or guess_template(read_template_text(folder))
     tokenizer = load_folder_tokenizer(folder, settings, vocab_size=config.vocab_size)
+    template = template or guess_template(read_template_text(folder), tokenizer)
     return OpenFolder(settings, config, tokenizer, template, _open_weights(folder))
 
 
@@ -150,11 +151,23 @@ def save_huggingface(
     tensors = file_tensors(config, params, style="huggingface")
     settings = folder_settings(config, tensors, tokenizer)
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}  # HFW-4
-    generation = {key: settings[key] for key in ("bos_token_id", "eos_token_id")} | sampling
+    ends = _answer_ends(tokenizer, template) or settings["eos_token_id"]
+    generation = {"bos_token_id": settings["bos_token_id"], "eos_token_id": ends} | sampling
     files = {"config.json": settings, "generation_config.json": generation}
     write_folder(
         folder, tensors, files, tokenizer=tokenizer, template=template, max_shard_bytes=max_shard_bytes
     )
+
+
+def _answer_ends(tokenizer: Tokenizer | None, template: str | None) -> list[int] | int | None:
+    """The ids that end an answer in this format, a number if it is one; None where they are unknown."""
+    if tokenizer is None or template is None:
+        return None
+    try:
+        ids = list(stop_ids(tokenizer, get_template(template)))
+    except TokenizerError:  # it lacks the markers, and cannot be used for chat
+        return None
+    return ids if len(ids) > 1 else ids[0]
 
 
 def write_folder(

@@ -1,7 +1,7 @@
 """Read ``torch.save`` files without torch and without executing what is pickled in them.
 
 A ``.pth`` file is a zip of one pickle (names, shapes, strides) and one uncompressed entry
-per storage. The pickle may ask for four kinds of names only; anything else is refused by
+per storage. The pickle may ask for five kinds of names only; anything else is refused by
 name, so a malicious checkpoint cannot run code.
 """
 
@@ -51,12 +51,14 @@ class _View(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, ordered dicts and storage types; refuses every other global."""
+    """Knows tensors, parameters, ordered dicts and storage types; refuses every other global."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The few names a state dict needs, as objects a pickle can do no harm with."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return functools.partial(_rebuild_tensor)  # a copy: pickles may set attributes
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return functools.partial(_rebuild_parameter)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _STORAGE_DTYPES:
@@ -76,6 +78,11 @@ class _Unpickler(pickle.Unpickler):
 
 def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
     return _View(storage, int(offset), tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(data: _View, *_: Any) -> _View:
+    """A parameter is its tensor; what else there is of it is for training."""
+    return data
 
 
 def open_torch(path: Path) -> dict[str, LazyTensor]:

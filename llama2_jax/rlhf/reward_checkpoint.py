@@ -5,6 +5,7 @@ with the parameters and checked (``check_same_text``).
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llama2_jax.config import ConfigError, build, require
 from llama2_jax.data.chat import Template, get_template
@@ -25,7 +27,14 @@ from llama2_jax.interop.huggingface_reward import (
 )
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel
-from llama2_jax.pretrained import REWARD_MODEL, LoadedModel, checkpoint_meta, native_tokenizer, place_params
+from llama2_jax.pretrained import (
+    REWARD_MODEL,
+    LoadedModel,
+    checkpoint_meta,
+    native_tokenizer,
+    place_params,
+    require_same_range,
+)
 from llama2_jax.rlhf.doctor import checksum
 from llama2_jax.rlhf.reward_model import ANY, KINDS, RewardModel
 from llama2_jax.sharding.rules import Partitioner, single_device
@@ -74,6 +83,7 @@ def check_template(path: str | Path, template: str | None) -> None:
 def load_reward_model(
     path: str | Path,
     *,
+    dtype: str | None = "float32",
     compute_dtype: str = "float32",
     attention_impl: str = "auto",
     partitioner: Partitioner | None = None,
@@ -82,6 +92,8 @@ def load_reward_model(
     """Open the newest checkpoint of a workdir of ``experiments/reward_model.py``, or a Hugging Face folder.
 
     Args:
+      dtype: of the parameters of a Hugging Face folder in memory; None keeps that of the file, bitwise. Those
+        of a workdir stay as they are.
       template: of a Hugging Face folder whose own is unknown or not wanted; a workdir has its own.
 
     Raises:
@@ -98,7 +110,7 @@ def load_reward_model(
     )
     computed = {"compute_dtype": compute_dtype, "remat_policy": "none", "attention_impl": attention_impl}
     if checkpoint_kind(path) == "huggingface":
-        return _load_huggingface(path, computed, partitioner, template)
+        return _load_huggingface(path, computed, partitioner, template, dtype)
     return _load_native(path, computed, partitioner)
 
 
@@ -115,7 +127,7 @@ def _load_native(path: Path, computed: dict[str, Any], partitioner: Partitioner)
 
 
 def _load_huggingface(
-    path: Path, computed: dict[str, Any], partitioner: Partitioner, template: str | None
+    path: Path, computed: dict[str, Any], partitioner: Partitioner, template: str | None, dtype: str | None
 ) -> RewardModel:
     found = load_huggingface_reward(path, template=template)
     if found.model.tokenizer is None:
@@ -123,7 +135,7 @@ def _load_huggingface(
             f"{path} has no tokenizer; put its tokenizer.model or tokenizer.json beside the weights"
         )
     config = dataclasses.replace(found.model.config, **computed)
-    params = place_params(partitioner, found.model.params, "float32")
+    params = place_params(partitioner, found.model.params, dtype)
     kind = found.label if found.label in KINDS else ANY
     return RewardModel(
         config,
@@ -144,10 +156,11 @@ def save_reward_model(folder: str | Path, reward_model: RewardModel, *, dtype: s
 
     Raises:
       FormatError: the folder is not empty.
+      ConfigError: a value is beyond the range of ``dtype``.
     """
     params = jax.device_get(reward_model.params)
     if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = jax.tree_util.tree_map_with_path(functools.partial(_cast, dtype=dtype), params)
     save_huggingface_reward(
         folder,
         reward_model.config,
@@ -157,6 +170,12 @@ def save_reward_model(folder: str | Path, reward_model: RewardModel, *, dtype: s
         label=reward_model.kind,
         pad_id=reward_model.model.pad_id,
     )
+
+
+def _cast(path: Any, leaf: np.ndarray, *, dtype: str) -> np.ndarray:
+    cast = leaf.astype(dtype)
+    require_same_range(path, leaf, cast)
+    return cast
 
 
 def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, field: str) -> RewardModel:

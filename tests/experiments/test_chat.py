@@ -169,6 +169,23 @@ def test_programme_answers_two_questions_and_leaves() -> None:
     assert "error: Error: special tags are not allowed" in result.stderr
 
 
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_bytes_that_are_no_utf8_cost_their_message_alone(locale: str) -> None:
+    command = runs.command("experiments.chat", f"--checkpoint={runs.fine_tuned_workdir()}", "--temperature=0")
+    result = subprocess.run(
+        command,
+        cwd=runs.REPOSITORY,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "LC_ALL": locale},
+        input=b"What is \xff?\nWhat is a token?\n",
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"is a lone surrogate ('\\udcff')" in result.stderr
+    answer = "".join(session_like_the_programme().answer("What is a token?"))
+    assert result.stdout.decode().split("> ")[2].strip() == answer.strip()
+
+
 def session_like_the_programme() -> ChatSession:
     return ChatSession(runs.chat_model(), SamplingConfig(256, 0.0, 0.9))
 

@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from experiments.score import add_logprobs
 from llama2_jax.config import ConfigError
@@ -51,6 +53,24 @@ def test_weights_keep_the_dtype_of_the_source(huggingface: Path, tmp_path: Path)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(load(tmp_path / "native").params)} == {"float32"}
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cast_that_would_make_values_infinite_is_refused(
+    huggingface: Path, tmp_path: Path, kind: str
+) -> None:
+    source, path = tmp_path / "source", tmp_path / "huggingface" / "model.safetensors"
+    shutil.copytree(huggingface, path.parent)
+    tensors = safetensors.numpy.load_file(path)
+    tensors["model.norm.weight"][:2] = 1e5, np.inf  # what is infinite already may stay so
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    convert(path.parent, source, output_format=kind)
+    with pytest.raises(
+        ConfigError, match=r"final_norm/scale_D has 1 value\(s\) beyond the largest of float16, 100000"
+    ):
+        convert(source, tmp_path / "half", output_format="huggingface", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    convert(source, tmp_path / "half", output_format="huggingface", dtype="bfloat16")
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_target_with_something_in_it_is_refused(tmp_path: Path, output_format: str) -> None:
     (tmp_path / "keep.txt").write_text("mine")
@@ -58,6 +78,10 @@ def test_target_with_something_in_it_is_refused(tmp_path: Path, output_format: s
         (ConfigError, FormatError), match="is not empty; give a new folder, nothing was written"
     ):
         convert(runs.fine_tuned_workdir(), tmp_path, output_format=output_format)
+    with pytest.raises(
+        (ConfigError, FormatError), match=r"keep\.txt exists and is not empty; give a new folder"
+    ):
+        convert(runs.fine_tuned_workdir(), tmp_path / "keep.txt", output_format=output_format)
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
 
 

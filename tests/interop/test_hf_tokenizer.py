@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
-from llama2_jax.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from llama2_jax.interop.hf_fast_tokenizer import fast_tokenizer
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
 from llama2_jax.interop.imported import FormatError
-from llama2_jax.interop.templates import JINJA, guess_template
+from llama2_jax.interop.templates import JINJA
 from tests.interop.models import SHAPES, random_params
 from tools.fetch_assets import ASSETS
 
@@ -60,6 +60,54 @@ def test_fast_form_of_a_released_tokenizer():
                 assert fast.encode(line, add_special_tokens=False).ids == ours.encode(line), line
 
 
+@pytest.mark.parametrize(
+    ("kind", "template", "eos_id", "ends"),
+    [
+        ("byte_level", "chatml", 0, [2, 0]),  # the marker, and EOS, as we stop at both
+        ("byte_level", "chatml", 2, 2),
+        ("byte_level", "llama2", 0, 0),
+        ("byte_level", None, 0, 0),
+        ("sentencepiece", "chatml", 2, 2),  # which it has no markers for
+    ],
+)
+def test_others_stop_where_we_do(tmp_path, kind, template, eos_id, ends):
+    tokenizer = MAKERS[kind]()
+    tokenizer.eos_id = eos_id
+    folder = _save(tmp_path / "m", tokenizer, template)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == eos_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"model_type": "unigram", "vocab_size": 310}, "model_type unigram"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalization nmt_nfkc"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
+    ],
+)
+def test_a_sentencepiece_model_that_is_more_than_bpe_has_no_fast_form(tmp_path, caplog, settings, rule):
+    ours = sentencepiece_tokenizer(**settings)
+    folder = _save(tmp_path / "m", ours, "llama2")
+    assert f"tokenizer.model has {rule}, which our tokenizer.json cannot say" in caplog.text
+    assert not (folder / "tokenizer.json").exists()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert [config[f"{role}_token"] for role in ("bos", "eos", "unk")] == ["<s>", "</s>", "<unk>"]
+    assert config["tokenizer_class"] == "LlamaTokenizer"  # the other class needs a tokenizer.json
+    found = load_huggingface(folder)
+    assert (found.tokenizer.content_hash, found.template) == (ours.content_hash, "llama2")
+
+
+def test_user_defined_pieces_are_said_to_be_read_otherwise(tmp_path, caplog):
+    folder = _save(tmp_path / "m", sentencepiece_tokenizer(user_defined_symbols=["<|sep|>", "<|x|>"]))
+    assert (folder / "tokenizer.json").exists()
+    assert "has the user-defined piece(s) <|sep|>, <|x|>; where one stands in a text" in caplog.text
+    caplog.clear()
+    _save(tmp_path / "plain", sentencepiece_tokenizer())
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("template", [None, *JINJA])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_tokenizer_and_template_survive_the_round_trip(tmp_path, kind, template):
@@ -96,6 +144,18 @@ def test_template_file_and_named_templates(tmp_path):
     assert load_huggingface(folder).template == "smollm2"
 
 
+def test_named_templates_without_a_default_are_refused(tmp_path):
+    folder = _save(tmp_path / "m", byte_level_tokenizer())
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tools", "template": JINJA["chatml"]}, {"name": "rag", "template": JINJA["chatml"]}]
+    path.write_text(json.dumps({"chat_template": named}))
+    with pytest.raises(FormatError, match=r'chat_template has tools, rag and no "default"; load with templ'):
+        load_huggingface(folder)
+    assert load_huggingface(folder, template="chatml").template == "chatml"
+    path.write_text(json.dumps({"chat_template": []}))
+    assert load_huggingface(folder).template == "llama2"
+
+
 @pytest.mark.parametrize("value", [5, {}, ["text"], [{"name": "default"}], [{"name": "a", "template": 5}]])
 def test_a_template_that_is_no_text_is_refused(tmp_path, value):
     folder = _save(tmp_path / "m", byte_level_tokenizer())
@@ -126,48 +186,6 @@ def test_ids_of_the_config_that_are_none_are_refused(tmp_path, value):
     folder = _without_ids(tmp_path / "m", bos_token_id=value)
     with pytest.raises(FormatError, match=r"config\.json: bos_token_id is .*; it must be the number of a"):
         load_huggingface(folder)
-
-
-def test_guessing_templates():
-    assert guess_template(None) == "llama2"
-    assert {name: guess_template(text) for name, text in JINJA.items()} == {name: name for name in JINJA}
-    mistral = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endfor %}"
-    for other in ("<|user|>", mistral):
-        with pytest.raises(FormatError, match="unknown chat template .*template=NAME"):
-            guess_template(other)
-
-
-# as found in the wild: the loop alone, in other spellings, with an optional system message or an error
-PLAIN_CHATML = [
-    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}",
-    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-    + JINJA["chatml"],
-    "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\\n' + messages[0]['content'] }}"
-    "{% endif %}{% for m in messages %}{{ raise_exception('Only text is supported') }}{% endfor %}",
-    "<|im_start|>system\n{{ system }}<|im_end|>",
-]
-DEFAULT_SYSTEMS = [
-    "{% if not system %}<|im_start|>system\nYou are Bob.<|im_end|>{% endif %}",
-    "{{ '<|im_start|>system\\nYou are Bob.<|im_end|>\\n' }}",
-    "{% set system = 'You are a helpful assistant.' %}{{ '<|im_start|>system\\n' + system }}",
-    "{{ bos_token }}{{ '<|im_start|>system\\n' + \"Hello, I am Bob\" }}",
-]
-
-
-@pytest.mark.parametrize("text", PLAIN_CHATML)
-def test_chatml_without_text_of_its_own_is_chatml(text):
-    assert guess_template(text) == "chatml"
-    assert guess_template("{{- bos_token -}}" + text) == "chatml_bos"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [*DEFAULT_SYSTEMS, "{% for m in messages %}{{ bos_token + '<|im_start|>' + m['role'] }}{% endfor %}"],
-)
-def test_chatml_with_a_system_prompt_or_bos_before_every_turn_is_refused(text):
-    with pytest.raises(FormatError, match="unknown chat template .*known: .*chatml_bos.*template=NAME"):
-        guess_template(text)
 
 
 def _with_added_marker(folder):
@@ -223,6 +241,22 @@ def test_auto_tokenizer_puts_bos_where_we_do(tmp_path, kind):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         assert theirs.encode("The rain") == ours.encode("The rain", bos=ours.begins_with_bos)
         assert load_tokenizer(folder).begins_with_bos == ours.begins_with_bos
+
+
+def test_bos_joins_a_post_processor_that_does_not_add_it(tmp_path):
+    """As GPT-2's, which only moves offsets."""
+    content = json.loads(byte_level_tokenizer()._text)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    text = json.dumps(content | {"post_processor": byte_level})
+    ours = JsonTokenizer(text, bos_id=1, eos_id=2).with_bos()
+    path = _save(tmp_path / "m", ours) / "tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert theirs.encode("The rain").ids == ours.encode("The rain", bos=True)
+    assert theirs.encode("The rain", add_special_tokens=False).ids == ours.encode("The rain")
+    again = load_tokenizer(path.parent)
+    assert again.begins_with_bos
+    _save(tmp_path / "again", again)
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == path.read_bytes()  # it is said once
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -249,9 +249,12 @@ def test_a_damaged_index_is_reported(folder, weight_map):
     [
         {"rope_parameters": "(drop)", "rope_theta": 5e5, "rope_scaling": None},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": "(drop)"},
+        {"rope_parameters": "(drop)", "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "default", "rope_theta": 5e5}},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {}},
     ],
 )
-def test_both_spellings_of_the_rotary_base(folder, changes):
+def test_every_spelling_of_the_rotary_base(folder, changes):
     _edit(folder, **changes)
     assert load_huggingface(folder).config.rope_base == 5e5
 

@@ -157,6 +157,20 @@ def test_convert_writes_a_reward_model(tmp_path: Path) -> None:
     assert "it is written by --format=huggingface" in native.stderr
 
 
+def test_convert_keeps_the_dtype_of_a_folder_and_refuses_one_that_is_too_small(tmp_path: Path) -> None:
+    ours = load_reward_model(saved_reward_model("helpfulness"))
+    large = {**ours.params, "w_score_D": ours.params["w_score_D"].at[0].set(1e5)}
+    half, back = tmp_path / "half", tmp_path / "back"
+    save_reward_model(half, ours._replace(params=large), dtype="bfloat16")
+    done = runs.run_program("experiments.convert", f"--from={half}", f"--to={back}")
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "config.json"):
+        assert (back / name).read_bytes() == (half / name).read_bytes()
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(load_reward_model(half).params)} == {"float32"}
+    with pytest.raises(ConfigError, match=r"w_score_D has 1 value\(s\) beyond the largest of float16, "):
+        save_reward_model(tmp_path / "new", load_reward_model(half), dtype="float16")
+
+
 def theirs(folder: Path, rows: list[list[int]], pad_id: int) -> np.ndarray:
     """Scores of ``transformers``, all rows in one batch."""
     import torch

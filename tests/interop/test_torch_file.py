@@ -6,7 +6,7 @@ import pytest
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.interop.torch_file import open_torch
 from tests.interop.models import DTYPES
-from tests.interop.torch_writer import FakeTensor, Global, Stored, write_torch
+from tests.interop.torch_writer import FakeParameter, FakeTensor, Global, Stored, write_torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -30,6 +30,12 @@ def test_honours_offset_and_strides(tmp_path):
     tensors = open_torch(tmp_path / "x.pth")
     np.testing.assert_array_equal(tensors["transposed"].read(), values.reshape(4, 6).T)
     np.testing.assert_array_equal(tensors["tail"].read(), values[18:].reshape(2, 3))
+
+
+def test_a_parameter_is_its_tensor(tmp_path):
+    stored = Stored("0", np.arange(6, dtype=np.float32))
+    write_torch(tmp_path / "x.pth", {"a": FakeParameter(FakeTensor(stored, 2, (2, 2), (2, 1)))})
+    np.testing.assert_array_equal(open_torch(tmp_path / "x.pth")["a"].read(), [[2, 3], [4, 5]])
 
 
 @pytest.mark.parametrize(
@@ -88,3 +94,5 @@ def test_reads_what_torch_saves(tmp_path):
     tensors = open_torch(tmp_path / "x.pth")
     for name, value in state.items():
         np.testing.assert_array_equal(tensors[name].read().astype(np.float32), value.float().numpy())
+    torch.save({"a": torch.nn.Parameter(base)}, tmp_path / "x.pth")
+    np.testing.assert_array_equal(open_torch(tmp_path / "x.pth")["a"].read(), base.numpy())

@@ -1,6 +1,7 @@
 """A small SentencePiece BPE and a small byte-level BPE, made on the spot."""
 
 import io
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -28,21 +29,26 @@ SAMPLES = (
     "",
 )
 
+_SETTINGS: dict[str, Any] = {
+    "vocab_size": 360,
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "num_threads": 1,
+    "minloglevel": 2,
+}
 
-def sentencepiece_tokenizer() -> SentencePieceTokenizer:
+
+def sentencepiece_tokenizer(**settings: Any) -> SentencePieceTokenizer:
+    """One like Llama 2's, but for these settings of the trainer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines() * 3),
         model_writer=model,
-        vocab_size=360,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        num_threads=1,
-        minloglevel=2,
+        **_SETTINGS | settings,
     )
     return SentencePieceTokenizer(model.getvalue())
 

@@ -36,6 +36,15 @@ class FakeTensor:
         return Global("torch._utils", "_rebuild_tensor_v2"), self.arguments
 
 
+class FakeParameter(NamedTuple):
+    """What torch pickles for a parameter: its tensor, whether it has a gradient, and hooks."""
+
+    data: FakeTensor
+
+    def __reduce__(self) -> Any:
+        return Global("torch._utils", "_rebuild_parameter"), (self.data, True, OrderedDict())
+
+
 class _Pickler(pickle._Pickler):  # the Python one: its dispatch table can be extended
     dispatch = pickle._Pickler.dispatch.copy()
 

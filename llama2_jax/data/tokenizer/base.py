@@ -31,8 +31,14 @@ class Tokenizer(Protocol):
         """Whether the model read its texts after BOS; chat formats say themselves where BOS stands."""
         ...
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Token ids of ``text``, with the BOS id before and the EOS id after on request."""
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, after_marker: bool = False
+    ) -> list[int]:
+        """Token ids of ``text``, with the BOS id before and the EOS id after on request.
+
+        ``after_marker``: a control id stands before the text, which to some tokenizers makes a difference.
+        That of ``bos`` is none: they put it before a text that is encoded already.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -51,7 +57,11 @@ class Tokenizer(Protocol):
         ...
 
     def special_id(self, piece: str) -> int:
-        """Id of the control piece ``piece``. Raises ``TokenizerError`` if there is none."""
+        """Id of a control piece, or of an added, user-defined one, which is found in text as well.
+
+        Whoever takes one of the latter for a marker has to keep it out of texts. Raises ``TokenizerError``
+        if there is none.
+        """
         ...
 
     def is_special(self, token_id: int) -> bool:

@@ -44,12 +44,16 @@ class JsonTokenizer:
         """``add_bos``: texts begin with BOS, whether the post-processor of ``text`` says so or not."""
         library = _tokenizers()
         try:
-            self._backend = library.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust library raises bare Exception
+            content = _as_we_read(json.loads(text), {bos_id, eos_id})
+            self._backend = _open_backend(library, content, {bos_id, eos_id})
+            inner = _after_marker(content)
+            self._inner = (
+                self._backend if inner == content else _open_backend(library, inner, {bos_id, eos_id})
+            )
+        except Exception as error:  # a file of others; the Rust library raises bare Exception
             raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
-        self._backend.encode_special_tokens = True
         self._text = text
-        self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._added = self._backend.get_added_tokens_decoder()
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         if not self.vocab_size:
             raise TokenizerError("the tokenizer.json has an empty vocabulary; copy or download it again")
@@ -81,9 +85,12 @@ class JsonTokenizer:
         before = self._backend.encode("", add_special_tokens=True).ids[:1]
         return self.bos_id >= 0 and (self._add_bos or before == [self.bos_id])
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, after_marker: bool = False
+    ) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
-        ids = self._backend.encode(require_str(text), add_special_tokens=False).ids
+        backend = self._inner if after_marker else self._backend
+        ids = backend.encode(require_str(text), add_special_tokens=False).ids
         return wrap(self, ids, bos=bos, eos=eos)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -97,18 +104,20 @@ class JsonTokenizer:
     def piece(self, token_id: int) -> str:
         """See ``Tokenizer.piece``; spaces and bytes are written as the vocabulary does: "Ġthe"."""
         (plain,) = require_ids([token_id])
+        if plain in self._added:  # the library may write a word boundary before it
+            return self._added[plain].content
         return self._backend.id_to_token(plain) if plain < self.vocab_size else "\ufffd"
 
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
         token_id = self._backend.token_to_id(piece)
-        if token_id is None or token_id not in self._special:
+        if token_id is None or token_id not in self._added:
             raise TokenizerError(no_special(piece))
         return token_id
 
     def is_special(self, token_id: int) -> bool:
         """See ``Tokenizer.is_special``."""
-        return token_id in self._special
+        return token_id in self._added and self._added[token_id].special
 
     def with_bos(self) -> "JsonTokenizer":
         """See ``Tokenizer.with_bos``."""
@@ -120,7 +129,7 @@ class JsonTokenizer:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
         path = Path(folder) / "tokenizer.json"
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
-        config: dict[str, Any] = {key: self._backend.id_to_token(i) for key, i in named.items() if i >= 0}
+        config: dict[str, Any] = {key: self.piece(i) for key, i in named.items() if i >= 0}
         if self._add_bos:
             config[_ADD_BOS] = True
         write(path.with_name(CONFIG), (json.dumps(config, indent=2) + "\n").encode())
@@ -173,6 +182,53 @@ def byte_level_from_merges(
     return JsonTokenizer(backend.to_str(), bos_id=bos_id, eos_id=eos_id, add_bos=add_bos)
 
 
+def _as_we_read(content: dict[str, Any], ends: set[int]) -> dict[str, Any]:
+    """A ``tokenizer.json`` without what would change the ids of a text, or leave control pieces in it.
+
+    Settings to cut and fill batches are of whoever saved the file; ``transformers`` does not heed them
+    either. "normalized" only matters to pieces that are looked for in texts, but where it is true the
+    library does not know a control piece again when it decodes.
+
+    Args:
+      ends: ids of BOS and EOS, which are control pieces whatever the file takes them for.
+    """
+    control = {"special": True, "normalized": False}
+    added = [
+        token | control if token["special"] or token["id"] in ends else token
+        for token in content.get("added_tokens") or []
+    ]
+    return content | {"added_tokens": added, "truncation": None, "padding": None}
+
+
+def _after_marker(content: dict[str, Any]) -> dict[str, Any]:
+    """The ``tokenizer.json`` for text after a marker.
+
+    Only a ``Metaspace`` with the scheme "first" asks where in the whole a text stands: it puts a word
+    boundary before the very first, and none after a marker.
+    """
+    return content | {"pre_tokenizer": _never_first(content.get("pre_tokenizer"))}
+
+
+def _open_backend(library: Any, content: dict[str, Any], ends: set[int]) -> Any:
+    """The library's tokenizer, which reads markers in a text as text; ``ends`` as in ``_as_we_read``."""
+    backend = library.Tokenizer.from_str(json.dumps(content))
+    backend.encode_special_tokens = True
+    added = backend.get_added_tokens_decoder()
+    pieces = [backend.id_to_token(token_id) for token_id in ends if token_id >= 0 and token_id not in added]
+    backend.add_special_tokens([library.AddedToken(piece, normalized=False) for piece in pieces])
+    return backend
+
+
+def _never_first(before: Any) -> Any:
+    """The pre-tokenizer, or the sequence of them, for text that is not the first."""
+    if not isinstance(before, dict):
+        return before
+    if before.get("type") == "Sequence":
+        return before | {"pretokenizers": [_never_first(each) for each in before["pretokenizers"]]}
+    first = before.get("type") == "Metaspace" and before.get("prepend_scheme") == "first"
+    return before | {"prepend_scheme": "never"} if first else before
+
+
 def _tokenizers() -> Any:
     """The optional tokenizers package."""
     try:
@@ -195,4 +251,11 @@ def _config_id(config: Any, role: str, tokenizer: JsonTokenizer) -> int:
     piece = token.get("content") if isinstance(token, dict) else token
     if not isinstance(piece, str):
         raise TokenizerError(f'{role}_token is {token!r}; it must be a piece or {{"content": piece}}')
-    return tokenizer.special_id(piece)
+    token_id = tokenizer._backend.token_to_id(piece)
+    if token_id is not None:
+        return token_id
+    if role == "pad":  # often named for others to add to the vocabulary; nothing here needs one
+        return -1
+    raise TokenizerError(
+        f"{role}_token is {piece!r}, which tokenizer.json does not have; take both files from one model"
+    )

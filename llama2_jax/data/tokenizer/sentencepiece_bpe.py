@@ -1,5 +1,6 @@
 """Llama 2's own tokenizer, SentencePiece BPE: the only module that imports sentencepiece."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,8 +95,11 @@ class SentencePieceTokenizer:
         with naming(path):
             return cls(Path(path).read_bytes(), add_bos=adds_bos(Path(path).parent) is not False)
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, eos: bool = False, after_marker: bool = False
+    ) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
+        del after_marker  # every call begins with a word boundary, as in the release
         return wrap(self, self._processor.encode(require_str(text)), bos=bos, eos=eos)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -114,13 +118,19 @@ class SentencePieceTokenizer:
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""
         token_id = self._processor.piece_to_id(piece)
-        if self._processor.id_to_piece(token_id) != piece or not self.is_special(token_id):
+        if self._processor.id_to_piece(token_id) != piece or token_id not in self._markers:
             raise TokenizerError(no_special(piece))
         return token_id
 
     def is_special(self, token_id: int) -> bool:
         """See ``Tokenizer.is_special``."""
         return self._processor.is_control(token_id)
+
+    @functools.cached_property
+    def _markers(self) -> frozenset[int]:
+        """Ids of the control and of the user-defined pieces."""
+        kinds = (proto.ModelProto.SentencePiece.CONTROL, proto.ModelProto.SentencePiece.USER_DEFINED)
+        return frozenset(i for i, piece in enumerate(self.pieces()) if piece.type in kinds)
 
     def pieces(self) -> list[Piece]:
         """The vocabulary in the order of its ids."""
@@ -130,6 +140,18 @@ class SentencePieceTokenizer:
     def adds_space_prefix(self) -> bool:
         """Whether every text begins with a word boundary (the "dummy prefix")."""
         return bool(self._proto().normalizer_spec.add_dummy_prefix)
+
+    def own_rules(self) -> list[str]:
+        """What it does but merge neighbours in a text that stays as it is; Llama 2's has no such rules."""
+        trainer, normalizer = self._proto().trainer_spec, self._proto().normalizer_spec
+        kind = proto.TrainerSpec.ModelType.Name(trainer.model_type).lower()
+        rules = {
+            f"model_type {kind}": kind != "bpe",
+            f"normalization {normalizer.name}": bool(normalizer.precompiled_charsmap),
+            "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+            "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        }
+        return [rule for rule, holds in rules.items() if holds]
 
     def with_control_pieces(self, pieces: Sequence[str]) -> "SentencePieceTokenizer":
         """The same vocabulary and ``pieces`` behind it, as control ids."""

@@ -1,6 +1,11 @@
 import pytest
 
-from llama2_jax.data.tokenizer import StreamDecoder, TokenizerError
+from llama2_jax.data.tokenizer import (
+    StreamDecoder,
+    TokenizerError,
+    byte_level_from_merges,
+    sentencepiece_from_pieces,
+)
 
 
 def test_encode_needs_str(tokenizer, chatml_tokenizer):
@@ -44,6 +49,20 @@ def test_special_ids(tokenizer, chatml_tokenizer):
     for each, piece in ((tokenizer, "<|im_end|>"), (tokenizer, "the"), (chatml_tokenizer, "Ġthe")):
         with pytest.raises(TokenizerError, match="control piece"):
             each.special_id(piece)
+
+
+def test_user_defined_pieces_can_be_markers():
+    """As headers of GGUF files have them: type 4."""
+    pytest.importorskip("tokenizers", reason="pip install 'llama2_jax[import]'")
+    pieces, types = ["<unk>", "<s>", "</s>", "<|im_start|>", "a"], [2, 3, 3, 4, 1]
+    for each in (
+        sentencepiece_from_pieces(pieces, [0.0] * 5, types),
+        byte_level_from_merges(pieces, [], token_types=types),
+    ):
+        assert each.special_id("<|im_start|>") == 3
+        assert not each.is_special(3)
+        with pytest.raises(TokenizerError, match="control piece"):
+            each.special_id("a")
 
 
 def test_lone_surrogates_are_refused(tokenizer, chatml_tokenizer):
