@@ -54,7 +54,8 @@ class JsonTokenizer:
             raise TokenizerError(f"not a tokenizer.json ({len(text)} characters): {error}") from error
         self._text = text
         self._added = self._backend.get_added_tokens_decoder()
-        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = 1 + max(ids, default=-1)  # not their number: some files leave ids out
         if not self.vocab_size:
             raise TokenizerError("the tokenizer.json has an empty vocabulary; copy or download it again")
         self.bos_id = bos_id
@@ -106,7 +107,7 @@ class JsonTokenizer:
         (plain,) = require_ids([token_id])
         if plain in self._added:  # the library may write a word boundary before it
             return self._added[plain].content
-        return self._backend.id_to_token(plain) if plain < self.vocab_size else "\ufffd"
+        return (self._backend.id_to_token(plain) if plain < self.vocab_size else None) or "\ufffd"
 
     def special_id(self, piece: str) -> int:
         """See ``Tokenizer.special_id``."""

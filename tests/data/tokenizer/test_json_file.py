@@ -142,6 +142,19 @@ def test_a_broken_tokenizer_config_is_named(chatml_tokenizer, tmp_path, config):
         load_tokenizer(tmp_path)
 
 
+def test_ids_that_the_file_leaves_out_are_below_the_size(chatml_tokenizer, tmp_path):
+    chatml_tokenizer.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    last = chatml_tokenizer.vocab_size + 10
+    content["model"]["vocab"]["\u0120zzz"] = last
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    gapped = load_tokenizer(tmp_path)
+    assert gapped.vocab_size == last + 1
+    assert gapped.piece(last) == "\u0120zzz"
+    assert gapped.piece(last - 1) == "\ufffd"
+    assert gapped.decode([last, last - 1, last + 1]) == " zzz\ufffd"
+
+
 def test_texts_are_neither_cut_nor_padded_whatever_the_file_says(chatml_tokenizer):
     """Both are left in a file by whoever saved it after encoding a batch."""
     content = json.loads(chatml_tokenizer._text)
