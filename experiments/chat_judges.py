@@ -101,6 +101,9 @@ def _change(after: Sequence[bool], before: Sequence[bool]) -> Interval | None:
     if len(after) < 2:
         return None
     changes = np.subtract(after, before, dtype=np.float64)
+    if np.ptp(changes) == 0:  # alike: how far others could be from them, as of a share of 0
+        change, width = float(changes[0]), wilson(0, len(changes)).high
+        return Interval(change, max(-1.0, change - width), min(1.0, change + width))
     return clustered_mean(changes, [str(index) for index in range(len(changes))])
 
 

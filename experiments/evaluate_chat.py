@@ -12,6 +12,7 @@ from typing import Any
 from experiments.chat_judges import (
     JUDGES,
     REWARD_MODELS,
+    TRACK_OF_AXIS,
     TRUTH,
     by_model,
     by_reward_models,
@@ -47,6 +48,12 @@ def run(config: Any, workdir: Path) -> None:
     sets = prompt_sets(prompts, config.borderline_family)
     require(
         bool(sets.axes), f"all {len(prompts)} prompts are of family {config.borderline_family!r}; add others"
+    )
+    judged_axes = sets.axes if config.judge.path or config.truth != "none" else _axes_with_model(config)
+    require(
+        bool(sets.axes.keys() & set(judged_axes)),
+        f"config.prompts has prompts for {', '.join(sets.axes)}, and no judge of that; name config.safety_rm "
+        "or a chat model in config.judge.path",
     )
     partitioner = open_mesh(config)
     versions = {
@@ -100,6 +107,10 @@ def _check_config(config: Any) -> None:
     if config.judge.path:
         checkpoint_kind(config.judge.path)  # said now, not after all versions have answered
     _sampling(config)
+
+
+def _axes_with_model(config: Any) -> list[str]:
+    return [axis for axis, track in TRACK_OF_AXIS.items() if config[f"{track}_rm"]]
 
 
 def _sampling(config: Any) -> SamplingConfig:

@@ -176,9 +176,9 @@ def unseen_constraints(
             batch_size=config.batch_size,
         )  # fmt: skip
         found: list[tuple[str, str]] = []
-        for texts, one in zip(user_turns, conversations, strict=True):
+        for turns, one in zip(user_turns, conversations, strict=True):
             said = [message.content for message in one.messages[1::2]]
-            found += zip(texts, [*said, ""] if one.flaw else said, strict=False)
+            found += zip(turns, [*said, ""] if one.flaw else said, strict=False)
         return found
 
     untold = answers(list)

@@ -24,10 +24,12 @@ from experiments import (
     reward_model,
     sft,
 )
+from experiments.chat_versions import prompt_sets
 from experiments.recipe_report import write_report
 from experiments.stages import check_done_stage, run_stage, stage_config
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import DataError, expand_paths, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
 
@@ -67,6 +69,13 @@ def _check_inputs(config: Any) -> None:
         path = operator.attrgetter(name)(config)
         require(bool(path), f"config.{name} is empty; name a file of prompts")
         require(Path(path).is_file(), f"config.{name} = {path} is no file")
+    prompts = read_prompts(config.evaluate_chat.prompts)
+    sets = prompt_sets(prompts, config.evaluate_chat.borderline_family)
+    require(
+        len(sets.axes) == 2,
+        f"config.evaluate_chat.prompts = {config.evaluate_chat.prompts} has {len(sets.helpfulness)} prompts "
+        f"for helpfulness and {len(sets.safety)} tagged is_safety; the report needs both",
+    )
     require(
         bool(config.chat_from or config.sft.data.dialogues),
         "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
@@ -109,7 +118,7 @@ class Recipe:
         self.heldout: list[str] = []
         self.archives: list[str] = []
         self.extra_dialogues: list[str] = []  # Ghost Attention and context distillation
-        self.before = ""  # folder of the stage before
+        self.made: list[str] = []  # folders of the stages so far that others are made from
 
     def run(self) -> dict[str, str]:
         """All stages; returns the versions of the chat model, oldest first, as name -> checkpoint."""
@@ -195,14 +204,14 @@ class Recipe:
 
     def evaluate(self, versions: dict[str, str]) -> None:
         """All versions side by side, and instructions over turns before and after Ghost Attention."""
-        last, before = f"v{self.config.rounds}", self.before
+        last, made = f"v{self.config.rounds}", [*self.made]
         self.stage(
             evaluate_chat.run, "evaluate_chat", "evaluation",
             versions=tuple(f"{name}={path}" for name, path in versions.items()),
             reference=self.config.reference,
             **{f"{track}_rm": str(self.workdir / last / f"{track}_rm") for track in TRACKS},
         )  # fmt: skip
-        self.before = before  # nothing is made from an evaluation
+        self.made = made  # nothing is made from an evaluation
         after = self.config.gatt_after_round
         if 0 < after < self.config.rounds:
             models = {
@@ -215,8 +224,8 @@ class Recipe:
         """Run one programme in its folder unless it is done; returns the folder."""
         config = stage_config(self.config, section, **changes)
         if is_done(self.workdir / folder):
-            check_done_stage(self.workdir, folder, config, passed=changes, before=self.before)
-        self.before = folder
+            check_done_stage(self.workdir, folder, config, filled_in=changes, earlier=self.made)
+        self.made.append(folder)
         return run_stage(self.workdir, folder, programme, config)
 
 

@@ -122,6 +122,7 @@ def make_train_run(
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=config.data.batch_size,
+        items_per_step=config.data.batch_size,
         sequence_length=config.data.sequence_length,
         batches=loader.iterate,
         source_names=tuple(corpora),

@@ -182,13 +182,13 @@ def _by_truth(judged: Mapping[str, Any] | None, first: str, last: str) -> list[V
             unsafe[0].is_above(unsafe[1]),
         ),
     ]
-    if after["false_refusals_change"] is not None:
-        verdicts.append(_false_refusals(refusal_claim, before, after))
-    return verdicts
+    return [*verdicts, _false_refusals(refusal_claim, before, after)]
 
 
 def _false_refusals(claim: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
     """Of the same prompts: surely fewer points more than in the paper, surely as many, or neither."""
+    if after["false_refusals_change"] is None:
+        return Verdict(claim, "fewer than two borderline prompts", None)
     change = _interval(after["false_refusals_change"])
     return Verdict(
         claim,

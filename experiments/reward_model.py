@@ -27,8 +27,8 @@ from llama2_jax.data.preferences import (
     split_by_prompt,
 )
 from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
-from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import expand_paths, split_paths
+from llama2_jax.data.shards import hashes_of
+from llama2_jax.data.sources import split_paths
 from llama2_jax.evals.reward_accuracy import evaluate_pairs
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS
@@ -37,6 +37,7 @@ from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, preference_loss, score_rows
 from llama2_jax.sharding.placement import check_batch_size, process_slice
+from llama2_jax.sharding.processes import require_agreement
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
 from llama2_jax.train.checkpoint import stored_steps
@@ -81,6 +82,8 @@ def run(config: Any, workdir: Path) -> None:
     pairs, heldout = encode(data.train, config, chat), encode_heldout(data, config, chat)
     answers = read_answers(config, chat)
     keep_tokenizer(chat.require_tokenizer(), workdir)
+    tested = [hashes_of(split_paths(config.data[name])) for name in ("heldout", "answers")]
+    require_agreement("held-out pairs and answers", tested)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [initial_params(config, chat.params)]
     chat = chat._replace(params=None)
@@ -249,6 +252,7 @@ def make_train_run(
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=loader.num_rows,
+        items_per_step=config.data.batch_size,
         sequence_length=loader.row_length,
         batches=loader.iterate,
         source_names=("preferences",),
@@ -258,7 +262,7 @@ def make_train_run(
             chat.template.name,
             kind=config.kind,
             margin=config.loss.margin,
-            data=[file_sha256(path) for path in expand_paths(files(config))],
+            data=hashes_of(files(config)),
         ),
         initial_params=initial_params,
         num_outputs=1,

@@ -24,8 +24,8 @@ from llama2_jax.data.chat import (
 )
 from llama2_jax.data.loader import DataSource, make_loader, single_pass
 from llama2_jax.data.packing import PackedDialogues
-from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import BadLines, TrainingDialogue, expand_paths, read_dialogues, split_paths
+from llama2_jax.data.shards import hashes_of
+from llama2_jax.data.sources import BadLines, TrainingDialogue, read_dialogues, split_paths
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
@@ -61,7 +61,7 @@ def run(config: Any, workdir: Path) -> None:
             rows.report.dropped_pieces,
         )  # fmt: skip
     keep_tokenizer(base.require_tokenizer(), workdir)
-    require_agreement("held-out dialogues", _hashes(config.data.heldout))
+    require_agreement("held-out dialogues", hashes_of(split_paths(config.data.heldout)))
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [base.params]
     base = base._replace(params=None)
@@ -97,17 +97,13 @@ def _warn_of_data(config: Any, epochs: float) -> None:
             "config.data.batch_size = %d rows; lower it",
             epochs, config.data.epochs, config.data.batch_size,
         )  # fmt: skip
-    trained = set(_hashes(config.data.dialogues))
-    if trained & set(_hashes(config.data.heldout)):
+    trained = set(hashes_of(split_paths(config.data.dialogues)))
+    if trained & set(hashes_of(split_paths(config.data.heldout))):
         logging.warning(
             "a file of config.data.heldout = %s is in config.data.dialogues too: its loss is that of what is "
             "trained on",
             config.data.heldout,
         )
-
-
-def _hashes(paths: str) -> list[str]:
-    return [file_sha256(path) for path in expand_paths(split_paths(paths))] if paths else []
 
 
 def _check_config(config: Any) -> None:
@@ -143,12 +139,13 @@ def make_train_run(
         optimizer=build(OptimizerConfig, config.optimizer, name="optimizer"),
         partitioner=partitioner,
         batch_size=config.data.batch_size,
+        items_per_step=config.data.batch_size,
         sequence_length=config.data.sequence_length,
         batches=loader.iterate,
         source_names=("dialogues",),
         meta={
             **checkpoint_meta(base.config, base.require_tokenizer(), base.template.name),
-            "dialogues": _hashes(config.data.dialogues),
+            "dialogues": hashes_of(split_paths(config.data.dialogues)),
         },
         initial_params=initial_params,
         config=to_plain(config),

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,19 @@ def run_stage(workdir: Path, folder: str, programme: Callable[[Any, Path], None]
 
 
 def check_done_stage(
-    workdir: Path, folder: str, config: ConfigDict, *, passed: Collection[str], before: str
+    workdir: Path, folder: str, config: ConfigDict, *, filled_in: Collection[str], earlier: Sequence[str]
 ) -> None:
-    """Refuse a stage that is done, but not with this config, or not from what the stage before it is now.
+    """Refuse a stage that is done, but not with this config, or before the stage that it comes after.
 
     Args:
-      passed: dotted fields that the programme above filled in: the paths between stages, which may move.
-      before: folder of the stage before it; empty for the first.
+      filled_in: dotted fields that the programme above filled in, paths that may move among them.
+      earlier: folders of the stages before it, in order.
 
     Raises:
       ConfigError: which fields changed, unless ``train.accept_changed_config``; or which folders to delete.
     """
-    lines = [
-        line
-        for line in config_changes(workdir / folder, to_plain(config))
-        if line.split(":", 1)[0] not in passed
-    ]
+    lines = config_changes(workdir / folder, to_plain(config))
+    lines = [line for line in lines if line.split(":", 1)[0] not in filled_in]
     require(
         not lines or config.train.accept_changed_config,
         f"{workdir / folder} is done, with another config:\n  " + "\n  ".join(lines) + "\nundo the "
@@ -61,12 +58,14 @@ def check_done_stage(
         logging.warning("not applied, as %s is done: %s", workdir / folder, line)
     ended = [row["stage"] for row in read_appended(workdir / "stages.jsonl")]
     last = {stage: number for number, stage in enumerate(ended)}
+    before = earlier[-1] if earlier else ""
     if before in last and folder in last and last[folder] < last[before]:
         order = list(dict.fromkeys(ended))
-        stale = [stage for stage in order[order.index(folder) :] if is_done(workdir / stage)]
+        later = [stage for stage in order[order.index(folder) :] if stage not in earlier]
+        stale = ", ".join(stage for stage in later if is_done(workdir / stage))
         raise ConfigError(
-            f"{workdir / before} was made again after {folder}, which is of what it was before; delete "
-            f"{', '.join(stale)} in {workdir}, and they are made again too"
+            f"{workdir / before} was made after {folder}, which comes after it and so is of what was there "
+            f"before; delete {stale} in {workdir}, and they are made again"
         )
 
 

@@ -80,7 +80,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
     """
     for argument in arguments:
         require(
-            re.search(r"(^|[=,'\"])~/\S*$", argument) is None,
+            re.search(r"""(^|[=,]|[(,=]\s*["'])~[^/\s]*(/|$)""", argument) is None,
             f"{argument}: a folder of that name is meant here, as the shell expands ~ at the beginning of a "
             "word only; write $HOME",
         )

@@ -48,8 +48,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 def hold(folder: Path) -> str:
     """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
 
-    A lock of the operating system: it is nobody's once its process has died. On a file system without
-    locks there is a warning and no protection.
+    A lock of the operating system: it is nobody's once its process has died, or has opened and closed the
+    lock file once more. On a file system without locks there is a warning and no protection.
 
     Returns:
       Who holds the folder, as "process 7 on HOST"; empty if it is this process now, or was before.

@@ -233,7 +233,7 @@ def require_same_range(path: Any, source: Any, cast: jax.Array | np.ndarray) -> 
     Raises:
       ConfigError: there are such values.
     """
-    if jnp.finfo(cast.dtype).maxexp >= jnp.finfo(source.dtype).maxexp or jnp.isfinite(cast).all():
+    if float(jnp.finfo(cast.dtype).max) >= float(jnp.finfo(source.dtype).max) or jnp.isfinite(cast).all():
         return
     values = np.asarray(source)
     lost = values[np.isfinite(values) & ~np.isfinite(np.asarray(cast))]

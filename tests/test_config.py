@@ -109,7 +109,16 @@ def test_an_address_of_an_object_store_is_refused(argument):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--workdir=~/run", "~/a", "--set=name=~/a", "--input=a,~/b", "--config.versions=('x','~/b')"]
+    "argument",
+    [
+        "--workdir=~/run",
+        "--workdir=~",
+        "--workdir=~bob/My Runs/x",
+        "~/a",
+        "--set=name=~/a",
+        "--input=a,~/b",
+        "--config.versions=('x','~/b')",
+    ],
 )
 def test_a_tilde_that_no_shell_expanded_is_refused(argument):
     with pytest.raises(ConfigError, match=r"write \$HOME"):
@@ -117,7 +126,7 @@ def test_a_tilde_that_no_shell_expanded_is_refused(argument):
 
 
 def test_texts_and_paths_are_no_addresses():
-    check_arguments(["--system=~", "--prompt=~/x is home", "--workdir=runs/a~/b", "--x=a~"])
+    check_arguments(["--system=Say ~/x", '--system=Say "~/"', "--workdir=runs/a~/b", "--x=a~", "--x=~ 5"])
     check_arguments(
         ["--prompt=s3://x is an address", "--system=See https://a.b/c", "--workdir=/gs/bucket", "a=b"]
     )

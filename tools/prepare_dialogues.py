@@ -41,6 +41,12 @@ def main(argv: list[str] | None = None) -> None:
         heldout = is_heldout(first, heldout_fraction=args.heldout_fraction, seed=args.seed)
         sides["heldout" if heldout else "train"].append(dialogue)
     for side, own in sides.items():
+        require(
+            bool(own),
+            f"of {sum(map(len, sides.values()))} dialogue(s) none is in the {side} part with "
+            f"--heldout_fraction={args.heldout_fraction} and --seed={args.seed}; change one of them",
+        )
+    for side, own in sides.items():
         path = args.output / f"dialogues_{side}.jsonl"
         write_rows(path, map(dialogue_row, own))
         print(f"{path}: {len(own):,} dialogues")

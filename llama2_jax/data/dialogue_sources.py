@@ -71,8 +71,9 @@ def read_foreign_dialogues(
 
 def alpaca(row: dict[str, Any]) -> list[Message]:
     """``instruction``, ``input`` and ``output``; before them ``system`` and ``history``, pairs of texts."""
-    dialogue = _system(row)
-    for number, turn in enumerate(row.get("history") or []):
+    dialogue, history = _system(row), row.get("history") or []
+    check(isinstance(history, list), f"'history' is {type(history).__name__}, not a list")
+    for number, turn in enumerate(history):
         check(isinstance(turn, list) and len(turn) == 2, f"turn {number} of 'history' is no pair of texts")
         dialogue += _exchange(*turn)
     return [*dialogue, *_exchange(_with_context(row, "instruction", "input"), text_of(row, "output"))]

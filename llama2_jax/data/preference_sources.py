@@ -1,11 +1,12 @@
 """Public preference sets, those of Table 6 and a newer one, from their files to ``Preference``.
 
-Files are JSON lines (``sources.JSON_LINES``) or Parquet with the fields that each function names. What a
-set does not say stays empty; safety is never labelled. A score becomes one of the four ratings by a
-table of ours (D34: the paper does not say), and where a set has no score the rating is None, so its
-name must stand in ``unrated_sources`` for the margin loss.
+Files are JSON lines (``sources.JSON_LINES``), lists in ``.json`` or Parquet with the fields that each
+function names. What a set does not say stays empty; safety is never labelled. A score becomes one of the
+four ratings by a table of ours (D34: the paper does not say), and where a set has no score the rating is
+None, so its name must stand in ``unrated_sources`` for the margin loss.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -222,6 +223,8 @@ def ultrafeedback(row: dict[str, Any], path: Path) -> Preference | None:
     if chosen[:-1] != rejected[:-1] or last != {"assistant"}:
         raise ValueError("the dialogues do not differ in one last answer of the assistant alone")
     gap = float(row["score_chosen"]) - float(row["score_rejected"])
+    if math.isnan(gap):
+        raise ValueError("a score is NaN")
     if gap < 0:
         raise ValueError(f"the rejected answer has the higher score, by {-gap:g}")
     if gap == 0:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -113,6 +113,11 @@ def file_sha256(path: str | Path) -> str:
     """Hex sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_of(paths: Sequence[str]) -> list[str]:
+    """``file_sha256`` of the files behind paths and patterns; none of none."""
+    return [file_sha256(path) for path in expand_paths(paths)] if paths else []
 
 
 def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from llama2_jax.generate.sampling import SamplingConfig, SamplingNumbers, row_ke
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
-from llama2_jax.sharding.processes import on_host
+from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
@@ -302,7 +302,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def check_prompts(
     model: Transformer, prompts: Sequence[Sequence[int]], names: Sequence[Any] | None = None
 ) -> None:
-    """Raise ``PromptError`` for prompts that the model cannot take, by name (default: their numbers)."""
+    """Check prompts before any is answered, which may take hours.
+
+    Raises:
+      PromptError: one that the model cannot take, by name (default: its number).
+      ConfigError: none at all, or another process has others.
+    """
     config = model.config
     require(len(prompts) > 0, "no prompt given")
     for row, prompt in zip(names or range(len(prompts)), prompts, strict=True):
@@ -314,6 +319,7 @@ def check_prompts(
                 "and at least one token must be left to generate; shorten the prompt"
             )
         check_ids(prompt, config.vocab_size, where=f"prompt {row}")
+    require_same_rows("prompts", prompts)
 
 
 def check_logprobs(rows: Sequence[np.ndarray] | np.ndarray, names: Sequence[int] | None = None) -> None:

@@ -13,7 +13,7 @@ from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
-from llama2_jax.sharding.processes import on_host
+from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.structs import Params
 
 LENGTH_MULTIPLE = 64
@@ -120,6 +120,7 @@ def _batches(
                 "split it"
             )
         check_ids(row, model.config.vocab_size, where=f"row {index}")
+    require_same_rows("rows to score", rows)
     shards = model.partitioner.batch_shards if model.partitioner else 1
     batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))

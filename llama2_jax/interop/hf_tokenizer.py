@@ -47,9 +47,12 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
         return None
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, JsonTokenizer):
-        for role in ("bos", "eos"):
-            if getattr(tokenizer, f"{role}_id") < 0:
-                setattr(tokenizer, f"{role}_id", _config_id(folder, settings, role, vocab_size))
+        bos_id, eos_id = (
+            own if own >= 0 else _config_id(folder, settings, role, vocab_size)
+            for role, own in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
+        )
+        if (bos_id, eos_id) != (tokenizer.bos_id, tokenizer.eos_id):
+            tokenizer = tokenizer.with_ends(bos_id, eos_id)
     check_vocabulary(tokenizer, vocab_size, where=folder)
     return tokenizer
 

@@ -13,7 +13,6 @@ from llama2_jax.generate.decode import check_prompts, generate, row_ids
 from llama2_jax.generate.sampler import rounded
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.sharding.processes import require_agreement
 from llama2_jax.structs import Params
 from llama2_jax.train.progress import counted
 
@@ -84,7 +83,6 @@ def sample_token_rows(
     """
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     require(len(seeds) == len(rows), f"{len(seeds)} seeds for {len(rows)} prompts; give one each")
-    require_agreement("prompts", [list(row) for row in rows])
     if rows:
         check_prompts(loaded.model, rows)  # in the order given, before any is answered
     answers: dict[int, Answer] = {}

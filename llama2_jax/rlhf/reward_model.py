@@ -21,7 +21,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
 from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
-from llama2_jax.sharding.processes import on_host
+from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
 from llama2_jax.train.metrics import NonFiniteError
@@ -111,6 +111,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
             0 < len(row) <= context,
             f"row {number} has {len(row)} tokens; the {reward_model.kind} reward model scores 1 to {context}",
         )
+    require_same_rows("rows to score", rows)
     distinct = sorted(dict.fromkeys(map(tuple, rows)), key=len)
     scores: dict[tuple[int, ...], np.float32] = {}
     for first in range(0, len(distinct), batch_size):

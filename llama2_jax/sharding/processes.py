@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ def require_agreement(what: str, value: Any) -> None:
     """
     if jax.process_count() > 1:
         wait_for_all(f"{what} {zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}")
+
+
+def require_same_rows(what: str, rows: Sequence[Sequence[int]]) -> None:
+    """``require_agreement`` on ids."""
+    if jax.process_count() > 1:
+        require_agreement(what, [[int(one) for one in row] for row in rows])
 
 
 @contextlib.contextmanager

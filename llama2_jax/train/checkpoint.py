@@ -138,7 +138,8 @@ class Checkpointer:
             raise CheckpointError(
                 f"none of the checkpoints {unreadable[::-1]} in {self.folder} can be read "
                 f"(the oldest: {reason}); "
-                "nothing was changed: start in a new workdir, or put a sound copy in their place"
+                "nothing was changed: put sound copies in their place, or start in a new workdir; other "
+                "versions of this code may have written another structure"
             )
         return None
 

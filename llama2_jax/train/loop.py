@@ -38,7 +38,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
       NonFiniteError: a metric is NaN or infinite.
     """
     check_batch_size(run.partitioner, run.batch_size, accumulation_steps=config.accumulation_steps)
-    require_agreement(f"data of {run.name}", [to_plain(run.meta), config.num_steps, run.batch_size])
+    require_agreement(f"data of {run.name}", [to_plain(run.meta), config.num_steps, run.items_per_step])
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
     state, meta = _restore_or_init(run, config, checkpointer)
     start = int(state.step)
@@ -67,7 +67,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
                     meta = {**run.meta, **recorder.totals()}
-                    meta |= {"batch_size": run.batch_size, "config": run.config}
+                    meta |= {"items_per_step": run.items_per_step, "config": run.config}
                     checkpointer.save(step, state.params, state.opt_state, meta)
             if stopping and step < config.num_steps:
                 logging.warning(
@@ -101,13 +101,13 @@ def _restore_or_init(
 
 
 def _check_position(run: TrainRun, config: TrainConfig, restored: Restored) -> None:
-    """Refuse a run whose place in the data, ``step * batch_size``, would be another, or beyond its end."""
-    before = restored.meta.get("batch_size", run.batch_size)  # not in checkpoints of before
+    """Refuse a run that would go on at another place in the data, or that is to end before its checkpoint."""
+    before = restored.meta["items_per_step"]
     require(
-        before == run.batch_size,
-        f"the checkpoint of step {restored.step} was made with {before} rows per update, the config has "
-        f"{run.batch_size}: the data would go on elsewhere. Undo the change of config.data.batch_size, "
-        "or start in a new --workdir",
+        before == run.items_per_step,
+        f"the checkpoint of step {restored.step} was made with {before} rows or pairs per update, the config "
+        f"has {run.items_per_step}: the data would go on elsewhere. Undo the change of "
+        "config.data.batch_size, or start in a new --workdir",
     )
     require(
         restored.step <= config.num_steps,

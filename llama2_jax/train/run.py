@@ -60,6 +60,7 @@ class TrainRun:
     optimizer: OptimizerConfig
     partitioner: Partitioner
     batch_size: int  # global rows per update
+    items_per_step: int  # rows, or pairs, of the data: step s begins at item s times this, on any mesh
     sequence_length: int
     batches: Callable[[int], Iterator[Any]]  # of the loss: this process's rows, from a step on
     source_names: tuple[str, ...]

@@ -56,6 +56,7 @@ def test_rows_of_each_form(tmp_path, form, row, wanted):
         ("alpaca", {"instruction": "Add.", "input": "2"}, "key 'output' is missing"),
         ("alpaca", {"instruction": "Add.", "output": " "}, r"message\(s\) \[1\] are empty"),
         ("alpaca", {"instruction": "c", "output": "d", "history": ["ab"]}, "turn 0 of 'history' is no pair"),
+        ("alpaca", {"instruction": "c", "output": "d", "history": 5}, "'history' is int, not a list"),
         ("sharegpt", {"conversations": spoken(("human", "a"), ("human", "b"), ("gpt", "c"))}, "user, user"),
         ("sharegpt", {"conversations": spoken(("gpt", "a"), ("human", "b"))}, "roles are no messages"),
         ("sharegpt", {"conversations": spoken(("human", "a"), ("tool", "b"))}, "message 1 is from 'tool'"),

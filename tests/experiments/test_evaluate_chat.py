@@ -159,6 +159,13 @@ def test_one_reward_model_judges_its_axis(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"rewards.png", "score_change.png"}
 
 
+def test_prompts_that_nobody_judges_are_refused(tmp_path: Path) -> None:
+    config = config_of(safety_rm="", truth="none", prompts=own_prompts(tmp_path, [NEST]))
+    with pytest.raises(ConfigError, match="has prompts for harmlessness, and no judge of that"):
+        evaluate_chat.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "answers").exists()
+
+
 def test_the_truth_of_one_axis(tmp_path: Path) -> None:
     prompts = own_prompts(tmp_path, [NEST])
     evaluate_chat.run(config_of(helpfulness_rm="", safety_rm="", prompts=prompts), tmp_path / "run")
@@ -227,7 +234,9 @@ def test_change_of_false_refusals_is_paired() -> None:
     # six of 41 differ by one: the mean 6/41, the variance of the mean 6/41 (1 - 6/41) / 40
     half = 1.959964 * (6 / 41 * 35 / 41 / 40) ** 0.5
     assert change == pytest.approx((6 / 41, 6 / 41 - half, 6 / 41 + half))
-    assert found["before"]["false_refusals_change"] == (0.0, 0.0, 0.0)
+    # alike everywhere: Wilson's end of 0 of 41, z^2 / (41 + z^2)
+    width = 1.959964**2 / (41 + 1.959964**2)
+    assert found["before"]["false_refusals_change"] == pytest.approx((0.0, -width, width))
 
 
 def test_prompts_are_split_by_what_they_measure() -> None:

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from configs.llama2_chat import SMOLLM2, WORLD, get_config
 from experiments import llama2_chat
-from experiments.stages import stage_config
+from experiments.stages import check_done_stage, stage_config
 from llama2_jax import load
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.model.config import PAPER_SIZES
 from tests.notebooks.execution import numbers_after, run
@@ -211,8 +211,23 @@ def test_stages_that_changed_or_were_made_again_leave_nothing_stale(
     with pytest.raises(ConfigError) as caught:
         llama2_chat.run(config, copy)
     stale = "v2/context_distillation, v2/rejection_sampling, v2/sft, v2/guard_rm, v2/ppo, gatt_evaluation"
-    assert "v2/gatt was made again after v2/context_distillation" in str(caught.value)
+    assert "v2/gatt was made after v2/context_distillation, which comes after it" in str(caught.value)
     assert f"delete {stale} in {copy}" in str(caught.value)
+
+
+def test_a_stage_that_is_new_asks_for_those_after_it_alone(config: ConfigDict, tmp_path: Path) -> None:
+    ended = ["v1/sft", "evaluation", "v2/sft", "v2/ppo"]
+    (tmp_path / "stages.jsonl").write_text("".join(json.dumps({"stage": one}) + "\n" for one in ended))
+    stage = stage_config(config, "evaluate_chat")
+    for folder in ended:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "DONE").touch()
+        (tmp_path / folder / "config.json").write_text(json.dumps(to_plain(stage)))
+    earlier = ["v1/sft", "v2/sft", "v2/ppo"]
+    with pytest.raises(ConfigError, match=r"v2/ppo was made after evaluation, .*; delete evaluation in "):
+        check_done_stage(tmp_path, "evaluation", stage, filled_in=(), earlier=earlier)
+    check_done_stage(tmp_path, "v2/ppo", stage, filled_in=(), earlier=earlier[:2])
+    check_done_stage(tmp_path, "v1/sft", stage, filled_in=(), earlier=())
 
 
 class Planned(llama2_chat.Recipe):

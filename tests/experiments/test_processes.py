@@ -141,18 +141,26 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path: Path) -> No
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("field", ["data__dialogues", "data__heldout"])
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [("sft", "data__dialogues"), ("sft", "data__heldout"), ("reward_model", "data__heldout")],
+)
 def test_processes_that_see_other_files_stop(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], field: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], stage: str, field: str
 ) -> None:
+    base = runs.pretrained_workdir()
+    make = {
+        "sft": functools.partial(runs.sft_config, base, train__num_steps=2),
+        "reward_model": functools.partial(test_reward_model.config, init_from=str(saved_policy())),
+    }[stage]
+    whole = runs.DIALOGUES if stage == "sft" else test_reward_model.file(24, 1)
+    lines = whole.read_text(encoding="utf-8").splitlines()
     folders = [tmp_path / "0", tmp_path / "1"]
-    lines = runs.DIALOGUES.read_text(encoding="utf-8").splitlines()
     for folder, count in zip(folders, (len(lines), len(lines) // 2), strict=True):
         folder.mkdir()
         (folder / "d.jsonl").write_text("\n".join(lines[:count]), encoding="utf-8")
-    base = str(runs.pretrained_workdir())
-    config = runs.sft_config(Path(base), **MESH, train__num_steps=2, **{field: "d.jsonl"})
-    assert run([("sft", config, tmp_path / "run")], processes=2, folders=folders) == 2
+    work = [(stage, make(**MESH, **{field: "d.jsonl"}), tmp_path / "run")]
+    assert run(work, processes=2, folders=folders) == 2
     assert "the processes of this run do not agree" in capfd.readouterr().err
     assert not (tmp_path / "run" / "DONE").exists()
 

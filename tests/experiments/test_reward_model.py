@@ -176,6 +176,27 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     assert_bitwise_equal(load_reward_model(tmp_path).params, load_reward_model(finished()).params)
 
 
+def test_a_run_continues_on_a_mesh_that_its_batch_does_not_divide_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = reward_model.PairLoader.batch
+
+    def stopping(self: Any, step: int) -> Any:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reward_model.PairLoader, "batch", stopping)
+        with pytest.raises(Preempted):
+            reward_model.run(config(data__batch_size=6), tmp_path)
+    mesh = {"mesh__preset": "fsdp", "mesh__fsdp": 8}
+    with pytest.raises(ConfigError, match="made with 6 rows or pairs per update, the config has 8"):
+        reward_model.run(config(data__batch_size=8, train__accept_changed_config=True, **mesh), tmp_path)
+    reward_model.run(config(data__batch_size=6, **mesh), tmp_path)
+    assert (tmp_path / "DONE").exists()
+
+
 def test_the_safety_model_learns_which_responses_are_unsafe(tmp_path: Path) -> None:
     data = tmp_path / "safety.jsonl"
     write_preferences(data, pairs(96, seed=2, track="safety", safety="chosen_safe"))

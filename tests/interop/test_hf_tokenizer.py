@@ -181,6 +181,19 @@ def test_ids_of_the_config_stand_in(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (3, -1)
 
 
+def test_ids_of_the_config_are_control_pieces_too(tmp_path):
+    folder = _without_ids(tmp_path / "m", bos_token_id=1, eos_token_id=2)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    (end,) = [token for token in content["added_tokens"] if token["id"] == 2]
+    end["special"] = False
+    path.write_text(json.dumps(content))
+    tokenizer = load_huggingface(folder).tokenizer
+    assert tokenizer.eos_id == 2
+    assert 2 not in tokenizer.encode(f"hi{end['content']}hi"), "a user can type it"
+    assert tokenizer.decode([*tokenizer.encode("hi"), 2]) == "hi"
+
+
 @pytest.mark.parametrize("value", [True, 9999, "3"])
 def test_ids_of_the_config_that_are_none_are_refused(tmp_path, value):
     folder = _without_ids(tmp_path / "m", bos_token_id=value)

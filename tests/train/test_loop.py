@@ -236,8 +236,8 @@ def test_other_tokenizer_or_data_than_the_checkpoints_is_refused(
 def test_a_run_goes_on_at_its_place_in_the_data_or_not_at_all(
     uninterrupted: tuple[Path, TrainState],
 ) -> None:
-    twice = make_run(batch_size=2 * BATCH)
-    with pytest.raises(ConfigError, match=r"step 12 was made with 8 rows per update, the config has 16"):
+    twice = make_run(items_per_step=2 * BATCH)
+    with pytest.raises(ConfigError, match="made with 8 rows or pairs per update, the config has 16"):
         train(twice, make_config(accept_changed_config=True), uninterrupted[0])
     with pytest.raises(ConfigError, match=r"of step 12, the run is to end at step 8"):
         train(make_run(), make_config(num_steps=8, accept_changed_config=True), uninterrupted[0])

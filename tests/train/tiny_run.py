@@ -66,6 +66,7 @@ def make_run(**changes: Any) -> TrainRun:
         "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
         "partitioner": partitioner(),
         "batch_size": BATCH,
+        "items_per_step": BATCH,
         "sequence_length": LENGTH,
         "batches": batches,
         "source_names": ("even", "odd"),

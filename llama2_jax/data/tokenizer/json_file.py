@@ -126,6 +126,12 @@ class JsonTokenizer:
         ids = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
         return JsonTokenizer(self._text, **ids, add_bos=True)
 
+    def with_ends(self, bos_id: int, eos_id: int) -> "JsonTokenizer":
+        """The same with these ids as BOS and EOS, -1 for none."""
+        return JsonTokenizer(
+            self._text, bos_id=bos_id, eos_id=eos_id, pad_id=self.pad_id, add_bos=self._add_bos
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; return the former's path."""
         path = Path(folder) / "tokenizer.json"
