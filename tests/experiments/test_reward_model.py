@@ -159,7 +159,8 @@ def test_it_is_no_chat_model_and_a_chat_model_is_none() -> None:
         load_reward_model(runs.fine_tuned_workdir())
 
 
-def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped(settings: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that SIGTERM reaches at its sixth batch."""
     batch = reward_model.PairLoader.batch
 
     def stopping(self: Any, step: int) -> Any:
@@ -170,7 +171,11 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patched:
         patched.setattr(reward_model.PairLoader, "batch", stopping)
         with pytest.raises(Preempted):
-            reward_model.run(config(), tmp_path)
+            reward_model.run(settings, workdir)
+
+
+def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(config(), tmp_path, monkeypatch)
     reward_model.run(config(), tmp_path)
     assert not (tmp_path / "answers.jsonl").exists()
     assert_bitwise_equal(load_reward_model(tmp_path).params, load_reward_model(finished()).params)
@@ -179,17 +184,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, monkeypatch: pytest
 def test_a_run_continues_on_a_mesh_that_its_batch_does_not_divide_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = reward_model.PairLoader.batch
-
-    def stopping(self: Any, step: int) -> Any:
-        if step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batch(self, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(reward_model.PairLoader, "batch", stopping)
-        with pytest.raises(Preempted):
-            reward_model.run(config(data__batch_size=6), tmp_path)
+    stopped(config(data__batch_size=6), tmp_path, monkeypatch)
     mesh = {"mesh__preset": "fsdp", "mesh__fsdp": 8}
     with pytest.raises(ConfigError, match="made with 6 rows or pairs per update, the config has 8"):
         reward_model.run(config(data__batch_size=8, train__accept_changed_config=True, **mesh), tmp_path)
