@@ -47,12 +47,12 @@ def test_a_report_that_fails_half_way_leaves_the_old_one(tmp_path):
 
 def test_a_device_whose_power_is_known_reports_its_carbon(monkeypatch):
     """The 7B's hours in Table 2, as so many tokens at one per second and device."""
-    tokens, rate = 184_320 * 3600, jax.device_count()
+    tokens, rate = 184_320 * 3600, 8
     mfu = {"train/mfu_causal_no_embed": 0.4, "train/mfu_full_no_embed": 0.5}
     line = {"step": 9, "train/loss": 2.0, "train/tokens_seen": tokens, "train/tokens_per_sec": rate, **mfu}
-    assert "tonnes_co2eq" not in _results([line])
+    assert "tonnes_co2eq" not in _results([line], 8)
     monkeypatch.setitem(WATTS, jax.devices()[0].device_kind, 400)
-    results = _results([line])
+    results = _results([line], 8)
     assert results["device_hours"] == 184_320
     assert results["tonnes_co2eq"] == pytest.approx(31.22, abs=0.01)
     rows = dict(_numbers([line], results, (1e12, "measured")))
@@ -62,7 +62,7 @@ def test_a_device_whose_power_is_known_reports_its_carbon(monkeypatch):
 
 def test_a_run_too_short_to_be_timed_reports_no_hours():
     line = {"step": 1, "train/loss": 2.0, "train/tokens_seen": 8}
-    results = _results([line])
+    results = _results([line], 8)
     assert results == {"updates": 1, "tokens_seen": 8}
     assert [name for name, _ in _numbers([line], results, (1e12, "measured"))] == [
         "updates",

@@ -157,7 +157,8 @@ def test_schedules_count_updates_and_not_iterations(first_iterations):
         for each in (state.policy, state.value)
     ]
     assert schedule(shorter[0]) == (3 * 4, 7)
-    restored = learner.restored_state(3, *shorter)
+    stored = [tree for each in shorter for tree in (each.params, each.opt_state)]
+    restored = learner.restored_state(3, *stored)
     assert schedule(restored.policy) == schedule(restored.value) == (3 * 4, 100 * 4)
     assert int(restored.policy.step) == int(restored.value.step) == 3 * 4
 
