@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.chat_versions import PromptSets, Versions
 from llama2_jax.data.preferences import TRACKS
-from llama2_jax.evals.intervals import Interval, clustered_mean, unit_mean, wilson
+from llama2_jax.evals.intervals import Interval, mean_of_groups, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
 from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
 from llama2_jax.losses.preference import displayed
@@ -104,7 +104,7 @@ def _change(after: Sequence[bool], before: Sequence[bool]) -> Interval | None:
     if np.ptp(changes) == 0:  # alike: how far others could be from them, as of a share of 0
         change, width = float(changes[0]), wilson(0, len(changes)).high
         return Interval(change, max(-1.0, change - width), min(1.0, change + width))
-    return clustered_mean(changes, [str(index) for index in range(len(changes))])
+    return mean_of_groups(changes, [1] * len(changes))
 
 
 def truth_of(helpful: Sequence[Sample], adversarial: Sequence[Sample]) -> dict[str, Any]:

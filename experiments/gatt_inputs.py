@@ -59,17 +59,16 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
         for text in dict.fromkeys(said)
         if not gatt.asked_attribute(text, attributes) and not gatt.sets_attribute(text, attributes)
     ]
-    marked = [text for text in texts if special_tags(text, loaded.template)]
-    if marked:
-        logging.warning(
-            "%s: %d message(s) with special tags are left out, first %.80r", path, len(marked), marked[0]
-        )
-        texts = [text for text in texts if text not in marked]
+    plain = [text for text in texts if not special_tags(text, loaded.template)]
+    if len(plain) < len(texts):
+        first = next(text for text in texts if special_tags(text, loaded.template))
+        count = len(texts) - len(plain)
+        logging.warning("%s: %d message(s) with special tags are left out, first %.80r", path, count, first)
     tokenizer = loaded.require_tokenizer()
-    short = [text for text in texts if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
+    short = [text for text in plain if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
     require(
         bool(short),
-        f"{path}: none of {len(texts)} usable user messages has at most data.max_turn_tokens = {max_tokens} "
+        f"{path}: none of {len(plain)} usable user messages has at most data.max_turn_tokens = {max_tokens} "
         "tokens; raise it or give other prompts",
     )
     return short

@@ -6,7 +6,7 @@ fit, so almost no row is padding.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,15 @@ def run(config: Any, workdir: Path) -> None:
             rows.report.dropped_pieces,
         )  # fmt: skip
     keep_tokenizer(base.require_tokenizer(), workdir)
-    require_agreement("held-out dialogues", hashes_of(split_paths(config.data.heldout)))
+    heldout = hashes_of(split_paths(config.data.heldout))
+    require_agreement("held-out dialogues", heldout)
     # the run must not keep a second copy of the parameters: a resume does not need them at all
     start_params = [] if stored_steps(workdir) else [base.params]
     base = base._replace(params=None)
     train_run = make_train_run(config, workdir, partitioner, base, rows, initial_params=start_params.pop)
     num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
     epochs = num_steps * config.data.batch_size / len(rows)
-    _warn_of_data(config, epochs)
+    _warn_of_data(config, epochs, both=set(heldout) & set(train_run.meta["dialogues"]))
     train_config = build(TrainConfig, {**config.train, "num_steps": num_steps}, name="train")
     train(train_run, train_config, workdir)
     write_stage_report(
@@ -89,16 +90,15 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _warn_of_data(config: Any, epochs: float) -> None:
-    """Say what may not be meant: more epochs than asked for, held-out dialogues that are trained on."""
+def _warn_of_data(config: Any, epochs: float, both: Collection[str]) -> None:
+    """Say what may not be meant: more epochs than asked for, files that are held out and trained on."""
     if not config.train.num_steps and epochs > 1.1 * config.data.epochs:
         logging.warning(
             "every dialogue is seen %.1f times, not config.data.epochs = %g, as a batch holds "
             "config.data.batch_size = %d rows; lower it",
             epochs, config.data.epochs, config.data.batch_size,
         )  # fmt: skip
-    trained = set(hashes_of(split_paths(config.data.dialogues)))
-    if trained & set(hashes_of(split_paths(config.data.heldout))):
+    if both:
         logging.warning(
             "a file of config.data.heldout = %s is in config.data.dialogues too: its loss is that of what is "
             "trained on",

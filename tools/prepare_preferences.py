@@ -5,9 +5,8 @@ python -m tools.prepare_preferences --set=anthropic_hh --input='hh-rlhf/*/train.
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
-from llama2_jax.data.chat import TEMPLATES, get_template
+from llama2_jax.data.chat import get_template
 from llama2_jax.data.preference_sources import PUBLIC_SETS, read_public_set
 from llama2_jax.data.preferences import split_by_prompt, write_preferences
 from llama2_jax.data.sources import BadLines
@@ -18,12 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read, check, split, write, and print the counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", required=True, choices=PUBLIC_SETS)
-    parser.add_argument("--input", action="append", required=True, help="file or glob pattern; repeatable")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write into")
-    parser.add_argument("--heldout_fraction", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--template", choices=TEMPLATES, default="llama2", help="its markers are refused")
-    parser.add_argument("--on_bad_line", choices=("error", "skip"), default="skip")
+    command_line.add_file_arguments(parser, heldout_fraction=0.05)
     args = parser.parse_args(argv)
     bad_lines, excluded = BadLines(), Counter[str]()
     pairs = read_public_set(

@@ -22,7 +22,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
 """How much better the chosen answer is (PREF-2); "unsure" is the paper's negligibly better or unsure."""
@@ -226,18 +228,33 @@ def split_by_prompt(preferences: Sequence[Preference], *, heldout_fraction: floa
     Raises:
       DataError: one side is empty.
     """
+    prompts = [pair.messages for pair in preferences]
+    return Split(*hold_out(preferences, prompts, heldout_fraction=heldout_fraction, seed=seed, what="pair"))
+
+
+def hold_out(
+    items: Sequence[T], prompts: Sequence[Sequence[Message]], *, heldout_fraction: float, seed: int, what: str
+) -> tuple[list[T], list[T]]:
+    """What is trained on and what is held out: the items of about ``heldout_fraction`` of the prompts.
+
+    Args:
+      prompts: of each item.
+      what: an item is, for messages.
+
+    Raises:
+      DataError: one side is empty.
+    """
     require(0 < heldout_fraction < 1, f"heldout_fraction = {heldout_fraction} must be between 0 and 1")
-    sides: tuple[list[Preference], list[Preference]] = ([], [])
-    for pair in preferences:
-        sides[is_heldout(pair.messages, heldout_fraction=heldout_fraction, seed=seed)].append(pair)
+    sides: tuple[list[T], list[T]] = ([], [])
+    for item, prompt in zip(items, prompts, strict=True):
+        sides[is_heldout(prompt, heldout_fraction=heldout_fraction, seed=seed)].append(item)
     if not all(sides):
-        prompts = len({prompt_key(pair.messages) for pair in preferences})
         raise DataError(
-            f"{len(preferences)} pair(s) of {prompts} prompt(s) leave nothing "
+            f"{len(items)} {what}(s) of {len(set(map(prompt_key, prompts)))} prompt(s) leave nothing "
             f"{'held out' if sides[0] else 'to train on'} with heldout_fraction = {heldout_fraction} and "
             f"seed {seed}; give more prompts or change the fraction"
         )
-    return Split(*sides)
+    return sides
 
 
 def mix(
