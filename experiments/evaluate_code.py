@@ -159,7 +159,7 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_integer("limit", None, "Problems of each file, to try it; all if not given.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 16, "Samples decoded together.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 512, "Longest completion; the paper does not say.", lower_bound=1)
-    flags.DEFINE_float("timeout_secs", 3.0, "Of one program with its tests.", lower_bound=0.1)
+    flags.DEFINE_float("timeout_secs", 3.0, "Processor time of one program with its tests.", lower_bound=0.1)
     flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Programs run at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of all samples; each has one of its own, made from it.")
     flags.mark_flags_as_required(["output"])

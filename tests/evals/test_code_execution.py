@@ -4,6 +4,9 @@ import contextlib
 import os
 import resource
 import secrets
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +20,22 @@ from llama2_jax.evals.code_execution import check_execution, run_program, run_pr
 
 TESTS = "\nassert add(2, 3) == 5\n"
 RIGHT = "def add(a, b): return a + b"
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Node:
+    value: int
+    left: Node | None = None
+assert Node(1).value == 1
+"""
+TEMPORARY = """
+import os, tempfile
+with tempfile.NamedTemporaryFile("w") as file: file.write("text")
+with tempfile.TemporaryDirectory() as folder: open(folder + "/file", "w").close()
+assert not os.path.exists(folder)
+"""
+SPAWN = "import multiprocessing as m, os; m.get_context('spawn').Process(target=os.getpid).start()"
 
 
 def children() -> set[str]:
@@ -45,6 +64,10 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("print('what it prints is no failure')\n" + RIGHT, "passed"),
         ("import dataclasses, math, typing\n" + RIGHT, "passed"),
         ("open('own.txt', 'w').write('in its own folder')\n" + RIGHT, "passed"),
+        (TEMPORARY + RIGHT, "passed"),
+        ("import os; os.mkdir('a'); os.rename('a', 'b'); os.rmdir('b')\n" + RIGHT, "passed"),
+        (DATACLASS + RIGHT, "passed"),
+        ("import pickle\nclass A: pass\npickle.loads(pickle.dumps(A()))\n" + RIGHT, "passed"),
         ("def add(a, b): return a - b", "AssertionError"),
         ("def add(a, b): return", "AssertionError"),
         ("def add(a, b) return a", "SyntaxError"),
@@ -62,6 +85,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("import os; os.fork()", "PermissionError"),
         ("import subprocess; subprocess.Popen(['sleep', '60'])", "PermissionError"),
         ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        (SPAWN, "PermissionError"),
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "PermissionError"),
     ],
 )
@@ -71,7 +95,21 @@ def test_how_a_program_ends(written: str, outcome: str) -> None:
 
 @pytest.mark.parametrize("written", ["while True: pass", "import time; time.sleep(60)"])
 def test_a_program_that_does_not_end(written: str) -> None:
-    assert run_program(written + TESTS, timeout_secs=0.5) == "timed out"
+    assert run_program(written + TESTS, timeout_secs=0.2) == "timed out"
+
+
+def test_time_is_the_processors_not_that_of_a_busy_machine() -> None:
+    """Others that compute meanwhile are, for the clock, the same as a program that waits."""
+    assert run_program("import time; time.sleep(0.5)", timeout_secs=0.2) == "passed"
+
+
+def test_a_program_ends_also_when_nobody_waits_for_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("nobody")
+    (folder / "program.py").write_text("import time; time.sleep(60)")
+    process = subprocess.run(
+        [sys.executable, code_execution.CHILD, "token", str(1 << 30), "0.2", "0.4"], cwd=folder, timeout=30
+    )
+    assert process.returncode == -signal.SIGALRM
 
 
 def test_what_it_started_all_the_same_is_killed_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +133,16 @@ def processes_with(argument: str) -> list[str]:
 def test_files_elsewhere_are_not_changed(tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("elsewhere") / "kept.txt"
     file.write_text("kept")
-    for written in (f"open({str(file)!r}, 'w')", f"import os; os.remove({str(file)!r})"):
-        assert run_program(written, timeout_secs=20) == "PermissionError"
-    assert run_program(f"import os, shutil; shutil.rmtree({str(file.parent)!r})", timeout_secs=20) != "passed"
-    assert file.read_text() == "kept"
+    for written in (
+        f"open({str(file)!r}, 'w')",
+        f"os.remove({str(file)!r})",
+        f"os.rename({str(file)!r}, 'stolen')",
+        f"os.remove({file.name!r}, dir_fd=os.open({str(file.parent)!r}, os.O_RDONLY))",
+        f"shutil.rmtree({str(file.parent)!r})",
+        f"sqlite3.connect({str(file.with_name('db'))!r})",
+    ):
+        assert run_program(f"import os, shutil, sqlite3\n{written}", timeout_secs=20) == "PermissionError"
+    assert file.read_text() == "kept" and list(file.parent.iterdir()) == [file]
 
 
 def test_texts_have_the_same_order_in_a_set_every_time() -> None:
