@@ -18,7 +18,7 @@ import collections
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ try:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from llama2_jax.evals.harness import HarnessLM
+    from llama2_jax.evals.harness import HarnessLM, choose_examples
 except ImportError as error:
     raise SystemExit(f'{error}; install the extra: pip install -e ".[benchmarks]"') from error
 
@@ -113,7 +113,7 @@ def _ask(
     with files_at_rest(output):
         check_origin(output, origin)
     model = HarnessLM(loaded, batch_size=how.batch_size)
-    for task in _each(tasks):
+    for task in _each(itertools.chain(*tasks.values())):
         if task.OUTPUT_TYPE == "generate_until":
             model.sampling(task.config.generation_kwargs)  # refuses what it cannot do, before hours of others
     os.environ.pop("LOCAL_RANK", None)  # which lm_eval takes for a process without results
@@ -162,7 +162,7 @@ def load_tasks(manager: TaskManager, run: Run) -> list[Any]:
     """The tasks and groups of a run, with their data.
 
     Raises:
-      ConfigError: an unknown task, or data that cannot be fetched.
+      ConfigError: an unknown task, data that cannot be fetched, or too few examples.
     """
     unknown = [name for name in run.tasks if name not in manager.all_tasks]
     require(
@@ -176,12 +176,16 @@ def load_tasks(manager: TaskManager, run: Run) -> list[Any]:
     except Exception as error:  # of the hub, the network, a YAML file
         raise ConfigError(f"the data of {', '.join(run.tasks)} could not be loaded: {error}") from error
     groups = [found["groups"][name] for name in run.tasks if name in found["groups"]]
-    return groups or list(found["tasks"].values())  # a name may be of a group, a task, or several tasks
+    tasks = groups or list(found["tasks"].values())  # a name may be of a group, a task, or several tasks
+    for task in _each(tasks):
+        choose_examples(task, run.shots)
+    return tasks
 
 
 def check_code(tasks: dict[str, list[Any]]) -> None:
     """Raise ``ConfigError`` for tasks that execute what the model writes."""
-    unsafe = [task.task_name for task in _each(tasks) if getattr(task, "UNSAFE_CODE", False)]
+    found = _each(itertools.chain(*tasks.values()))
+    unsafe = [task.task_name for task in found if getattr(task, "UNSAFE_CODE", False)]
     require(
         not unsafe,
         f"{', '.join(unsafe)} executes what the model writes, which is not done here; for HumanEval and MBPP "
@@ -189,9 +193,9 @@ def check_code(tasks: dict[str, list[Any]]) -> None:
     )
 
 
-def _each(tasks: dict[str, list[Any]]) -> Iterator[Any]:
+def _each(tasks: Iterable[Any]) -> Iterator[Any]:
     """Every single task, also those in groups."""
-    for item in itertools.chain.from_iterable(tasks.values()):
+    for item in tasks:
         yield from item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import ConfigError, changes, write_json
+from llama2_jax.launch import keep_others_out
 from llama2_jax.sharding.processes import files_at_rest
 
 
 def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> None:
-    """Write ``config.json``, or refuse a folder with results of other settings.
+    """Keep the folder for this process, and write ``config.json``; or refuse results of other settings.
 
     Args:
       results: glob pattern of the files in ``output`` that later runs build on.
 
     Raises:
-      ConfigError: what differs.
+      ConfigError: what differs. Or another process works in the folder.
     """
     path = output / "config.json"
     with files_at_rest(output):
@@ -25,4 +26,5 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
         raise ConfigError(
             f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another folder"
         )
+    keep_others_out(output, flag="--output")
     write_json(path, settings)

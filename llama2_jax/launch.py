@@ -174,14 +174,19 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     if done:
         print(f"{workdir} is done")
         return True
-    holder = hold(workdir)
-    require(
-        not holder,
-        f"{workdir} is in use by {holder}, and two runs would overwrite each other's files: wait for it, "
-        "stop it, or use another --workdir",
-    )
+    keep_others_out(workdir, flag="--workdir")
     write_json(path, new)
     return False
+
+
+def keep_others_out(folder: Path, *, flag: str) -> None:
+    """Hold ``folder``, which ``flag`` names, for this process. Raises ``ConfigError`` if another has it."""
+    holder = hold(folder)
+    require(
+        not holder,
+        f"{folder} is in use by {holder}, and two runs would overwrite each other's files: wait for it, "
+        f"stop it, or use another {flag}",
+    )
 
 
 def config_changes(workdir: Path, config: Any) -> list[str]:

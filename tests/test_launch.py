@@ -193,6 +193,7 @@ def test_two_processes_do_not_work_in_one_workdir(tmp_path: Path) -> None:
     result = pretrain("--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}")
     assert result.returncode == 2
     assert f"{tmp_path} is in use by process {os.getpid()} on " in result.stderr
+    assert "or use another --workdir" in result.stderr
     open_workdir(get_config("tiny"), tmp_path)  # the same process may begin again
     mark_done(tmp_path)
     (tmp_path / "DONE").unlink()

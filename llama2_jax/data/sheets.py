@@ -51,8 +51,8 @@ def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: 
     Raises:
       DataError: no CSV in UTF-8, no such columns, or rows that are missing, unknown, twice or changed.
     """
-    rows = _csv_rows(Path(path))
     columns = (*shown[0], *filled_in)
+    rows = _csv_rows(Path(path), columns)
     lacking = [column for column in columns if not rows or column not in rows[0]]
     if lacking:
         raise DataError(
@@ -89,17 +89,22 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def _csv_rows(path: Path) -> list[Row]:
+def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     """The rows as a spreadsheet saved them, which takes the delimiter from the country it is set to."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         delimiter = max(DELIMITERS, key=(text.splitlines() or [""])[0].count)
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval=""))
+        sheet = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+        rows, names = list(sheet), list(sheet.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path} is not CSV in UTF-8 ({error}); open it in the programme that saved it and save it as "
             "'CSV UTF-8'"
         ) from error
+    twice = [column for column in columns if names.count(column) > 1]
+    if twice:
+        raise DataError(f"{path} has several columns {', '.join(twice)}; leave the one that counts")
+    return rows
 
 
 def _check_rows(path: str | Path, rows: Sequence[Row], known: Collection[str], name: str) -> None:

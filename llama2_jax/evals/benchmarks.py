@@ -143,8 +143,7 @@ BENCHMARKS = (
         ACC,
         (29.3, 39.1, 43.4, 54.2),
         "3 shots of 3 to 5 (D19), other questions of the test, without their explanations",
-        # lm_eval makes no examples of a list of answers; without the split one may be the question itself
-        (("doc_to_target", "{{gold[0]}}"), ("fewshot_split", "test")),
+        (("doc_to_target", "{{gold[0]}}"),),  # lm_eval makes no examples of a list of answers
     ),
 )
 

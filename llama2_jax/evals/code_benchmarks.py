@@ -72,9 +72,17 @@ def read_humaneval(path: Path) -> list[CodeProblem]:
     """The problems of ``HumanEval.jsonl`` or ``.jsonl.gz``: signature and docstring, to be continued.
 
     Raises:
-      DataError: not a row of that file (file, line, reason).
+      DataError: not a row of that file (file, line, reason), or a problem that stands there twice.
     """
-    return parse_rows(path, _humaneval_problem)
+    problems = parse_rows(path, _humaneval_problem)
+    _check_ids(path, [problem.id for problem in problems])
+    return problems
+
+
+def _check_ids(path: Path, ids: Sequence[str | int]) -> None:
+    twice = sorted({str(one) for one in ids if ids.count(one) > 1})
+    if twice:
+        raise DataError(f"{path} has {len(twice)} problems more than once: {', '.join(twice[:5])}; leave one")
 
 
 def _humaneval_problem(row: dict[str, Any]) -> CodeProblem:
@@ -92,9 +100,11 @@ def read_mbpp(path: Path) -> list[CodeProblem]:
     """The test problems of ``mbpp.jsonl``, after three others with their solutions.
 
     Raises:
-      DataError: not a row of that file (file, line, reason); no examples in it, or no problem.
+      DataError: not a row of that file (file, line, reason); no examples in it, no problem, or one twice.
     """
-    rows = {row["task_id"]: row for row in parse_rows(path, _checked_mbpp_row)}
+    found = parse_rows(path, _checked_mbpp_row)
+    _check_ids(path, [row["task_id"] for row in found])
+    rows = {row["task_id"]: row for row in found}
     examples = [rows[number] for number in MBPP_EXAMPLES if number in rows]
     tested = [row for number, row in rows.items() if number in MBPP_TEST]
     if len(examples) < len(MBPP_EXAMPLES) or not tested:

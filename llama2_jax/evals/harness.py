@@ -231,3 +231,30 @@ class HarnessLM(LM):
             for first in range(0, len(order), size):
                 yield order[first : first + size]
                 bar.update(len(order[first : first + size]))
+
+
+def choose_examples(task: Any, shots: int | None) -> None:
+    """See to it that no question is among its own examples, which lm_eval takes from the test at need.
+
+    Args:
+      shots: None is the task's own number; where that is 0, lm_eval takes 0.
+
+    Raises:
+      ConfigError: more shots than there are examples.
+    """
+    own = task.config.num_fewshot
+    needed = own or 0 if shots is None or own == 0 else shots
+    if not needed:
+        return
+    examples, test = task.fewshot_cfg, task.config.test_split
+    if not (examples.split or examples.samples or task.has_training_docs() or task.has_validation_docs()):
+        examples.split = test  # lm_eval leaves a question out where it is told that this is the split
+        logging.warning(
+            "%s has examples in its test only: other questions than the one asked", task.task_name
+        )
+    num_examples = len(task.sampler.df) - (examples.split == test)
+    require(
+        needed <= num_examples,
+        f"{task.task_name} has {num_examples} examples for each question, {needed} are asked for; lower "
+        "--num_shots",
+    )

@@ -154,4 +154,4 @@ def _system_prompt(with_system: tuple[bool, ...]) -> str:
 def _in_order(name: str) -> tuple[bool, int, str]:
     """Single before multi turn, numbers by their size, the rest by name."""
     first, *_ = name.split()
-    return (name == "multi turn", int(first) if first.isdigit() else 0, name)
+    return (name == "multi turn", int(first) if first.isdecimal() else 0, name)

@@ -115,3 +115,10 @@ def test_an_apostrophe_that_a_spreadsheet_took_away(sheet):
     rows = [{**row, "text": row["text"].removeprefix("'"), "mark": "x"} for row in read(sheet)]
     write(sheet, rows)
     assert [row["text"] for row in read_sheet(sheet, SHOWN, ("mark",))][:2] == ["- a\n- b", "=1+1"]
+
+
+def test_a_column_that_stands_twice_is_refused(sheet):
+    lines = sheet.read_text().replace("name,text,mark", "name,text,mark,mark", 1)
+    sheet.write_text(lines)
+    with pytest.raises(DataError, match="has several columns mark; leave the one that counts"):
+        read_sheet(sheet, SHOWN, ("mark",))

@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from llama2_jax.evals import harness_tasks
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark
+from llama2_jax.evals.harness import choose_examples
 
 NUM_DOCUMENTS = 12
 ABCD = ["water", "fire", "wood", "iron"]
@@ -176,6 +177,7 @@ def test_right_answers_are_right(
 def evaluate(task: str, benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     member = {"task": task, **dict(benchmark.changes), **documents(task, folder)}
     loaded = manager().load([{"group": "paper", "task": [member]}])["tasks"]
+    choose_examples(loaded[task], benchmark.shots)
     return lm_eval.simple_evaluate(
         Oracle(),
         tasks=list(loaded.values()),

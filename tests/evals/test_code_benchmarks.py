@@ -108,7 +108,9 @@ def test_mbpp_is_asked_after_three_examples_and_checked(tmp_path: Path) -> None:
     [
         (read_humaneval, [mbpp(11)], r"data.jsonl.*1.*prompt"),
         (read_humaneval, [HUMANEVAL | {"test": 3}], "'test' is int, not text"),
+        (read_humaneval, [HUMANEVAL] * 2, "has 1 problems more than once: HumanEval/"),
         (read_mbpp, [HUMANEVAL], "data.jsonl.*1.*task_id"),
+        (read_mbpp, [mbpp(11), mbpp(11), mbpp(12)], "has 1 problems more than once: 11; leave one"),
         (read_mbpp, [mbpp(11, test_list=[])], "'test_list' is no list of texts"),
         (read_mbpp, [mbpp(11), mbpp(12)], "has 2 problems, but not 2, 3, 4, which are the examples"),
         (read_mbpp, [mbpp(2), mbpp(3), mbpp(4)], "one or more of 11 to 510"),

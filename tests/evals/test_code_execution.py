@@ -142,7 +142,8 @@ def test_files_elsewhere_are_not_changed(tmp_path_factory: pytest.TempPathFactor
         f"sqlite3.connect({str(file.with_name('db'))!r})",
     ):
         assert run_program(f"import os, shutil, sqlite3\n{written}", timeout_secs=20) == "PermissionError"
-    assert file.read_text() == "kept" and list(file.parent.iterdir()) == [file]
+    assert file.read_text() == "kept"
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_texts_have_the_same_order_in_a_set_every_time() -> None:

@@ -7,7 +7,7 @@ from lm_eval.tasks import TaskManager
 
 from experiments import evaluate_benchmarks
 from experiments.benchmark_report import result
-from experiments.evaluate_benchmarks import Asking, Run, check_origin, chosen_runs, evaluate
+from experiments.evaluate_benchmarks import Asking, Run, check_origin, chosen_runs, evaluate, open_tasks
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
 from llama2_jax.pretrained import LoadedModel, load
@@ -150,6 +150,19 @@ def test_the_papers_suite_has_its_shots() -> None:
 def test_what_cannot_be_meant_is_refused(names: list[str], shots: int | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         chosen_runs(names, num_shots=shots)
+
+
+@pytest.mark.parametrize("name", ["choice", "write"])  # one names the split of its examples, one does not
+def test_no_question_is_among_its_examples(tasks: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(evaluate_benchmarks, "TaskManager", only_own_tasks)
+    how = Asking(include_path=str(tasks))
+    (task,) = open_tasks({name: Run((name,), 2)}, how)[1][name]
+    for question in QUESTIONS:
+        prompt = task.fewshot_context(question, num_fewshot=2)
+        assert all(prompt.count(other["question"]) == 1 for other in QUESTIONS)
+    words = f"{name} has 2 examples for each question, 3 are asked for; lower --num_shots"
+    with pytest.raises(ConfigError, match=words):
+        evaluate(tasks / "out", {name: Run((name,), 3)}, never, how)
 
 
 def test_results_of_another_model_are_not_joined(tmp_path: Path) -> None:

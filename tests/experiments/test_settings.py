@@ -1,9 +1,24 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.settings import keep_settings
 from llama2_jax.config import ConfigError
+from llama2_jax.files import release
+from tests.experiments.runs import REPOSITORY
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    keep_settings(tmp_path, {}, results="*")
+    again = f"keep_settings(Path({str(tmp_path)!r}), {{}}, results='*')"
+    code = f"from pathlib import Path; from experiments.settings import keep_settings; {again}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in result.stderr
+    assert "use another --output" in result.stderr
+    release(tmp_path)
 
 
 def test_settings_may_be_corrected_before_there_are_results(tmp_path: Path) -> None:
