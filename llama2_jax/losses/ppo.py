@@ -106,8 +106,10 @@ def kl_estimate(
     """Estimate of KL(policy || reference) at each token, from samples of the policy; 0 where masked.
 
     With x = reference / policy: k1 = -log x, k2 = (log x)^2 / 2, k3 = x - 1 - log x. All of them
-    *measure* the divergence; which gradient each one gives depends on where it stands: k1 in the
-    reward and k2 in the loss give that of KL(policy || reference), nothing else does.
+    *measure* the divergence; which gradient each one gives depends on where it stands. k1 in the
+    reward gives that of KL(policy || reference) over whole answers (Eq. 4). k2 in the loss gives that of
+    the next token at each prefix, summed over the prefixes that were sampled: what a token does to the
+    divergence of later ones is left out. Nothing else gives either.
     """
     require_choice("kl estimator", estimator, KL_ESTIMATORS)
     log_x_BC = _kept(mask_BC, reference_logprobs_BC) - _kept(mask_BC, logprobs_BC)

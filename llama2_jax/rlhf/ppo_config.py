@@ -12,7 +12,7 @@ KL_PLACEMENTS = ("reward", "loss")
 WHITENINGS = ("shift_and_scale", "scale", "none")
 TRUNCATIONS = ("terminal", "bootstrap")
 
-# Expected gradients, with samples of the policy pi and the reference pi_0 (tests/losses/test_ppo.py).
+# Expected gradients at one token, of samples of pi, with pi_0 the reference (tests/losses/test_ppo.py).
 _WRONG_GRADIENT = {
     ("reward", "k2"): "its gradient is not that of a divergence; as a loss it is",
     ("reward", "k3"): "its gradient is that of KL(pi||pi_0) - KL(pi_0||pi), which vanishes at the reference",
@@ -75,7 +75,8 @@ class PPOConfig:
         require(
             not reason,
             f"{self.kl_estimator} in the {self.kl_placement}: {reason}; "
-            "set ppo.kl_placement and ppo.kl_estimator to reward and k1, or to loss and k2",
+            "set ppo.kl_placement and ppo.kl_estimator to reward and k1, or to loss and k2, which "
+            "leaves out what a token does to the divergence of later ones",
         )
         self._check_sizes()
 

@@ -6,8 +6,6 @@ with the parameters and checked (``check_same_text``).
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +121,8 @@ def _load_native(path: Path, computed: dict[str, Any], partitioner: Partitioner)
     model = ScoreModel(config, partitioner)
     params = read_params(path, abstract_score_params(model), step)
     template = get_template(meta["template"])
-    return RewardModel(config, params, tokenizer, template, model, meta["reward"], _version(step, meta))
+    version = f"{meta['reward']}-{step}-{checksum(params):08x}"
+    return RewardModel(config, params, tokenizer, template, model, meta["reward"], version)
 
 
 def _load_huggingface(
@@ -208,11 +207,6 @@ def abstract_score_params(model: ScoreModel) -> Params:
     """Shapes, dtypes and shardings of the parameters, without memory."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     return (model.partitioner or single_device()).abstract(shapes)
-
-
-def _version(step: int, meta: dict[str, Any]) -> str:
-    made_from = json.dumps({**meta, "step": step}, sort_keys=True)
-    return f"{meta['reward']}-{step}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
 
 
 def check_same_text(reward_model: RewardModel, tokenizer: Tokenizer, template: Template) -> None:

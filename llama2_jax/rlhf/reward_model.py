@@ -45,7 +45,7 @@ class RewardModel(NamedTuple):
     template: Template
     model: ScoreModel
     kind: str  # one of KINDS, or ANY
-    version: str  # the same only for the same training up to the same update
+    version: str  # kind, update and checksum of the parameters
 
 
 class ScoreBatch(NamedTuple):

@@ -160,6 +160,38 @@ def test_placements_with_the_gradient_of_the_divergence(placement, shift):
     np.testing.assert_allclose(expected_gradient(logits, *placement), exact_gradient(logits), atol=2e-7)
 
 
+def test_answers_of_two_tokens():
+    """k1 in the reward knows what the first token does to the divergence of the second; k2 does not."""
+    logits = jnp.asarray([0.4, -0.6, 0.9])  # of token 1 first, then after 0, then after 1
+    reference = jnp.asarray([0.1, 0.5, -0.3])
+    answers = jnp.asarray([(0, 0), (0, 1), (1, 0), (1, 1)])
+    mask = jnp.ones((4, 2), bool)
+
+    def logprobs(logits):
+        at = jnp.stack([jnp.zeros(4, int), 1 + answers[:, 0]], axis=1)
+        return jax.nn.log_sigmoid(jnp.where(answers == 1, logits[at], -logits[at]))
+
+    def exact(logits):  # of whole answers
+        return (jnp.exp(logprobs(logits).sum(1)) * (logprobs(logits) - logprobs(reference)).sum(1)).sum()
+
+    behaviour = logprobs(logits)
+    probs = jnp.exp(behaviour.sum(1, keepdims=True))
+    k1 = kl_estimate(behaviour, logprobs(reference), mask, estimator="k1")
+    to_go = jnp.cumsum(k1[:, ::-1], axis=1)[:, ::-1]
+    in_reward = jax.grad(lambda x: policy(logprobs(x), behaviour, -probs * to_go).loss_sum)(logits)
+    np.testing.assert_allclose(in_reward, jax.grad(exact)(logits), atol=1e-6)
+
+    def in_loss(logits):
+        return (probs * kl_estimate(logprobs(logits), logprobs(reference), mask, estimator="k2")).sum()
+
+    p = jax.nn.sigmoid(logits)
+    reached = jnp.asarray([1, 1 - p[0], p[0]])  # d KL / d logit = p (1 - p) (logit - reference's), by hand
+    next_tokens = reached * p * (1 - p) * (logits - reference)
+    np.testing.assert_allclose(jax.grad(in_loss)(logits), next_tokens, atol=1e-6)
+    assert abs(next_tokens[0] - in_reward[0]) > 0.01
+    np.testing.assert_allclose(next_tokens[1:], in_reward[1:], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("shift", "ratio", "sign"),
     [

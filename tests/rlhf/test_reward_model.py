@@ -288,9 +288,10 @@ def test_a_dialogue_is_scored_at_the_token_that_ends_it(tokenizer):
     )
 
 
-def written(folder: Path, tokenizer, **changes):
-    """A workdir with a reward model at step 0."""
+def written(folder: Path, tokenizer, *, scale=1.0, **changes):
+    """A workdir with a reward model at step 0, its parameters multiplied by ``scale``."""
     found = reward_model(tokenizer)
+    found = found._replace(params=jax.tree.map(lambda leaf: scale * leaf, found.params))
     meta = reward_model_meta(found.config, tokenizer, "llama2", kind="safety", margin="none", data=["ab12"])
     write_params(folder, found.params, {**meta, **changes})
     tokenizer.save(folder / "tokenizer")
@@ -308,10 +309,10 @@ def test_a_checkpoint_comes_back_with_what_it_is(tokenizer, tmp_path):
     )
 
 
-def test_versions_differ_iff_the_training_does(tokenizer, tmp_path):
-    written(tmp_path / "a", tokenizer)
-    written(tmp_path / "b", tokenizer)
-    written(tmp_path / "c", tokenizer, data=["cd34"])
+def test_versions_differ_iff_the_parameters_do(tokenizer, tmp_path):
+    """Also where the same command was given again, after the model it starts from had become another."""
+    for name, scale in (("a", 1.0), ("b", 1.0), ("c", 1.5)):
+        written(tmp_path / name, tokenizer, scale=scale)
     a, b, c = (load_reward_model(tmp_path / name).version for name in "abc")
     assert a == b != c
     assert a.startswith("safety-0-")
