@@ -7,7 +7,6 @@ towns, and lets ``experiments.time_awareness`` evaluate the base model and the c
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from benchmarks.record import record
 from configs import pretrain as pretrain_configs
 from configs import sft as sft_configs
 from experiments import pretrain, sft
+from llama2_jax.config import read_json
 from tools import prepare_dated_facts
 
 DIALOGUES = 4000  # four times the paper's: nothing else teaches so small a model what a date is
@@ -42,7 +42,7 @@ def main() -> None:
         folder = output / f"{model.name}_{facts}"
         time_awareness("evaluate", data / f"{facts}.jsonl", folder, f"--checkpoint={model}",
                        "--max_new_tokens=32", "--batch_size=64")  # fmt: skip
-        found[name] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found[name] = read_json(folder / "results.json")
     shares = {
         name: [round(100 * own[side]["value"]) for side in ("before the event", "from the event on")]
         for name, own in found.items()

@@ -1,6 +1,5 @@
 """Numbers of an ablation, from what its stages left: sizes, losses, differences from the baseline."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation_readings import STRETCHES, Losses, Reading, stretch_sizes
-from llama2_jax.config import build
+from llama2_jax.config import build, read_json
 from llama2_jax.evals.document_loss import position_edges
 from llama2_jax.evals.intervals import Interval, mean_of_groups
 from llama2_jax.model.config import ModelConfig, kv_cache_bytes_per_token, parameter_count
@@ -25,7 +24,7 @@ def describe(workdir: Path, config: Any) -> dict[str, Any]:
     """Size of a trained variant, and how long its updates took at their median rate."""
     model = build(ModelConfig, config.model, name="model")
     with files_at_rest(workdir):
-        took = json.loads((workdir / "results.json").read_text(encoding="utf-8"))  # see training_report.py
+        took = read_json(workdir / "results.json")  # see training_report.py
     rate = took.get("tokens_per_sec", math.nan)
     return {
         "parameters": parameter_count(model),

@@ -1,6 +1,5 @@
 """``report.md`` of an ablation: variants beside the baseline, on the same held-out documents."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from experiments.ablation_results import by_position, compare, describe, num_tok
 from experiments.benchmark_report import metric_rows
 from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
-from llama2_jax.config import write_json
+from llama2_jax.config import read_json, write_json
 from llama2_jax.data.sources import is_number
 from llama2_jax.evals.intervals import Interval
 
@@ -183,7 +182,7 @@ def _tasks(workdir: Path, variants: Sequence[str], tasks: Sequence[str]) -> list
     for name in variants:
         for task in tasks:
             path = workdir / "benchmarks" / name / task / "results.json"
-            for key, (*_, value, error) in _metrics(json.loads(path.read_text(encoding="utf-8"))).items():
+            for key, (*_, value, error) in _metrics(read_json(path)).items():
                 cells.setdefault(key, {})[name] = f"{value} ± {error}" if error else value
     rows = [(*key, *(own[name] for name in variants)) for key, own in cells.items()]
     header = ("task", "shots", "questions", "metric", *variants)

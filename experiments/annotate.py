@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.models import open_mesh
 from experiments.report import quote, table, write_report_file
-from llama2_jax.config import ConfigError, build, require, require_choice, to_plain, write_json
+from llama2_jax.config import ConfigError, build, read_json, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
     REJECTED_SAFE,
@@ -166,7 +166,7 @@ def sampled_pairs(
             "config.collection.temperatures, or train the model longer",
         )
         write_rows(path, (pair_row(pair) for pair in pairs))
-        write_rows(note, [{"made_from": made_from, "dropped": dict(dropped), "last_batch": batch}])
+        write_json(note, {"made_from": made_from, "dropped": dict(dropped), "last_batch": batch})
     return pairs, dropped
 
 
@@ -174,7 +174,7 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
     """What is known of the pairs in ``path``."""
     if not note.exists():
         return {"dropped": {}, "last_batch": -1}
-    known = read_rows(note)[0]
+    known = read_json(note)
     if known["made_from"] != made_from:
         made = [file for file in (path, note, path.with_name("sheet.csv")) if file.exists()]
         raise ConfigError(

@@ -1,20 +1,19 @@
 """``report.md`` of academic benchmarks: beside the paper's results, by groups of Table 3, and all metrics."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.report import table, write_report_file
-from llama2_jax.config import write_json
+from llama2_jax.config import read_json, write_json
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark, by_size, group_means
 from llama2_jax.model.config import PAPER_SIZES
 
 
 def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
     """Write ``report.md`` and ``results.json`` from the results of lm_eval in the folders ``names``."""
-    found = {name: json.loads((output / name / "results.json").read_text(encoding="utf-8")) for name in names}
-    settings = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    found = {name: read_json(output / name / "results.json") for name in names}
+    settings = read_json(output / "config.json")
     ours = {
         benchmark: 100 * result(benchmark, found[benchmark.name])
         for benchmark in (*BENCHMARKS, *READING_SHOTS)

@@ -6,12 +6,11 @@ laptop, slow for a cluster.
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2_jax.config import require
+from llama2_jax.config import read_json, require
 from llama2_jax.data.chat import dialogue_text
 from llama2_jax.data.corpus import MANIFEST, TokenisedCorpus, corpus_folders
 from llama2_jax.data.shards import file_sha256, write_shards
@@ -139,7 +138,7 @@ def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
     manifest = target / MANIFEST
     if not manifest.is_file() or not has_checkpoints(workdir):
         return
-    inputs = json.loads(manifest.read_text(encoding="utf-8"))["inputs"]
+    inputs = read_json(manifest)["inputs"]
     require(
         [entry["sha256"] for entry in inputs] == [file_sha256(file) for file in files],
         f"the checkpoints in {workdir} were trained on another text than {', '.join(map(str, files))} "

@@ -27,7 +27,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
 from experiments.settings import keep_settings
-from llama2_jax.config import ConfigError, changes, require, write_json
+from llama2_jax.config import ConfigError, changes, read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals import harness_tasks
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS
@@ -150,7 +150,7 @@ def chosen_runs(names: Sequence[str], *, num_shots: int | None) -> dict[str, Run
 def check_origin(output: Path, origin: dict[str, str]) -> None:
     """Raise ``ConfigError`` if there are results of other parameters, or by another version of lm_eval."""
     for path in sorted(output.glob("*/results.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         lines = changes({key: found.get(key) for key in origin}, origin)
         require(
             not lines,

@@ -14,7 +14,6 @@ models the first is compared with each of the others (helpfulness), or each answ
 writes report.md, results.json and pictures: Figures 1, 12, 30 and 31, or 3 and 17 to 19.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.human_report import write_report
-from llama2_jax.config import named_paths, require, write_json
+from llama2_jax.config import named_paths, read_json, require, write_json
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.sources import DataError
 from llama2_jax.evals.agreement import WEIGHTS
@@ -36,7 +35,7 @@ from llama2_jax.evals.human_sheets import (
     read_ratings,
     write_rater_sheet,
 )
-from llama2_jax.files import written_whole
+from llama2_jax.files import write_text
 from llama2_jax.launch import launch
 
 
@@ -86,8 +85,7 @@ def make_sheets(
     write_json(key, Key(task, list(models), num_raters, seed, items))
     for rater in range(num_raters):
         write_rater_sheet(_sheet(workdir, rater), items, rater)
-    with written_whole(sheets / "instructions.txt") as partial:
-        partial.write_text(INSTRUCTIONS[task], encoding="utf-8")
+    write_text(sheets / "instructions.txt", INSTRUCTIONS[task])
     for name, own in models.items():
         print(f"{name}: {len(own):,} answers")
     print(f"{len(items):,} rows for each of {num_raters} raters are in {sheets}; have them filled in, then")
@@ -114,7 +112,7 @@ def read_key(path: Path) -> Key:
       DataError: the file is damaged.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         return Key(**{**fields, "items": [item_from_row(row) for row in fields["items"]]})
     except (
         ValueError,

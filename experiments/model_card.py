@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments.report import included, quote, table
-from llama2_jax.config import ConfigError, build, require
-from llama2_jax.files import written_whole
+from llama2_jax.config import ConfigError, build, read_json, require
+from llama2_jax.files import write_text
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch
 from llama2_jax.model.config import ModelConfig, parameter_count
@@ -61,8 +61,7 @@ def main() -> None:
     for report in reports:
         require(report.is_file(), f"{report} does not exist; --evaluations are folders with a report.md")
     lines = card(Path(args.checkpoint), statements, reports, Path(args.output).parent)
-    with written_whole(args.output) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(args.output, "\n".join(lines) + "\n")
     missing = [key for key in KEYS if key not in statements]
     print(f"{args.output} is written" + (f"; not stated: {', '.join(missing)}" if missing else ""))
 
@@ -74,7 +73,7 @@ def read_statements(path: Path) -> dict[str, str]:
       ConfigError: no JSON object of texts, or an unknown key.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--statements={path} cannot be read as JSON: {error}") from error
     texts = isinstance(found, dict) and all(isinstance(value, str) and value for value in found.values())
@@ -143,16 +142,13 @@ def _stage(path: Path) -> tuple[Stage, Path | None]:
         return Stage(path, "not found here", {}), None
     if checkpoint_kind(path) != "native":
         return Stage(path, f"a {checkpoint_kind(path)} checkpoint", {}), None
-    config = _read(path / "config.json")
+    config = read_json(path / "config.json", default={})
     if "imported_from" in config:
         return Stage(path, f"imported from {config['imported_from']}", {}), None
     report, start = path / "report.md", config.get("init_from")
     first, *_ = report.read_text(encoding="utf-8").splitlines() if report.exists() else ["no report"]
-    return Stage(path, first.lstrip("# "), _read(path / "results.json")), Path(start) if start else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_json(path / "results.json", default={})
+    return Stage(path, first.lstrip("# "), results), Path(start) if start else None
 
 
 def _metadata(statements: Mapping[str, str]) -> list[str]:

@@ -22,7 +22,7 @@ from llama2_jax.data.preferences import (
     statistics,
 )
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llama2_jax.files import written_whole
+from llama2_jax.files import write_text
 from llama2_jax.launch import launch
 
 
@@ -31,8 +31,7 @@ def main() -> None:
     args = flags.FLAGS
     pairs = read_preferences(args.input, template=get_template(args.template))
     report = report_text(pairs, load_tokenizer(args.tokenizer))
-    with written_whole(args.output) as partial:
-        partial.write_text(report, encoding="utf-8")
+    write_text(args.output, report)
     print(report, end="")
 
 

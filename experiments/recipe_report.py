@@ -1,7 +1,6 @@
 """``report.md`` of the whole recipe: what every stage measured, and a verdict on the paper's claims."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments.chat_judges import REWARD_MODELS, TRUTH
 from experiments.report import included, percent, points, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tension
-from llama2_jax.config import write_json
+from llama2_jax.config import read_json, write_json
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import RATINGS, TRACKS
 from llama2_jax.evals.intervals import Interval, trend_z
@@ -86,8 +85,7 @@ def _stage_table(workdir: Path) -> list[str]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(folder / "results.json", default={})
 
 
 def _interval(value: Mapping[str, float]) -> Interval:

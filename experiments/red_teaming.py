@@ -24,7 +24,6 @@ writes such logs into DIR/logs. Steps that sample go on where they were when the
 may be reported at any time; only new prompts are then answered.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from experiments.answer_rows import check_models
 from experiments.red_team_judges import JUDGES, judge_answers
 from experiments.red_team_report import write_red_team_report, write_rejection_report
 from experiments.settings import keep_settings
-from llama2_jax.config import named_paths, require
+from llama2_jax.config import named_paths, read_json, require
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.data.red_team_logs import attack_row, read_attacks, read_sessions, session_row
@@ -159,7 +158,7 @@ def attacked_versions(workdir: Path) -> list[str]:
     """
     path = workdir / "results.json"
     require(path.exists(), f"{path} does not exist; run --step=report first")
-    return list(json.loads(path.read_text(encoding="utf-8"))["robustness"])
+    return list(read_json(path)["robustness"])
 
 
 def findings_before(workdir: Path, version: str) -> list[Finding]:

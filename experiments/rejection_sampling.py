@@ -6,7 +6,6 @@ the reward models changed, and compete with the new ones; the archive then holds
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from experiments.models import check_safety_model, load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
-from llama2_jax.config import require, require_choice, write_json
+from llama2_jax.config import read_json, require, require_choice, write_json
 from llama2_jax.data.chat import UNFINISHED, Message, Template, special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -113,7 +112,7 @@ def _check_archive(config: Any, workdir: Path) -> None:
     """Refuse, while the workdir still has its old config, to mix its samples with others."""
     if not (workdir / "archive.jsonl").exists():
         return
-    old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["sampling"]
+    old = read_json(workdir / "config.json")["sampling"]
     for name in FIXED:
         require(
             old[name] == config.sampling[name],

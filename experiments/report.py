@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llama2_jax.evals.intervals import Interval
-from llama2_jax.files import written_whole
+from llama2_jax.files import write_text
 
 
 def write_report_file(workdir: Path, lines: Iterable[str]) -> None:
     """Write ``report.md``, whole or not at all: other reports include it."""
-    with written_whole(workdir / "report.md") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(workdir / "report.md", "\n".join(lines) + "\n")
 
 
 def included(report: Path, folder: Path) -> list[str]:

@@ -17,7 +17,6 @@ Scores are kept in DIR/scores/NAME/SET.jsonl: a run that was stopped goes on, an
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from absl import flags
 from experiments.checkpoint_flags import tensor_parallel
 from experiments.reward_accuracy_report import write_report
 from experiments.settings import keep_settings
-from llama2_jax.config import named_paths, require, write_json
+from llama2_jax.config import named_paths, read_json, require, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, get_template
 from llama2_jax.data.pair_scores import CHOICES, PairScores, read_pair_scores, write_pair_scores
 from llama2_jax.data.preference_batches import encode_response
@@ -119,7 +118,7 @@ def kept_scores(folder: Path, sets: Sets, version: str, score: Score) -> dict[st
       ConfigError: they are of another model.
     """
     path = folder / "version.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else version
+    known = read_json(path, default=version)
     require(
         known == version, f"{folder} has scores of {known}, not of {version}; remove it, or give another name"
     )

@@ -11,7 +11,6 @@ killed run continues where it stopped.
     RUN/world                models and comparisons of the simulated world (variant tiny)
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def run(config: Any, workdir: Path) -> None:
         has_amounts = (workdir / "amounts.json").exists()
     if not has_amounts:
         write_amounts(config, workdir, read(config, workdir))
-    amounts = json.loads((workdir / "amounts.json").read_text(encoding="utf-8"))["amounts"]
+    amounts = reward_scaling_report.read_amounts(workdir)
     for name, path in models.items():
         for amount in amounts:
             train(config, workdir, name, path, amount)

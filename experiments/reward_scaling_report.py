@@ -1,7 +1,6 @@
 """``report.md`` of the scaling of reward models: Figure 6, and whether accuracy still grows."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 from experiments.report import percent, points, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_data
-from llama2_jax.config import build, write_json
+from llama2_jax.config import build, read_json, write_json
 from llama2_jax.data.pair_scores import read_pair_scores
 from llama2_jax.data.preferences import RATINGS, Preference, read_preferences
 from llama2_jax.evals.intervals import Interval, clustered_mean
@@ -42,7 +41,7 @@ class OnHeldout(NamedTuple):
 
 def write_report(workdir: Path, models: Sequence[str]) -> None:
     """Write ``report.md``, ``results.json`` and ``accuracy_by_data.png`` from what the stages left."""
-    amounts = json.loads((workdir / "amounts.json").read_text(encoding="utf-8"))["amounts"]
+    amounts = read_amounts(workdir)
     tested = read_tested(workdir, models, list(amounts))
     own = [found["own"] for found in amounts.values()]
     results = {
@@ -58,6 +57,11 @@ def write_report(workdir: Path, models: Sequence[str]) -> None:
         workdir / "accuracy_by_data.png", _panels(tested, own), title="Held-out accuracy (Figure 6)"
     )
     write_report_file(workdir, [*_accuracy(results), *_growth(results, own), *_ratings(results)])
+
+
+def read_amounts(workdir: Path) -> dict[str, dict[str, int]]:
+    """Comparisons in each amount: ``all``, and those of the ``own`` track."""
+    return read_json(workdir / "amounts.json")["amounts"]
 
 
 def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) -> OnHeldout:

@@ -11,7 +11,6 @@ where it stopped.
     RUN/report.md            see ``safety_scaling_report.py``, which reads labels of refusals afterwards
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from experiments import evaluate_chat, safety_scaling_report, sft
 from experiments.chat_versions import prompt_sets
 from experiments.models import load_scorers, open_mesh
 from experiments.stages import run_stage, stage_config
-from llama2_jax.config import require, write_json
+from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.chat import Template
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.nested import check_shares, nested_subsets
@@ -120,7 +119,7 @@ def _read(paths: str, config: Any, template: Template) -> list[TrainingDialogue]
 def fine_tune(config: Any, workdir: Path, name: str) -> str:
     """The model of one share: section 3.1 from the pretrained model on, whatever the size of its mixture."""
     files = [config.data.helpfulness]
-    if json.loads((workdir / "mixtures.json").read_text(encoding="utf-8"))["safe"][name]:
+    if read_json(workdir / "mixtures.json")["safe"][name]:
         files.append(str(workdir / "mixtures" / f"{name}.jsonl"))
     changes = {"init_from": config.init_from, "data.dialogues": ",".join(files)}
     return run_stage(workdir, f"sft/{name}", sft.run, stage_config(config, "sft", **changes))

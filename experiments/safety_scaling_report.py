@@ -10,7 +10,6 @@ cannot know or do) for all or some of them, by hand or with a classifier of your
 world its truth is the label of every answer that has none.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from experiments.safety_scaling_results import (
     read_versions,
 )
 from llama2_jax.analysis.safety_plots import Curve, plot_by_share
-from llama2_jax.config import require, write_json
+from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.refusals import read_labels, refusal_kind
@@ -65,7 +64,7 @@ def write_report(workdir: Path, labels: Labels) -> None:
     Raises:
       ConfigError: no finished evaluation, or labels of answers that this run does not have.
     """
-    scoring = _read_json(workdir / "config.json")["evaluate_chat"]
+    scoring = _read(workdir / "config.json")["evaluate_chat"]
     mixtures = _mixtures(workdir)
     versions = read_versions(workdir / "evaluation" / "answers", list(mixtures))
     prompts = [sample.prompt for sample in next(iter(versions.values()))]
@@ -92,14 +91,14 @@ def write_report(workdir: Path, labels: Labels) -> None:
     write_report_file(workdir, lines)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     require(path.is_file(), f"{path} is not there; run experiments.safety_scaling in that workdir first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _mixtures(workdir: Path) -> dict[str, dict[str, int]]:
     """Dialogues of each share, and how many updates two epochs of them took."""
-    found = _read_json(workdir / "mixtures.json")
+    found = _read(workdir / "mixtures.json")
     return {
         name: {"safe": safe, "helpful": found["helpful"], "updates": read_meta(workdir / "sft" / name)[0]}
         for name, safe in found["safe"].items()

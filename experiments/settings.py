@@ -1,10 +1,9 @@
 """Settings of a run that goes on where it was stopped, of programmes with flags instead of a config."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from llama2_jax.config import ConfigError, changes, write_json
+from llama2_jax.config import ConfigError, changes, read_json, write_json
 from llama2_jax.launch import keep_others_out
 from llama2_jax.sharding.processes import files_at_rest
 
@@ -20,7 +19,7 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
     """
     path = output / "config.json"
     with files_at_rest(output):
-        lines = changes(json.loads(path.read_text(encoding="utf-8")), settings) if path.exists() else []
+        lines = changes(read_json(path), settings) if path.exists() else []
         has_results = any(output.glob(results))
     if lines and has_results:
         raise ConfigError(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama2_jax.files import written_whole
+from llama2_jax.files import write_text
 
 T = TypeVar("T")
 
@@ -155,8 +155,14 @@ def to_plain(config: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON; the file appears when it is complete."""
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(to_plain(value), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(to_plain(value), indent=2) + "\n")
+
+
+def read_json(path: Path, *, default: Any = dataclasses.MISSING) -> Any:
+    """The value in a JSON file; ``default``, if one is given, where there is no file."""
+    if default is not dataclasses.MISSING and not path.is_file():
+        return default
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -45,6 +45,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     partial.replace(path)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def hold(folder: Path) -> str:
     """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
 

@@ -15,7 +15,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, UserError, changes, check_arguments, require, to_plain, write_json
+from llama2_jax.config import (
+    ConfigError,
+    UserError,
+    changes,
+    check_arguments,
+    read_json,
+    require,
+    to_plain,
+    write_json,
+)
 from llama2_jax.files import hold, leave_writing_to_another, release, written_whole
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.checkpoint import CheckpointError, read_meta
@@ -195,7 +204,7 @@ def config_changes(workdir: Path, config: Any) -> list[str]:
     Where there are checkpoints the newest says what that was: ``config.json`` may be of a later start that
     was refused in the end.
     """
-    old = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    old = read_json(workdir / "config.json")
     with contextlib.suppress(CheckpointError):  # none here, or damaged: the run will say so
         old = read_meta(workdir)[1].get("config", old)
     return [line for line in changes(old, config) if not _is_free(line)]

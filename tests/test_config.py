@@ -12,6 +12,7 @@ from llama2_jax.config import (
     check_arguments,
     named_paths,
     parse_arg,
+    read_json,
     require,
     require_choice,
     to_plain,
@@ -75,8 +76,16 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert [file.name for file in path.parent.iterdir()] == ["config.json"]
+
+
+def test_a_file_may_be_missing_where_there_is_a_default(tmp_path):
+    assert read_json(tmp_path / "results.json", default=None) is None
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "results.json")
+    write_json(tmp_path / "results.json", {"a": 1})
+    assert read_json(tmp_path / "results.json", default={}) == {"a": 1}
 
 
 def test_changes_name_the_leaves_that_differ():

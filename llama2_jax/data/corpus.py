@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2_jax.config import require
+from llama2_jax.config import read_json, require
 from llama2_jax.data.offsets import Offsets
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
@@ -125,8 +125,7 @@ def _is_corpus(folder: Path) -> bool:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What ``write_shards`` says of a folder; None before it has finished."""
-    path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(folder / MANIFEST, default=None)
 
 
 def shard_path(folder: Path, name: str) -> Path:

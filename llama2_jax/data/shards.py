@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2_jax.config import require, write_json
+from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.corpus import FORMAT_VERSION, MANIFEST, read_lengths, read_manifest, shard_path
 from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expand_paths, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -147,7 +147,7 @@ def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
     """Shards 0, 1, ... that are complete, undamaged and made by ``recipe``, up to the first that is not."""
     shards: list[ShardInfo] = []
     while (mark := folder / f"shard-{len(shards):05d}.json").is_file():
-        shard = ShardInfo(**json.loads(mark.read_text(encoding="utf-8")))
+        shard = ShardInfo(**read_json(mark))
         if shard.recipe != recipe or not _is_sound(folder, shard):
             break
         log.info("keeping %s", shard_path(folder, shard.name))
@@ -157,7 +157,7 @@ def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
 
 def _require_no_other(folder: Path, recipe: str) -> None:
     first = folder / "shard-00000.json"
-    if first.is_file() and json.loads(first.read_text(encoding="utf-8"))["recipe"] != recipe:
+    if first.is_file() and read_json(first)["recipe"] != recipe:
         manifest = read_manifest(folder)
         size = f"of {manifest['tokens']:,} tokens" if manifest else "that is not finished"
         raise DataError(

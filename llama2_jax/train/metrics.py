@@ -11,7 +11,7 @@ import tensorboardX
 from absl import logging
 
 from llama2_jax.config import UserError
-from llama2_jax.files import writes, written_whole
+from llama2_jax.files import write_text, writes
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -74,8 +74,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    with written_whole(path) as partial:  # a kill in between loses nothing
-        partial.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))  # whole: a kill in between loses nothing
 
 
 def require_finite(step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:
