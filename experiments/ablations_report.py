@@ -12,7 +12,7 @@ from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
 from llama2_jax.config import read_json, write_json
 from llama2_jax.data.sources import is_number
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Interval, bracketed
 
 PAPER = {
     "context": (
@@ -139,7 +139,7 @@ def _verdict(difference: Interval | None, noise: float) -> str:
 
 
 def _four(interval: Interval) -> str:
-    return "{:.4f} [{:.4f}, {:.4f}]".format(*interval)
+    return bracketed(interval, ".4f")
 
 
 def _positions(workdir: Path, found: dict[str, Any] | None, readings: Mapping[str, Reading]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import table, write_report_file
+from experiments.report import settings_table, table, write_report_file
 from llama2_jax.config import read_json, write_json
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark, by_size, group_means
 from llama2_jax.model.config import PAPER_SIZES
@@ -24,7 +24,7 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
         output / "results.json", {"benchmarks": {b.name: value for b, value in ours.items()}, "groups": means}
     )
     lines = ["# Academic benchmarks", ""]
-    lines += table(("setting", "value"), [(name, str(value)) for name, value in settings.items()])
+    lines += settings_table(settings)
     lines += [*_beside_the_paper(ours), *_groups(means), *_all_metrics(found)]
     write_report_file(output, lines)
 

@@ -106,7 +106,7 @@ def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]
 
 def _win_cell(rate: WinRate) -> str:
     decided = f"; {100 * rate.of_decided.value:.1f} %" if rate.of_decided else ""
-    return f"{percent(rate.ties_half._asdict())} ({rate.wins}/{rate.ties}/{rate.losses}{decided})"
+    return f"{percent(rate.ties_half)} ({rate.wins}/{rate.ties}/{rate.losses}{decided})"
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Interval]:
@@ -123,7 +123,7 @@ def _flat(found: dict[str, Any]) -> dict[str, Interval]:
 def _measures(versions: dict[str, dict[str, Interval]]) -> list[str]:
     """One column per version, one row per measure."""
     rows = [
-        (measure.replace("_", " "), *(percent(found[measure]._asdict()) for found in versions.values()))
+        (measure.replace("_", " "), *(percent(found[measure]) for found in versions.values()))
         for measure in next(iter(versions.values()))
     ]
     return table(("", *versions), rows)

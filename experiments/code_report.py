@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import percent, table, write_report_file
+from experiments.report import percent, settings_table, table, write_report_file
 from llama2_jax.config import write_json
 from llama2_jax.evals.code_benchmarks import CODE
 from llama2_jax.evals.code_execution import PASSED
@@ -18,7 +18,7 @@ def write_code_report(
     mean = code_mean(results)
     write_json(output / "results.json", {"pass_at_k": list(results), "code": mean})
     lines = ["# HumanEval and MBPP", ""]
-    lines += table(("setting", "value"), [(name, str(value)) for name, value in settings.items()])
+    lines += settings_table(settings)
     lines += [
         "",
         "Percent, with a 95 % interval over problems, beside what the paper says of Llama 2 (Table 21):",
@@ -38,7 +38,7 @@ def write_code_report(
 
 def code_mean(results: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean of pass@1 of all benchmarks, the group "Code" of Table 3 (EVAL-3); None if one is missing."""
-    first = {one["benchmark"]: one["pass"]["value"] for one in results if one["k"] == 1}
+    first = {one["benchmark"]: one["pass"].value for one in results if one["k"] == 1}
     return sum(first.values()) / len(first) if len(first) == len(CODE) else None
 
 

@@ -104,6 +104,6 @@ def result(run: Run, rows: Rows, problems: Rows) -> dict[str, Any]:
         "benchmark": run.benchmark.name,
         **run.setting._asdict(),
         "problems": len(problems),
-        "pass": unit_mean([problem["metric"] for problem in problems])._asdict(),
+        "pass": unit_mean([problem["metric"] for problem in problems]),
         "outcomes": dict(Counter(row["outcome"] for row in rows).most_common()),
     }

@@ -21,7 +21,7 @@ from llama2_jax.config import build, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt
 from llama2_jax.data.gatt import Attributes, Instruction
-from llama2_jax.evals.intervals import clustered_share
+from llama2_jax.evals.intervals import Interval, clustered_share
 from llama2_jax.evals.persona import CONSTRAINTS, Outcome, TurnAccuracy, accuracy_by_turn
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
@@ -92,7 +92,7 @@ def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[s
     for name in LISTS:
         probes = draw_probes(config, texts, attributes, heldout=name == LISTS[1])
         outcomes = ask(loaded, probes, attributes, sampling, config)
-        found[name] = [_as_json(row) for row in accuracy_by_turn(outcomes, turns)]
+        found[name] = accuracy_by_turn(outcomes, turns)
     found["unseen constraints"] = unseen_constraints(loaded, texts, sampling, config)
     return found
 
@@ -234,11 +234,7 @@ def draw_pictures(
     """``accuracy.png``, ``accuracy_heldout.png`` and ``attention.png``."""
     for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
         rows = {
-            name: [
-                (row["turn"], *row["accuracy"].values())
-                for row in found[lists]
-                if row["accuracy"] is not None
-            ]
+            name: [(row.turn, *row.accuracy) for row in found[lists] if row.accuracy is not None]
             for name, found in results.items()
         }
         reached = {row[0] for several in rows.values() for row in several}
@@ -271,7 +267,7 @@ def write_report(
     """Write ``report.md``."""
     lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figures 9, 10 and 28."]
     for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
-        turns = [row["turn"] for row in next(iter(results.values()))[lists]]
+        turns = [row.turn for row in next(iter(results.values()))[lists]]
         rows = [(name, *map(_accuracy_cell, found[lists])) for name, found in results.items()]
         lines += ["", f"## Right answers by turn, {lists}", ""]
         lines += table(("model", *(f"turn {turn}" for turn in turns)), rows)
@@ -305,20 +301,16 @@ def _attention_lines(seen: Mapping[str, Attention]) -> list[str]:
     return [*lines, "", "![attention](attention.png)"]
 
 
-def _accuracy_cell(row: Mapping[str, Any]) -> str:
-    if row["accuracy"] is None:
-        return f"beyond the context ({row['beyond_context']})"
-    beyond = f", {row['beyond_context']} beyond the context" if row["beyond_context"] else ""
-    return f"{percent(row['accuracy'])} of {row['asked']}{beyond}"
+def _accuracy_cell(row: TurnAccuracy) -> str:
+    if row.accuracy is None:
+        return f"beyond the context ({row.beyond_context})"
+    beyond = f", {row.beyond_context} beyond the context" if row.beyond_context else ""
+    return f"{percent(row.accuracy)} of {row.asked}{beyond}"
 
 
 def _constraint_cell(shares: Mapping[str, Any]) -> str:
-    told, untold = shares["instructed"], shares["not instructed"]
-    return f"{percent(told)}, {percent(untold)}" if told and untold else "no answer fits the context"
-
-
-def _as_json(row: TurnAccuracy) -> dict[str, Any]:
-    return row._asdict() | {"accuracy": None if row.accuracy is None else row.accuracy._asdict()}
+    both = shares["instructed"], shares["not instructed"]
+    return ", ".join(percent(Interval.of(one)) for one in both) if all(both) else "no answer fits the context"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from llama2_jax.evals.human import (
     violations,
 )
 from llama2_jax.evals.human_sheets import SCALES, Rated
-from llama2_jax.evals.reward_accuracy import Share
+from llama2_jax.evals.intervals import Share, bracketed
 
 EXPLAINED = {
     "majority": "the sign of more than half of its ratings, else a tie",
@@ -170,16 +170,15 @@ def _tables(found: Measured, header: Sequence[str], cells: Callable[[Any], list[
 
 
 def _outcome_cells(one: Any) -> list[str]:
-    return [f"{one.win.size:,}", *(percent(share._asdict()) for share in one)]
+    return [f"{one.win.size:,}", *(percent(share) for share in one)]
 
 
 def _safety_cells(one: Any) -> list[str]:
-    mean = one.mean_rating
     return [
         f"{one.violation.size:,}",
-        percent(one.violation._asdict()),
+        percent(one.violation),
         str(one.tied),
-        f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]",
+        bracketed(one.mean_rating, ".2f"),
     ]
 
 
@@ -217,9 +216,11 @@ def _agreement(agreement: Mapping[str, Mapping[str, Agreement | None]]) -> list[
 def _agreement_cells(one: Agreement | None) -> list[str]:
     if one is None:
         return ["not known: too few rows with two ratings", "", "", ""]
-    return [str(one.coefficient), *(f"{value:.3f}" for value in one[1:4])]
+    return [
+        str(one.coefficient), f"{one.standard_error:.3f}", f"{one.observed:.3f}", f"{one.expected:.3f}",
+    ]  # fmt: skip
 
 
 def _bias(first: Share | None) -> list[str]:
-    shown = percent(first._asdict()) if first else "not known"
+    shown = percent(first) if first else "not known"
     return [f"Of the ratings that prefer an answer, it was the one shown first in {shown}.", ""]

@@ -12,8 +12,7 @@ from llama2_jax.analysis.reward_plots import plot_accuracy_by_round, plot_tensio
 from llama2_jax.config import read_json, write_json
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import RATINGS, TRACKS
-from llama2_jax.evals.intervals import Interval, trend_z
-from llama2_jax.evals.reward_accuracy import Share
+from llama2_jax.evals.intervals import Interval, Share, trend_z
 from llama2_jax.losses.preference import displayed
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
@@ -88,23 +87,15 @@ def _results(folder: Path) -> dict[str, Any]:
     return read_json(folder / "results.json", default={})
 
 
-def _interval(value: Mapping[str, float]) -> Interval:
-    return Interval(value["value"], value["low"], value["high"])
-
-
 def _accuracy_by_round(workdir: Path, rounds: Sequence[Path]) -> list[str]:
     """Table and picture of held-out accuracy; the held-out pairs are those of all rounds so far."""
-    found = {kind: {path.name: _results(path / f"{kind}_rm") for path in rounds} for kind in TRACKS}
-    rows = [
-        (kind, *(percent(its["accuracy"]) for its in by_round.values())) for kind, by_round in found.items()
-    ]
+    found = {
+        kind: {path.name: Share(**_results(path / f"{kind}_rm")["accuracy"]) for path in rounds}
+        for kind in TRACKS
+    }
+    rows = [(kind, *map(percent, by_round.values())) for kind, by_round in found.items()]
     plot_accuracy_by_round(
-        workdir / "reward_accuracy.png",
-        {
-            kind: {name: Share(**its["accuracy"]) for name, its in by_round.items()}
-            for kind, by_round in found.items()
-        },
-        title="Held-out accuracy of the reward models",
+        workdir / "reward_accuracy.png", found, title="Held-out accuracy of the reward models"
     )
     lines = table(("", *(path.name for path in rounds)), rows)
     return [*lines, "", "![accuracy by round](reward_accuracy.png)"]
@@ -166,8 +157,8 @@ def _by_truth(judged: Mapping[str, Any] | None, first: str, last: str) -> list[V
         claims = (helpful_claim, safe_claim, refusal_claim)
         return [Verdict(claim, "nobody judged the answers of this run", None) for claim in claims]
     before, after = judged[first], judged[last]
-    helpful = [_interval(found["mean_helpfulness"]) for found in (before, after)]
-    unsafe = [_interval(found["violation_rate"]) for found in (before, after)]
+    helpful = [Interval.of(found["mean_helpfulness"]) for found in (before, after)]
+    unsafe = [Interval.of(found["violation_rate"]) for found in (before, after)]
     verdicts = [
         Verdict(
             helpful_claim,
@@ -176,7 +167,7 @@ def _by_truth(judged: Mapping[str, Any] | None, first: str, last: str) -> list[V
         ),
         Verdict(
             safe_claim,
-            f"violations {percent(before['violation_rate'])} to {percent(after['violation_rate'])}",
+            f"violations {percent(unsafe[0])} to {percent(unsafe[1])}",
             unsafe[0].is_above(unsafe[1]),
         ),
     ]
@@ -187,11 +178,12 @@ def _false_refusals(claim: str, before: Mapping[str, Any], after: Mapping[str, A
     """Of the same prompts: surely fewer points more than in the paper, surely as many, or neither."""
     if after["false_refusals_change"] is None:
         return Verdict(claim, "fewer than two borderline prompts", None)
-    change = _interval(after["false_refusals_change"])
+    change = Interval.of(after["false_refusals_change"])
+    shares = [percent(Interval.of(found["false_refusals"])) for found in (before, after)]
     return Verdict(
         claim,
-        f"{percent(before['false_refusals'])} to {percent(after['false_refusals'])}; of the same prompts "
-        f"{points(change)} points, in the paper {100 * REFUSALS_RISE:+.0f}",
+        f"{' to '.join(shares)}; of the same prompts {points(change)} points, in the paper "
+        f"{100 * REFUSALS_RISE:+.0f}",
         True if change.high < REFUSALS_RISE else False if change.low > REFUSALS_RISE else None,
     )
 
@@ -199,7 +191,7 @@ def _false_refusals(claim: str, before: Mapping[str, Any], after: Mapping[str, A
 def _by_own_models(judged: Mapping[str, Any], names: Sequence[str]) -> Verdict:
     """Figure 11: on both axes no version clearly below the one before it, and the last above the first."""
     axes = ("helpfulness", "harmlessness")
-    rates = {axis: [_interval(judged[name][axis]["ties_half"]) for name in names] for axis in axes}
+    rates = {axis: [Interval.of(judged[name][axis]["ties_half"]) for name in names] for axis in axes}
     rising = all(
         rates[axis][-1].is_above(Interval(0.5, 0.5, 0.5))
         and not any(old.is_above(new) for old, new in itertools.pairwise(rates[axis]))
@@ -216,13 +208,13 @@ def _by_own_models(judged: Mapping[str, Any], names: Sequence[str]) -> Verdict:
 def _ratings(found: Mapping[str, Any]) -> Verdict:
     """Table 8: a significant trend over the ratings, and no step clearly down."""
     shares = [found["by_rating"][rating] for rating in reversed(RATINGS) if rating in found["by_rating"]]
-    levels = [_interval(share) for share in shares]
+    levels = [Interval.of(share) for share in shares]
     sizes = [share["size"] for share in shares]
     trend = trend_z([share["value"] * size for share, size in zip(shares, sizes, strict=True)], sizes)
     rising = trend > SIGNIFICANT and not any(old.is_above(new) for old, new in itertools.pairwise(levels))
     return Verdict(
         "reward models are more accurate on clearer preferences (Table 8)",
-        f"helpfulness, from unsure to significantly better: {', '.join(map(percent, shares))}; "
+        f"helpfulness, from unsure to significantly better: {', '.join(map(percent, levels))}; "
         f"trend z = {trend:.1f}",
         rising,
     )
@@ -279,10 +271,10 @@ def _gatt(found: Mapping[str, Any]) -> Verdict:
     }
     if not at or not all(rows and rows[0] for rows in at.values()):
         return Verdict(claim, "not measured at that turn", None)
-    without, with_gatt = _interval(at["without"][0]), _interval(at["with_gatt"][0])
+    without, with_gatt = Interval.of(at["without"][0]), Interval.of(at["with_gatt"][0])
     return Verdict(
         claim,
-        f"right answers {percent(at['without'][0])} without, {percent(at['with_gatt'][0])} with it",
+        f"right answers {percent(without)} without, {percent(with_gatt)} with it",
         with_gatt.value >= 0.9 and with_gatt.is_above(without),
     )
 

@@ -8,9 +8,8 @@ from llama2_jax.analysis.human_plots import plot_panels
 from llama2_jax.analysis.red_team_plots import plot_gamma
 from llama2_jax.config import write_json
 from llama2_jax.data.red_team_logs import Attack, Session
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Share, bracketed
 from llama2_jax.evals.red_team import Finding, Labelled, Rejection, Robustness, labelled, robustness
-from llama2_jax.evals.reward_accuracy import Share
 
 
 def write_red_team_report(
@@ -19,10 +18,7 @@ def write_red_team_report(
     """``report.md``, ``results.json`` and pictures of the logs (RED-2, RED-3)."""
     found = robustness(sessions, attacks, findings)
     labels = labelled(list(found), attacks)
-    write_json(
-        workdir / "results.json",
-        {"robustness": found, "labels": {title: own._asdict() for title, own in labels.items()}},
-    )
+    write_json(workdir / "results.json", {"robustness": found, "labels": labels})
     plot_gamma(workdir / "gamma.png", {name: (one.gamma, one.mean_of_rates) for name, one in found.items()})
     panels = {title: own.dialogues for title, own in labels.items()}
     plot_panels(
@@ -72,7 +68,7 @@ def write_rejection_report(folder: Path, found: Mapping[str, Rejection], *, judg
         title=title,
     )
     rows = [
-        (quote(name), f"{one.overall.size:,}", percent(one.overall._asdict()), f"{one.unrated:,}")
+        (quote(name), f"{one.overall.size:,}", percent(one.overall), f"{one.unrated:,}")
         for name, one in found.items()
     ]
     lines = [
@@ -89,7 +85,7 @@ def write_rejection_report(folder: Path, found: Mapping[str, Rejection], *, judg
     ]
     for title, panel in panels.items():
         rows = [
-            (quote(group), quote(name), f"{share.size:,}", percent(share._asdict()))
+            (quote(group), quote(name), f"{share.size:,}", percent(share))
             for group, own in panel.items()
             for name, share in own.items()
         ]
@@ -110,13 +106,9 @@ def _robustness_cells(one: Robustness) -> list[str]:
         f"{one.hours:,.1f}",
         f"{one.dialogues:,}",
         f"{one.violating_prompts:,}",
-        _rate(one.gamma),
-        _rate(one.mean_of_rates),
+        bracketed(one.gamma, ".2f"),
+        bracketed(one.mean_of_rates, ".2f"),
     ]
-
-
-def _rate(found: Interval) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _labelled_table(title: str, found: Labelled) -> list[str]:
@@ -130,7 +122,7 @@ def _labelled_table(title: str, found: Labelled) -> list[str]:
                     quote(version),
                     f"{violating.size if violating else 0:,}",
                     f"{100 * share.value:.1f} %",
-                    percent(violating._asdict()) if violating else "",
+                    percent(violating) if violating else "",
                 )
             )
     return table((title, "version", "dialogues", "of all", "violating"), rows)

@@ -4,8 +4,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Interval, Share, bracketed
 from llama2_jax.files import write_text
 
 
@@ -46,12 +47,24 @@ def quote(text: str) -> str:
     return text or "(nothing)"
 
 
-def percent(interval: Mapping[str, float]) -> str:
-    """``12.3 % [10.1, 14.9]``, of a share with its interval as it stands in a ``results.json``."""
-    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+def settings_table(settings: Mapping[str, Any]) -> list[str]:
+    """The lines of a table of how something was made: texts, numbers, and lists or mappings of them."""
+    return table(("setting", "value"), [(name, quote(_plain(value))) for name, value in settings.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: Interval | Share) -> str:
+    """``12.3 % [10.1, 14.9]``, a share in [0, 1] with its interval."""
+    return bracketed(share, ".1f", scale=100, unit=" %")
 
 
 def points(difference: Interval) -> str:
     """``+2.1 [-0.3, +4.5]``, a difference of shares in points of percent."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in difference))
+    return bracketed(difference, "+.1f", scale=100)

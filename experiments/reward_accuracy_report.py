@@ -12,8 +12,8 @@ from llama2_jax.analysis.reward_plots import plot_accuracy
 from llama2_jax.config import require, write_json
 from llama2_jax.data.pair_scores import PairScores
 from llama2_jax.data.preferences import RATINGS, Preference
-from llama2_jax.evals.intervals import Interval, clustered_mean
-from llama2_jax.evals.reward_accuracy import Share, accuracy_by, correct, prompts_of, share_of
+from llama2_jax.evals.intervals import Interval, Share, clustered_mean, share_of
+from llama2_jax.evals.reward_accuracy import accuracy_by, correct, prompts_of
 
 PAPER_SETS = (
     "Meta Helpful", "Meta Safety", "Anthropic Helpful", "Anthropic Harmless", "OpenAI Summarize",
@@ -186,7 +186,7 @@ def _ratings(results: Results) -> list[str]:
 
 
 def _share(share: Share | None) -> str:
-    return "-" if share is None else percent(share._asdict())
+    return "-" if share is None else percent(share)
 
 
 def _points(value: Interval | None) -> str:

@@ -191,7 +191,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
             (
                 amount,
                 f"{size['own']:,}",
-                *(percent(_share(models[name][amount], which)._asdict()) for name in names.values()),
+                *(percent(_share(models[name][amount], which)) for name in names.values()),
             )
             for amount, size in amounts.items()
         ]

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import quote, table, write_report_file
+from experiments.report import quote, settings_table, table, write_report_file
 from llama2_jax.config import write_json
 from llama2_jax.evals import bold, toxigen, truthfulqa
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Interval, bracketed
 from llama2_jax.evals.safety_prompts import Published
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -27,8 +27,7 @@ def write_safety_report(output: Path, settings: Mapping[str, Any], answers: Rows
     write = {"truthfulqa": _truthfulqa, "toxigen": _toxigen, "bold": _bold}[settings["benchmark"]]
     results, lines = write(settings, answers, scores)
     write_json(output / "results.json", results)
-    shown = [(name, quote(_plain(value))) for name, value in settings.items()]
-    lines += ["", "## Settings", "", *table(("setting", "value"), shown), *_examples(answers, scores)]
+    lines += ["", "## Settings", "", *settings_table(settings), *_examples(answers, scores)]
     write_report_file(output, lines)
 
 
@@ -76,7 +75,7 @@ def _bold(settings: Mapping[str, Any], answers: Rows, scores: Rows) -> tuple[Any
     groups = [tuple(row["groups"]) for row in answers]
     found = bold.subgroup_sentiments(groups, [row["sentiment"] for row in scores])
     rows = [
-        (quote(domain), quote(subgroup), f"{one.prompts:,}", _signed(one.mean))
+        (quote(domain), quote(subgroup), f"{one.prompts:,}", bracketed(one.mean, "+.3f"))
         for (domain, subgroup), one in found.items()
     ]
     plain = [{"domain": group[0], "subgroup": group[1], **one._asdict()} for group, one in found.items()]
@@ -114,21 +113,9 @@ def _doubts(yes_or_no: Mapping[str, float]) -> Iterator[str]:
             )
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _percent(share: Interval) -> str:
-    value, low, high = (100 * end for end in share)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _signed(mean: Interval) -> str:
-    return f"{mean.value:+.3f} [{mean.low:+.3f}, {mean.high:+.3f}]"
+    """With two digits and no unit, as the paper's tables."""
+    return bracketed(share, ".2f", scale=100)
 
 
 def _examples(answers: Rows, scores: Rows) -> Iterator[str]:

@@ -30,7 +30,7 @@ from experiments.safety_scaling_results import (
 from llama2_jax.analysis.safety_plots import Curve, plot_by_share
 from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.intervals import Interval, bracketed
 from llama2_jax.evals.refusals import read_labels, refusal_kind
 from llama2_jax.launch import launch
 from llama2_jax.losses.preference import SAFETY_THRESHOLD
@@ -163,7 +163,7 @@ def _scores(results: dict[str, Any]) -> list[str]:
     rows = [
         (
             name, str(rewards["safety"][name]), _number("safety", name, 1, "{:.3f}"),
-            percent(results["low_safety_reward"][name]._asdict()),
+            percent(results["low_safety_reward"][name]),
             str(rewards["helpfulness"][name]), _number("helpfulness", name, 1, "{:.3f}"),
         )
         for name in mixtures
@@ -207,7 +207,7 @@ def _how_found(results: dict[str, Any]) -> list[str]:
         f"{capability:,} answers decline for what a model cannot know or do and are not counted.",
     ]
     if rule.size:
-        precision, recall = (percent(one._asdict()) if one else "none" for one in rule[:2])
+        precision, recall = (percent(one) if one else "none" for one in (rule.precision, rule.recall))
         lines.append(f"Where there are labels, the rule has precision {precision} and recall {recall}.")
     if results["truth"] == "simulated":
         lines.append("In the simulated world that is no test of it: there all refuse in words that it knows.")
@@ -226,8 +226,7 @@ def _borderline(versions: Versions, sets: PromptSets, labels: Labels) -> list[st
 
 def _rate(rate: Interval) -> str:
     """With three digits: of many prompts very few may be refused."""
-    value, low, high = (f"{100 * one:.3g}" for one in rate)
-    return f"{value} % [{low}, {high}]"
+    return bracketed(rate, ".3g", scale=100, unit=" %")
 
 
 def _number(which: str, name: str, scale: float, form: str) -> str:

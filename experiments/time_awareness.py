@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.answer_rows import Rows, answer_missing
-from experiments.report import percent, quote, table, write_report_file
+from experiments.report import percent, quote, settings_table, table, write_report_file
 from experiments.settings import keep_settings
 from llama2_jax.config import require, write_json
 from llama2_jax.data.chat import encode_prompt
@@ -115,9 +115,8 @@ def report(
         "intervals of 95 % that take questions about one fact to go together. Before the event an answer is",
         "right if it says that the time has not come; who always says so is right there, and nowhere else.",
         "",
-        *table(("asked", "n", "right"), ((k, f"{one['n']:,}", percent(one)) for k, one in results.items())),
+        *table(("asked", "n", "right"), ((k, f"{n:,}", percent(share)) for k, (n, share) in found.items())),
     ]
-    shown = [(name, quote(str(value))) for name, value in settings.items()]
     examples = [
         (quote(row["line"]), quote(row["text"]), quote(row["expected"]), quote(row["answer"][:200]),
          "yes" if ok else "no")
@@ -126,7 +125,7 @@ def report(
     write_report_file(
         output,
         [
-            *lines, "", "## Settings", "", *table(("setting", "value"), shown),
+            *lines, "", "## Settings", "", *settings_table(settings),
             "", "## Answers", "", *table(("system", "question", "expected", "answer", "right"), examples),
         ],
     )  # fmt: skip

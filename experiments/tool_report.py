@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import percent, quote, table, write_report_file
+from experiments.report import percent, quote, settings_table, table, write_report_file
 from llama2_jax.config import write_json
 from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.math_problems import PUBLISHED, Problem, is_right
@@ -33,16 +33,15 @@ def write_tool_report(
     results = {
         "problems": len(problems),
         "left_out": left_out,
-        "right": {way: wilson(sum(own), len(own))._asdict() for way, own in right.items()},
+        "right": {way: wilson(sum(own), len(own)) for way, own in right.items()},
         "only_with_tools": sum(a > b for a, b in zip(*right.values(), strict=True)),
         "only_without_tools": sum(a < b for a, b in zip(*right.values(), strict=True)),
         "calls": call_counts(found["with_tools"]),
     }
     write_json(output / "results.json", results)
     lines = [*_right(settings["benchmark"], results), *_calls(results["calls"], len(problems))]
-    shown = [(name, quote(str(value))) for name, value in settings.items()]
     examples = _examples(answers, found["with_tools"], right["with_tools"])
-    write_report_file(output, [*lines, "", "## Settings", "", *table(("setting", "value"), shown), *examples])
+    write_report_file(output, [*lines, "", "## Settings", "", *settings_table(settings), *examples])
     return lines
 
 
@@ -72,7 +71,7 @@ def _right(benchmark: str, results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _calls(calls: Mapping[str, Any], n: int) -> Iterator[str]:
-    share = percent(wilson(calls["answers_with_a_call"], n)._asdict())
+    share = percent(wilson(calls["answers_with_a_call"], n))
     yield from (
         "",
         "## Calls",

@@ -5,7 +5,7 @@ from textwrap import fill
 from typing import Any
 
 Share = Any
-"""A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/reward_accuracy.py."""
+"""A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/intervals.py."""
 
 
 def grouped_bars(axes: Any, labels: Sequence[str], shares: Mapping[str, Mapping[str, Share]]) -> None:

@@ -16,9 +16,8 @@ import numpy as np
 
 from llama2_jax.config import require_choice
 from llama2_jax.evals.human_sheets import SCALES, Rated
-from llama2_jax.evals.intervals import Interval, scale_mean
+from llama2_jax.evals.intervals import Interval, Share, scale_mean, share_of
 from llama2_jax.evals.judge import FIRST, SECOND, TIE
-from llama2_jax.evals.reward_accuracy import Share, share_of
 
 RULES = ("majority", "pooled")
 WORST_SAFE = 3  # a rating below it is a violation (SEV-3)

@@ -1,7 +1,7 @@
 """How sure a measured number is: 95 % intervals of shares, of means and of rates."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -25,8 +25,31 @@ class Interval(NamedTuple):
         """Whether it lies above ``other`` without overlap."""
         return self.low > other.high
 
+    @classmethod
+    def of(cls, stored: Mapping[str, float]) -> "Interval":
+        """As it stands in a ``results.json``, whatever else may stand beside it."""
+        return cls(stored["value"], stored["low"], stored["high"])
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return bracketed(self, ".3f")
+
+
+class Share(NamedTuple):
+    """A share with the number of cases behind it, ``size``, and its 95 % interval."""
+
+    value: float
+    size: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.size:,})"
+
+
+def bracketed(one: Interval | Share, form: str, *, scale: float = 1, unit: str = "") -> str:
+    """``value [low, high]``, each times ``scale`` in the format ``form``; the unit follows the value."""
+    value, low, high = (format(scale * end, form) for end in (one.value, one.low, one.high))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def wilson(successes: float, total: float) -> Interval:
@@ -88,6 +111,19 @@ def clustered_share(values: Sequence[float] | np.ndarray, groups: Sequence[str])
     share, variance = float(cases.mean()), _clustered_variance(sums, sizes)
     effective = min(float(cases.size), share * (1 - share) / variance) if variance > 0 else float(len(sums))
     return wilson(share * effective, effective)
+
+
+def share_of(values_B: np.ndarray, groups: Sequence[str] | None = None) -> Share:
+    """Mean of values in [0, 1], with the interval that fits.
+
+    Args:
+      groups: prompt or person of each value, as those of one are not independent.
+    """
+    if groups is not None and len(set(groups)) < len(groups):
+        value, low, high = clustered_share(values_B, groups)
+    else:
+        value, low, high = wilson(float(np.sum(values_B)), len(values_B))
+    return Share(value, len(values_B), low, high)
 
 
 def clustered_mean(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> Interval:

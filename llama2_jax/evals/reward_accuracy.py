@@ -12,24 +12,12 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.data.preferences import RATINGS, SAFETY_BINS, UNSAFE, Preference, prompt_key
-from llama2_jax.evals.intervals import clustered_share, wilson
+from llama2_jax.evals.intervals import Share, share_of
 from llama2_jax.losses.preference import SAFETY_THRESHOLD, displayed
 
 Array = np.ndarray
 
 RECALL_THRESHOLD = 0.5  # of the displayed score: below it a response counts as unsafe (A.3.4)
-
-
-class Share(NamedTuple):
-    """A share with the number of cases behind it, ``size``, and its 95 % interval."""
-
-    value: float
-    size: int
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.size:,})"
 
 
 class UnsafeDetection(NamedTuple):
@@ -113,19 +101,6 @@ def correct(chosen_B: Any, rejected_B: Any) -> Array:
     bad = np.flatnonzero(~(np.isfinite(chosen_B) & np.isfinite(rejected_B)))
     require(bad.size == 0, f"{bad.size} of {chosen_B.size} pair(s) have a score that is no number: {bad[:5]}")
     return np.where(chosen_B > rejected_B, 1.0, np.where(chosen_B == rejected_B, 0.5, 0.0))
-
-
-def share_of(values_B: Array, groups: Sequence[str] | None = None) -> Share:
-    """Mean of values in [0, 1], with the interval that fits.
-
-    Args:
-      groups: prompt of each value, as those of one prompt are not independent.
-    """
-    if groups is not None and len(set(groups)) < len(groups):
-        value, low, high = clustered_share(values_B, groups)
-    else:
-        value, low, high = wilson(float(np.sum(values_B)), len(values_B))
-    return Share(value, len(values_B), low, high)
 
 
 def accuracy(chosen_B: Any, rejected_B: Any, *, prompts: Sequence[str] | None = None) -> Share:

@@ -3,8 +3,7 @@ from matplotlib.image import imread
 
 from llama2_jax.analysis import human_plots
 from llama2_jax.evals.human import Outcomes
-from llama2_jax.evals.intervals import Interval
-from llama2_jax.evals.reward_accuracy import Share
+from llama2_jax.evals.intervals import Interval, Share
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import pytest
 from matplotlib.image import imread
 
 from llama2_jax.analysis import reward_plots
-from llama2_jax.evals.reward_accuracy import CalibrationBin, Share
+from llama2_jax.evals.intervals import Share
+from llama2_jax.evals.reward_accuracy import CalibrationBin
 
 
 @pytest.fixture

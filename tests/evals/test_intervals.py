@@ -4,11 +4,14 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.intervals import (
     Interval,
+    Share,
+    bracketed,
     clustered_mean,
     clustered_share,
     mean_of_groups,
     mean_rate,
     pooled_rate,
+    share_of,
     trend_z,
     unit_mean,
     wilson,
@@ -36,6 +39,33 @@ def test_wilson_covers_the_truth_19_times_of_20() -> None:
     drawn = np.random.default_rng(0).binomial(60, 0.2, size=2000)
     covered = [wilson(int(k), 60).low <= 0.2 <= wilson(int(k), 60).high for k in drawn]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_repeated_prompts_are_fewer_observations() -> None:
+    values_B = np.repeat([1.0, 0.0], 50)
+    alone = share_of(values_B, [str(i) for i in range(100)])
+    assert alone == share_of(values_B)
+    assert (alone.value, alone.low, alone.high) == wilson(50, 100)
+    # two prompts of 50 equal answers each are two observations, not a hundred
+    clustered = share_of(values_B, ["a"] * 50 + ["b"] * 50)
+    assert clustered[:2] == (0.5, 100)
+    assert (clustered.low, clustered.high) == wilson(0.5, 1)[1:]  # for n - 1 of a variance
+
+
+def test_share_reads_well() -> None:
+    assert str(share_of(np.array([1.0] * 8 + [0.0] * 2))) == "80.0 % (49.0 to 94.3, n = 10)"
+
+
+def test_an_interval_is_written_in_any_unit() -> None:
+    share = Share(0.125, 8, 0.0221, 0.4709)
+    assert bracketed(share, ".1f", scale=100, unit=" %") == "12.5 % [2.2, 47.1]"
+    assert bracketed(Interval(-0.5, -1, 0.25), "+.2f") == "-0.50 [-1.00, +0.25]"
+    assert str(Interval(0.125, 0.0221, 0.4709)) == "0.125 [0.022, 0.471]"
+
+
+def test_an_interval_is_what_was_stored() -> None:
+    interval = wilson(3, 41)
+    assert Interval.of({"n": 41, **interval._asdict()}) == interval
 
 
 def test_trend_as_published() -> None:

@@ -1,12 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference
-from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.reward_accuracy import (
     accuracy,
     accuracy_by,
@@ -15,7 +13,6 @@ from llama2_jax.evals.reward_accuracy import (
     detect_unsafe,
     disagreements,
     evaluate_pairs,
-    share_of,
     spearman,
 )
 
@@ -28,17 +25,6 @@ def test_ties_count_half():
     assert list(correct([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])) == [1, 0.5, 0, 1]
     share = accuracy([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])
     assert (share.value, share.size) == (0.625, 4)
-
-
-def test_repeated_prompts_are_fewer_observations():
-    values_B = np.repeat([1.0, 0.0], 50)
-    alone = share_of(values_B, [str(i) for i in range(100)])
-    assert alone == share_of(values_B)
-    assert (alone.value, alone.low, alone.high) == wilson(50, 100)
-    # two prompts of 50 equal answers each are two observations, not a hundred
-    clustered = share_of(values_B, ["a"] * 50 + ["b"] * 50)
-    assert clustered[:2] == (0.5, 100)
-    assert (clustered.low, clustered.high) == wilson(0.5, 1)[1:]  # for n - 1 of a variance
 
 
 def test_accuracy_per_label_keeps_the_order_and_leaves_out_what_is_not_there():
@@ -130,7 +116,3 @@ def test_scores_that_are_no_numbers_are_refused():
         accuracy([], [])
     with pytest.raises(ConfigError, match=r"2 score\(s\) and 1 label\(s\)"):
         detect_unsafe([1.0, 2.0], [True], threshold=0.5)
-
-
-def test_share_reads_well():
-    assert str(share_of(np.array([1.0] * 8 + [0.0] * 2))) == "80.0 % (49.0 to 94.3, n = 10)"

@@ -62,7 +62,7 @@ def test_an_oracle_solves_all_and_half_an_oracle_half(files: dict[str, Path], tm
             for number, outcome in enumerate(outcomes)
         ]
         results.append(result(run, rows, solved_problems(run, rows)))
-    assert [one["pass"]["value"] for one in results] == [1, 0.5]
+    assert [one["pass"].value for one in results] == [1, 0.5]
     assert results[1]["outcomes"] == {"passed": 2, "AssertionError": 2}
     write_code_report(tmp_path, {"checkpoint": "oracle"}, results)
     report = (tmp_path / "report.md").read_text()

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from experiments.report import included, quote, table, write_report_file
+from experiments.report import included, quote, settings_table, table, write_report_file
 from experiments.training_report import _numbers, _results
 from llama2_jax.train.carbon import WATTS
 
@@ -19,6 +19,21 @@ def test_a_name_does_not_break_a_table():
     assert table(("a|b", "value"), [("x\ny\r\nz", quote("|"))])[::2] == [
         r"| a\|b | value |",
         r"| x y z | \| |",
+    ]
+
+
+def test_settings_are_taken_literally():
+    settings = {
+        "checkpoint": "a|b_*",
+        "data": ["x_1.csv", "y"],
+        "judges": {"truth": 1 / 3},
+        "limit": None,
+    }
+    assert settings_table(settings)[2:] == [
+        r"| checkpoint | a\|b\_\* |",
+        r"| data | x\_1.csv, y |",
+        r"| judges | truth 0.3333 |",
+        r"| limit | None |",
     ]
 
 
