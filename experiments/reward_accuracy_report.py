@@ -10,7 +10,7 @@ import numpy as np
 from experiments.report import percent, points, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy
 from llama2_jax.config import require, write_json
-from llama2_jax.data.pair_scores import PairScores
+from llama2_jax.data.pair_scores import PairScores, both_sides, read_by_all
 from llama2_jax.data.preferences import RATINGS, Preference
 from llama2_jax.evals.intervals import Interval, Share, clustered_mean, share_of
 from llama2_jax.evals.reward_accuracy import accuracy_by, correct, prompts_of
@@ -80,7 +80,7 @@ def measure(sets: Sets, scores: Mapping[str, Mapping[str, PairScores]]) -> Resul
     prompts = {name: prompts_of([sets[name][number] for number in own]) for name, own in kept.items()}
     prompts[ALL] = list(itertools.chain.from_iterable(prompts.values()))
     right = {
-        model: {name: correct(*_sides(own[name], kept[name])) for name in sets if name in own}
+        model: {name: correct(*both_sides(own[name], kept[name])) for name in sets if name in own}
         for model, own in scores.items()
     }
     complete = {model: own for model, own in right.items() if len(own) == len(sets)}
@@ -126,7 +126,7 @@ def _by_rating(
     """Table 8 of one set, by model."""
     ratings = [pairs[number].rating for number in kept]
     return {
-        model: accuracy_by(ratings, *_sides(own[name], kept), order=RATINGS, prompts=prompts)
+        model: accuracy_by(ratings, *both_sides(own[name], kept), order=RATINGS, prompts=prompts)
         for model, own in scores.items()
         if name in own
     }
@@ -134,18 +134,13 @@ def _by_rating(
 
 def _readable(name: str, count: int, scores: Mapping[str, Mapping[str, PairScores]]) -> list[int]:
     """Numbers of the comparisons that no model of the set failed to read."""
-    own = [found[name] for found in scores.values() if name in found]
-    kept = [number for number in range(count) if all(one[number] is not None for one in own)]
+    kept = read_by_all((found[name] for found in scores.values() if name in found), count)
     require(
         bool(kept),
         f"none of the {count:,} comparisons of set {name} can be read by all models; leave out the set, or a "
         "model",
     )
     return kept
-
-
-def _sides(scores: PairScores, kept: Sequence[int]) -> np.ndarray:
-    return np.array([scores[number] for number in kept], np.float64).T
 
 
 def _accuracies(results: Results, sets: Sets) -> list[str]:

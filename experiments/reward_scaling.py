@@ -18,7 +18,7 @@ from typing import Any
 from experiments import annotate, pretrain, reward_model, reward_scaling_report, sft
 from experiments.stages import run_stage, stage_config
 from llama2_jax.config import ConfigError, named_paths, require, write_json
-from llama2_jax.data.nested import check_shares, nested_subsets
+from llama2_jax.data.nested import check_shares, nested_subsets, share_name
 from llama2_jax.data.preferences import (
     Preference,
     Split,
@@ -143,7 +143,7 @@ def nested_amounts(config: Any, pairs: Sequence[Preference]) -> dict[str, list[P
     data = config.data
     if data.shares:
         subsets = nested_subsets(pairs, data.shares, seed=data.seed)
-        amounts = dict(zip([f"{100 * share:g}%" for share in data.shares], subsets, strict=True))
+        amounts = dict(zip(map(share_name, data.shares), subsets, strict=True))
     else:
         known = sorted({pair.batch for pair in pairs})
         require(

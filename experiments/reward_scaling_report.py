@@ -10,7 +10,7 @@ import numpy as np
 from experiments.report import percent, points, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_accuracy_by_data
 from llama2_jax.config import build, read_json, write_json
-from llama2_jax.data.pair_scores import read_pair_scores
+from llama2_jax.data.pair_scores import both_sides, read_by_all, read_pair_scores
 from llama2_jax.data.preferences import RATINGS, Preference, read_preferences
 from llama2_jax.evals.intervals import Interval, clustered_mean
 from llama2_jax.evals.reward_accuracy import RewardReport, correct, evaluate_pairs, prompts_of
@@ -74,11 +74,9 @@ def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) ->
         for model in models
         for amount in amounts
     }
-    kept = [
-        number for number in range(len(heldout)) if all(own[number] is not None for own in scores.values())
-    ]
+    kept = read_by_all(scores.values(), len(heldout))
     pairs = [heldout[number] for number in kept]
-    sides = {key: np.array([own[number] for number in kept]).T for key, own in scores.items()}
+    sides = {key: both_sides(own, kept) for key, own in scores.items()}
     return OnHeldout(
         pairs,
         {

@@ -21,7 +21,7 @@ from experiments.stages import run_stage, stage_config
 from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.chat import Template
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.nested import check_shares, nested_subsets
+from llama2_jax.data.nested import check_shares, nested_subsets, share_name
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogues, split_paths
 from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
@@ -40,7 +40,7 @@ def run(config: Any, workdir: Path) -> None:
         is_mixed = (workdir / "mixtures.json").exists()
     if not is_mixed:
         write_mixtures(config, workdir, _check_models(config))
-    models = {name: fine_tune(config, workdir, name) for name in share_names(config.data.shares)}
+    models = {name: fine_tune(config, workdir, name) for name in map(share_name, config.data.shares)}
     evaluate(config, workdir, models)
     safety_scaling_report.write_report(workdir, labels={})
     mark_done(workdir)
@@ -56,7 +56,7 @@ def _check_config(config: Any) -> None:
     for name in ("prompts", "helpfulness_rm", "safety_rm"):
         require(bool(config.evaluate_chat[name]), f"config.evaluate_chat.{name} is empty; name it")
     check_shares(config.data.shares)
-    names = share_names(config.data.shares)
+    names = [share_name(share) for share in config.data.shares]
     require(
         len(set(names)) == len(names),
         f"config.data.shares = {tuple(config.data.shares)} have the names {', '.join(names)}, of which "
@@ -85,17 +85,12 @@ def _check_models(config: Any) -> Template:
     return base.template
 
 
-def share_names(shares: Any) -> list[str]:
-    """Names of the versions, such as 25%."""
-    return [f"{100 * share:g}%" for share in shares]
-
-
 def write_mixtures(config: Any, workdir: Path, template: Template) -> None:
     """The safe dialogues of every share, and ``mixtures.json``: the number of dialogues of each kind."""
     helpful, safe = (
         _read(paths, config, template) for paths in (config.data.helpfulness, config.data.safety)
     )
-    names = share_names(config.data.shares)
+    names = [share_name(share) for share in config.data.shares]
     subsets = dict(zip(names, nested_subsets(safe, config.data.shares, seed=config.data.seed), strict=True))
     for name, subset in subsets.items():
         rows = (dialogue_row(dialogue.messages, train_on=dialogue.train_on) for dialogue in subset)

@@ -22,6 +22,11 @@ def check_shares(shares: Sequence[float]) -> None:
     )
 
 
+def share_name(share: float) -> str:
+    """``25%`` of 0.25; shares that differ within six digits have different names."""
+    return f"{100 * share:g}%"
+
+
 def nested_subsets(items: Sequence[T], shares: Sequence[float], *, seed: int) -> list[list[T]]:
     """For each share that many of the items, to the nearest whole number, in the order given.
 

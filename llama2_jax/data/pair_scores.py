@@ -11,9 +11,11 @@ gives the scores must not see them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.sources import DataError, check, is_number
@@ -68,6 +70,17 @@ def parse_pair_score(row: dict[str, Any]) -> tuple[int, tuple[float, float] | No
             f"{name!r} is {score!r}; it must be a number",
         )
     return row["id"], (float(both[0]), float(both[1]))
+
+
+def read_by_all(scores: Iterable[PairScores], count: int) -> list[int]:
+    """Numbers of those of ``count`` comparisons whose answers everyone could read."""
+    scores = list(scores)
+    return [number for number in range(count) if all(own[number] is not None for own in scores)]
+
+
+def both_sides(scores: PairScores, numbers: Sequence[int]) -> np.ndarray:
+    """Scores of the chosen and of the rejected answers of comparisons that could be read: (2, numbers)."""
+    return np.array([scores[number] for number in numbers], np.float64).reshape(-1, 2).T
 
 
 def write_pair_scores(path: str | Path, scores: PairScores) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2_jax.data.pair_scores import read_pair_scores, write_pair_scores
+from llama2_jax.data.pair_scores import both_sides, read_by_all, read_pair_scores, write_pair_scores
 from llama2_jax.data.sources import DataError
 from tests.experiments.runs import write_lines
 
@@ -18,6 +18,15 @@ def test_scores_and_choices_in_any_order(tmp_path: Path) -> None:
     assert found == {0: (3.0, -0.5), 1: None, 2: (0.0, 0.0), 3: (0.0, 1.0)}
     write_pair_scores(tmp_path / "b.jsonl", found)
     assert read_pair_scores(tmp_path / "b.jsonl", count=4) == found
+
+
+def test_what_everyone_could_read_is_compared() -> None:
+    first = {0: (3.0, -0.5), 1: None, 2: (0.0, 0.0)}
+    second = {0: (1.0, 2.0), 1: (1.0, 0.0), 2: (4, 5)}
+    assert read_by_all([first, second], 3) == [0, 2]
+    chosen, rejected = both_sides(second, [0, 2])
+    assert (chosen.tolist(), rejected.tolist()) == ([1, 4], [2, 5])
+    assert both_sides(first, []).shape == (2, 0)
 
 
 @pytest.mark.parametrize(

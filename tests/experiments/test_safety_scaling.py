@@ -16,6 +16,7 @@ from experiments.safety_scaling_report import PAPER, write_report
 from experiments.safety_scaling_results import all_labels, measure
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
+from llama2_jax.data.nested import share_name
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL
 from llama2_jax.model.config import PAPER_SIZES
@@ -216,7 +217,7 @@ def test_paper_sizes_hold_the_numbers_of_the_paper(size: str) -> None:
     assert config.data.shares == (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)
     assert (config.sft.data.epochs, config.sft.train.num_steps) == (2.0, 0)
     assert (config.sft.optimizer.learning_rate, config.sft.data.batch_size) == (2e-5, 64)
-    names = safety_scaling.share_names(config.data.shares)
+    names = list(map(share_name, config.data.shares))
     assert all(list(PAPER[which]) == names for which in PAPER if which != "helpfulness")
 
 
