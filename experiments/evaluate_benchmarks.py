@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
-from experiments.settings import keep_settings
+from experiments.settings import flag_values, keep_settings
 from llama2_jax.config import ConfigError, changes, read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals import harness_tasks
@@ -71,7 +71,7 @@ def main() -> None:
     args = flags.FLAGS
     output = Path(args.output)
     runs = chosen_runs(args.tasks, num_shots=args.num_shots)
-    keep_settings(output, {name: args[name].value for name in SETTINGS}, results="*/results.json")
+    keep_settings(output, flag_values(SETTINGS), results="*/results.json")
     how = Asking(args.batch_size, args.limit, args.chat, args.include_path)
     evaluate(output, runs, checkpoint_flags.load_checkpoint, how)
 

@@ -30,10 +30,9 @@ from experiments.answer_rows import check_models
 from experiments.code_report import write_code_report
 from experiments.code_runs import Rows, Run, check_sampled, chosen_runs, result, solved_problems
 from experiments.generate import prompt_ids
-from experiments.settings import keep_settings
+from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_appended, write_rows
-from llama2_jax.data.shards import file_sha256
 from llama2_jax.evals.code_benchmarks import CODE, TOP_P, CodeProblem, program
 from llama2_jax.evals.code_execution import check_execution, run_programs
 from llama2_jax.evals.text_completion import complete_before
@@ -68,8 +67,8 @@ def main() -> None:
     files = {key: Path(path) for key in CODE if (path := args[key].value)}
     runs = chosen_runs(files, args.k, num_samples=args.num_samples, limit=args.limit)
     check_execution()
-    settings = {name: args[name].value for name in SETTINGS}
-    settings |= {key: f"{path.name} {file_sha256(path)[:12]}" for key, path in files.items()}
+    settings = flag_values(SETTINGS)
+    settings |= {key: file_version(path) for key, path in files.items()}
     keep_settings(output, settings, results="samples_*.jsonl")
     rows = sample_missing(output, runs)
     solved = [solved_problems(*one) for one in zip(runs, rows, strict=True)]

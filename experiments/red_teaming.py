@@ -34,7 +34,7 @@ from experiments import checkpoint_flags
 from experiments.answer_rows import check_models
 from experiments.red_team_judges import JUDGES, judge_answers
 from experiments.red_team_report import write_red_team_report, write_rejection_report
-from experiments.settings import keep_settings
+from experiments.settings import flag_values, keep_settings
 from llama2_jax.config import named_paths, read_json, require
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.prompts import Prompt, write_prompts
@@ -183,7 +183,7 @@ def findings_before(workdir: Path, version: str) -> list[Finding]:
 def sample(workdir: Path, archive: Path, prompts: Sequence[Prompt]) -> list[Sample]:
     """The ``AnswerFunction`` of the checkpoint that the flags name."""
     args = flags.FLAGS
-    settings = {name: args[name].value for name in SETTINGS}
+    settings = flag_values(SETTINGS)
     keep_settings(workdir, settings, results="a*/*.jsonl")  # answers and attacks
     loaded = for_decoding(checkpoint_flags.load_checkpoint(path=args.checkpoint))
     check_origin(archive, model_version(loaded), args.temperature, args.seed)

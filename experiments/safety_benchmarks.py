@@ -43,10 +43,9 @@ from experiments.safety_scores import (
     judged_by,
     score_sentiments,
 )
-from experiments.settings import keep_settings
+from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals import bold, toxigen, truthfulqa
 from llama2_jax.evals.safety_prompts import SafetyPrompt
@@ -55,6 +54,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.train.progress import counted
 
 SETTINGS = (
     "benchmark", "checkpoint", "dtype", "template", "chat", "limit", "seed",
@@ -74,8 +74,8 @@ def main() -> None:
         checkpoint_kind(path)  # refuses what is none now, and not once all answers are sampled
     files = expand_paths(args.data)
     prompts = drawn(read_prompts(args.benchmark, files, seed=args.seed), args.limit)
-    settings = {name: args[name].value for name in SETTINGS}
-    settings["data"] = [f"{path.name} {file_sha256(path)[:12]}" for path in files]  # prompts are in its order
+    settings = flag_values(SETTINGS)
+    settings["data"] = [file_version(path) for path in files]  # prompts are in its order
     keep_settings(output, settings, results="*.jsonl")
     answers = answer(output / "answers.jsonl", prompts)
     if sentiment:
@@ -136,15 +136,13 @@ def answer(path: Path, prompts: Sequence[Numbered[SafetyPrompt]]) -> list[dict[s
         # of all, before the first batch and not after hours
         check_prompts(loaded.model, [prompt_ids(row, loaded, where=f"prompt {row['id']}") for row in missing])
         check_seeds([args.seed, args.seed + len(asked) - 1])
-        for first in range(0, len(missing), args.batch_size):
+        done = len(asked) - len(missing)
+        for part in counted(args.benchmark, missing, size=args.batch_size, done=done):
             completed = complete_rows(
-                loaded,
-                missing[first : first + args.batch_size],
-                sampling,
-                batch_size=args.batch_size,
-                seed=args.seed + len(asked) - len(missing) + first,
+                loaded, list(part), sampling, batch_size=args.batch_size, seed=args.seed + done
             )
             yield [_answered(row, args.benchmark) for row in completed]
+            done += len(part)
 
     return answer_missing(path, asked, sample)
 

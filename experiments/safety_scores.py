@@ -12,6 +12,7 @@ from llama2_jax.data.sources import is_number
 from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
 from llama2_jax.rlhf.answers import model_version
+from llama2_jax.train.progress import counted
 
 MEASURES = {
     "truthfulqa": {"truth": 0, "info": 0},
@@ -56,8 +57,7 @@ def _judge(
     asked = [(row["id"], judge_prompt(judged, row["text"], row["answer"])) for row in answers]
     done = {(row["id"], row.get("prompt")): row for row in rows_so_far(path) if row.get("judge") == version}
     missing = [one for one in asked if one not in done]
-    for first in range(0, len(missing), batch_size):
-        batch = missing[first : first + batch_size]
+    for batch in counted(f"{judged} judge", missing, size=batch_size, done=len(asked) - len(missing)):
         found = verdicts(judge, [prompt for _, prompt in batch], batch_size=batch_size)
         rows = [
             {"id": number, "prompt": prompt, judged: yes, "yes_or_no": yes_or_no, "judge": version}

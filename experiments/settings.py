@@ -1,11 +1,25 @@
 """Settings of a run that goes on where it was stopped, of programmes with flags instead of a config."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from llama2_jax.config import ConfigError, changes, read_json, write_json
+from llama2_jax.data.shards import file_sha256
 from llama2_jax.launch import keep_others_out
 from llama2_jax.sharding.processes import files_at_rest
+
+
+def flag_values(names: Iterable[str]) -> dict[str, Any]:
+    """What the flags of these names were set to."""
+    return {name: flags.FLAGS[name].value for name in names}
+
+
+def file_version(path: str | Path) -> str:
+    """Name and hash of a file's content, cut: ``facts.jsonl 0123456789ab``."""
+    return f"{Path(path).name} {file_sha256(Path(path))[:12]}"
 
 
 def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> None:

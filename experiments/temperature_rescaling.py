@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.report import quote, table, write_report_file
-from experiments.settings import keep_settings
+from experiments.settings import flag_values, keep_settings
 from llama2_jax.analysis.temperature_plots import plot_self_bleu
 from llama2_jax.config import named_paths, require, write_json
 from llama2_jax.data.jsonl import parse_rows
@@ -60,7 +60,7 @@ def main() -> None:
         checkpoint_kind(path)  # refuses what is none now, and not once others have answered
     temperatures = checked_temperatures(args.temperatures)
     prompts = read_grouped_prompts(args.prompts, group_key=args.group)
-    keep_settings(output, {name: args[name].value for name in SETTINGS}, results="answers/*.jsonl")
+    keep_settings(output, flag_values(SETTINGS), results="answers/*.jsonl")
     samplings = [SamplingConfig(args.max_new_tokens, one, args.top_p) for one in temperatures]
     answers = {
         name: sample_version(

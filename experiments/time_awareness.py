@@ -24,7 +24,7 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.answer_rows import Rows, answer_missing
 from experiments.report import percent, quote, settings_table, table, write_report_file
-from experiments.settings import keep_settings
+from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require, write_json
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.dated_facts import (
@@ -35,7 +35,6 @@ from llama2_jax.data.dated_facts import (
     read_facts,
 )
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.evals.time_awareness import accuracy, is_right
 from llama2_jax.generate.decode import check_prompts
@@ -43,6 +42,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.answers import sample_token_rows
+from llama2_jax.train.progress import counted
 
 SETTINGS = ("checkpoint", "dtype", "template", "max_new_tokens", "seed")
 EXAMPLES = 9
@@ -61,8 +61,8 @@ def main() -> None:
         return
     require(bool(args.checkpoint), "--step=evaluate needs --checkpoint")
     questions = probe_questions(facts, seed=args.seed)
-    settings = {name: args[name].value for name in SETTINGS}
-    settings["facts"] = f"{Path(args.facts).name} {file_sha256(Path(args.facts))[:12]}"
+    settings = flag_values(SETTINGS)
+    settings["facts"] = file_version(args.facts)
     keep_settings(output, settings, results="*.jsonl")
     answers = answer(output / "answers.jsonl", questions)
     print("\n".join(report(output, settings | {"model": answers[0]["model"]}, questions, answers)))
@@ -89,13 +89,12 @@ def answer(path: Path, questions: Sequence[DatedQuestion]) -> Rows:
         ]
         check_prompts(loaded.model, prompts)  # before the first batch
         sampling = SamplingConfig(args.max_new_tokens, temperature=0.0)
-        for first in range(0, len(missing), args.batch_size):
-            part = slice(first, first + args.batch_size)
-            seeds = [0] * len(prompts[part])
+        both = list(zip(missing, prompts, strict=True))
+        for part in counted("time awareness", both, size=args.batch_size, done=len(asked) - len(missing)):
             found = sample_token_rows(
-                loaded, prompts[part], sampling, seeds=seeds, batch_size=args.batch_size
+                loaded, [ids for _, ids in part], sampling, seeds=[0] * len(part), batch_size=args.batch_size
             )
-            yield [{**row, "answer": one.text.strip()} for row, one in zip(missing[part], found, strict=True)]
+            yield [{**row, "answer": one.text.strip()} for (row, _), one in zip(part, found, strict=True)]
 
     return answer_missing(path, asked, ask)
 

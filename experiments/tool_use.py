@@ -24,12 +24,11 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.answer_rows import Numbered, Rows, answer_missing, drawn
-from experiments.settings import keep_settings
+from experiments.settings import file_version, flag_values, keep_settings
 from experiments.tool_report import write_tool_report
 from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import text_of
 from llama2_jax.evals.chat_text import chat_text, encode_text
 from llama2_jax.evals.math_problems import READERS, Problem, read_problems
@@ -47,6 +46,7 @@ from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.train.progress import counted
 
 SETTINGS = ("benchmark", "checkpoint", "dtype", "template", "tools", "max_calls", "max_new_tokens", "limit")
 BATCHES_AT_ONCE = 4  # of problems: the fewer that call again, the emptier their batches
@@ -64,11 +64,11 @@ def main() -> None:
     known = read_search_results(args.search_results) if args.search_results else {}
     problems = read_problems(Path(args.problems), args.benchmark)
     chosen = drawn(problems.used, args.limit)
-    settings = {name: args[name].value for name in SETTINGS}
+    settings = flag_values(SETTINGS)
     settings["tools"] = ", ".join(args.tools)
     for name in ("problems", "search_results"):
         path = args[name].value
-        settings[name] = f"{Path(path).name} {file_sha256(Path(path))[:12]}" if path else None
+        settings[name] = file_version(path) if path else None
     keep_settings(output, settings, results="*.jsonl")
     answers = answer(output / "answers.jsonl", chosen, known)
     settings["model"] = answers[0]["model"]
@@ -99,9 +99,9 @@ def answer(path: Path, problems: Sequence[Numbered[Problem]], known: Mapping[str
                 [_ids(loaded, _dialogue(row, tools), "") for row in missing],
                 [row["id"] for row in missing],
             )
-        window = BATCHES_AT_ONCE * args.batch_size
-        for first in range(0, len(missing), window):
-            rows = missing[first : first + window]
+        window, done = BATCHES_AT_ONCE * args.batch_size, len(asked) - len(missing)
+        for part in counted(args.benchmark, missing, size=window, done=done):
+            rows = list(part)
             for way, tools in ways.items():
                 found = transcripts(
                     loaded,
