@@ -38,8 +38,8 @@ from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
 from llama2_jax.rlhf.annotator.model import Score, model_annotator
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
-    Pair,
     Reply,
+    SampledPair,
     SampleFunction,
     Variant,
     batch_prompts,
@@ -132,7 +132,7 @@ def sampled_pairs(
     prompts: Sequence[Prompt],
     models: dict[str, LoadedModel],
     collection: CollectionConfig,
-) -> tuple[list[Pair], Counter[str]]:
+) -> tuple[list[SampledPair], Counter[str]]:
     """The pairs of all batches, and how many were dropped; batches in ``pairs.jsonl`` are taken from there.
 
     Raises:

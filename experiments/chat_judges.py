@@ -9,7 +9,7 @@ from experiments.chat_versions import PromptSets, Versions
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.evals.intervals import Interval, mean_of_groups, unit_mean, wilson
 from llama2_jax.evals.judge import WinRate, compare, judge_by_score, win_rate
-from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model
+from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, JudgedAnswer, judge_by_model
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.annotator.flaws import is_refusal
@@ -70,8 +70,8 @@ def by_model(
     return found
 
 
-def _answered(sample: Sample) -> Answered:
-    return Answered(sample.prompt.messages, sample.text)
+def _answered(sample: Sample) -> JudgedAnswer:
+    return JudgedAnswer(sample.prompt.messages, sample.text)
 
 
 def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:

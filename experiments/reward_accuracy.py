@@ -34,7 +34,7 @@ from llama2_jax.data.preferences import Preference, read_preferences, write_pref
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals.judge import FIRST, SECOND, TIE, Pair, compare
-from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, Answered, judge_by_model, shown_tokens
+from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, JudgedAnswer, judge_by_model, shown_tokens
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.answers import model_version
@@ -167,7 +167,7 @@ def judge_pairs(judge: LoadedModel, pairs: Sequence[Preference], *, batch_size: 
     scores: dict[int, Any] = dict.fromkeys(range(len(pairs)))
     for track, criterion in CRITERIA.items():
         shown = {
-            number: Pair(Answered(pair.messages, pair.chosen), Answered(pair.messages, pair.rejected))
+            number: Pair(JudgedAnswer(pair.messages, pair.chosen), JudgedAnswer(pair.messages, pair.rejected))
             for number, pair in enumerate(pairs)
             if pair.track == track
         }

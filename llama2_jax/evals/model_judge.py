@@ -34,7 +34,7 @@ QUESTION = """Below are a conversation and two answers to its last message.
 Which answer is {criterion}? Reply with one letter: A, B, or C if neither is better."""
 
 
-class Answered(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """A dialogue that ends with the user, and an answer to it."""
 
     dialogue: Sequence[Message]
@@ -42,7 +42,7 @@ class Answered(NamedTuple):
 
 
 def judge_by_model(loaded: LoadedModel, criterion: str, *, batch_size: int) -> Judge:
-    """A judge of ``Pair``s of ``Answered`` to the same dialogue; equal answers are a tie.
+    """A judge of ``Pair``s of ``JudgedAnswer`` to the same dialogue; equal answers are a tie.
 
     Args:
       criterion: what to prefer, as in ``HELPFUL``.

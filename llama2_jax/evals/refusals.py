@@ -65,7 +65,7 @@ _BEYOND = (
 _HELPING = r".*\b(?:here(?: is| are|'s)|(?:but|however),? (?:you|let me|I(?:'ll| will| can)(?! not)))\b(?!')"
 
 
-class Agreement(NamedTuple):
+class PrecisionRecall(NamedTuple):
     """A rule against labels, both of whether an answer is a ``REFUSAL``."""
 
     precision: Interval | None  # of what the rule calls a refusal; None: it calls none so
@@ -113,7 +113,7 @@ def read_labels(paths: Paths) -> dict[tuple[str, str], str]:
     return labels
 
 
-def agreement(rule: Sequence[str], labels: Sequence[str]) -> Agreement:
+def agreement(rule: Sequence[str], labels: Sequence[str]) -> PrecisionRecall:
     """How far ``REFUSAL`` is the same by the rule and by labels of the same answers.
 
     Precision is both / rule, recall both / labels.
@@ -121,4 +121,4 @@ def agreement(rule: Sequence[str], labels: Sequence[str]) -> Agreement:
     by_rule, by_label = ({i for i, kind in enumerate(kinds) if kind == REFUSAL} for kinds in (rule, labels))
     both = len(by_rule & by_label)
     precision, recall = (wilson(both, len(one)) if one else None for one in (by_rule, by_label))
-    return Agreement(precision, recall, len(labels))
+    return PrecisionRecall(precision, recall, len(labels))

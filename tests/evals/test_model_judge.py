@@ -7,7 +7,7 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message, encode_prompt, get_template
 from llama2_jax.evals.judge import FIRST, SECOND, TIE, Pair, compare
-from llama2_jax.evals.model_judge import HELPFUL, Answered, judge_by_model, question
+from llama2_jax.evals.model_judge import HELPFUL, JudgedAnswer, judge_by_model, question
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import LoadedModel
 from tests.interop.tokenizers_for_tests import byte_level_tokenizer
@@ -26,7 +26,7 @@ def judge_model() -> LoadedModel:
 
 
 def pairs(*answers: tuple[str, str]) -> list[Pair]:
-    return [Pair(Answered(DIALOGUE, first), Answered(DIALOGUE, second)) for first, second in answers]
+    return [Pair(JudgedAnswer(DIALOGUE, first), JudgedAnswer(DIALOGUE, second)) for first, second in answers]
 
 
 def by_numpy(model: LoadedModel, pair: Pair) -> int:
@@ -84,8 +84,8 @@ def test_a_pair_that_does_not_fit_is_refused():
 
 def test_verdicts_can_be_asked_in_both_orders():
     judge = judge_by_model(judge_model(), HELPFUL, batch_size=2)
-    ours = [Answered(DIALOGUE, text) for text in ("Tokyo.", "Oslo.", "Rome.", "Tokyo is the capital.")]
-    theirs = [Answered(DIALOGUE, text) for text in ("Oslo.", "Rome.", "I cannot help.", "No.")]
+    ours = [JudgedAnswer(DIALOGUE, text) for text in ("Tokyo.", "Oslo.", "Rome.", "Tokyo is the capital.")]
+    theirs = [JudgedAnswer(DIALOGUE, text) for text in ("Oslo.", "Rome.", "I cannot help.", "No.")]
     shown = [Pair(a, b) for a, b in zip(ours, theirs, strict=True)]
     turned = [Pair(b, a) for a, b in zip(ours, theirs, strict=True)]
     straight, back = judge(shown), [-verdict for verdict in judge(turned)]

@@ -62,7 +62,7 @@ class Reply(NamedTuple):
     finished: bool  # it ended by itself
 
 
-class Pair(NamedTuple):
+class SampledPair(NamedTuple):
     """Two sampled answers and who wrote them; the annotator sees ``comparison`` only."""
 
     comparison: Comparison
@@ -73,7 +73,7 @@ class Pair(NamedTuple):
 class Collected(NamedTuple):
     """Pairs to compare, and how many were given up, by reason."""
 
-    pairs: list[Pair]
+    pairs: list[SampledPair]
     dropped: Counter[str]
 
 
@@ -133,7 +133,7 @@ def collect(
     """
     chosen = batch_prompts(prompts, config, batch)
     waiting = {f"{batch}-{prompt.prompt_id}": prompt for prompt in chosen}
-    found: dict[str, Pair] = {}
+    found: dict[str, SampledPair] = {}
     reasons: dict[str, str] = {}
     for attempt in range(1 + config.max_resamples):
         rngs = {name: Random(f"{config.seed} {name} {attempt}") for name in waiting}
@@ -151,23 +151,23 @@ def collect(
                 reasons[name] = reason
             else:
                 comparison = Comparison(name, waiting.pop(name), first.text, second.text)
-                found[name] = Pair(comparison, batch, variants[name])
+                found[name] = SampledPair(comparison, batch, variants[name])
     order = [f"{batch}-{prompt.prompt_id}" for prompt in chosen]
     return Collected(
         [found[name] for name in order if name in found], Counter(reasons[name] for name in waiting)
     )
 
 
-def pair_row(pair: Pair) -> dict[str, Any]:
+def pair_row(pair: SampledPair) -> dict[str, Any]:
     """The JSON form of a pair."""
     return {**to_plain(pair.comparison), "batch": pair.batch, "variants": to_plain(pair.variants)}
 
 
-def pair_from_row(row: dict[str, Any]) -> Pair:
+def pair_from_row(row: dict[str, Any]) -> SampledPair:
     """The inverse of ``pair_row``."""
     first, second = (Variant(**one) for one in row["variants"])
     comparison = Comparison(row["comparison_id"], prompt_from_row(row["prompt"]), row["first"], row["second"])
-    return Pair(comparison, row["batch"], (first, second))
+    return SampledPair(comparison, row["batch"], (first, second))
 
 
 def unusable(first: Reply, second: Reply, template: Template, unfinished: str) -> str:
@@ -183,7 +183,7 @@ def unusable(first: Reply, second: Reply, template: Template, unfinished: str) -
     return ""
 
 
-def to_preference(pair: Pair, judgement: Judgement, *, source: str) -> Preference:
+def to_preference(pair: SampledPair, judgement: Judgement, *, source: str) -> Preference:
     """The row of a judged pair (PREF-7)."""
     comparison, first = pair.comparison, judgement.prefers_first
     answers = (comparison.first, comparison.second)

@@ -9,8 +9,8 @@ from llama2_jax.data.preferences import parse_preference
 from llama2_jax.rlhf.annotator.comparison import Judgement
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
-    Pair,
     Reply,
+    SampledPair,
     Variant,
     batch_prompts,
     collect,
@@ -140,7 +140,7 @@ def test_sampling_again_keeps_the_order_and_uses_other_seeds():
 
 
 def test_a_judged_pair_becomes_a_row_that_can_be_read():
-    pair = Pair(
+    pair = SampledPair(
         compare("How?", "first", "second", is_safety=True), 3, (Variant("new", 1.0), Variant("old", 0.7))
     )
     judgement = Judgement(False, "better", (True, False), "rater 1")
@@ -154,7 +154,7 @@ def test_a_judged_pair_becomes_a_row_that_can_be_read():
 
 
 def test_unsafe_chosen_next_to_safe_is_marked():
-    pair = Pair(compare("How?", "a", "b", is_safety=True), 1, (Variant("n", 1.0), Variant("o", 1.0)))
+    pair = SampledPair(compare("How?", "a", "b", is_safety=True), 1, (Variant("n", 1.0), Variant("o", 1.0)))
     row = to_preference(pair, Judgement(True, "unsure", (True, False), "r"), source="")
     assert row.safety == "rejected_safe"
     asked_nothing = to_preference(pair, Judgement(True, "unsure", None, "r"), source="")
