@@ -54,6 +54,4 @@ def plot_increase(
         title="What the preprompt changes", xlabel="safety score of the original answer",
         ylabel="increase of the score", xlim=(-0.02, 1.02), ylim=(-1.05, 1.05),
     )  # fmt: skip
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.analysis import figures
-from llama2_jax.analysis.rlhf_plots import Range
+from llama2_jax.analysis.figures import Range
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -46,9 +46,7 @@ def plot_loss(
     for name, value in reference.items():
         axes.axhline(value, color="gray", linestyle="--", linewidth=1, label=f"{name} {value:.2f}")
     axes.set(title=title, xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)
 
 
 def plot_by_position(
@@ -73,17 +71,14 @@ def plot_by_position(
             middles, [value for value, *_ in values], "o-", color=f"C{number}", markersize=4, label=name
         )
         if name in differences:
-            value, low, high = np.array(differences[name]).T
+            value, errors = figures.error_bars(differences[name])
             # side by side, where bars would hide one another
             places = np.array(middles) + (number - len(losses) / 2) * (edges[1] - edges[0]) / 16
             right.errorbar(
-                places, value, [value - low, high - value], fmt="o-", color=f"C{number}", markersize=4,
+                places, value, errors, fmt="o-", color=f"C{number}", markersize=4,
                 capsize=3, label=name,
             )  # fmt: skip
     right.axhline(0, color="gray", linewidth=1)
     left.set(title="Loss by position", xlabel="tokens before", ylabel="loss (nats per token)")
     right.set(title=f"Difference from {baseline}", xlabel="tokens before", ylabel="nats per token")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figures.save(figure, path)
+    figures.finish(figure, (left, right), path, fontsize=8)

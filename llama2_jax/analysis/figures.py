@@ -4,14 +4,19 @@ Without pyplot, whose windows, backend and list of open figures belong to whoeve
 pictures of its own still appear. One setting is changed for the whole process: labels hold no formulas.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from llama2_jax.files import written_whole
+
+Range = tuple[float, float, float]
+"""Value, lower and upper end of its interval."""
 
 matplotlib.rcParams["text.parse_math"] = False  # labels are names from data, in which "$" begins no formula
 
@@ -45,6 +50,20 @@ class _PlainNumbers(LogFormatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:.3g}" if super().__call__(x, pos) else ""
+
+
+def error_bars(ranges: Sequence[Range], *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N,), and the lengths of their intervals downwards and upwards (2, N), times ``scale``."""
+    value, low, high = scale * np.array(ranges, np.float64).reshape(-1, 3).T
+    return value, np.maximum([value - low, high - value], 0)
+
+
+def finish(figure: Any, axes: Any, path: Path, *, grid: str = "both", **legend: Any) -> None:
+    """Give each of the axes, one or several, lines of a grid and a legend, then ``save``."""
+    for own in np.ravel(axes):
+        own.grid(axis=grid, alpha=0.3)
+        own.legend(**legend)
+    save(figure, path)
 
 
 def save(figure: Any, path: Path) -> None:

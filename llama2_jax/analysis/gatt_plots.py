@@ -29,11 +29,10 @@ def plot_accuracy(
     for number, (name, several) in enumerate(rows.items()):
         if not several:
             continue
-        turn_T, accuracy_T, low_T, high_T = (np.array(column) for column in zip(*several, strict=True))
+        accuracy_T, errors = figures.error_bars([row[1:] for row in several], scale=100)
         # beside each other, so that neither interval hides the other
-        place_T = np.array([places[turn] for turn in turn_T]) + 0.06 * (number - (len(rows) - 1) / 2)
-        errors = 100 * np.stack([accuracy_T - low_T, high_T - accuracy_T])
-        axes.errorbar(place_T, 100 * accuracy_T, yerr=errors, fmt="o-", capsize=4,
+        place_T = np.array([places[row[0]] for row in several]) + 0.06 * (number - (len(rows) - 1) / 2)
+        axes.errorbar(place_T, accuracy_T, yerr=errors, fmt="o-", capsize=4,
                       label=name.replace("_", " "), color=COLOURS[number % len(COLOURS)])  # fmt: skip
     for turn in beyond_context:
         axes.axvspan(places[turn] - 0.3, places[turn] + 0.3, color="lightgray", alpha=0.5, linewidth=0)
@@ -43,9 +42,7 @@ def plot_accuracy(
     axes.set_xticks(range(len(turns)), [str(turn) for turn in turns])
     axes.set(title=title, xlabel="turn of the question", ylabel="right answers (%)", ylim=(-4, 104))
     axes.set_xlim(-0.5, len(turns) - 0.5)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)
 
 
 def plot_attention(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.analysis import figures
+from llama2_jax.analysis.figures import Range
 from llama2_jax.analysis.share_bars import Share, grouped_bars, with_errors
 
 WIN, TIE, LOSS = "tab:blue", "lightgray", "tab:orange"
@@ -55,14 +56,10 @@ def plot_panels(
     figures.save(figure, path)
 
 
-def plot_mean_ratings(path: Path, means: Mapping[str, Any], *, scale: Sequence[int], title: str) -> None:
+def plot_mean_ratings(path: Path, means: Mapping[str, Range], *, scale: Sequence[int], title: str) -> None:
     """The mean rating of each model, with its interval (Figure 17b)."""
     figure, axes = figures.subplots(figsize=(max(4, 1.2 * len(means)), 4))
-    values = [mean.value for mean in means.values()]
-    errors = [
-        [mean.value - mean.low for mean in means.values()],
-        [mean.high - mean.value for mean in means.values()],
-    ]
+    values, errors = figures.error_bars(list(means.values()))
     axes.errorbar(range(len(means)), values, yerr=errors, fmt="o", color=WIN, capsize=3)
     axes.set_xticks(range(len(means)), list(means))
     axes.set(title=title, ylabel="mean rating", ylim=(scale[0], scale[-1]))

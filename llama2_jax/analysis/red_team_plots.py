@@ -2,29 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llama2_jax.analysis import figures
-
-Interval = Any
-"""A rate with ``value``, ``low`` and ``high``: evals/intervals.py."""
+from llama2_jax.analysis.figures import Range
 
 SERIES = (("all prompts / all hours", "tab:blue", -0.06), ("mean of the people's rates", "tab:orange", 0.06))
 
 
-def plot_gamma(path: Path, rates: Mapping[str, tuple[Interval, Interval]]) -> None:
+def plot_gamma(path: Path, rates: Mapping[str, tuple[Range, Range]]) -> None:
     """Write a PNG of violating prompts per person-hour, both ways of averaging beside each other."""
     figure, axes = figures.subplots(figsize=(max(4.5, 1.3 * len(rates)), 4))
     for number, (label, colour, shift) in enumerate(SERIES):
-        own = [both[number] for both in rates.values()]
-        places = [place + shift for place in range(len(own))]
-        values = [one.value for one in own]
-        errors = [[one.value - one.low for one in own], [one.high - one.value for one in own]]
+        places = [place + shift for place in range(len(rates))]
+        values, errors = figures.error_bars([both[number] for both in rates.values()])
         axes.errorbar(places, values, yerr=errors, fmt="o-", color=colour, capsize=3, label=label)
     axes.set_xticks(range(len(rates)), [name.replace("_", " ") for name in rates])
     axes.set(title="Robustness: the lower, the better", ylabel="violating prompts per person-hour")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.2)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
-    figures.save(figure, path)
+    figures.finish(figure, axes, path, grid="y", fontsize=8)

@@ -31,9 +31,7 @@ def plot_scores(path: Path, *, chosen_B: Any, rejected_B: Any, title: str) -> No
         axes.hist(scores_B, edges, color=colour, alpha=0.25)
         axes.hist(scores_B, edges, color=colour, histtype="step", linewidth=1.5, label=label)
     axes.set(title=title, xlabel="displayed score", ylabel="answers", xlim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)
 
 
 def plot_calibration(path: Path, levels: Mapping[str, Sequence[Level]], *, title: str, human: str) -> None:
@@ -95,9 +93,7 @@ def plot_accuracy_by_round(path: Path, shares: Mapping[str, Mapping[str, Share]]
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
     axes.set_xticks(range(len(rounds)), rounds)
     axes.set(title=title, xlabel="round", ylabel="accuracy (%)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)
 
 
 def plot_accuracy_by_data(

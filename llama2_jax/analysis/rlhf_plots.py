@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama2_jax.analysis import figures
+from llama2_jax.analysis.figures import Range
 from llama2_jax.losses.preference import displayed
 
 PPO_PANELS = (
@@ -22,9 +23,6 @@ PPO_PANELS = (
     ("explained variance of the value model", ("ppo/explained_variance",)),
 )
 """Panel by panel: title, and the metrics that are its curves."""
-
-Range = tuple[float, float, float]
-"""Value, lower and upper end of its interval."""
 
 
 class VersionPoint(NamedTuple):
@@ -49,7 +47,7 @@ def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
     )
     axes.set(title="Reward of N samples per prompt", xlabel="N", ylabel="mean reward over prompts")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _finish(figure, axes, path, loc="upper left")
+    figures.finish(figure, axes, path, loc="upper left")
 
 
 def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, chosen: float) -> None:
@@ -71,7 +69,7 @@ def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, ch
     axes.set_xscale("log")
     axes.set_xticks([n for n in ticks if n <= longest], labels=[str(n) for n in ticks if n <= longest])
     axes.minorticks_off()
-    _finish(figure, axes, path, loc="lower right", title="temperature")
+    figures.finish(figure, axes, path, loc="lower right", title="temperature")
 
 
 def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
@@ -83,7 +81,7 @@ def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
         axes.plot(numbers, [rounds[number][name] for number in numbers], "o-", color=colour, label=label)
     axes.set(title="Reward of the samples of each round", xlabel="round", ylabel="mean reward over prompts")
     axes.set_xticks(numbers)
-    _finish(figure, axes, path, loc="best")
+    figures.finish(figure, axes, path, loc="best")
 
 
 def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, reference: str) -> None:
@@ -97,21 +95,16 @@ def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, 
         middles = np.array([(point.helpfulness[0], point.harmlessness[0]) for point in points]) * 100
         axes.plot(middles[:, 0], middles[:, 1], "-", color="lightgray", zorder=1)
         for colour, point in zip(_colours(len(points)), points, strict=True):
-            (x, *x_ends), (y, *y_ends) = (np.array(side) * 100 for side in point[1:])
+            (x, xerr), (y, yerr) = (figures.error_bars([side], scale=100) for side in point[1:])
             axes.errorbar(
-                x, y, xerr=_errors(x, x_ends), yerr=_errors(y, y_ends), fmt="o", color=colour, elinewidth=1,
-                capsize=2, label=point.name,
-            )  # fmt: skip
+                x, y, xerr=xerr, yerr=yerr, fmt="o", color=colour, elinewidth=1, capsize=2, label=point.name
+            )
         axes.set(title=f"judged by {judge}", xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
         axes.set_xlabel(f"helpfulness: % won against {reference}, ties as halves")
         axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}, ties as halves")
     grid[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figures.save(figure, path)
-
-
-def _errors(value: float, ends: Sequence[float]) -> list[list[float]]:
-    return [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
 
 
 def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -146,11 +139,9 @@ def plot_ppo(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, marker="o" if "eval" in name else "")
         axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
-    figures.save(figure, path)
+    figures.finish(figure, grid, path, fontsize=8)
 
 
 def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -163,9 +154,3 @@ def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def _colours(count: int) -> Any:
     return figures.viridis(np.linspace(0.05, 0.9, count))
-
-
-def _finish(figure: Any, axes: Any, path: Path, **legend: Any) -> None:
-    axes.grid(alpha=0.3)
-    axes.legend(**legend)
-    figures.save(figure, path)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama2_jax.analysis import figures
-from llama2_jax.analysis.rlhf_plots import Range
+from llama2_jax.analysis.figures import Range
 from llama2_jax.losses.preference import displayed
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green")
@@ -39,8 +39,7 @@ def plot_by_share(
     places = np.arange(len(names))
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
-            value, low, high = scale * np.array(curve.values, np.float64).T
-            errors = np.maximum([value - low, high - value], 0)
+            value, errors = figures.error_bars(curve.values, scale=scale)
             axes.errorbar(places, value, errors, fmt="o-", color=colour, capsize=3, label=name)
             known = [(i, scale * paper) for i, paper in enumerate(curve.paper) if paper is not None]
             if known:
@@ -55,9 +54,7 @@ def plot_by_share(
         axes.set_xticks(places, names)
         axes.set(title=title, xlabel="share of the safety data", ylabel=label)
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figures.save(figure, path)
+    figures.finish(figure, grid, path, fontsize=8)
 
 
 def plot_score_change(

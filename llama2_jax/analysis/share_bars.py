@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+import numpy as np
+
+from llama2_jax.analysis import figures
+
 Share = Any
 """A share in [0, 1] with ``value``, ``size`` and its interval ``low``, ``high``: evals/intervals.py."""
 
@@ -31,8 +35,6 @@ def grouped_bars(axes: Any, labels: Sequence[str], shares: Mapping[str, Mapping[
     axes.set_xticks(range(len(labels)), [fill(label.replace("_", " "), 16) for label in labels])
 
 
-def with_errors(shares: Sequence[Share]) -> tuple[list[float], list[list[float]]]:
+def with_errors(shares: Sequence[Share]) -> tuple[np.ndarray, np.ndarray]:
     """Percentages, and the lengths of their intervals downwards and upwards."""
-    lower = [100 * (share.value - share.low) for share in shares]
-    upper = [100 * (share.high - share.value) for share in shares]
-    return [100 * share.value for share in shares], [lower, upper]
+    return figures.error_bars([(share.value, share.low, share.high) for share in shares], scale=100)

@@ -57,6 +57,4 @@ def plot_toxicity(path: Path, sources: Mapping[str, Mapping[int, int]]) -> None:
     axes.axvline(TOXIC, color="gray", linestyle="--", linewidth=1)
     axes.set(yscale="log", xlim=(0, 1), xlabel="toxicity of the document", ylabel="share of documents")
     figures.label_powers(axes.yaxis)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
+    figures.finish(figure, axes, path)
