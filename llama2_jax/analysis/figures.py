@@ -49,7 +49,9 @@ class _PlainNumbers(LogFormatter):
     """Labels those ticks that matplotlib would."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:.3g}" if super().__call__(x, pos) else ""
+        if not super().__call__(x, pos):
+            return ""
+        return f"{x:,.0f}" if 1e3 <= x < 1e7 else f"{x:.3g}"
 
 
 def error_bars(ranges: Sequence[Range], *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

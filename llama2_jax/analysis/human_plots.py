@@ -6,7 +6,7 @@ from typing import Any
 
 from llama2_jax.analysis import figures
 from llama2_jax.analysis.figures import Range
-from llama2_jax.analysis.share_bars import Share, grouped_bars, with_errors
+from llama2_jax.analysis.share_bars import Share, broken, grouped_bars, is_crowded, with_errors
 
 WIN, TIE, LOSS = "tab:blue", "lightgray", "tab:orange"
 
@@ -46,9 +46,11 @@ def plot_panels(
     """Shares of all models by group, a panel per way of grouping (Figures 17 to 19, 30, 31)."""
     figure, rows = figures.subplots(len(panels), figsize=(8, 0.6 + 2.8 * len(panels)), squeeze=False)
     for axes, (name, panel) in zip(rows[:, 0], panels.items(), strict=True):
-        grouped_bars(axes, list(panel), {model: _series(panel, model) for model in models})
+        series = {model: _series(panel, model) for model in models}
+        grouped_bars(axes, list(panel), series)
+        room = 1.4 if is_crowded(list(panel), series) else 1.25  # for the numbers of cases
         highest = 100 * max(share.high for own in panel.values() for share in own.values())
-        axes.set(title=name, ylabel=ylabel, ylim=(0, 1.25 * highest))  # with room for numbers of cases
+        axes.set(title=name, ylabel=ylabel, ylim=(0, room * highest))
         axes.grid(axis="y", alpha=0.3)
     handles = rows[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(4, len(handles[0])))
@@ -61,7 +63,7 @@ def plot_mean_ratings(path: Path, means: Mapping[str, Range], *, scale: Sequence
     figure, axes = figures.subplots(figsize=(max(4, 1.2 * len(means)), 4))
     values, errors = figures.error_bars(list(means.values()))
     axes.errorbar(range(len(means)), values, yerr=errors, fmt="o", color=WIN, capsize=3)
-    axes.set_xticks(range(len(means)), list(means))
+    axes.set_xticks(range(len(means)), [broken(name) for name in means])
     axes.set(title=title, ylabel="mean rating", ylim=(scale[0], scale[-1]))
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.analysis import figures
-from llama2_jax.analysis.share_bars import Share, grouped_bars, with_errors
+from llama2_jax.analysis.share_bars import Share, grouped_bars, is_crowded, with_errors
 
+NAMED_AMOUNTS = 6  # so many ticks have room for their numbers
 BANDWIDTH = 0.06  # of the density behind the points of Figure 32
 
 CHOSEN, REJECTED = "tab:blue", "tab:orange"
@@ -69,12 +70,14 @@ def plot_accuracy(path: Path, shares: Mapping[str, Mapping[str, Share]], *, titl
       shares: name of each reward model to label to share; labels in the order in which they appear.
     """
     labels = list(dict.fromkeys(label for own in shares.values() for label in own))
-    figure, axes = figures.subplots(figsize=(max(7, 1.1 * len(labels)), 4))
+    width = max(7, 1.1 * len(labels), 0.55 * min(16, len(labels) * len(shares)))
+    figure, axes = figures.subplots(figsize=(width, 4.5))
     grouped_bars(axes, labels, shares)
     axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
-    axes.set(title=title, ylabel="accuracy (%)", ylim=(0, 107))
+    highest = 130 if is_crowded(labels, shares) else 107  # with room for numbers of cases
+    axes.set(title=title, ylabel="accuracy (%)", ylim=(0, highest), yticks=range(0, 101, 20))
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=len(shares) + 1)
+    figure.legend(loc="outside lower center", ncols=min(3, len(shares) + 1))
     figures.save(figure, path)
 
 
@@ -114,8 +117,11 @@ def plot_accuracy_by_data(
         axes.axhline(50, color="gray", linestyle="--", linewidth=1, label="chance")
         axes.set_xscale("log")
         amounts = [pairs for pairs, _ in next(iter(models.values()))]
-        axes.set_xticks(amounts, [f"{pairs:,}" for pairs in amounts])
-        axes.minorticks_off()
+        if len(amounts) <= NAMED_AMOUNTS:
+            axes.set_xticks(amounts, [f"{pairs:,}" for pairs in amounts])
+            axes.minorticks_off()
+        else:
+            figures.label_powers(axes.xaxis)
         axes.set(title=name, xlabel="comparisons of the own track", ylabel="accuracy (%)")
         axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=8)

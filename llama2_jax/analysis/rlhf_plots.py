@@ -6,6 +6,7 @@ Rewards are drawn as the paper displays them: the sigmoid of the raw score, betw
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,9 +101,9 @@ def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, 
                 x, y, xerr=xerr, yerr=yerr, fmt="o", color=colour, elinewidth=1, capsize=2, label=point.name
             )
         axes.set(title=f"judged by {judge}", xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-        axes.set_xlabel(f"helpfulness: % won against {reference}, ties as halves")
+        axes.set_xlabel(fill(f"helpfulness: % won against {reference}, ties as halves", 54))
         axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel(f"harmlessness: % won against {reference}, ties as halves")
+    grid[0, 0].set_ylabel(fill(f"harmlessness: % won against {reference}, ties as halves", 54))
     grid[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figures.save(figure, path)
 

@@ -19,10 +19,13 @@ def grouped_bars(axes: Any, labels: Sequence[str], shares: Mapping[str, Mapping[
       shares: name of each series to label to share; a series may lack labels.
     """
     width = 0.8 / len(shares)
-    crowded = len(labels) * len(shares) > 16
-    for number, (name, own) in enumerate(shares.items()):
+    rotation = 90 if is_crowded(labels, shares) else 0
+    series = {label: [name for name, own in shares.items() if label in own] for label in labels}
+    for name, own in shares.items():
         places = [
-            i + (number - (len(shares) - 1) / 2) * width for i, label in enumerate(labels) if label in own
+            i + (series[label].index(name) - (len(series[label]) - 1) / 2) * width
+            for i, label in enumerate(labels)
+            if label in own
         ]
         values = [own[label] for label in labels if label in own]
         axes.bar(places, [100 * share.value for share in values], 0.9 * width, label=name, alpha=0.8)
@@ -30,9 +33,19 @@ def grouped_bars(axes: Any, labels: Sequence[str], shares: Mapping[str, Mapping[
         for place, share in zip(places, values, strict=True):
             axes.annotate(
                 f"n = {share.size:,}", (place, 100 * share.high), (0, 3), textcoords="offset points",
-                ha="center", va="bottom", fontsize=7, rotation=90 if crowded else 0,
+                ha="center", va="bottom", fontsize=7, rotation=rotation,
             )  # fmt: skip
-    axes.set_xticks(range(len(labels)), [fill(label.replace("_", " "), 16) for label in labels])
+    axes.set_xticks(range(len(labels)), [broken(label) for label in labels])
+
+
+def is_crowded(labels: Sequence[str], shares: Mapping[str, Mapping[str, Share]]) -> bool:
+    """Whether numbers of cases stand upright, which takes room above the bars."""
+    return len(labels) * len(shares) > 8
+
+
+def broken(label: str) -> str:
+    """A name in lines that fit under its tick."""
+    return fill(label.replace("_", " "), 16)
 
 
 def with_errors(shares: Sequence[Share]) -> tuple[np.ndarray, np.ndarray]:

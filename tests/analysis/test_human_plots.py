@@ -42,7 +42,7 @@ def test_a_panel_keeps_its_groups_where_the_first_model_lacks_one(tmp_path, figu
     human_plots.plot_panels(tmp_path / "2.png", {"turns": panel}, ["a", "b"], ylabel="%", title="T")
     (axes,) = figures[0].axes
     bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
-    assert bars == [pytest.approx(one) for one in [(0.8, 50), (0.2, 20), (1.2, 30)]]
+    assert bars == [pytest.approx(one) for one in [(0.8, 50), (0, 20), (1.2, 30)]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
     assert axes.get_ylim() == pytest.approx((0, 75))
 

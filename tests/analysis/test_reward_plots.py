@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -51,7 +53,7 @@ def test_accuracy_bars_stand_over_their_labels(tmp_path, figures):
     reward_plots.plot_accuracy(tmp_path / "a.png", shares, title="T")
     (axes,) = figures[0].axes
     bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
-    assert bars == [pytest.approx(bar) for bar in [(-0.2, 80), (0.8, 50), (1.2, 60)]]
+    assert bars == [pytest.approx(bar) for bar in [(0, 80), (0.8, 50), (1.2, 60)]]
     assert [text.get_text() for text in axes.texts] == ["n = 10", "n = 20", "n = 20"]
     down, up = axes.collections[0].get_segments()[0][:, 1]
     assert (down, up) == pytest.approx((50, 90))
@@ -65,6 +67,31 @@ def test_labels_that_the_first_series_lacks_are_drawn(tmp_path, figures):
     (axes,) = figures[0].axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["s1", "s2"]
     assert len(axes.patches) == 3
+
+
+def test_many_models_have_room_for_their_names_and_numbers(tmp_path, figures):
+    own = {label: Share(0.8, 1000, 0.7, 1.0) for label in ("s1", "s2")}
+    names = ["SteamSHP-XL", "Open Assistant", "GPT4", "safety reward model", "helpfulness reward model"]
+    reward_plots.plot_accuracy(tmp_path / "a.png", dict.fromkeys(names, own), title="T")
+    figure, width = figures[0], figures[0].get_window_extent().width
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert 0 < legend.get_window_extent().x0 < legend.get_window_extent().x1 < width
+    numbers = [text.get_window_extent() for text in axes.texts]
+    assert len(numbers) == 10
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(numbers, 2))
+    assert max(box.y1 for box in numbers) < axes.get_window_extent().y1
+
+
+@pytest.mark.parametrize("count", [6, 14])  # amounts of the variant tiny, of Table 26
+def test_amounts_under_their_axis_do_not_overlap(tmp_path, figures, count):
+    amounts = np.geomspace(5561, 1_418_091, 14).astype(int)[-count:]
+    points = [(amount, Share(0.6, 10, 0.5, 0.7)) for amount in amounts]
+    reward_plots.plot_accuracy_by_data(tmp_path / "a.png", {"helpfulness": {"7b": points}}, title="T")
+    (axes,) = figures[0].axes
+    labels = [text for text in axes.get_xticklabels() if text.get_text()]
+    boxes = sorted((text.get_window_extent() for text in labels), key=lambda box: box.x0)
+    assert "100,000" in [text.get_text() for text in labels] or count == 6
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_accuracy_by_round(tmp_path, figures):
