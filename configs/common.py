@@ -1,5 +1,7 @@
 """What several config files share."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 SAMPLED_BY = {"34b": 8, "70b": 8}  # devices that hold the weights together while answers are made
@@ -17,6 +19,23 @@ def sampling_mesh(size: str = "") -> ConfigDict:
     """
     config = mesh()
     config.update(preset="fsdp_tensor", tensor=SAMPLED_BY.get(size, 1))
+    return config
+
+
+def optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
+    """AdamW of section 2.2.1, which all stages share but for ``changes`` (OPT-1..4, PPO-5)."""
+    config = ConfigDict()
+    config.learning_rate = learning_rate  # peak
+    config.schedule = "cosine"
+    config.warmup_steps = 0
+    config.warmup_fraction = 0.0  # of all steps; the longer warm-up holds
+    config.final_fraction = 0.1
+    config.beta1 = 0.9
+    config.beta2 = 0.95
+    config.epsilon = 1e-5
+    config.weight_decay = 0.1
+    config.grad_clip_norm = 1.0
+    config.update(changes)
     return config
 
 

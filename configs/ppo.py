@@ -12,7 +12,7 @@ models of the sizes of ``configs/pretrain.py:tiny``.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh, sampling_mesh
+from configs.common import mesh, optimizer, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 KL_COEF = {"7b": 0.01, "13b": 0.01, "34b": 0.005, "70b": 0.005, "tiny": 0.01}  # PPO-6
@@ -62,17 +62,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.value.init_from = "reward_model"  # D43: body of the helpfulness model; or "policy"
     config.value.learning_rate = 1e-6
 
-    config.optimizer = ConfigDict()  # of both models, apart from the value model's learning rate
-    config.optimizer.learning_rate = 1e-6
-    config.optimizer.schedule = "constant"
-    config.optimizer.warmup_steps = 0
-    config.optimizer.warmup_fraction = 0.0
-    config.optimizer.final_fraction = 1.0
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.epsilon = 1e-5
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.grad_clip_norm = 1.0
+    # of both models, apart from the value model's learning rate
+    config.optimizer = optimizer(1e-6, schedule="constant", final_fraction=1.0)
 
     config.mesh = mesh()
     config.sampler_mesh = sampling_mesh(variant)  # while answers are made

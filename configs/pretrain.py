@@ -11,7 +11,7 @@ More sources: docs/pretraining.md.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import mesh, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES, SIZES
 
@@ -41,17 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.seed = 0
     config.data.on_bad_line = "error"  # or "skip": count and report
 
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = PEAK_LEARNING_RATE.get(variant, 3e-4)
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 2000
-    config.optimizer.warmup_fraction = 0.0  # of all steps; the longer warm-up holds
-    config.optimizer.final_fraction = 0.1
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.epsilon = 1e-5
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.grad_clip_norm = 1.0
+    config.optimizer = optimizer(PEAK_LEARNING_RATE.get(variant, 3e-4), warmup_steps=2000)
 
     config.mesh = mesh()
 

@@ -11,11 +11,11 @@ numbers) and tiny.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import mesh, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
+from llama2_jax.rlhf.reward_model import KINDS
 
-KINDS = ("helpfulness", "safety", "guard")
 SIZES = (*PAPER_SIZES, "tiny")
 
 
@@ -54,17 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.margin = "large" if kind == "helpfulness" else "none"  # D28
     config.loss.safety_weight = 1.0 if kind == "safety" else 0.0  # RM-6, D27
 
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-6 if size == "70b" else 1e-5  # RM-10
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 5  # at least
-    config.optimizer.warmup_fraction = 0.03
-    config.optimizer.final_fraction = 0.1
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.epsilon = 1e-5
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.grad_clip_norm = 1.0
+    # RM-10: at least five updates of warm-up
+    config.optimizer = optimizer(5e-6 if size == "70b" else 1e-5, warmup_steps=5, warmup_fraction=0.03)
 
     config.mesh = mesh()
 

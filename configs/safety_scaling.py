@@ -15,7 +15,7 @@ base model and the reward models of ``make demo``. With "tiny,seed=1" all is dra
 
 from ml_collections import ConfigDict
 
-from configs import evaluate_chat, sft
+from configs import evaluate_chat, llama2_chat, sft
 from configs.common import set_seeds
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
@@ -52,11 +52,9 @@ def _make_tiny(config: ConfigDict) -> None:
     config.init_from = f"{DEMO}/pretrain"
     config.data.helpfulness = f"{WORLD}/dialogues_helpful.jsonl"
     config.data.safety = f"{WORLD}/dialogues_safe.jsonl"
-    stage = config.sft
-    stage.data.update(heldout="", sequence_length=256, batch_size=8, document_mask=True, epochs=2.0)
-    stage.optimizer.learning_rate = 2e-3
-    stage.train.update(log_every_steps=50, checkpoint_every_steps=1000)
-    stage.eval.sample_prompts = ()
+    config.sft = llama2_chat.get_config("tiny").sft
+    config.sft.data.update(heldout="", epochs=2.0)
+    config.sft.eval.sample_prompts = ()
     config.evaluate_chat.prompts = f"{WORLD}/prompts_scaling.jsonl"
     config.evaluate_chat.sampling.max_new_tokens = 32
     # of the first round: later ones see hardly any unsafe answer

@@ -13,7 +13,7 @@ Variants: 7b, 13b, 34b, 70b (the same numbers, as in the paper) and tiny, which 
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh
+from configs.common import mesh, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -42,17 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.seed = 0
     config.data.on_bad_line = "error"
 
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 0
-    config.optimizer.warmup_fraction = 0.03  # D23
-    config.optimizer.final_fraction = 0.1
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.epsilon = 1e-5
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.grad_clip_norm = 1.0
+    config.optimizer = optimizer(2e-5, warmup_fraction=0.03)  # D23
 
     config.mesh = mesh()
 
