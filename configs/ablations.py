@@ -23,7 +23,7 @@ programme of its own, ``experiments/evaluate_code.py``.
 from ml_collections import ConfigDict
 
 from configs import pretrain
-from configs.common import set_seeds
+from configs.common import new_config, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 from llama2_jax.model.variants import attention_variants
@@ -50,12 +50,11 @@ def get_config(arg: str = "") -> ConfigDict:
     size = parsed.size or KINDS[parsed.variant]
     require_choice("size", size, (*PAPER_SIZES, "tiny"))
     is_tiny = size == "tiny"
-    config = ConfigDict()
+    config = new_config()
     config.kind = parsed.variant
     config.pretrain = pretrain.get_config(size)
     config.tasks = () if is_tiny else TASKS[parsed.variant]
     config.batch_size = 64  # windows of held-out text, and requests of tasks, computed together
-    config.train = ConfigDict({"accept_changed_config": False})
     config.unlock()
     shared = config.pretrain
     shared.train.eval_every_steps = 0  # before and after

@@ -11,7 +11,7 @@ Variants: paper (the numbers of the paper where it gives them) and tiny.
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="paper").variant
     require_choice("config variant", variant, ("paper", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.new = ConfigDict({"name": "new", "path": ""})
     config.previous = ConfigDict({"name": "previous", "path": ""})  # "": only the new one is sampled
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
@@ -57,7 +57,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.heldout = ConfigDict({"fraction": 0.01, "seed": 0})  # 1000 examples per batch (PREF-6)
     config.source = "own"
     config.mesh = sampling_mesh()
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)
     return config.lock()

@@ -7,6 +7,11 @@ from ml_collections import ConfigDict
 SAMPLED_BY = {"34b": 8, "70b": 8}  # devices that hold the weights together while answers are made
 
 
+def new_config() -> ConfigDict:
+    """What every config begins with: whether to go on in a workdir that another config began."""
+    return ConfigDict({"accept_changed_config": False})
+
+
 def mesh() -> ConfigDict:
     """Devices along the axes (-1: all that remain); parameters are split over the ``fsdp`` axis."""
     return ConfigDict({"preset": "fsdp", "data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})

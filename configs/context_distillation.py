@@ -9,7 +9,7 @@ data. Variants: 7b (any size) and tiny (short preprompts, which the model's SFT 
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant. The paper gives none of these numbers."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, ("7b", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""
     config.safety_reward_model = ""
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
@@ -31,7 +31,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sampling = ConfigDict({"max_new_tokens": 512, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
     config.batch_size = 64  # prompts answered or scored together
     config.mesh = sampling_mesh()
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.model.compute_dtype = "float32"
         config.data.wording = "short"

@@ -14,7 +14,7 @@ Variants: paper (any real model) and tiny (the simulated world).
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="paper").variant
     require_choice("config variant", variant, ("paper", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.versions = ("",)  # "name=checkpoint", in the order of the report
     config.reference = ""  # name of the version that all are compared with; ChatGPT in Figure 11
     config.prompts = ""
@@ -45,7 +45,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_transcripts = 12  # prompts whose answers are shown for every version
 
     config.mesh = sampling_mesh()
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.truth = "simulated"
         config.model.compute_dtype = "float32"

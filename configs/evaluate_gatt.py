@@ -10,7 +10,7 @@ Variants: 7b (any size) and tiny (the personas of the simulated world).
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, ("7b", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.models = ConfigDict({"without": "", "with_gatt": ""})
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
@@ -37,7 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sampling = ConfigDict({"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "top_k": 0})
     config.batch_size = 50  # dialogues answered together
     config.mesh = sampling_mesh()
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         config.model.compute_dtype = "float32"
         config.data.attributes = "world"

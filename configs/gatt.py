@@ -12,7 +12,7 @@ Variants: 7b (any size) and tiny (the personas of the simulated world, which its
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 
@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant. The paper gives none of these numbers."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, ("7b", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
@@ -39,7 +39,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sampling = ConfigDict({"max_new_tokens": 256, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
     config.batch_size = 64  # dialogues answered together
     config.mesh = sampling_mesh()
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)
     return config.lock()

@@ -26,7 +26,7 @@ from configs import (
     reward_model,
     sft,
 )
-from configs.common import sampling_mesh, set_seeds
+from configs.common import new_config, sampling_mesh, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, VARIANTS)
     size = variant if variant in PAPER_SIZES else "tiny"
     general = "paper" if variant in PAPER_SIZES else "tiny"
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""  # a base model; "" = pretrain one
     config.chat_from = ""  # a chat model to align; "" = fine-tune the base model
     config.rounds = 5
@@ -55,7 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.distillation_round = 5  # CD: after the rounds of safety RLHF; 0 = never
     config.ppo_from_round = 5  # D51
     config.reference = "SFT"  # the version that win rates are against
-    config.train = ConfigDict({"accept_changed_config": False})
 
     config.pretrain = pretrain.get_config(size)
     config.sft = sft.get_config(size)

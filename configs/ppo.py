@@ -12,7 +12,7 @@ models of the sizes of ``configs/pretrain.py:tiny``.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh, optimizer, sampling_mesh
+from configs.common import mesh, new_config, optimizer, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 
 KL_COEF = {"7b": 0.01, "13b": 0.01, "34b": 0.005, "70b": 0.005, "tiny": 0.01}  # PPO-6
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, KL_COEF)
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""
     config.helpfulness_rm = ""
     config.safety_rm = ""  # "": the helpfulness score alone, where no prompt is tagged
@@ -75,7 +75,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.checkpoint_every_steps = 10
     config.train.keep_last = 2
     config.train.num_samples = 8  # answers per iteration written to samples.jsonl
-    config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
     config.eval.every_steps = 10

@@ -11,7 +11,7 @@ More sources: docs/pretraining.md.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh, optimizer
+from configs.common import mesh, new_config, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES, SIZES
 
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.model = ConfigDict(SIZES["nano" if variant == "tiny" else variant])
     config.model.compute_dtype = "bfloat16"  # D7
     config.model.remat_policy = "full"
@@ -57,7 +57,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.keep_every_steps = 10_000
     config.train.profile_steps = ""  # "10:13" traces three updates
     config.train.peak_flops = 0.0
-    config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
     config.eval.batch_size = 256

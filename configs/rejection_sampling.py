@@ -14,7 +14,7 @@ Variants: 7b, 13b, 34b, 70b (the paper samples from 70b only) and tiny, whose fi
 
 from ml_collections import ConfigDict
 
-from configs.common import sampling_mesh
+from configs.common import new_config, sampling_mesh
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.policy = ""  # the newest model
     config.helpfulness_rm = ""  # the newest reward models
     config.safety_rm = ""  # "": the helpfulness score alone, where no prompt is tagged
@@ -57,7 +57,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reward.batch_size = 64
 
     config.mesh = sampling_mesh(variant)
-    config.train = ConfigDict({"accept_changed_config": False})
     if variant == "tiny":
         _make_tiny(config)
     return config.lock()

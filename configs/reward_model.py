@@ -11,7 +11,7 @@ numbers) and tiny.
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh, optimizer
+from configs.common import mesh, new_config, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 from llama2_jax.rlhf.reward_model import KINDS
@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     kind, size = parsed.variant, parsed.size
     require_choice("config variant", kind, KINDS)
     require_choice("config size", size, SIZES)
-    config = ConfigDict()
+    config = new_config()
     config.kind = kind
     config.init_from = ""
     config.template = ""  # of chats; "" = the checkpoint's own
@@ -69,7 +69,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.keep_every_steps = 0
     config.train.profile_steps = ""
     config.train.peak_flops = 0.0
-    config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
     config.eval.batch_size = 64  # responses scored together

@@ -13,7 +13,7 @@ batches that the simulated people compare. With "tiny,seed=1" all is drawn from 
 from ml_collections import ConfigDict
 
 from configs import llama2_chat, reward_model
-from configs.common import set_seeds
+from configs.common import new_config, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 
 DEMO = "runs/demo"
@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     parsed = parse_arg(arg, variant="paper", seed=0)
     require_choice("config variant", parsed.variant, ("paper", "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.models = ()  # name=path
     config.learning_rates = ("70B=5e-6",)  # of models that do not take reward_model's (RM-10)
 
@@ -38,7 +38,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.reward_model = reward_model.get_config("helpfulness,size=7b")  # the same for all
     config.shapes = ConfigDict()  # of models to be made as well: name -> fields of pretrain.model
-    config.train = ConfigDict({"accept_changed_config": False})
     config.unlock()
     if parsed.variant == "tiny":
         _make_tiny(config)

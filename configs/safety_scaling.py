@@ -16,7 +16,7 @@ base model and the reward models of ``make demo``. With "tiny,seed=1" all is dra
 from ml_collections import ConfigDict
 
 from configs import evaluate_chat, llama2_chat, sft
-from configs.common import set_seeds
+from configs.common import new_config, set_seeds
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     parsed = parse_arg(arg, variant="7b", seed=0)
     require_choice("config variant", parsed.variant, (*PAPER_SIZES, "tiny"))
     is_tiny = parsed.variant == "tiny"
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""  # the pretrained model: each share starts from it, not from a chat model (D69)
 
     config.data = ConfigDict()
@@ -40,7 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.sft = sft.get_config(parsed.variant)  # two epochs of each mixture
     config.evaluate_chat = evaluate_chat.get_config("tiny" if is_tiny else "paper")
-    config.train = ConfigDict({"accept_changed_config": False})
     config.unlock()
     if is_tiny:
         _make_tiny(config)

@@ -13,7 +13,7 @@ Variants: 7b, 13b, 34b, 70b (the same numbers, as in the paper) and tiny, which 
 
 from ml_collections import ConfigDict
 
-from configs.common import mesh, optimizer
+from configs.common import mesh, new_config, optimizer
 from llama2_jax.config import parse_arg, require_choice
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of one variant."""
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
-    config = ConfigDict()
+    config = new_config()
     config.init_from = ""
     config.template = ""  # of chats; "" = the checkpoint's own
 
@@ -58,7 +58,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.keep_every_steps = 0
     config.train.profile_steps = ""
     config.train.peak_flops = 0.0
-    config.train.accept_changed_config = False
 
     config.eval = ConfigDict()
     config.eval.batch_size = 64

@@ -141,7 +141,7 @@ def restore(run: Run, checkpointer: Checkpointer) -> tuple[PPOState, Progress] |
     if restored is None:
         return None
     require_same_origin(
-        restored, run.meta, checkpointer.folder, accept_changed=run.config.train.accept_changed_config
+        restored, run.meta, checkpointer.folder, accept_changed=run.config.accept_changed_config
     )
     rest = restored.rest
     state = run.learner.restored_state(

@@ -131,6 +131,7 @@ def make_train_run(
             "corpora": {name: corpus.manifest["recipe"] for name, corpus in corpora.items()},
         },
         config=to_plain(config),
+        accept_changed_config=config.accept_changed_config,
         evaluate=make_evaluation(config, workdir, partitioner, model, text),
     )
 

@@ -267,6 +267,7 @@ def make_train_run(
         initial_params=initial_params,
         num_outputs=1,
         config=to_plain(config),
+        accept_changed_config=config.accept_changed_config,
         evaluate=make_evaluation(config, model, chat, heldout),
     )
 

@@ -149,6 +149,7 @@ def make_train_run(
         },
         initial_params=initial_params,
         config=to_plain(config),
+        accept_changed_config=config.accept_changed_config,
         evaluate=make_evaluation(config, workdir, partitioner, base),
     )
 

@@ -45,14 +45,14 @@ def check_done_stage(
       earlier: folders of the stages before it, in order.
 
     Raises:
-      ConfigError: which fields changed, unless ``train.accept_changed_config``; or which folders to delete.
+      ConfigError: which fields changed, unless ``accept_changed_config``; or which folders to delete.
     """
     lines = config_changes(workdir / folder, to_plain(config))
     lines = [line for line in lines if line.split(":", 1)[0] not in filled_in]
     require(
-        not lines or config.train.accept_changed_config,
+        not lines or config.accept_changed_config,
         f"{workdir / folder} is done, with another config:\n  " + "\n  ".join(lines) + "\nundo the "
-        "change, delete it and the stages after it, or keep it by --config.train.accept_changed_config=True",
+        "change, delete it and the stages after it, or keep it by --config.accept_changed_config=True",
     )
     for line in lines:
         logging.warning("not applied, as %s is done: %s", workdir / folder, line)
@@ -73,5 +73,5 @@ def stage_config(config: Any, section: str, **changes: Any) -> ConfigDict:
     """The config of one stage, with what only the programme above it knows (keys may be dotted)."""
     stage = config[section].copy_and_resolve_references().unlock()  # deep: the caller's own stays as it is
     stage.update_from_flattened_dict(changes)
-    stage.train.accept_changed_config = config.train.accept_changed_config
+    stage.accept_changed_config = config.accept_changed_config
     return stage.lock()

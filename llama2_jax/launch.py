@@ -36,7 +36,7 @@ TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again
 
 # Changing these does not change what is learned, so a resumed run may.
-FREE_TO_CHANGE = ("mesh.", "sampler_mesh.", "model.attention_impl", "train.accept_changed_config",
+FREE_TO_CHANGE = ("mesh.", "sampler_mesh.", "model.attention_impl", "accept_changed_config",
                   "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
                   "train.profile_steps", "train.peak_flops", "train.keep_last",
                   "train.keep_every_steps")  # fmt: skip
@@ -156,7 +156,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
-        ``config.train.accept_changed_config=True`` overrides. Or another process works in it.
+        ``config.accept_changed_config=True`` overrides. Or another process works in it.
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
@@ -171,11 +171,11 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     # before the first result there is nothing that a correction could contradict
     if results and path.exists():
         lines = config_changes(workdir, new)
-        if lines and not new["train"]["accept_changed_config"]:
+        if lines and not new["accept_changed_config"]:
             raise ConfigError(
                 f"{workdir} was started with another config:\n  " + "\n  ".join(lines) + "\n"
                 "use another --workdir, undo the change, or continue with it by "
-                f"{'deleting DONE there and ' if done else ''}--config.train.accept_changed_config=True"
+                f"{'deleting DONE there and ' if done else ''}--config.accept_changed_config=True"
             )
         what = "not applied, as the run is done (has DONE)" if done else "continuing with changed config"
         for line in lines:

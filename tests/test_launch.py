@@ -142,7 +142,7 @@ def test_only_the_mesh_is_free_not_a_source_of_that_name(tmp_path: Path) -> None
 def test_a_refused_change_does_not_lock_the_run_out(tmp_path: Path) -> None:
     config, other = get_config("tiny"), get_config("tiny")
     other.model.num_layers = 3
-    other.train.accept_changed_config = True
+    other.accept_changed_config = True
     open_workdir(config, tmp_path)
     write_params(tmp_path, {"w": np.zeros(2, np.float32)}, {"config": to_plain(config)})
     open_workdir(other, tmp_path)  # and then found not to fit the checkpoint
@@ -157,7 +157,7 @@ def test_what_changes_learning_is_refused(tmp_path: Path, key: str) -> None:
     config.update_from_flattened_dict({key: 77})
     with pytest.raises(ConfigError, match=rf"{key}: \d+ -> 77"):
         open_workdir(config, tmp_path)
-    config.train.accept_changed_config = True
+    config.accept_changed_config = True
     open_workdir(config, tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_config_of_a_finished_run_is_never_rewritten(tmp_path: Path) -> None:
         ConfigError, match=r"(?s)learning_rate: .* -> 9\.0.* by deleting DONE there and --conf"
     ):
         open_workdir(other, tmp_path)
-    other.train.accept_changed_config = True
+    other.accept_changed_config = True
     assert open_workdir(other, tmp_path) is True
     assert (tmp_path / "config.json").read_text() == before
 
@@ -235,6 +235,6 @@ def test_recipe_passes_its_stages_the_flag_and_frees_their_meshes(tmp_path: Path
     config.pretrain.optimizer.learning_rate = 9.0
     with pytest.raises(ConfigError, match=r"pretrain\.optimizer\.learning_rate"):
         open_workdir(config, tmp_path)
-    config.train.accept_changed_config = True
-    assert stage_config(config, "pretrain").train.accept_changed_config is True
+    config.accept_changed_config = True
+    assert stage_config(config, "pretrain").accept_changed_config is True
     assert stage_config(config, "sft", init_from="x").init_from == "x"

@@ -213,7 +213,7 @@ def require_same_origin(
         f"the checkpoint of step {restored.step} in {folder} was made with something else:"
         + "".join(f"\n  {line}" for line in lines)
         + "\nuse another --workdir, undo the change, or continue with it by "
-        "--config.train.accept_changed_config=True",
+        "--config.accept_changed_config=True",
     )
     for line in lines:
         logging.warning("continuing with changed %s", line)

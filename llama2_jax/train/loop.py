@@ -88,7 +88,7 @@ def _restore_or_init(
         restored = checkpointer.restore_latest(abstract.params, abstract.opt_state)
         if restored is not None:
             require_same_origin(
-                restored, run.meta, checkpointer.folder, accept_changed=config.accept_changed_config
+                restored, run.meta, checkpointer.folder, accept_changed=run.accept_changed_config
             )
             _check_position(run, config, restored)
             logging.info("continuing from step %d in %s", restored.step, checkpointer.folder)

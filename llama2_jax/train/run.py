@@ -28,7 +28,6 @@ class TrainConfig:
     keep_every_steps: int = 0
     profile_steps: str = ""  # "10:13" writes a trace of updates 11, 12 and 13
     peak_flops: float = 0.0  # per device; 0 = known for the device, or measured
-    accept_changed_config: bool = False
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"train.num_steps = {self.num_steps} must be positive")
@@ -69,3 +68,4 @@ class TrainRun:
     initial_params: Callable[[], Params] | None = None  # None = random
     num_outputs: int | None = None  # per token, for MFU; None = the vocabulary
     evaluate: Callable[[int, Params], dict[str, float]] | None = None
+    accept_changed_config: bool = False  # go on though ``meta`` differs from the checkpoint's

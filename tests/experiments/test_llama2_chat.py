@@ -203,7 +203,7 @@ def test_stages_that_changed_or_were_made_again_leave_nothing_stale(
         path.unlink()
     changed = ConfigDict(config.to_dict()).unlock()
     changed.pretrain.optimizer.learning_rate = 1.0
-    changed.train.accept_changed_config = False
+    changed.accept_changed_config = False
     (copy / "config.json").unlink()  # of the recipe itself: only the stages are asked
     with pytest.raises(ConfigError, match=r"(?s)pretrain is done, with another.*learning_rate: .* -> 1\.0"):
         llama2_chat.run(changed.lock(), copy)

@@ -243,7 +243,7 @@ def test_what_a_killed_run_found_best_is_not_that_of_a_run_which_goes_another_wa
     shutil.rmtree(tmp_path / "second" / "best" / "checkpoints" / "3")
     for name in ("first", "second"):
         pretend(monkeypatch, [7, 6])  # of 3 and 4
-        other_way = {"optimizer__learning_rate": 1e-3, "train__accept_changed_config": True}
+        other_way = {"optimizer__learning_rate": 1e-3, "accept_changed_config": True}
         ppo.run(config_of(**changes, **other_way), tmp_path / name)
         assert read_meta(tmp_path / name)[1]["progress"]["best_step"] == 3
     assert_bitwise_equal(load(tmp_path / "first").params, kept(tmp_path / "second", 3))
@@ -256,7 +256,7 @@ def test_a_run_that_ends_where_it_was_stopped_still_gives_its_best(
     pretend(monkeypatch, [0, 5, 1, 1], killed_after=2)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(config_of(**changes), tmp_path)
-    ppo.run(config_of(**changes, train__num_iterations=2, train__accept_changed_config=True), tmp_path)
+    ppo.run(config_of(**changes, train__num_iterations=2, accept_changed_config=True), tmp_path)
     assert read_meta(tmp_path)[0] == 2
     assert_bitwise_equal(load(tmp_path).params, kept(tmp_path, 1))
 
@@ -270,12 +270,12 @@ def test_nothing_goes_on_from_the_best_model_with_the_optimizer_of_the_last(
     assert "ppo: kept the policy of iteration 2, the best on the held-out prompts" in capsys.readouterr().err
     before, written = load(tmp_path).params, (tmp_path / "checkpoints" / "2").stat()
     (tmp_path / "DONE").unlink()
-    longer = config_of(**changes | {"train__num_iterations": 4}, train__accept_changed_config=True)
+    longer = config_of(**changes | {"train__num_iterations": 4}, accept_changed_config=True)
     with pytest.raises(
         ConfigError, match="ended after iteration 2, .* nothing can go on from there; start a new"
     ):
         ppo.run(longer, tmp_path)
-    ppo.run(config_of(**changes, train__accept_changed_config=True), tmp_path)  # to its own end it can
+    ppo.run(config_of(**changes, accept_changed_config=True), tmp_path)  # to its own end it can
     assert_bitwise_equal(load(tmp_path).params, before)
     # not deleted and written again: a kill in between would lose it
     assert (tmp_path / "checkpoints" / "2").stat().st_mtime_ns == written.st_mtime_ns

@@ -166,7 +166,7 @@ def test_changed_config_is_accepted_when_said_so(
     stopped = two_source_config(train__num_steps=5)
     pretrain.run(stopped, tmp_path)
     (tmp_path / "DONE").unlink()
-    longer = two_source_config(train__num_steps=8, train__accept_changed_config=True)
+    longer = two_source_config(train__num_steps=8, accept_changed_config=True)
     with caplog.at_level(logging.WARNING):
         pretrain.run(longer, tmp_path)
     assert "continuing with changed config: train.num_steps: 5 -> 8" in caplog.text
@@ -239,10 +239,10 @@ def test_tokenised_folders_behind_a_pattern_are_one_source_that_stays(tmp_path: 
     (tmp_path / "run" / "DONE").unlink()
     (tmp_path / "later").rename(tmp_path / "corpus" / "part-3")
     config.train.num_steps = 3
-    config.train.accept_changed_config = True
+    config.accept_changed_config = True
     pretrain.run(config, tmp_path / "run")  # asked for, it goes on with the third
     assert read_meta(tmp_path / "run")[1]["corpora"]["main"] != first
-    config.train.accept_changed_config = False
+    config.accept_changed_config = False
     (tmp_path / "run" / "DONE").unlink()
     (tmp_path / "corpus" / "part-3").rename(tmp_path / "later")
     with pytest.raises(ConfigError, match=r"made with something else:\n  corpora\.main"):

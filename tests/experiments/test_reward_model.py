@@ -187,7 +187,7 @@ def test_a_run_continues_on_a_mesh_that_its_batch_does_not_divide_over(
     stopped(config(data__batch_size=6), tmp_path, monkeypatch)
     mesh = {"mesh__preset": "fsdp", "mesh__fsdp": 8}
     with pytest.raises(ConfigError, match="made with 6 rows or pairs per update, the config has 8"):
-        reward_model.run(config(data__batch_size=8, train__accept_changed_config=True, **mesh), tmp_path)
+        reward_model.run(config(data__batch_size=8, accept_changed_config=True, **mesh), tmp_path)
     reward_model.run(config(data__batch_size=6, **mesh), tmp_path)
     assert (tmp_path / "DONE").exists()
 

@@ -230,27 +230,27 @@ def test_other_tokenizer_or_data_than_the_checkpoints_is_refused(
     other = make_run(meta={"tokenizer_hash": "xyz"})
     with pytest.raises(ConfigError, match="tokenizer_hash: 'abc' -> 'xyz'"):
         train(other, make_config(), uninterrupted[0])
-    train(other, make_config(accept_changed_config=True), uninterrupted[0])
+    train(dataclasses.replace(other, accept_changed_config=True), make_config(), uninterrupted[0])
 
 
 def test_a_run_goes_on_at_its_place_in_the_data_or_not_at_all(
     uninterrupted: tuple[Path, TrainState],
 ) -> None:
-    twice = make_run(items_per_step=2 * BATCH)
+    twice = make_run(items_per_step=2 * BATCH, accept_changed_config=True)
     with pytest.raises(ConfigError, match="made with 8 rows or pairs per update, the config has 16"):
-        train(twice, make_config(accept_changed_config=True), uninterrupted[0])
+        train(twice, make_config(), uninterrupted[0])
     with pytest.raises(ConfigError, match=r"of step 12, the run is to end at step 8"):
-        train(make_run(), make_config(num_steps=8, accept_changed_config=True), uninterrupted[0])
+        train(make_run(accept_changed_config=True), make_config(num_steps=8), uninterrupted[0])
 
 
 def test_model_of_other_shape_is_refused_and_nothing_is_set_aside(
     uninterrupted: tuple[Path, TrainState],
 ) -> None:
-    run = make_run()
+    run = make_run(accept_changed_config=True)
     wider = dataclasses.replace(run.model.config, feed_forward_width=48)
     run = dataclasses.replace(run, model=type(run.model)(wider, run.partitioner))
     with pytest.raises(CheckpointError, match=r"w_gate_DF: \(1, 16, 32\) -> \(1, 16, 48\)"):
-        train(run, make_config(accept_changed_config=True), uninterrupted[0])
+        train(run, make_config(), uninterrupted[0])
     assert checkpoint_steps(uninterrupted[0]) == [8, 12]
 
 
