@@ -1,7 +1,7 @@
 """Safety context distillation (Llama 2, section 4.2.4; CD-1..7, D72).
 
 python -m experiments.context_distillation --config=configs/context_distillation.py:7b --workdir=runs/cd \
-    --config.init_from=CHECKPOINT --config.safety_reward_model=WORKDIR --config.data.prompts=prompts.jsonl
+    --config.init_from=CHECKPOINT --config.safety_rm=WORKDIR --config.prompts=prompts.jsonl
 
 Only prompts with ``is_safety`` are used. Then fine-tune on runs/cd/dialogues.jsonl mixed with the SFT
 data. Variants: 7b (any size) and tiny (short preprompts, which the model's SFT data must contain).
@@ -19,12 +19,12 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, ("7b", "tiny"))
     config = new_config()
     config.init_from = ""
-    config.safety_reward_model = ""
+    config.safety_rm = ""
+    config.prompts = ""
+    config.num_prompts = 0  # the first so many adversarial ones; 0 = all
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
-    config.data.prompts = ""
-    config.data.num_prompts = 0  # the first so many adversarial ones; 0 = all
     config.data.wording = "long"  # of preprompts and templates, see data/context_distillation.py; or "short"
     config.data.seed = 0
 

@@ -34,12 +34,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
-    config.sampling = ConfigDict()  # one answer per prompt, with the same seed for all versions
-    config.sampling.temperature = 1.0
-    config.sampling.top_p = 0.9
-    config.sampling.max_new_tokens = 1000
-    config.sampling.batch_size = 64
-    config.sampling.seed = 0
+    # one answer per prompt, with the same seed for all versions
+    config.sampling = ConfigDict({"max_new_tokens": 1000, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
+    config.batch_size = 64  # answers sampled together
+    config.seed = 0
 
     config.reward = ConfigDict({"threshold": 0.15, "batch_size": 64})
     config.num_transcripts = 12  # prompts whose answers are shown for every version
@@ -49,6 +47,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.truth = "simulated"
         config.model.compute_dtype = "float32"
         config.sampling.max_new_tokens = 48
-        config.sampling.batch_size = 128
+        config.batch_size = 128
         config.reward.batch_size = 128
     return config.lock()

@@ -2,7 +2,7 @@
 
 python -m experiments.evaluate_gatt --config=configs/evaluate_gatt.py:7b --workdir=runs/gatt_evaluation \
     --config.models.without=CHECKPOINT --config.models.with_gatt=CHECKPOINT \
-    --config.data.prompts=prompts.jsonl
+    --config.prompts=prompts.jsonl
 
 The prompts are what users say between the instruction and the question: give held-out ones.
 Variants: 7b (any size) and tiny (the personas of the simulated world).
@@ -20,10 +20,10 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, ("7b", "tiny"))
     config = new_config()
     config.models = ConfigDict({"without": "", "with_gatt": ""})
+    config.prompts = ""
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
-    config.data.prompts = ""
     config.data.attributes = "general"  # as in configs/gatt.py
     config.data.max_turn_tokens = 0  # longer messages of users are left out; 0: none
     config.data.seed = 0

@@ -1,7 +1,7 @@
 """Ghost Attention, synthesis of the dialogues (Llama 2, section 3.3; GATT-1..5, D55, D56).
 
 python -m experiments.gatt --config=configs/gatt.py:7b --workdir=runs/gatt \
-    --config.init_from=CHECKPOINT --config.data.prompts=prompts.jsonl
+    --config.init_from=CHECKPOINT --config.prompts=prompts.jsonl
 
 CHECKPOINT is the latest chat model (after RLHF-V3 in the paper). Then fine-tune on the result,
 mixed with the SFT data so that nothing else is forgotten, and compare:
@@ -22,10 +22,10 @@ def get_config(arg: str = "") -> ConfigDict:
     require_choice("config variant", variant, ("7b", "tiny"))
     config = new_config()
     config.init_from = ""
+    config.prompts = ""  # prompts.jsonl: the users' messages are drawn from it
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
     config.data = ConfigDict()
-    config.data.prompts = ""  # prompts.jsonl: the users' messages are drawn from it
     config.data.attributes = "general"  # lists of figures, hobbies, languages; or "world"
     config.data.num_dialogues = 10_000
     config.data.min_turns = 2

@@ -125,15 +125,15 @@ def _tiny(config: ConfigDict) -> None:
     # of many samples of a prompt so small a reward model prefers odd ones: rather more prompts in each round
     config.new_prompts = True
     config.last_bag_until_round = 0
-    config.rejection_sampling.sampling.samples_per_prompt = 4
-    config.gatt.data.prompts = f"{WORLD}/prompts_train.jsonl"
+    config.rejection_sampling.samples_per_prompt = 4
+    config.gatt.prompts = f"{WORLD}/prompts_train.jsonl"
     config.gatt.data.num_dialogues = 800
     config.gatt.data.update(min_turns=3, max_turns=7)  # beyond turn 6, which is asked for in the end
     config.gatt.data.max_turn_tokens = config.evaluate_gatt.data.max_turn_tokens = 8
     # not in the paper: a quarter of so small a model's answers are wrong, of some values nearly all, and
     # with the wrong ones dropped it would never learn those
     config.gatt.data.update(check=True, tries=6)
-    config.context_distillation.data.update(prompts=f"{WORLD}/prompts_train.jsonl", num_prompts=200)
+    config.context_distillation.update(prompts=f"{WORLD}/prompts_train.jsonl", num_prompts=200)
     config.ppo.prompts = f"{WORLD}/prompts_train.jsonl"
     config.ppo.heldout_prompts = f"{WORLD}/prompts_heldout.jsonl"
     config.ppo.ppo.update(prompt_length=80, response_length=TINY_ANSWER, batch_size=64, mini_batch_size=16)
@@ -142,7 +142,7 @@ def _tiny(config: ConfigDict) -> None:
     config.ppo.optimizer.learning_rate = 1e-4
     config.ppo.train.num_iterations = config.ppo.eval.every_steps = 10
     config.evaluate_chat.prompts = f"{WORLD}/prompts_evaluation.jsonl"
-    config.evaluate_gatt.data.prompts = f"{WORLD}/prompts_evaluation.jsonl"
+    config.evaluate_gatt.prompts = f"{WORLD}/prompts_evaluation.jsonl"
     config.evaluate_gatt.eval.num_dialogues = TINY_BATCH
     config.evaluate_gatt.eval.turns = (2, 4, 6)  # twenty do not fit a context of 256
     _share_shapes(config)
@@ -150,14 +150,12 @@ def _tiny(config: ConfigDict) -> None:
 
 def _share_shapes(config: ConfigDict) -> None:
     """The same rows and new tokens wherever answers are sampled (but for PPO): compiled once for all."""
-    at_top = (config.annotate, config.context_distillation, config.gatt, config.evaluate_gatt)
-    nested = (config.rejection_sampling, config.evaluate_chat)
-    for stage in (*at_top, *nested):
+    scored = (config.rejection_sampling, config.evaluate_chat)
+    for stage in (config.annotate, config.context_distillation, config.gatt, config.evaluate_gatt, *scored):
         stage.sampling.max_new_tokens = TINY_ANSWER
-    for stage in at_top:
         stage.batch_size = TINY_BATCH
-    for stage in nested:
-        stage.sampling.batch_size = stage.reward.batch_size = TINY_BATCH
+    for stage in scored:
+        stage.reward.batch_size = TINY_BATCH
     for stage in (config.helpfulness_rm, config.safety_rm, config.guard_rm):
         stage.eval.batch_size = TINY_BATCH
 
@@ -208,7 +206,7 @@ def _smoke(config: ConfigDict) -> None:
         stage.data.sequence_length = 160  # its answers do not end
 
     config.rejection_sampling.num_prompts = 32
-    config.rejection_sampling.sampling.samples_per_prompt = 2
+    config.rejection_sampling.samples_per_prompt = 2
     config.gatt.data.update(num_dialogues=32, min_turns=2, check=False, tries=1)  # it would keep none
     config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
     config.ppo.train.num_iterations = 2
@@ -245,8 +243,9 @@ def _smollm2(config: ConfigDict) -> None:
 
     config.rejection_sampling.prompts = f"{SMOLLM2_DATA}/prompts_train.jsonl"
     config.rejection_sampling.num_prompts = 24
-    config.rejection_sampling.sampling.update(samples_per_prompt=4, temperature=0.7, batch_size=48)
-    config.rejection_sampling.reward.batch_size = 48
+    config.rejection_sampling.samples_per_prompt = 4
+    config.rejection_sampling.sampling.temperature = 0.7
+    config.rejection_sampling.batch_size = config.rejection_sampling.reward.batch_size = 48
     tuning = config.rejection_sampling_sft
     tuning.data.update(heldout="", sequence_length=256)
     tuning.optimizer.learning_rate = 1e-5
@@ -264,5 +263,5 @@ def _smollm2(config: ConfigDict) -> None:
 
     config.evaluate_chat.prompts = f"{SMOLLM2_DATA}/prompts_evaluation.jsonl"
     config.evaluate_chat.truth = "none"  # which knows the world's prompts alone
-    config.evaluate_chat.sampling.update(temperature=0.7, batch_size=40)
-    config.evaluate_chat.reward.batch_size = 40
+    config.evaluate_chat.sampling.temperature = 0.7
+    config.evaluate_chat.batch_size = config.evaluate_chat.reward.batch_size = 40

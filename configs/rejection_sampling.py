@@ -1,7 +1,7 @@
 """Rejection sampling (Llama 2, section 3.2.3; RS-1..9, D40..D42).
 
 python -m experiments.rejection_sampling --config=configs/rejection_sampling.py:7b --workdir=... \
-    --config.policy=CHECKPOINT --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR \
+    --config.init_from=CHECKPOINT --config.helpfulness_rm=WORKDIR --config.safety_rm=WORKDIR \
     --config.prompts=prompts.jsonl --config.round=2 --config.archives="('round1/archive.jsonl',)"
 
 The workdir gets ``dialogues.jsonl``, the best answer to every prompt, which ``experiments.sft`` trains
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     variant = parse_arg(arg, variant="7b").variant
     require_choice("config variant", variant, (*PAPER_SIZES, "tiny"))
     config = new_config()
-    config.policy = ""  # the newest model
+    config.init_from = ""  # the newest model
     config.helpfulness_rm = ""  # the newest reward models
     config.safety_rm = ""  # "": the helpfulness score alone, where no prompt is tagged
     config.prompts = ""
@@ -35,13 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
-    config.sampling = ConfigDict()
-    config.sampling.samples_per_prompt = 32  # K; D40: not stated, "20-32"
-    config.sampling.temperature = 1.0  # if nothing is searched
-    config.sampling.top_p = 1.0
-    config.sampling.max_new_tokens = 1024
-    config.sampling.batch_size = 64
-    config.sampling.seed = 0  # of a prompt's first sample
+    config.samples_per_prompt = 32  # K; D40: not stated, "20-32"
+    # the temperature: if nothing is searched
+    config.sampling = ConfigDict({"max_new_tokens": 1024, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    config.batch_size = 64  # answers sampled together
+    config.seed = 0  # of a prompt's first sample
 
     config.search = ConfigDict()  # of the temperature, on the first prompts (RS-7)
     config.search.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)  # Figure 8; empty: no search
@@ -64,9 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _make_tiny(config: ConfigDict) -> None:
     config.model.compute_dtype = "float32"
-    config.sampling.samples_per_prompt = 16
+    config.samples_per_prompt = 16
     config.sampling.max_new_tokens = 48
-    config.sampling.batch_size = 128
+    config.batch_size = 128
     config.search.temperatures = ()
     config.search.num_prompts = 32
     config.search.samples_per_prompt = 16

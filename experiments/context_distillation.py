@@ -60,12 +60,10 @@ def run(config: Any, workdir: Path) -> None:
     _check_config(config)
     if open_workdir(config, workdir):
         return
-    prompts = adversarial_prompts(config.data.prompts)[: config.data.num_prompts or None]
+    prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
     prompt_rows(prompts, loaded.require_tokenizer(), loaded.template)  # a bad one is named at once
-    reward_model = load_reward_model_for(
-        loaded, config.safety_reward_model, "safety", field="config.safety_reward_model"
-    )
+    reward_model = load_reward_model_for(loaded, config.safety_rm, "safety", field="config.safety_rm")
     loaded = for_decoding(loaded)
     candidates = {
         how: candidates_for(views, prompts, loaded, reward_model, config)
@@ -97,9 +95,8 @@ def run(config: Any, workdir: Path) -> None:
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
-    for name in ("init_from", "safety_reward_model"):
-        require(bool(config[name]), f"config.{name} is empty; name the checkpoint")
-    require(bool(config.data.prompts), "config.data.prompts is empty; name a file of prompts")
+    for name in ("init_from", "safety_rm", "prompts"):
+        require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     build(SamplingConfig, config.sampling, name="sampling")
 
 

@@ -22,7 +22,7 @@ from experiments.chat_judges import (
 from experiments.chat_report import write_chat_report
 from experiments.chat_versions import PromptSets, Versions, prompt_sets
 from experiments.models import load_scorers, open_mesh
-from llama2_jax.config import named_paths, require, require_choice, write_json
+from llama2_jax.config import build, named_paths, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
@@ -106,15 +106,11 @@ def _check_config(config: Any) -> None:
     require(config.judge.name not in JUDGES, f"config.judge.name = {config.judge.name!r} is another judge's")
     if config.judge.path:
         checkpoint_kind(config.judge.path)  # said now, not after all versions have answered
-    _sampling(config)
+    build(SamplingConfig, config.sampling, name="sampling")
 
 
 def _axes_with_model(config: Any) -> list[str]:
     return [axis for axis, track in TRACK_OF_AXIS.items() if config[f"{track}_rm"]]
-
-
-def _sampling(config: Any) -> SamplingConfig:
-    return SamplingConfig(config.sampling.max_new_tokens, config.sampling.temperature, config.sampling.top_p)
 
 
 def scored_answers(
@@ -128,11 +124,11 @@ def scored_answers(
         archive,
         version,
         prompts,
-        _sampling(config),
+        build(SamplingConfig, config.sampling, name="sampling"),
         round=0,
         num_samples=1,
-        batch_size=config.sampling.batch_size,
-        seed=config.sampling.seed,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     if not scorers:
         return answers

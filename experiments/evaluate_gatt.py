@@ -79,13 +79,13 @@ def _check_config(config: Any) -> None:
     empty = [name for name, path in models.items() if not path]
     require(bool(models) and not empty, f"config.models lacks a path for {', '.join(empty) or 'any model'}")
     require(min(turns, default=0) >= 2, f"eval.turns = {turns}; turn 1 sets the instruction, ask from 2 on")
-    check_inputs(config.data)
+    check_inputs(config)
     build(SamplingConfig, config.sampling, name="sampling")
 
 
 def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[str, Any]:
     """Table 30 for one model, for values from the training lists and from others, and GATT-7."""
-    texts = user_texts(config.data.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    texts = user_texts(config.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
     sampling = build(SamplingConfig, config.sampling, name="sampling")
     turns = tuple(config.eval.turns)
     found: dict[str, Any] = {}
@@ -201,7 +201,7 @@ def _kept(answers: Sequence[tuple[str, str]], check: Callable[[str], bool]) -> d
 def instructed_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:
     """The same questions under one instruction, with this model's answers, as far as its context reaches."""
     rng = Random(config.data.seed)
-    texts = user_texts(config.data.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    texts = user_texts(config.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
     attribute = next(iter(attributes.values()))
     instruction = attribute.long.format(attribute.values[0])
     user_turns = [rng.choice(texts) for _ in range(config.eval.attention_turns)]

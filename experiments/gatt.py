@@ -40,7 +40,7 @@ def run(config: Any, workdir: Path) -> None:
     data = config.data
     attributes = attributes_named(data.attributes)
     loaded = open_chat_model(config.init_from, config)
-    texts = user_texts(data.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
+    texts = user_texts(config.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
     instructions, user_turns = draw(data, texts, attributes)
     conversations, outcomes = answer(loaded, config, user_turns, instructions, attributes)
     kept = [
@@ -78,7 +78,7 @@ def _check_config(config: Any) -> None:
         data.check or data.tries == 1,
         f"data.tries = {data.tries}, but without data.check no answer is wrong; set data.check or tries to 1",
     )
-    check_inputs(data)
+    check_inputs(config)
     build(SamplingConfig, config.sampling, name="sampling")
 
 

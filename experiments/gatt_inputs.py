@@ -13,12 +13,10 @@ from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.annotator.families import persona
 
 
-def check_inputs(data: Any) -> None:
-    """Raise ``ConfigError`` unless ``config.data`` names lists that there are, and a file of prompts."""
-    require_choice("data.attributes", data.attributes, ("general", "world"))
-    require(
-        bool(data.prompts), "config.data.prompts is empty; name a file of prompts whose messages users send"
-    )
+def check_inputs(config: Any) -> None:
+    """Raise ``ConfigError`` unless ``config`` names lists that there are, and a file of prompts."""
+    require_choice("data.attributes", config.data.attributes, ("general", "world"))
+    require(bool(config.prompts), "config.prompts is empty; name a file of prompts whose messages users send")
 
 
 def attributes_named(name: str) -> Attributes:

@@ -92,9 +92,9 @@ def _prompt_files(config: Any) -> list[str]:
     """Fields that must name a file of prompts."""
     names = ["annotate.prompts", "rejection_sampling.prompts", "evaluate_chat.prompts"]
     if 0 < config.gatt_after_round < config.rounds:
-        names += ["gatt.data.prompts", "evaluate_gatt.data.prompts"]
+        names += ["gatt.prompts", "evaluate_gatt.prompts"]
     if 0 < config.distillation_round <= config.rounds:
-        names += ["context_distillation.data.prompts"]
+        names += ["context_distillation.prompts"]
     if config.ppo_from_round <= config.rounds:
         names += ["ppo.prompts", "ppo.heldout_prompts"]
     return names
@@ -141,13 +141,13 @@ class Recipe:
         if number == config.distillation_round:  # SAFE-1: after safety RLHF
             path = self.stage(
                 context_distillation.run, "context_distillation", f"{folder}/context_distillation",
-                init_from=newest, safety_reward_model=models["safety_rm"],
+                init_from=newest, safety_rm=models["safety_rm"],
             )  # fmt: skip
             self.keep_dialogues(path)
         seen = (number - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
         picks = self.stage(
             rejection_sampling.run, "rejection_sampling", f"{folder}/rejection_sampling",
-            policy=newest, round=number, skip_prompts=seen, archives=tuple(self.archives), **models,
+            init_from=newest, round=number, skip_prompts=seen, archives=tuple(self.archives), **models,
             **{"pick.rounds": "last" if number <= config.last_bag_until_round else "all"},
         )  # fmt: skip
         self.archives = [f"{picks}/archive.jsonl"]

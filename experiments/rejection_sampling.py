@@ -16,7 +16,7 @@ import numpy as np
 from experiments.models import check_safety_model, load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
-from llama2_jax.config import read_json, require, require_choice, write_json
+from llama2_jax.config import build, read_json, require, require_choice, write_json
 from llama2_jax.data.chat import UNFINISHED, Message, Template, special_tags
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
@@ -38,7 +38,7 @@ from llama2_jax.rlhf.best_of_n import (
     pool_values,
 )
 
-FIXED = ("top_p", "max_new_tokens")  # what a sample's key does not say
+FIXED = ("max_new_tokens", "top_p", "top_k")  # what a sample's key does not say
 
 Score = Callable[[Sequence[Sample]], list[Sample]]
 """The samples with scores."""
@@ -66,11 +66,11 @@ def run(config: Any, workdir: Path) -> None:
     held = read_archives(config.archives, own=archive)
     _check_ids(prompts, held)
     check_safety_model(config, [*prompts, *(sample.prompt for sample in held)])
-    policy = load(config.policy, partitioner=open_mesh(config), **config.model)
+    policy = load(config.init_from, partitioner=open_mesh(config), **config.model)
     score = make_score(config, archive, policy)
     policy = for_decoding(policy)
     temperature, curves = search_temperature(config, archive, policy, prompts, score)
-    count = config.sampling.samples_per_prompt
+    count = config.samples_per_prompt
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
     samples = score(read_archives(config.archives, own=archive))
     usable, excluded = without_flaws(samples, policy.template, config.pick.unfinished)
@@ -83,19 +83,18 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
-    for name in ("policy", "helpfulness_rm", "prompts"):
+    for name in ("init_from", "helpfulness_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
     require(config.round > 0, f"config.round = {config.round} must be positive")
     for name in ("skip_prompts", "num_prompts"):
         require(config[name] >= 0, f"config.{name} = {config[name]} must not be negative")
-    for name in ("sampling", "search"):
-        count = config[name].samples_per_prompt
-        require(count > 0, f"{name}.samples_per_prompt = {count} must be positive")
+    counts = {"config": config.samples_per_prompt, "search": config.search.samples_per_prompt}
+    for section, count in counts.items():
+        require(count > 0, f"{section}.samples_per_prompt = {count} must be positive")
     require(
-        not config.search.temperatures
-        or config.search.samples_per_prompt >= config.sampling.samples_per_prompt,
+        not config.search.temperatures or config.search.samples_per_prompt >= config.samples_per_prompt,
         f"search.samples_per_prompt = {config.search.samples_per_prompt} is less than "
-        f"sampling.samples_per_prompt = {config.sampling.samples_per_prompt}: the best temperature "
+        f"config.samples_per_prompt = {config.samples_per_prompt}: the best temperature "
         "depends on how many samples it is the best of; raise the first",
     )
     require_choice("pick.unfinished", config.pick.unfinished, UNFINISHED)
@@ -105,7 +104,7 @@ def _check_config(config: Any) -> None:
 
 
 def _sampling(config: Any, temperature: float) -> SamplingConfig:
-    return SamplingConfig(config.sampling.max_new_tokens, temperature, config.sampling.top_p)
+    return build(SamplingConfig, {**config.sampling, "temperature": temperature}, name="sampling")
 
 
 def _check_archive(config: Any, workdir: Path) -> None:
@@ -115,8 +114,8 @@ def _check_archive(config: Any, workdir: Path) -> None:
     old = read_json(workdir / "config.json")["sampling"]
     for name in FIXED:
         require(
-            old[name] == config.sampling[name],
-            f"the samples in {workdir} were drawn with sampling.{name} = {old[name]}, the config says "
+            old.get(name) == config.sampling[name],
+            f"the samples in {workdir} were drawn with sampling.{name} = {old.get(name)}, the config says "
             f"{config.sampling[name]}; use another --workdir or undo the change",
         )
 
@@ -177,7 +176,7 @@ def search_temperature(
         curves[temperature] = expected_curves(rewards_PC)["max"]
     if not curves:
         return config.sampling.temperature, curves
-    return best_temperature(curves, config.sampling.samples_per_prompt), curves
+    return best_temperature(curves, config.samples_per_prompt), curves
 
 
 def draw_samples(
@@ -197,8 +196,8 @@ def draw_samples(
         _sampling(config, temperature),
         round=config.round,
         num_samples=count,
-        batch_size=config.sampling.batch_size,
-        seed=config.sampling.seed,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llama2_jax.config import ConfigError, build
+from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.config import SIZES, ModelConfig, parameter_count
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -31,6 +32,9 @@ def leaves(section: Any) -> int:
 def test_config_loads_is_locked_and_short(name: str) -> None:
     config = get_config(name)
     assert config.is_locked
+    assert config.accept_changed_config is False
+    if "sampling" in config:
+        build(SamplingConfig, config.sampling, name="sampling")
     # the recipe joins the configs of its stages
     parts = config.values() if name == "llama2_chat" else [config]
     assert all(leaves(part) < 100 for part in parts if hasattr(part, "items"))

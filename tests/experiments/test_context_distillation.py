@@ -80,8 +80,8 @@ def config_for(folder: Path, rows: list[Any] | None = None, **changes: Any) -> C
     rows = [prompt_row(n, is_safety=n % 2 == 0) for n in range(10)] if rows is None else rows
     defaults = {
         "init_from": "a",
-        "safety_reward_model": "b",
-        "data.prompts": str(runs.write_lines(folder / "prompts.jsonl", rows)),
+        "safety_rm": "b",
+        "prompts": str(runs.write_lines(folder / "prompts.jsonl", rows)),
     }
     flat = defaults | {name.replace("__", "."): value for name, value in changes.items()}
     return runs.changed(configs.get_config("tiny"), flat)
@@ -194,8 +194,8 @@ def test_the_gate(base: float, generic: Candidate, template: Candidate, expected
     ("changes", "reason"),
     [
         ({"init_from": ""}, "config.init_from is empty"),
-        ({"safety_reward_model": ""}, "config.safety_reward_model is empty"),
-        ({"data__prompts": ""}, "config.data.prompts is empty"),
+        ({"safety_rm": ""}, "config.safety_rm is empty"),
+        ({"prompts": ""}, "config.prompts is empty"),
         ({"data__wording": "tiny"}, "data.wording is 'tiny'; choose one of 'long', 'short'"),
         ({"rows": [prompt_row(0, is_safety=False)]}, "none of 1 prompts has is_safety"),
         ({"rows": [prompt_row(0, category="rude")]}, "risk_category of prompt '0' is 'rude'; choose one of"),

@@ -51,7 +51,7 @@ def config_of(**changes: Any) -> ConfigDict:
         "safety_rm": str(saved_reward_model("safety", 1)),
         "mesh.preset": "single",
         "sampling.max_new_tokens": 8,
-        "sampling.batch_size": 8,
+        "batch_size": 8,
         "reward.batch_size": 8,
     }
     config = configs.get_config("tiny")

@@ -39,7 +39,7 @@ def prompts(folder: Path) -> Path:
 def gatt_config(folder: Path, **changes: Any) -> ConfigDict:
     defaults = {
         "init_from": str(runs.fine_tuned_workdir()),
-        "data.prompts": str(prompts(folder)),
+        "prompts": str(prompts(folder)),
         "data.num_dialogues": 6,
         "data.max_turns": 2,
         "batch_size": 6,
@@ -235,7 +235,7 @@ def evaluation_config(folder: Path, **changes: Any) -> ConfigDict:
     defaults = {
         "models.without": model,
         "models.with_gatt": model,
-        "data.prompts": str(prompts(folder)),
+        "prompts": str(prompts(folder)),
         "eval.num_dialogues": 8,
         "eval.turns": (2, 20),
         "eval.constraint_turns": 1,
@@ -298,7 +298,7 @@ def test_attention_numbers_of_a_real_dialogue() -> None:
     ("changes", "reason"),
     [
         ({"init_from": ""}, "config.init_from is empty"),
-        ({"data__prompts": ""}, "config.data.prompts is empty"),
+        ({"prompts": ""}, "config.prompts is empty"),
         ({"data__num_dialogues": 0}, "num_dialogues = 0 must be positive"),
         ({"data__min_turns": 1}, "min_turns = 1 and data.max_turns = 2"),
         ({"data__min_turns": 3}, "min_turns = 3 and data.max_turns = 2"),

@@ -67,7 +67,7 @@ def test_every_stage_runs_once_in_the_order_of_figure_4(workdir: Path) -> None:
 def test_files_that_a_late_stage_wants_are_missed_before_the_first(
     tmp_path: Path, config: ConfigDict
 ) -> None:
-    for name in ("gatt.data.prompts", "ppo.heldout_prompts"):
+    for name in ("gatt.prompts", "ppo.heldout_prompts"):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({name: ""})
         with pytest.raises(ConfigError, match=f"config.{name} is empty"):
@@ -252,7 +252,7 @@ def test_the_variant_of_a_real_chat_model_trains_nothing_before_it_and_aligns_it
     for folder in ("v1/helpfulness_rm", "v1/safety_rm", "v1/sft"):
         assert recipe.configs[folder].init_from == SMOLLM2
         assert recipe.configs[folder].template == ""  # of the checkpoint: smollm2
-    assert recipe.configs["v1/rejection_sampling"].policy == SMOLLM2
+    assert recipe.configs["v1/rejection_sampling"].init_from == SMOLLM2
     assert recipe.configs["v1/ppo"].init_from == "run/v1/sft"
 
 

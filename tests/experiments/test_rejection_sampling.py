@@ -31,14 +31,14 @@ def prompts_file(prompts: list[Prompt], name: str) -> Path:
 
 def config_of(**changes: Any) -> ConfigDict:
     defaults = {
-        "policy": str(saved_policy()),
+        "init_from": str(saved_policy()),
         "helpfulness_rm": str(saved_reward_model("helpfulness")),
         "safety_rm": str(saved_reward_model("safety", 1)),
         "prompts": str(prompts_file(PROMPTS, "six_prompts")),
         "mesh.preset": "single",
-        "sampling.samples_per_prompt": 4,
+        "samples_per_prompt": 4,
         "sampling.max_new_tokens": 8,
-        "sampling.batch_size": 8,
+        "batch_size": 8,
         "search.num_prompts": 2,
         "search.samples_per_prompt": 4,
         "reward.batch_size": 8,
@@ -63,7 +63,7 @@ def second_round() -> Path:
     workdir = runs.scratch() / "rejection_sampling_2"
     config = config_of(
         round=2,
-        policy=str(saved_policy(1)),
+        init_from=str(saved_policy(1)),
         helpfulness_rm=str(saved_reward_model("helpfulness", 2)),
         archives=(str(first_round() / "archive.jsonl"),),
         prompts=str(prompts_file([*PROMPTS[4:], prompt(6)], "other_prompts")),
@@ -110,7 +110,7 @@ def test_the_temperature_is_the_best_for_as_many_samples_as_are_drawn(
     monkeypatch.setattr(
         rejection_sampling, "best_temperature", lambda curves, n: asked.append(n) or min(curves)
     )
-    config = config_of(sampling__samples_per_prompt=2, search__temperatures=(0.7,), num_prompts=2)
+    config = config_of(samples_per_prompt=2, search__temperatures=(0.7,), num_prompts=2)
     rejection_sampling.run(config, tmp_path)
     assert config.search.samples_per_prompt == 4
     assert asked == [2]
@@ -184,7 +184,7 @@ def test_later_round_rescores_the_earlier_one_and_picks_from_both() -> None:
 def test_last_round_alone(tmp_path: Path) -> None:
     config = config_of(
         round=2,
-        policy=str(saved_policy(1)),
+        init_from=str(saved_policy(1)),
         archives=(str(first_round() / "archive.jsonl"),),
         pick__rounds="last",
         prompts=str(prompts_file(PROMPTS[:2], "two_prompts")),
@@ -295,13 +295,13 @@ def test_small_model_learns_from_the_picks_of_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy": ""}, "config.policy is empty"),
+        ({"init_from": ""}, "config.init_from is empty"),
         ({"round": 0}, "config.round = 0 must be positive"),
-        ({"sampling__samples_per_prompt": 0}, "sampling.samples_per_prompt = 0"),
+        ({"samples_per_prompt": 0}, "config.samples_per_prompt = 0"),
         ({"pick__unfinished": "drop"}, "choose one of 'exclude', 'keep'"),
         (
             {"search__samples_per_prompt": 3, "search__temperatures": (0.7,)},
-            r"search.samples_per_prompt = 3 is less than\s+sampling.samples_per_prompt = 4",
+            r"search.samples_per_prompt = 3 is less than\s+config.samples_per_prompt = 4",
         ),
         ({"pick__rounds": "none"}, "choose one of 'all', 'last'"),
     ],

@@ -64,7 +64,7 @@ def config_of(**changes: Any) -> ConfigDict:
         "evaluate_chat.safety_rm": str(saved_reward_model("safety", 1)),
         "evaluate_chat.mesh.preset": "single",
         "evaluate_chat.sampling.max_new_tokens": 8,
-        "evaluate_chat.sampling.batch_size": 8,
+        "evaluate_chat.batch_size": 8,
         "evaluate_chat.reward.batch_size": 8,
     }
     changes = {name.replace("__", "."): value for name, value in changes.items()}
