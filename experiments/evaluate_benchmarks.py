@@ -235,7 +235,9 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_integer(
         "num_shots", None, "Examples before each question; the task's own if not given.", lower_bound=0
     )
-    flags.DEFINE_integer("limit", None, "Questions per task, to try it; all if not given.", lower_bound=1)
+    flags.DEFINE_integer(
+        "limit", None, "The first so many questions of each task, to try it; all if not given.", lower_bound=1
+    )
     flags.DEFINE_bool("chat", False, "Ask as a chat, in the checkpoint's template.")
     flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)
     flags.DEFINE_string("include_path", None, "Folder of more tasks, as YAML files of lm_eval.")

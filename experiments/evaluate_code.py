@@ -155,7 +155,9 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_bool("allow_code_execution", False, "Execute what the model writes, on this machine.")
     flags.DEFINE_list("k", ["1"], "Of pass@k: 1, 100 (HumanEval), 80 (MBPP).")
     flags.DEFINE_integer("num_samples", None, "Of each problem; see above if not given.", lower_bound=1)
-    flags.DEFINE_integer("limit", None, "Problems of each file, to try it; all if not given.", lower_bound=1)
+    flags.DEFINE_integer(
+        "limit", None, "The first so many problems of each file, to try it; all if not given.", lower_bound=1
+    )
     flags.DEFINE_integer("batch_size", 16, "Samples decoded together.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 512, "Longest completion; the paper does not say.", lower_bound=1)
     flags.DEFINE_float("timeout_secs", 3.0, "Processor time of one program with its tests.", lower_bound=0.1)
