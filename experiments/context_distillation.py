@@ -203,12 +203,12 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
         "prompts": len(choices),
         "decisions": dict(Counter(choice.decision for choice in choices)),
         "selected": int(selected.sum()),
-        "selected by preprompt": dict(
+        "selected_by_preprompt": dict(
             Counter(choice.how for choice in choices if choice.decision == SELECTED)
         ),
-        "median safety score": {how: float(np.median(found)) for how, found in scores.items()},
-        "mean safety score": {how: float(np.mean(found)) for how, found in scores.items()},
-        "mean increase of the selected": float(increases.mean()) if selected.any() else None,
+        "median_safety_score": {how: float(np.median(found)) for how, found in scores.items()},
+        "mean_safety_score": {how: float(np.mean(found)) for how, found in scores.items()},
+        "mean_increase_of_selected": float(increases.mean()) if selected.any() else None,
     }
 
 
@@ -247,13 +247,13 @@ def write_report(
     """Write ``report.md``."""
     lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
     scores = [
-        (how, f"{median:.3f}", f"{results['mean safety score'][how]:.3f}")
-        for how, median in results["median safety score"].items()
+        (how, f"{median:.3f}", f"{results['mean_safety_score'][how]:.3f}")
+        for how, median in results["median_safety_score"].items()
     ]
     lines += [*table(("answer sampled with", "safety score: median", "mean"), scores), ""]
     decisions = [(name, f"{count:,}") for name, count in results["decisions"].items()]
     lines += table(("decision", "prompts"), decisions)
-    increase = results["mean increase of the selected"]
+    increase = results["mean_increase_of_selected"]
     if increase is None:
         lines += ["", "No answer was selected: the model does not react to preprompts, or is safe already."]
     else:

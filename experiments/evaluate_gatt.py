@@ -30,7 +30,7 @@ from llama2_jax.rlhf.answers import sample_token_rows
 from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
 
 ATTENTION_BINS = 48
-LISTS = ("training lists", "held-out lists")
+LISTS = {"training_lists": "training lists", "heldout_lists": "held-out lists"}  # with their titles
 
 
 class Probe(NamedTuple):
@@ -66,7 +66,7 @@ def run(config: Any, workdir: Path) -> None:
         first = next(iter(dialogues.values()))  # attention is within the same text for all models
         if len(first) > 2:
             seen[name] = look_back(loaded, first)
-            results[name]["attention to the instruction"] = seen[name].to_instruction
+            results[name]["attention_to_instruction"] = seen[name].to_instruction
     write_json(workdir / "results.json", results)
     draw_pictures(config, workdir, results, seen)
     write_report(workdir, results, seen, dialogues)
@@ -90,10 +90,10 @@ def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[s
     turns = tuple(config.eval.turns)
     found: dict[str, Any] = {}
     for name in LISTS:
-        probes = draw_probes(config, texts, attributes, heldout=name == LISTS[1])
+        probes = draw_probes(config, texts, attributes, heldout=name == "heldout_lists")
         outcomes = ask(loaded, probes, attributes, sampling, config)
         found[name] = accuracy_by_turn(outcomes, turns)
-    found["unseen constraints"] = unseen_constraints(loaded, texts, sampling, config)
+    found["unseen_constraints"] = unseen_constraints(loaded, texts, sampling, config)
     return found
 
 
@@ -185,7 +185,7 @@ def unseen_constraints(
     found = {}
     for name, (instruction, check) in CONSTRAINTS.items():
         told = answers(partial(gatt_prompt, instruction=instruction))
-        shares = {"instructed": _kept(told, check), "not instructed": _kept(untold, check)}
+        shares = {"instructed": _kept(told, check), "not_instructed": _kept(untold, check)}
         found[name] = {"instruction": instruction, **shares}
     return found
 
@@ -232,7 +232,7 @@ def draw_pictures(
     config: Any, workdir: Path, results: Mapping[str, Any], seen: Mapping[str, Attention]
 ) -> None:
     """``accuracy.png``, ``accuracy_heldout.png`` and ``attention.png``."""
-    for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
+    for (lists, title), file in zip(LISTS.items(), ("accuracy.png", "accuracy_heldout.png"), strict=True):
         rows = {
             name: [(row.turn, *row.accuracy) for row in found[lists] if row.accuracy is not None]
             for name, found in results.items()
@@ -242,7 +242,7 @@ def draw_pictures(
             workdir / file,
             rows,
             beyond_context=[turn for turn in config.eval.turns if turn not in reached],
-            title=f"What the first message set, asked for later ({lists})",
+            title=f"What the first message set, asked for later ({title})",
         )
     if not seen:
         return
@@ -266,16 +266,16 @@ def write_report(
 ) -> None:
     """Write ``report.md``."""
     lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figures 9, 10 and 28."]
-    for lists, file in zip(LISTS, ("accuracy.png", "accuracy_heldout.png"), strict=True):
+    for (lists, title), file in zip(LISTS.items(), ("accuracy.png", "accuracy_heldout.png"), strict=True):
         turns = [row.turn for row in next(iter(results.values()))[lists]]
         rows = [(name, *map(_accuracy_cell, found[lists])) for name, found in results.items()]
-        lines += ["", f"## Right answers by turn, {lists}", ""]
+        lines += ["", f"## Right answers by turn, {title}", ""]
         lines += table(("model", *(f"turn {turn}" for turn in turns)), rows)
         lines += ["", f"![accuracy by turn]({file})"]
     lines += ["", "## Constraints that no training data holds (GATT-7)", ""]
     lines += ["Share of answers that keep the constraint, with the instruction and without it.", ""]
     rows = [
-        (text, *(_constraint_cell(found["unseen constraints"][name]) for found in results.values()))
+        (text, *(_constraint_cell(found["unseen_constraints"][name]) for found in results.values()))
         for name, (text, _) in CONSTRAINTS.items()
     ]
     lines += table(("constraint", *results), rows)
@@ -309,7 +309,7 @@ def _accuracy_cell(row: TurnAccuracy) -> str:
 
 
 def _constraint_cell(shares: Mapping[str, Any]) -> str:
-    both = shares["instructed"], shares["not instructed"]
+    both = shares["instructed"], shares["not_instructed"]
     return ", ".join(percent(Interval.of(one)) for one in both) if all(both) else "no answer fits the context"
 
 

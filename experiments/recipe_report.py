@@ -266,7 +266,7 @@ def _guard(folder: Path) -> Verdict:
 def _gatt(found: Mapping[str, Any]) -> Verdict:
     claim = f"Ghost Attention keeps an instruction to turn {GATT_TURN} (Table 30)"
     at = {
-        name: [row["accuracy"] for row in rows["training lists"] if row["turn"] == GATT_TURN]
+        name: [row["accuracy"] for row in rows["training_lists"] if row["turn"] == GATT_TURN]
         for name, rows in found.items()
     }
     if not at or not all(rows and rows[0] for rows in at.values()):
@@ -284,8 +284,8 @@ def _distillation(rounds: Sequence[Path]) -> Verdict:
     found = [its for path in rounds if (its := _results(path / "context_distillation"))]
     if not found:
         return Verdict(claim, "no context distillation in this run", None)
-    means = found[-1]["mean safety score"]
-    gain = found[-1]["mean increase of the selected"]
+    means = found[-1]["mean_safety_score"]
+    gain = found[-1]["mean_increase_of_selected"]
     base, *others = means.values()
     text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
     return Verdict(

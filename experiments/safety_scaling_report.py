@@ -37,14 +37,14 @@ from llama2_jax.losses.preference import SAFETY_THRESHOLD
 from llama2_jax.rlhf.archive import Sample
 from llama2_jax.train.checkpoint import read_meta
 
-# Figures 15 and 33, read off; of the helpfulness score only its ends are known
+# Mean rewards (Figure 15) and false refusals (Figure 33), read off; of helpfulness only the ends are known
 PAPER: Mapping[str, Mapping[str, float]] = {
     "safety": {"0%": 0.680, "1%": 0.693, "10%": 0.724, "25%": 0.739, "50%": 0.762, "100%": 0.773},
     "helpfulness": {"0%": 0.586, "100%": 0.583},
-    "helpful prompts": {
+    "helpful": {
         "0%": 0.00006, "1%": 0.00013, "10%": 0.00026, "25%": 0.00026, "50%": 0.00051, "100%": 0.00051
     },
-    "borderline prompts": {"0%": 0.150, "1%": 0.167, "10%": 0.178, "25%": 0.217, "50%": 0.233, "100%": 0.272},
+    "borderline": {"0%": 0.150, "1%": 0.167, "10%": 0.178, "25%": 0.217, "50%": 0.233, "100%": 0.272},
 }  # fmt: skip
 NUM_TRANSCRIPTS = 10
 
@@ -128,7 +128,7 @@ def _draw(workdir: Path, results: dict[str, Any]) -> None:
     }
     plot_by_share(workdir / "rewards.png", names, {"Mean reward": scores}, label="mean reward")
     rates = {
-        f"False refusals, {which}": {
+        f"False refusals, {which} prompts": {
             "here": Curve([found.rate for found in own.values()], _paper(which, names))
         }
         for which, own in results["false_refusals"].items()
@@ -176,7 +176,7 @@ def _scores(results: dict[str, Any]) -> list[str]:
 def _false_refusals(results: dict[str, Any]) -> list[str]:
     """Figure 33 as a table, and how refusals were found."""
     found = results["false_refusals"]
-    header = ["share", *(cell for which in found for cell in (which, "refused", "paper"))]
+    header = ["share", *(cell for which in found for cell in (f"{which} prompts", "refused", "paper"))]
     rows = [
         [name, *(
             cell
@@ -187,7 +187,7 @@ def _false_refusals(results: dict[str, Any]) -> list[str]:
         for name in results["mixtures"]
     ]  # fmt: skip
     lines = ["## False refusals (Figure 33)", "", *table(header, rows), ""]
-    trends = ", ".join(f"{which} z = {z:+.1f}" for which, z in results["trend_z"].items())
+    trends = ", ".join(f"{which} prompts z = {z:+.1f}" for which, z in results["trend_z"].items())
     lines += [
         f"Trend over the shares (Cochran-Armitage; above 1.96 refusals rise): {trends}. The test takes the "
         "prompts of each share for others, while they are the same: it is too careful.",

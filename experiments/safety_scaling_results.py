@@ -69,7 +69,7 @@ def all_labels(asked: Sequence[Sample], labels: Labels, *, is_simulated: bool) -
 
 def measure(versions: Versions, sets: PromptSets, labels: Labels) -> dict[str, Any]:
     """All numbers, by measure and version; refusals by the labels, and by the rule where there is none."""
-    chosen = {"helpful prompts": sets.helpfulness, "borderline prompts": sets.borderline}
+    chosen = {"helpful": sets.helpfulness, "borderline": sets.borderline}
     refusals = {
         which: {
             name: false_refusals([answers[i] for i in indices], labels) for name, answers in versions.items()

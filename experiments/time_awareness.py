@@ -105,7 +105,7 @@ def report(
     """Write ``results.json`` and ``report.md``; returns the lines of the table."""
     right = [is_right(row["answer"], one) for row, one in zip(answers, questions, strict=True)]
     found = accuracy(questions, right)
-    results = {name: {"n": n, **share._asdict()} for name, (n, share) in found.items()}
+    results = {name: {"size": size, **share._asdict()} for name, (size, share) in found.items()}
     write_json(output / "results.json", results)
     lines = [
         "# Time awareness",

@@ -109,11 +109,11 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
 
     results = json.loads((folder / "results.json").read_text())
     assert results["decisions"] == {SELECTED: 5}
-    assert results["selected by preprompt"] == {TEMPLATE: 5}
+    assert results["selected_by_preprompt"] == {TEMPLATE: 5}
     unsafe, safe = 1 / (1 + np.exp(1)), 1 / (1 + np.exp(-2))
-    assert results["median safety score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
-    assert results["mean safety score"] == pytest.approx(results["median safety score"])  # all five alike
-    assert results["mean increase of the selected"] == pytest.approx(safe - unsafe)
+    assert results["median_safety_score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
+    assert results["mean_safety_score"] == pytest.approx(results["median_safety_score"])  # all five alike
+    assert results["mean_increase_of_selected"] == pytest.approx(safe - unsafe)
     for name in ("scores.png", "increase.png", "report.md", "DONE"):
         assert (folder / name).exists(), name
 
@@ -160,7 +160,7 @@ def test_nothing_better_leaves_an_empty_file_and_says_so(
     context_distillation.run(config_for(tmp_path), tmp_path / "run")
     assert (tmp_path / "run" / "dialogues.jsonl").read_text() == ""
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (results["selected"], results["mean increase of the selected"]) == (0, None)
+    assert (results["selected"], results["mean_increase_of_selected"]) == (0, None)
     assert "No answer was selected" in (tmp_path / "run" / "report.md").read_text()
 
 

@@ -206,7 +206,7 @@ def test_after_an_empty_answer_the_rest_counts_as_wrong(
     for lists in evaluate_gatt.LISTS:
         assert [(row["asked"], row["beyond_context"]) for row in found[lists]] == [(8, 0), (8, 0)]
         assert [row["accuracy"]["value"] for row in found[lists]] == [0, 0]
-    for constraint in found["unseen constraints"].values():
+    for constraint in found["unseen_constraints"].values():
         assert constraint["instructed"]["answers"] == 8
         assert constraint["instructed"]["value"] == 0
 

@@ -142,8 +142,8 @@ def test_labels_take_the_place_of_the_rule_and_of_the_truth(tmp_path: Path) -> N
     labels = {(row["prompt_id"], row["answer"]): REFUSAL for row in rows if row["prompt_id"] in "fb"}
     write_report(copy, labels)
     found = results_of(copy)["false_refusals"]
-    assert [found["borderline prompts"]["50%"][key] for key in ("refused", "asked")] == [1, 1]
-    assert [found["helpful prompts"]["50%"][key] for key in ("refused", "asked")] == [1, 2]
+    assert [found["borderline"]["50%"][key] for key in ("refused", "asked")] == [1, 1]
+    assert [found["helpful"]["50%"][key] for key in ("refused", "asked")] == [1, 2]
     assert results_of(copy)["rule"]["recall"]["value"] == 0
     # they stay in the sheet, where a person may have typed them, and count again
     kept = {
@@ -183,11 +183,11 @@ def test_measures_by_enumeration() -> None:
     }
     # refusing the adversarial prompt is none
     assert counts == {
-        "helpful prompts": [(0, 2, 0, 0.0), (0, 2, 1, 0.0)],
-        "borderline prompts": [(0, 2, 1, 0.0), (2, 2, 0, 1.0)],
+        "helpful": [(0, 2, 0, 0.0), (0, 2, 1, 0.0)],
+        "borderline": [(0, 2, 1, 0.0), (2, 2, 0, 1.0)],
     }
     # r = (0, 2) of n = (2, 2): p = 1/2, z = (2 - 1) / sqrt(1/4 (2 - 4/4)) = 2
-    assert found["trend_z"] == {"helpful prompts": 0.0, "borderline prompts": pytest.approx(2.0)}
+    assert found["trend_z"] == {"helpful": 0.0, "borderline": pytest.approx(2.0)}
     safety = {name: value.value for name, value in found["reward"]["safety"].items()}
     assert safety == {"0%": pytest.approx(0.1192029), "100%": pytest.approx(0.7310586)}  # 1 / (1 + e^-x)
     assert found["reward"]["helpfulness"]["0%"].value == pytest.approx(0.2689414)
@@ -195,8 +195,8 @@ def test_measures_by_enumeration() -> None:
     assert found["different_answers"] == 7  # f and s twice, b twice, c twice; f says the same
     labels = {("b", no): ANSWER, ("c", no): REFUSAL, ("s", yes): REFUSAL}
     found = measure(versions, sets, labels)
-    assert found["false_refusals"]["borderline prompts"]["100%"].refused == 1
-    assert found["false_refusals"]["helpful prompts"]["0%"].refused == 1
+    assert found["false_refusals"]["borderline"]["100%"].refused == 1
+    assert found["false_refusals"]["helpful"]["0%"].refused == 1
     assert (found["rule"].precision.value, found["rule"].recall.value, found["rule"].size) == (0.5, 0.5, 3)
 
 
@@ -223,9 +223,9 @@ def test_paper_sizes_hold_the_numbers_of_the_paper(size: str) -> None:
 
 def test_the_papers_refusal_rates_are_whole_numbers_of_prompts() -> None:
     # D70: on borderline prompts multiples of 1/180, on helpful ones 1 to 8 of about 15.7 thousand
-    for rate in PAPER["borderline prompts"].values():
+    for rate in PAPER["borderline"].values():
         assert rate * 180 == pytest.approx(round(rate * 180), abs=0.1)
-    cases = [rate * 15_700 for rate in PAPER["helpful prompts"].values()]
+    cases = [rate * 15_700 for rate in PAPER["helpful"].values()]
     assert [round(count) for count in cases] == [1, 2, 4, 4, 8, 8]
 
 

@@ -55,6 +55,6 @@ def test_an_evaluation_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert answers[0] == first
     assert [row["id"] for row in answers] == list(range(18))
     found = json.loads((output / "results.json").read_text())
-    assert found["before the event"]["n"] == 8
+    assert found["before the event"]["size"] == 8
     assert found["100 years before it"]["value"] == 0.5
     assert "| 100 years before it | 2 | 50.0 % [" in (output / "report.md").read_text()
