@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.config import read_json, require
-from llama2_jax.data.chat import dialogue_text
+from llama2_jax.data.chat import LLAMA2, dialogue_text
 from llama2_jax.data.corpus import MANIFEST, TokenisedCorpus, corpus_folders
 from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, read_documents
@@ -69,8 +69,9 @@ def open_tokenizer(data: Any, workdir: Path, *, vocab_size: int) -> Tokenizer:
 def _chats(data: Any) -> Iterator[str]:
     """Dialogues as the chat model will see them; a small vocabulary would spell their tags by letters."""
     if data.tokenizer_dialogues:
-        for dialogue in read_dialogues(expand_paths(data.tokenizer_dialogues), on_bad_line=data.on_bad_line):
-            yield dialogue_text(dialogue.messages)
+        paths = expand_paths(data.tokenizer_dialogues)
+        for dialogue in read_dialogues(paths, template=LLAMA2, on_bad_line=data.on_bad_line):
+            yield dialogue_text(dialogue.messages, LLAMA2)
 
 
 def keep_tokenizer(tokenizer: Tokenizer, workdir: Path) -> None:

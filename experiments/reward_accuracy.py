@@ -56,7 +56,7 @@ def main() -> None:
     paths = {kind: named_paths(args[kind].value, field=f"--{kind}") for kind in KINDS}
     templates = named_paths(args.template, field="--template")
     check_names(paths, templates)
-    sets = {name: read_preferences([path]) for name, path in set_paths.items()}
+    sets = {name: read_preferences([path], template=None) for name, path in set_paths.items()}
     hashes = {
         name: [file_sha256(file)[:12] for file in expand_paths([path])] for name, path in set_paths.items()
     }

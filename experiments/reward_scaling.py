@@ -11,6 +11,7 @@ killed run continues where it stopped.
     RUN/world                models and comparisons of the simulated world (variant tiny)
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from experiments import annotate, pretrain, reward_model, reward_scaling_report, sft
 from experiments.stages import run_stage, stage_config
 from llama2_jax.config import ConfigError, named_paths, require, write_json
+from llama2_jax.data.chat import LLAMA2, get_template
 from llama2_jax.data.nested import check_shares, nested_subsets, share_name
 from llama2_jax.data.preferences import (
     Preference,
@@ -112,9 +114,14 @@ def read(config: Any, workdir: Path) -> Split:
     if not paths:
         made = run_stage(workdir, "world/preferences", annotate.run, stage_config(config, "annotate"))
         paths, heldout = f"{made}/preferences_train.jsonl", f"{made}/preferences_heldout.jsonl"
-    pairs = read_preferences(split_paths(paths), on_bad_line=data.on_bad_line)
+    open_files = functools.partial(
+        read_preferences,
+        template=get_template(config.reward_model.template or LLAMA2.name),
+        on_bad_line=data.on_bad_line,
+    )
+    pairs = open_files(split_paths(paths))
     if heldout:
-        split = Split(pairs, read_preferences(split_paths(heldout), on_bad_line=data.on_bad_line))
+        split = Split(pairs, open_files(split_paths(heldout)))
     else:
         split = split_by_prompt(pairs, heldout_fraction=data.heldout_fraction, seed=data.seed)
     own = [pair for pair in split.heldout if pair.track == config.reward_model.kind]

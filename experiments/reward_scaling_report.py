@@ -27,7 +27,6 @@ PAPER = {
 """End points of Figure 6, read off: accuracy on all comparisons, and on the significantly better ones."""
 
 BEST = RATINGS[0]
-SETS = ("all", BEST)
 
 
 class OnHeldout(NamedTuple):
@@ -66,7 +65,7 @@ def read_amounts(workdir: Path) -> dict[str, dict[str, int]]:
 
 def read_tested(workdir: Path, models: Sequence[str], amounts: Sequence[str]) -> OnHeldout:
     """Scores of all reward models on the held-out comparisons."""
-    heldout = read_preferences([str(workdir / "amounts" / "heldout.jsonl")])
+    heldout = read_preferences([str(workdir / "amounts" / "heldout.jsonl")], template=None)
     scores = {
         (model, amount): read_pair_scores(
             workdir / "rm" / model / amount / "heldout_scores.jsonl", count=len(heldout)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+from llama2_jax.data.chat import SMOLLM2
 from llama2_jax.data.preferences import Preference, group_by, read_preferences, write_preferences
 from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
 from llama2_jax.rlhf.annotator import world
@@ -46,7 +47,8 @@ def prepare(pyrit: Path, output: Path) -> dict[Path, int]:
     """Write all files under ``output`` and return the number of rows of each."""
     counts = prepare_pyrit.prepare(pyrit, output / "pyrit")
     for side, count in NUM_PAIRS.items():
-        pairs = spread(read_preferences(output / "pyrit" / f"preferences_{side}.jsonl"), count)
+        everything = read_preferences(output / "pyrit" / f"preferences_{side}.jsonl", template=SMOLLM2)
+        pairs = spread(everything, count)
         path = output / f"safety_{side}.jsonl"
         write_preferences(path, pairs)
         counts[path] = len(pairs)

@@ -165,9 +165,7 @@ def without_special_tags(text: str, template: Template) -> str:
     return text
 
 
-def encode_prompt(
-    dialogue: Sequence[Message], tokenizer: Tokenizer, template: Template = LLAMA2
-) -> list[int]:
+def encode_prompt(dialogue: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[int]:
     """Ids of a dialogue whose last message, from the user, is to be answered (CHAT-4).
 
     Raises:
@@ -176,7 +174,7 @@ def encode_prompt(
     return encode_parts(prompt_parts(dialogue, template), tokenizer)
 
 
-def prompt_parts(dialogue: Sequence[Message], template: Template = LLAMA2) -> Parts:
+def prompt_parts(dialogue: Sequence[Message], template: Template) -> Parts:
     """What ``encode_prompt`` encodes: texts, and the markers that no text can stand for."""
     validate_dialogue(dialogue, ends_with="user")
     check_special_tags(dialogue, template)
@@ -192,7 +190,7 @@ def encode_parts(parts: Sequence[str | Marker], tokenizer: Tokenizer) -> list[in
 def encode_dialogue(
     dialogue: Sequence[Message],
     tokenizer: Tokenizer,
-    template: Template = LLAMA2,
+    template: Template,
     *,
     train_on: TrainOn = "all",
 ) -> EncodedDialogue:
@@ -213,13 +211,13 @@ def encode_dialogue(
     return _encode(_render(dialogue, template, learned_turns=learned), tokenizer)
 
 
-def dialogue_text(dialogue: Sequence[Message], template: Template = LLAMA2) -> str:
+def dialogue_text(dialogue: Sequence[Message], template: Template) -> str:
     """A dialogue in its format, without control tokens: text to train a tokenizer on."""
     pieces = _render(_with_system(dialogue, template), template, learned_turns=set())
     return "".join(piece.part for piece in pieces if isinstance(piece.part, str))
 
 
-def stop_ids(tokenizer: Tokenizer, template: Template = LLAMA2) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
     """Ids that end an answer: the template's stop marker, and EOS where there is one."""
     ids = [_marker_id(template.stop, tokenizer), tokenizer.eos_id]
     return tuple(dict.fromkeys(i for i in ids if i >= 0))

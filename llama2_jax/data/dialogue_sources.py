@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.chat import LLAMA2, Message, Template
+from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.sources import (
     BadLines,
     OnBadLine,
@@ -43,7 +43,7 @@ def read_foreign_dialogues(
     name: str,
     paths: Paths,
     *,
-    template: Template = LLAMA2,
+    template: Template,
     on_bad_line: OnBadLine = "error",
     bad_lines: BadLines | None = None,
 ) -> Iterator[list[Message]]:
@@ -76,12 +76,12 @@ def alpaca(row: dict[str, Any]) -> list[Message]:
     for number, turn in enumerate(history):
         check(isinstance(turn, list) and len(turn) == 2, f"turn {number} of 'history' is no pair of texts")
         dialogue += _exchange(*turn)
-    return [*dialogue, *_exchange(_with_context(row, "instruction", "input"), text_of(row, "output"))]
+    return [*dialogue, *_exchange(_with_context(row, "input"), text_of(row, "output"))]
 
 
 def dolly(row: dict[str, Any]) -> list[Message]:
     """``instruction``, ``context`` and ``response``."""
-    return _exchange(_with_context(row, "instruction", "context"), text_of(row, "response"))
+    return _exchange(_with_context(row, "context"), text_of(row, "response"))
 
 
 def prompt_completion(row: dict[str, Any]) -> list[Message]:
@@ -120,10 +120,10 @@ def _system(row: dict[str, Any]) -> list[Message]:
     return [Message("system", text.strip())] if text.strip() else []
 
 
-def _with_context(row: dict[str, Any], instruction: str, context: str) -> str:
+def _with_context(row: dict[str, Any], context: str) -> str:
     """The instruction, and in a paragraph after it what it is about, if anything."""
     about = text_of(row, context).strip() if row.get(context) else ""
-    return "\n\n".join(filter(None, (text_of(row, instruction).strip(), about)))
+    return "\n\n".join(filter(None, (text_of(row, "instruction").strip(), about)))
 
 
 def _exchange(asked: str, said: str) -> list[Message]:

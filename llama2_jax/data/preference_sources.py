@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.chat import LLAMA2, Message, Template
+from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preferences import RATINGS, Preference, check_pair
 from llama2_jax.data.sources import (
     BadLines,
@@ -57,7 +57,7 @@ def read_public_set(
     name: str,
     paths: Paths,
     *,
-    template: Template = LLAMA2,
+    template: Template,
     on_bad_line: OnBadLine = "error",
     bad_lines: BadLines | None = None,
     excluded: Counter[str] | None = None,

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from llama2_jax.config import require, to_plain
-from llama2_jax.data.chat import LLAMA2, Message, Template, check_special_tags, validate_dialogue
+from llama2_jax.data.chat import Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
-from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, read_records, to_messages
+from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, check_keys, read_records, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -99,14 +99,15 @@ class Statistics(NamedTuple):
 def read_preferences(
     paths: Paths,
     *,
-    template: Template = LLAMA2,
+    template: Template | None,
     on_bad_line: OnBadLine = "error",
     excluded: Counter[str] | None = None,
 ) -> list[Preference]:
     """All usable pairs of the files, in order.
 
     Args:
-      template: its markers are refused in every text (CHAT-5).
+      template: its markers are refused in every text (CHAT-5); None where models of several templates read
+        the file, and each says which pairs it cannot read.
       on_bad_line: "error" stops at the first bad row, "skip" counts it and passes over it.
       excluded: number of pairs left out on purpose, by reason; added to, if given.
 
@@ -134,18 +135,14 @@ def read_preferences(
     return kept
 
 
-def parse_preference(row: dict[str, Any], template: Template) -> Preference:
+def parse_preference(row: dict[str, Any], template: Template | None) -> Preference:
     """A checked pair from parsed JSON.
 
     Raises:
       ValueError: with the reason.
     """
-    unknown = sorted(set(row) - set(Preference._fields))
-    check(
-        not unknown,
-        f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Preference._fields)}; public sets come into "
-        "this form by tools.prepare_preferences",
-    )
+    hint = "; public sets come into this form by tools.prepare_preferences"
+    check_keys(row, Preference._fields, hint=hint)
     missing = [key for key in ("messages", "chosen", "rejected", "track") if key not in row]
     check(not missing, f"key(s) {', '.join(missing)} missing")
     pair = Preference(**{**row, "messages": tuple(to_messages(row["messages"]))})
@@ -161,17 +158,19 @@ def parse_preference(row: dict[str, Any], template: Template) -> Preference:
     return pair
 
 
-def check_pair(pair: Preference, template: Template) -> None:
+def check_pair(pair: Preference, template: Template | None) -> None:
     """Refuse texts that no reward model can learn from.
 
     Raises:
-      ValueError: roles in the wrong order, an empty text, special tags, or two equal answers.
+      ValueError: roles in the wrong order, an empty text, special tags of ``template``, or equal answers.
     """
     validate_dialogue(pair.messages, ends_with="user")
-    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    answers = to_messages([{"role": name, "content": getattr(pair, name)} for name in ("chosen", "rejected")])
+    for name, answer in answers:
         check(answer.strip(), f"the {name} answer is empty")
-        check_special_tags(to_messages([{"role": name, "content": answer}]), template)
-    check_special_tags(pair.messages, template)
+    if template is not None:
+        check_special_tags(answers, template)
+        check_special_tags(pair.messages, template)
     empty = [i for i, message in enumerate(pair.messages) if not message.content.strip()]
     check(not empty, f"message(s) {empty} are empty")
     # the chat format strips texts, so these two would be the same tokens

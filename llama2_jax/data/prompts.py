@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.sources import text_of, to_messages
+from llama2_jax.data.sources import check_keys, text_of, to_messages
 
 
 class Prompt(NamedTuple):
@@ -45,9 +45,7 @@ def prompt_from_row(row: dict[str, Any]) -> Prompt:
     Raises:
       ValueError: no ``prompt_id`` or usable ``messages``, an unknown key, a value of another type.
     """
-    unknown = sorted(set(row) - set(Prompt._fields))
-    if unknown:
-        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known: {', '.join(Prompt._fields)}")
+    check_keys(row, Prompt._fields)
     messages = to_messages(row.get("messages"))
     validate_dialogue(messages, ends_with="user")
     values = {**Prompt._field_defaults, **row, "messages": tuple(messages)}

@@ -11,7 +11,7 @@ A reward model's scores are compared with them (Figures 29 and 32); nothing is t
 from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message, validate_dialogue
-from llama2_jax.data.sources import OnBadLine, Paths, read_records, to_messages
+from llama2_jax.data.sources import OnBadLine, Paths, is_number, read_records, to_messages
 
 
 class RatedAnswer(NamedTuple):
@@ -43,7 +43,7 @@ def _parse(row: dict[str, Any]) -> RatedAnswer:
     (answer,) = to_messages([{"role": "assistant", "content": row["answer"]}])
     validate_dialogue([*messages, answer], ends_with="assistant")
     harm, is_unsafe = row["harm"], row["is_unsafe"]
-    if not isinstance(harm, int | float) or not 0 <= harm <= 1:
+    if not is_number(harm) or not 0 <= harm <= 1:
         raise ValueError(f"'harm' is {harm!r}; it must be a number from 0 to 1")
     if not isinstance(is_unsafe, bool):
         raise ValueError(f"'is_unsafe' is {is_unsafe!r}; it must be true or false")

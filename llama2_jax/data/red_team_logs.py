@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import Paths, check, is_number, text_of, to_messages
+from llama2_jax.data.sources import Paths, check, check_keys, is_number, text_of, to_messages
 
 DEGREES = range(1, 6)
 
@@ -67,7 +67,7 @@ def read_sessions(paths: Paths) -> dict[str, Session]:
     seen: dict[str, Session] = {}
 
     def parse(row: dict[str, Any]) -> None:
-        _check_keys(row, Session._fields)
+        check_keys(row, Session._fields)
         session, person, version = (_name(row, key) for key in Session._fields[:3])
         check(session not in seen, f"session {session!r} stands twice; give each its own name")
         hours = row["hours"]
@@ -95,7 +95,7 @@ def read_attacks(
     """
 
     def parse(row: dict[str, Any]) -> Attack:
-        _check_keys(row, Attack._fields)
+        check_keys(row, Attack._fields)
         session = _name(row, "session")
         check(
             session in sessions, f"session {session!r} is not among the {len(sessions)} sessions; add its row"
@@ -139,11 +139,6 @@ def _violating_turns(row: dict[str, Any], turns: int) -> tuple[int, ...]:
         f"'violating_turns' is {found!r}; it must list turns from 1 to {turns}, each once; [] if none does",
     )
     return tuple(sorted(found))
-
-
-def _check_keys(row: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = sorted(set(row) - set(known))
-    check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def _name(row: dict[str, Any], key: str) -> str:

@@ -179,7 +179,7 @@ def _first_of_several(target: str) -> str:
 
 
 def _number(row: dict[str, Any], key: str) -> float:
-    value = row[key]
+    value = row[key]  # true or false too: lm_eval logs IFEval's accuracies so
     check(isinstance(value, int | float) and math.isfinite(value), f"{key!r} is {value!r}, not a number")
     return float(value)
 

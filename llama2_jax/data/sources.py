@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from llama2_jax.config import UserError, require_choice
 from llama2_jax.data.chat import (
-    LLAMA2,
     TRAIN_ON,
     Message,
     Template,
@@ -152,7 +151,7 @@ def read_documents(
 def read_dialogues(
     paths: Paths,
     *,
-    template: Template = LLAMA2,
+    template: Template,
     train_on: TrainOn = "all",
     on_bad_line: OnBadLine = "error",
     bad_lines: BadLines | None = None,
@@ -238,6 +237,19 @@ def check(condition: object, reason: str) -> None:
     """
     if not condition:
         raise ValueError(reason)
+
+
+def check_keys(row: Iterable[str], known: Sequence[str], *, hint: str = "") -> None:
+    """Refuse a row with a key that is none of those known.
+
+    Args:
+      hint: added to the message.
+
+    Raises:
+      ValueError: with what is unknown and what is known.
+    """
+    unknown = sorted(set(row) - set(known))
+    check(not unknown, f"unknown key(s) {', '.join(unknown)}; known: {', '.join(known)}{hint}")
 
 
 def is_number(value: object) -> bool:

@@ -140,16 +140,16 @@ def learned_runs(encoded, tokenizer) -> list[str]:
 
 def test_all_answers_are_learned_by_default_and_the_last_on_request(tokenizer):
     messages = dialogue("the river", "a stone", "the light", "a garden")
-    encoded = encode_dialogue(messages, tokenizer)
+    encoded = encode_dialogue(messages, tokenizer, LLAMA2)
     assert learned_runs(encoded, tokenizer) == ["a stone ", "a garden "]
     stops = [i for i, token in enumerate(encoded.tokens) if token == tokenizer.eos_id]
     assert [encoded.loss_mask[i] for i in stops] == [1, 1]
-    last = encode_dialogue(messages, tokenizer, train_on="last")
+    last = encode_dialogue(messages, tokenizer, LLAMA2, train_on="last")
     assert last.tokens == encoded.tokens
     assert learned_runs(last, tokenizer) == ["a garden "]
     assert sum(encoded.loss_mask) > sum(last.loss_mask) > 0
     with pytest.raises(ConfigError, match="'all', 'last'"):
-        encode_dialogue(messages, tokenizer, train_on="first")
+        encode_dialogue(messages, tokenizer, LLAMA2, train_on="first")
 
 
 def test_chatml_ids(chatml_tokenizer):
@@ -228,9 +228,9 @@ def test_wrong_orders_of_roles_are_refused(tokenizer, roles):
 
 def test_last_message_decides_between_prompt_and_dialogue(tokenizer):
     with pytest.raises(DialogueError, match="user, assistant; the last message must be from the user"):
-        encode_prompt(dialogue("a", "b"), tokenizer)
+        encode_prompt(dialogue("a", "b"), tokenizer, LLAMA2)
     with pytest.raises(DialogueError, match="must be from the assistant"):
-        encode_dialogue(dialogue("a"), tokenizer)
+        encode_dialogue(dialogue("a"), tokenizer, LLAMA2)
 
 
 def test_template_look_up():

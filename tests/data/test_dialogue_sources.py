@@ -3,7 +3,7 @@ import json
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
+from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.dialogue_sources import read_foreign_dialogues
 from llama2_jax.data.sources import BadLines, DataError, read_dialogues
 from tools.prepare_dialogues import main
@@ -47,7 +47,7 @@ def written(path, *rows):
     ],
 )  # fmt: skip
 def test_rows_of_each_form(tmp_path, form, row, wanted):
-    assert list(read_foreign_dialogues(form, written(tmp_path / "a.json", row))) == [wanted]
+    assert list(read_foreign_dialogues(form, written(tmp_path / "a.json", row), template=LLAMA2)) == [wanted]
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_rows_that_are_no_dialogue_are_errors_or_counted(tmp_path, form, row, re
     good["conversations"] = spoken(("human", "a"), ("gpt", "b"))
     path = written(tmp_path / "a.json", good, row)
     with pytest.raises(DataError, match=rf"a\.json, item 2: .*{reason}"):
-        list(read_foreign_dialogues(form, path))
+        list(read_foreign_dialogues(form, path, template=LLAMA2))
     bad_lines = BadLines()
-    found = list(read_foreign_dialogues(form, path, on_bad_line="skip", bad_lines=bad_lines))
+    found = list(read_foreign_dialogues(form, path, template=LLAMA2, on_bad_line="skip", bad_lines=bad_lines))
     assert (found, bad_lines.count) == ([dialogue("ua", "a", "b")], 1)
 
 
 def test_unknown_form():
     with pytest.raises(ConfigError, match="'alpaca', 'dolly'"):
-        list(read_foreign_dialogues("vicuna", "a.json"))
+        list(read_foreign_dialogues("vicuna", "a.json", template=LLAMA2))
 
 
 def test_programme_writes_what_sft_reads_and_splits_by_prompt(tmp_path, capsys):
@@ -87,7 +87,7 @@ def test_programme_writes_what_sft_reads_and_splits_by_prompt(tmp_path, capsys):
     output = tmp_path / "out"
     main(["--form=alpaca", f"--input={path}", f"--output={output}", "--heldout_fraction=0.2"])
     train, heldout = (
-        [one.messages for one in read_dialogues(output / f"dialogues_{side}.jsonl")]
+        [one.messages for one in read_dialogues(output / f"dialogues_{side}.jsonl", template=LLAMA2)]
         for side in ("train", "heldout")
     )
     assert len(train) + len(heldout) == 200

@@ -47,10 +47,12 @@ def test_only_the_last_answer_and_its_end_are_learned_in_chatml(chatml_tokenizer
 
 
 def test_the_instruction_stands_once_in_training_and_in_every_turn_when_sampling(tokenizer):
-    trained = encode_dialogue(gatt.training_dialogue(DIALOGUE, INSTRUCTION), tokenizer, train_on="last")
+    trained = encode_dialogue(
+        gatt.training_dialogue(DIALOGUE, INSTRUCTION), tokenizer, LLAMA2, train_on="last"
+    )
     assert tokenizer.decode(trained.tokens).count(INSTRUCTION) == 1
     sampled = gatt.with_instruction_everywhere(DIALOGUE[:-1], INSTRUCTION)
-    assert tokenizer.decode(encode_prompt(sampled, tokenizer)).count(INSTRUCTION) == 3
+    assert tokenizer.decode(encode_prompt(sampled, tokenizer, LLAMA2)).count(INSTRUCTION) == 3
     assert [message.content for message in sampled if message.role == "assistant"] == [
         "Good day.",
         "Very well.",
@@ -144,4 +146,6 @@ def test_bad_dialogues_are_refused(tokenizer):
     with pytest.raises(ConfigError, match=r"message\(s\) \[0, 2, 4\] hold the instruction"):
         gatt.training_dialogue(gatt.with_instruction_everywhere(DIALOGUE, INSTRUCTION), INSTRUCTION)
     with pytest.raises(SpecialTagError, match=r"Message 0 \(user\) contains \[INST\]"):
-        encode_prompt(gatt.with_instruction_everywhere(DIALOGUE[:1], "[INST] Act as Bach."), tokenizer)
+        encode_prompt(
+            gatt.with_instruction_everywhere(DIALOGUE[:1], "[INST] Act as Bach."), tokenizer, LLAMA2
+        )

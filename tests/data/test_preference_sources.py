@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
+from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.preference_sources import (
     PUBLIC_SETS,
     SHP_RATIOS,
@@ -45,7 +45,7 @@ def test_both_splits_of_anthropic_hh(tmp_path):
     row = {"chosen": f"{START} The Elbe.", "rejected": f"{START} No."}
     write(tmp_path / "helpful-base" / "train.jsonl.gz", row)
     write(tmp_path / "harmless-base" / "train.jsonl.gz", row, row)
-    pairs = read_public_set("anthropic_hh", tmp_path / "*" / "train.jsonl.gz")
+    pairs = read_public_set("anthropic_hh", tmp_path / "*" / "train.jsonl.gz", template=LLAMA2)
     assert [(pair.track, pair.source) for pair in pairs] == [
         *[("safety", "anthropic_harmless")] * 2, ("helpfulness", "anthropic_helpful"),
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_both_splits_of_anthropic_hh(tmp_path):
     with pytest.raises(
         DataError, match=r"train\.jsonl: its folder must be called helpful-\.\.\. or harmless-"
     ):
-        read_public_set("anthropic_hh", write(tmp_path / "other" / "train.jsonl", row))
+        read_public_set("anthropic_hh", write(tmp_path / "other" / "train.jsonl", row), template=LLAMA2)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,12 @@ def test_malformed_transcripts_are_errors_or_counted(tmp_path, chosen, rejected,
     good = {"chosen": f"{START} C", "rejected": f"{START} D"}
     path = write(tmp_path / "helpful-base" / "a.jsonl", good, {"chosen": chosen, "rejected": rejected})
     with pytest.raises(DataError, match=rf"a\.jsonl, line 2: .*{reason}"):
-        read_public_set("anthropic_hh", path)
+        read_public_set("anthropic_hh", path, template=LLAMA2)
     bad_lines = BadLines()
-    assert len(read_public_set("anthropic_hh", path, on_bad_line="skip", bad_lines=bad_lines)) == 1
+    assert (
+        len(read_public_set("anthropic_hh", path, template=LLAMA2, on_bad_line="skip", bad_lines=bad_lines))
+        == 1
+    )
     assert bad_lines.count == 1
 
 
@@ -134,7 +137,7 @@ GPTJ = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "Bye."}
     ],
 )  # fmt: skip
 def test_rows_of_the_other_sets(tmp_path, name, row, expected):
-    (pair,) = read_public_set(name, write(tmp_path / "a.jsonl", row))
+    (pair,) = read_public_set(name, write(tmp_path / "a.jsonl", row), template=LLAMA2)
     assert (pair.messages[0].content, pair.chosen, pair.rejected, pair.rating) == expected
     assert (pair.source, pair.track, pair.safety) == (name, "helpfulness", None)
 
@@ -143,21 +146,28 @@ def test_sets_lie_in_parquet_too(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pip install 'llama2_jax[parquet]'")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([STACK]), tmp_path / "a.parquet")
-    from_json = read_public_set("stack_exchange", write(tmp_path / "a.jsonl", STACK))
-    assert read_public_set("stack_exchange", tmp_path / "a.parquet") == from_json
+    from_json = read_public_set("stack_exchange", write(tmp_path / "a.jsonl", STACK), template=LLAMA2)
+    assert read_public_set("stack_exchange", tmp_path / "a.parquet", template=LLAMA2) == from_json
 
 
 def test_equal_scores_are_no_preference(tmp_path):
     excluded: Counter[str] = Counter()
     tie = {**WEBGPT, "score_0": 0.0, "score_1": 0.0}
     path = write(tmp_path / "a.jsonl", tie, WEBGPT, tie)
-    assert len(read_public_set("openai_webgpt", path, excluded=excluded)) == 1
+    assert len(read_public_set("openai_webgpt", path, template=LLAMA2, excluded=excluded)) == 1
     level = {**ULTRAFEEDBACK, "score_rejected": 8.0}
-    assert len(read_public_set("ultrafeedback", write(tmp_path / "u.jsonl", level, ULTRAFEEDBACK))) == 1
+    assert (
+        len(
+            read_public_set(
+                "ultrafeedback", write(tmp_path / "u.jsonl", level, ULTRAFEEDBACK), template=LLAMA2
+            )
+        )
+        == 1
+    )
     assert excluded == {"no_preference": 2}
     same = {**STACK, "answers": STACK["answers"][::2]}
     with pytest.raises(DataError, match="in no pair is one answer preferred"):
-        read_public_set("stack_exchange", write(path, same))
+        read_public_set("stack_exchange", write(path, same), template=LLAMA2)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +198,7 @@ def test_equal_scores_are_no_preference(tmp_path):
 )
 def test_rows_in_another_format_are_errors(tmp_path, name, row, reason):
     with pytest.raises(DataError, match=rf"a\.jsonl, line 1: {reason}"):
-        read_public_set(name, write(tmp_path / "a.jsonl", row))
+        read_public_set(name, write(tmp_path / "a.jsonl", row), template=LLAMA2)
 
 
 def test_ratings_from_gaps():
@@ -198,7 +208,7 @@ def test_ratings_from_gaps():
 
 def test_unknown_set():
     with pytest.raises(ConfigError, match="'anthropic_hh', 'openai_summarize'"):
-        read_public_set("hh", "a.jsonl")
+        read_public_set("hh", "a.jsonl", template=LLAMA2)
     assert len(PUBLIC_SETS) == 7
 
 
@@ -207,6 +217,9 @@ def test_programme_writes_a_split_in_our_format(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", *rows, {**GPTJ, "chosen": "Bye."})
     output = tmp_path / "out"
     main(["--set=synthetic_gptj", f"--input={path}", f"--output={output}", "--heldout_fraction=0.2"])
-    train, heldout = (read_preferences(output / f"preferences_{side}.jsonl") for side in ("train", "heldout"))
+    train, heldout = (
+        read_preferences(output / f"preferences_{side}.jsonl", template=LLAMA2)
+        for side in ("train", "heldout")
+    )
     assert len(train) + len(heldout) == 100
     assert "1 bad row(s), 0 pair(s) without preference" in capsys.readouterr().out

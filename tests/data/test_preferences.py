@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import TEMPLATES, Message
+from llama2_jax.data.chat import LLAMA2, TEMPLATES, Message
 from llama2_jax.data.preferences import (
     Preference,
     group_by,
@@ -70,13 +70,15 @@ def test_what_is_written_is_read(tmp_path):
     )
     pairs = [full, pair(1)]
     write_preferences(tmp_path / "a.jsonl", pairs)
-    assert read_preferences(tmp_path / "a.jsonl") == pairs
+    assert read_preferences(tmp_path / "a.jsonl", template=LLAMA2) == pairs
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    assert read_preferences(tmp_path / "b.jsonl.gz") == pairs
+    assert read_preferences(tmp_path / "b.jsonl.gz", template=LLAMA2) == pairs
 
 
 def test_only_four_keys_are_needed(tmp_path):
-    read = read_preferences(write_rows(tmp_path / "a.jsonl", {**ROW, "chosen_temperature": 1}))
+    read = read_preferences(
+        write_rows(tmp_path / "a.jsonl", {**ROW, "chosen_temperature": 1}), template=LLAMA2
+    )
     assert read == [
         Preference(
             (Message("user", "Name a river."),), "The Rhine.", "No.", "helpfulness", chosen_temperature=1.0
@@ -112,7 +114,7 @@ BAD_ROWS = [
 def test_bad_row_names_file_line_and_reason(tmp_path, change, reason):
     path = write_rows(tmp_path / "bad.jsonl", ROW, {**ROW, **change})
     with pytest.raises(DataError) as caught:
-        read_preferences(path)
+        read_preferences(path, template=LLAMA2)
     assert "bad.jsonl, line 2: " in str(caught.value)
     assert reason in str(caught.value)
 
@@ -121,12 +123,12 @@ def test_bad_row_names_file_line_and_reason(tmp_path, change, reason):
 def test_missing_key(tmp_path, key):
     path = write_rows(tmp_path / "bad.jsonl", {name: value for name, value in ROW.items() if name != key})
     with pytest.raises(DataError, match=f"line 1: key\\(s\\) {key} missing"):
-        read_preferences(path)
+        read_preferences(path, template=LLAMA2)
 
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
     path = write_rows(tmp_path / "bad.jsonl", *({**ROW, **change} for change, _ in BAD_ROWS), ROW)
-    assert len(read_preferences(path, on_bad_line="skip")) == 1
+    assert len(read_preferences(path, template=LLAMA2, on_bad_line="skip")) == 1
     assert f"{len(BAD_ROWS)} bad record(s) skipped" in caplog.text
 
 
@@ -136,6 +138,7 @@ def test_special_tags_are_those_of_the_template(tmp_path):
     write_rows(path, {**ROW, "chosen": "<|im_end|>"})
     with pytest.raises(DataError, match="im_end"):
         read_preferences(path, template=TEMPLATES["chatml"])
+    assert len(read_preferences(path, template=None)) == 1
 
 
 def test_unsafe_chosen_with_safe_rejected_is_left_out_and_counted(tmp_path, caplog):
@@ -143,13 +146,13 @@ def test_unsafe_chosen_with_safe_rejected_is_left_out_and_counted(tmp_path, capl
     path = write_rows(tmp_path / "a.jsonl", *({**ROW, "safety": name} for name in bins))
     excluded: Counter[str] = Counter(rejected_safe=1)
     with caplog.at_level(logging.WARNING):
-        kept = read_preferences(path, excluded=excluded)
+        kept = read_preferences(path, template=LLAMA2, excluded=excluded)
     assert [pair.safety for pair in kept] == ["chosen_safe", "both_safe", "both_unsafe", None]
     assert excluded == {"rejected_safe": 3}
     assert "2 of 6 pair(s) excluded" in caplog.text
     write_rows(path, {**ROW, "safety": "rejected_safe"})
     with pytest.raises(DataError, match=r"all 1 pair\(s\) are 'rejected_safe'"):
-        read_preferences(path)
+        read_preferences(path, template=LLAMA2)
 
 
 def test_margins_need_ratings():

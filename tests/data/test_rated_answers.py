@@ -24,6 +24,7 @@ def test_rows_read_back(tmp_path):
     [
         ({"harm": 2}, "'harm' is 2; it must be a number from 0 to 1"),
         ({"harm": "much"}, "'harm' is 'much'"),
+        ({"harm": True}, "'harm' is True; it must be a number from 0 to 1"),
         ({"is_unsafe": 1}, "'is_unsafe' is 1; it must be true or false"),
         ({"messages": [{"role": "assistant", "content": "So."}]}, "beginning with user"),
         ({"answer": None}, "no 'content' text"),

@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data import sources
-from llama2_jax.data.chat import TEMPLATES, Message
+from llama2_jax.data.chat import LLAMA2, TEMPLATES, Message
 from llama2_jax.data.sources import BadLines, DataError, dialogue_row, read_dialogues, read_documents
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_two_patterns_match_is_read_once(tmp_path, caplog):
 
 def test_dialogues(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", turns("ua"), turns("suaua"))
-    first, second = read_dialogues(path)
+    first, second = read_dialogues(path, template=LLAMA2)
     assert first.messages == [Message("user", "text 0"), Message("assistant", "text 1")]
     assert [message.role for message in second.messages] == [
         "system",
@@ -286,16 +286,21 @@ def test_dialogues(tmp_path):
 def test_a_row_says_which_answers_are_learned(tmp_path):
     rows = [turns("ua"), *(turns("ua") | {"train_on": value} for value in ("last", "all", None))]
     path = jsonl(tmp_path / "d.jsonl", *rows)
-    assert [row.train_on for row in read_dialogues(path)] == ["all", "last", "all", "all"]
-    assert [row.train_on for row in read_dialogues(path, train_on="last")] == ["last", "last", "all", "last"]
+    assert [row.train_on for row in read_dialogues(path, template=LLAMA2)] == ["all", "last", "all", "all"]
+    assert [row.train_on for row in read_dialogues(path, template=LLAMA2, train_on="last")] == [
+        "last",
+        "last",
+        "all",
+        "last",
+    ]
     with pytest.raises(ConfigError, match="train_on is 'first'; choose one of 'all', 'last'"):
-        list(read_dialogues(path, train_on="first"))
+        list(read_dialogues(path, template=LLAMA2, train_on="first"))
 
 
 def test_a_dialogue_row_is_read_as_it_was_written(tmp_path):
     messages = [Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello ü.")]
     path = jsonl(tmp_path / "d.jsonl", dialogue_row(messages, train_on="last"), dialogue_row(messages))
-    assert list(read_dialogues(path)) == [(messages, "last"), (messages, "all")]
+    assert list(read_dialogues(path, template=LLAMA2)) == [(messages, "last"), (messages, "all")]
 
 
 def test_dialogues_in_parquet_with_and_without_train_on(tmp_path):
@@ -306,11 +311,11 @@ def test_dialogues_in_parquet_with_and_without_train_on(tmp_path):
     parquet.write_table(
         pyarrow.table({"train_on": ["last", None, "no"], "messages": [messages] * 3}), tmp_path / "b.parquet"
     )
-    assert [row.train_on for row in read_dialogues(tmp_path / "a.parquet")] == ["all"]
-    rows = read_dialogues(tmp_path / "b.parquet", on_bad_line="skip")
+    assert [row.train_on for row in read_dialogues(tmp_path / "a.parquet", template=LLAMA2)] == ["all"]
+    rows = read_dialogues(tmp_path / "b.parquet", template=LLAMA2, on_bad_line="skip")
     assert [row.train_on for row in rows] == ["last", "all"]
     with pytest.raises(DataError, match=r"b\.parquet, row 3: 'train_on' is 'no'"):
-        list(read_dialogues(tmp_path / "b.parquet"))
+        list(read_dialogues(tmp_path / "b.parquet", template=LLAMA2))
 
 
 def one(role: str, content: object) -> dict:
@@ -338,8 +343,8 @@ BAD_DIALOGUES = [
 def test_bad_dialogue_names_file_line_and_reason(tmp_path, row, reason, caplog):
     path = jsonl(tmp_path / "d.jsonl", turns("ua"), row)
     with pytest.raises(DataError, match=rf"d\.jsonl, line 2: .*{reason}"):
-        list(read_dialogues(path))
-    assert len(list(read_dialogues(path, on_bad_line="skip"))) == 1
+        list(read_dialogues(path, template=LLAMA2))
+    assert len(list(read_dialogues(path, template=LLAMA2, on_bad_line="skip"))) == 1
     assert "1 bad record(s) skipped" in caplog.text
 
 

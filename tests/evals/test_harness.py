@@ -6,7 +6,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, get_template
+from llama2_jax.data.chat import LLAMA2, Message, encode_dialogue, encode_prompt, get_template
 from llama2_jax.evals import text_completion
 from llama2_jax.evals.harness import HarnessLM
 from llama2_jax.generate.decode import generate, row_ids
@@ -166,7 +166,7 @@ def test_an_answer_that_was_begun_goes_on():
     lm, tokenizer = harness(), loaded().require_tokenizer()
     history = as_history(*DIALOGUE, Message("assistant", "A piece"))
     text = lm.apply_chat_template(history, add_generation_prompt=False)
-    whole = encode_dialogue([*DIALOGUE, Message("assistant", "A piece of a word.")], tokenizer).tokens
+    whole = encode_dialogue([*DIALOGUE, Message("assistant", "A piece of a word.")], tokenizer, LLAMA2).tokens
     ids = lm._encode(text)
     assert ids == whole[: len(ids)]
 

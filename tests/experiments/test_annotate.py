@@ -9,6 +9,7 @@ import pytest
 from configs import annotate as configs
 from experiments import annotate
 from llama2_jax.config import ConfigError
+from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.preferences import RATINGS, read_preferences
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.rlhf.annotator.truth import grade
@@ -57,7 +58,7 @@ def rows_of(workdir):
     return [
         row
         for part in ("train", "heldout")
-        for row in read_preferences(workdir / f"preferences_{part}.jsonl")
+        for row in read_preferences(workdir / f"preferences_{part}.jsonl", template=LLAMA2)
     ]
 
 
@@ -74,7 +75,7 @@ def test_both_models_are_compared_by_simulated_people(finished):
 
 def test_no_prompt_is_on_both_sides(finished):
     train, heldout = (
-        {row.messages for row in read_preferences(finished[1] / f"preferences_{part}.jsonl")}
+        {row.messages for row in read_preferences(finished[1] / f"preferences_{part}.jsonl", template=LLAMA2)}
         for part in ("train", "heldout")
     )
     assert train
@@ -88,7 +89,7 @@ def test_results_add_up(finished):
     counted = sum(batch["comparisons"] for batch in results["batches"].values())
     assert counted + sum(results["dropped"].values()) + results["excluded"]["rejected_safe"] == NUM_PROMPTS
     assert counted == len(rows)
-    heldout = len(read_preferences(finished[1] / "preferences_heldout.jsonl"))
+    heldout = len(read_preferences(finished[1] / "preferences_heldout.jsonl", template=LLAMA2))
     assert sum(batch["heldout"] for batch in results["batches"].values()) == heldout
     assert results["new_model_preferred"] == pytest.approx(
         sum(row.chosen_model == "new" for row in rows) / len(rows), abs=0.05

@@ -93,7 +93,7 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     folder = tmp_path / "run"
     context_distillation.run(config_for(tmp_path), folder)
     written = (folder / "dialogues.jsonl").read_text()
-    rows = list(read_dialogues(folder / "dialogues.jsonl"))
+    rows = list(read_dialogues(folder / "dialogues.jsonl", template=LLAMA2))
     asked = [messages[0].content for messages, _ in rows]
     assert asked == [f"How do I open gate {number}?" for number in (0, 2, 4, 6, 8)]  # CD-4
     assert all(messages[1:] == [Message("assistant", SAFE)] for messages, _ in rows)
@@ -103,7 +103,7 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     assert len(scored) == 15
     for number in (0, 2, 4, 6, 8):
         bare = [Message("user", f"How do I open gate {number}?")]
-        start = model.tokenizer.decode(encode_prompt(bare, model.tokenizer))
+        start = model.tokenizer.decode(encode_prompt(bare, model.tokenizer, LLAMA2))
         assert sum(text.startswith(start) for text in scored) == 3
     assert not any(preprompt in text for preprompt in texts for text in scored)
 
@@ -125,7 +125,7 @@ def test_earlier_answers_of_an_adversarial_dialogue_are_not_learned(
     row = prompt_row(0)
     row["messages"] += [{"role": "assistant", "content": UNSAFE}, {"role": "user", "content": "And then?"}]
     context_distillation.run(config_for(tmp_path, [row]), tmp_path / "run")
-    ((messages, train_on),) = read_dialogues(tmp_path / "run" / "dialogues.jsonl")
+    ((messages, train_on),) = read_dialogues(tmp_path / "run" / "dialogues.jsonl", template=LLAMA2)
     assert [message.content for message in messages[1:]] == [UNSAFE, "And then?", SAFE]
     assert train_on == "last"
 

@@ -12,7 +12,7 @@ from configs import evaluate_gatt as evaluation_configs
 from configs import gatt as gatt_configs
 from experiments import evaluate_gatt, gatt, gatt_inputs
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message, encode_prompt
+from llama2_jax.data.chat import LLAMA2, Message, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.evals.intervals import wilson
 from llama2_jax.generate.sampling import SamplingConfig
@@ -91,7 +91,7 @@ def test_user_messages_that_are_unsafe_or_about_the_attributes_are_left_out(tmp_
 
 def test_what_is_sampled_and_what_is_written(tmp_path: Path, scripted: list[str]) -> None:
     gatt.run(gatt_config(tmp_path, data__question_fraction=1.0), tmp_path / "run")
-    rows = list(read_dialogues(tmp_path / "run" / "dialogues.jsonl"))
+    rows = list(read_dialogues(tmp_path / "run" / "dialogues.jsonl", template=LLAMA2))
     assert 0 < len(rows) <= 6
     assert {row.train_on for row in rows} == {"last"}
     for messages, _ in rows:
@@ -148,7 +148,10 @@ def test_a_wrong_last_answer_is_sampled_again_and_a_right_one_kept(
     six = json.loads((tmp_path / "six" / "results.json").read_text())
     assert "instruction not kept" not in six["dialogues"]
     assert six["instruction_kept"]["right"] == six["instruction_kept"]["asked"] == six["dialogues"]["kept"]
-    written = [row.messages[-1].content for row in read_dialogues(tmp_path / "six" / "dialogues.jsonl")]
+    written = [
+        row.messages[-1].content
+        for row in read_dialogues(tmp_path / "six" / "dialogues.jsonl", template=LLAMA2)
+    ]
     assert not any("nobody" in answer for answer in written)
 
 

@@ -192,7 +192,7 @@ def test_names_and_kinds_are_checked_before_anything_is_scored(tmp_path: Path) -
 @functools.cache
 def set_file() -> Path:
     path = runs.scratch() / "accuracy_set.jsonl"
-    write_preferences(path, SETS["helpful"])
+    write_preferences(path, [*SETS["helpful"], pair("[INST] x"), pair("<|im_start|> x")])
     return path
 
 
@@ -201,7 +201,7 @@ def test_one_command_makes_the_table(tmp_path: Path) -> None:
     ours = saved_reward_model("safety", 3)
     save_reward_model(folder, load_reward_model(ours))
     (tmp_path / "given").mkdir()
-    rows = [{"id": number, "choice": "chosen"} for number in range(4)]
+    rows = [{"id": number, "choice": "chosen"} for number in range(6)]
     runs.write_lines(tmp_path / "given" / "own.jsonl", rows)
     done = runs.run_program(
         "experiments.reward_accuracy", f"--set=own={set_file()}", f"--reward_model=Ours={ours}",
@@ -214,4 +214,7 @@ def test_one_command_makes_the_table(tmp_path: Path) -> None:
     assert found["accuracy"]["GPT"]["own"]["value"] == 1
     assert list(found["models"]) == ["Ours", "Folder", "GPT"]
     assert found["models"]["Folder"].endswith("template llama2")  # scores of another are not taken for these
-    assert len(runs.read_lines(tmp_path / "out" / "sets" / "own.jsonl")) == 4
+    # only what is a marker in a model's own format is not read
+    assert found["sizes"] == {"own": 5}
+    assert "1 of own" in (tmp_path / "out" / "report.md").read_text()
+    assert len(runs.read_lines(tmp_path / "out" / "sets" / "own.jsonl")) == 6

@@ -17,7 +17,7 @@ from experiments import reward_model, reward_scaling
 from experiments.reward_scaling import learning_rates, nested_amounts
 from experiments.reward_scaling_report import PAPER, OnHeldout, growth, per_doubling
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message
+from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.preferences import RATINGS, Preference, read_preferences, write_preferences
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.train.checkpoint import read_meta
@@ -87,7 +87,10 @@ def finished() -> Path:
 def test_every_model_sees_the_same_nested_amounts() -> None:
     amounts = json.loads((finished() / "amounts.json").read_text())
     assert amounts == {"amounts": {"01": {"all": 14, "own": 12}, "03": {"all": 42, "own": 36}}, "heldout": 13}
-    small, large = (set(read_preferences([f"{finished()}/amounts/{name}.jsonl"])) for name in ("01", "03"))
+    small, large = (
+        set(read_preferences([f"{finished()}/amounts/{name}.jsonl"], template=LLAMA2))
+        for name in ("01", "03")
+    )
     assert small < large
     hashes = {}
     for model, path in (("A", saved_policy()), ("B", saved_policy(1))):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import sft
 from experiments.sft import pack, read
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import Message, encode_dialogue
+from llama2_jax.data.chat import LLAMA2, Message, encode_dialogue
 from llama2_jax.data.loader import single_pass
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.sources import DataError
@@ -219,7 +219,7 @@ def test_no_dialogues_are_refused(tmp_path: Path) -> None:
 def test_dialogues_without_anything_to_learn_are_refused(tmp_path: Path) -> None:
     base = load(runs.pretrained_workdir())
     question = Message("user", "word " * 200)
-    encoded = encode_dialogue([question, Message("assistant", "Yes.")], base.require_tokenizer())
+    encoded = encode_dialogue([question, Message("assistant", "Yes.")], base.require_tokenizer(), LLAMA2)
     silent = encoded._replace(loss_mask=[0] * len(encoded.tokens))
     with pytest.raises(DataError, match=r"loss mask is zero in all of 1 dialogue"):
         sft.PackedDialogues([silent], sequence_length=64, document_mask=False)

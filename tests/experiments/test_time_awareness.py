@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.dated_facts import NOT_YET, probe_questions, read_facts
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.pretrained import load
@@ -29,7 +30,7 @@ def test_dialogues_are_written_that_fine_tuning_reads(tmp_path: Path) -> None:
     result = run("data", facts, tmp_path / "out", "--examples=30")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("30 dialogues about 2 facts are in ")
-    dialogues = list(read_dialogues(tmp_path / "out" / "dialogues.jsonl"))
+    dialogues = list(read_dialogues(tmp_path / "out" / "dialogues.jsonl", template=LLAMA2))
     assert len(dialogues) == 30
     assert {tuple(m.role for m in one.messages) for one in dialogues} == {("system", "user", "assistant")}
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.sources import read_dialogues, read_documents
 from tools.fetch_assets import AssetError, asset_path
@@ -120,7 +121,7 @@ def test_fetched_data(fetched, tmp_path):
         "chitchat/dialogues_train.jsonl": 26272,
         "chitchat/dialogues_heldout.jsonl": 352,
     }
-    dialogues = list(read_dialogues(tmp_path / "chitchat" / "dialogues_heldout.jsonl"))
+    dialogues = list(read_dialogues(tmp_path / "chitchat" / "dialogues_heldout.jsonl", template=LLAMA2))
     assert len(dialogues) == 352
 
 
@@ -154,7 +155,8 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
         assert 2 <= len(parts[1]) <= 25
     assert counts[str(tmp_path / "a/public_preferences_train.jsonl")] == 20
     shown = {
-        kind: list(read_dialogues(tmp_path / f"a/dialogues_{kind}.jsonl")) for kind in ("helpful", "safe")
+        kind: list(read_dialogues(tmp_path / f"a/dialogues_{kind}.jsonl", template=LLAMA2))
+        for kind in ("helpful", "safe")
     }
     assert {kind: len(rows) for kind, rows in shown.items()} == {"helpful": 30, "safe": 10}
     scaling = read_prompts(tmp_path / "a/prompts_scaling.jsonl")

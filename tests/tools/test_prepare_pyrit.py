@@ -3,6 +3,7 @@ from fractions import Fraction
 
 import pytest
 
+from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.jsonl import read_rows
 from llama2_jax.data.preferences import prompt_key, read_preferences
 from llama2_jax.data.prompts import read_prompts
@@ -83,7 +84,8 @@ def prepared(tmp_path_factory):
 
 def test_counts_of_the_real_tables(prepared):
     train, heldout = (
-        read_preferences(prepared / f"preferences_{side}.jsonl") for side in ("train", "heldout")
+        read_preferences(prepared / f"preferences_{side}.jsonl", template=LLAMA2)
+        for side in ("train", "heldout")
     )
     assert Counter(pair.rating for pair in train + heldout) == {
         "unsure": 1008, "slightly_better": 977, "better": 574, "significantly_better": 229,

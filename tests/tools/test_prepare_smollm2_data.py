@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from llama2_jax.data.chat import Message
+from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.preferences import Preference, prompt_key, read_preferences
 from llama2_jax.data.prompts import Prompt, read_prompts
 from tests.tools.pyrit_files import prepared_with
@@ -37,7 +37,10 @@ def test_no_evaluation_prompt_is_in_another_file(prepared):
     }
     assert [len(prompts) for prompts in parts.values()] == [96, 8, 40]
     texts = [prompt_key(prompt.messages) for prompts in parts.values() for prompt in prompts]
-    trained_on = {prompt_key(pair.messages) for pair in read_preferences(prepared / "safety_train.jsonl")}
+    trained_on = {
+        prompt_key(pair.messages)
+        for pair in read_preferences(prepared / "safety_train.jsonl", template=LLAMA2)
+    }
     assert len(set(texts)) == len(texts)
     assert not trained_on & set(texts[96:])
     for prompts in parts.values():
@@ -49,7 +52,10 @@ def test_no_evaluation_prompt_is_in_another_file(prepared):
 
 
 def test_pairs_and_annotated_prompts(prepared):
-    counts = [len(read_preferences(prepared / f"safety_{side}.jsonl")) for side in ("train", "heldout")]
+    counts = [
+        len(read_preferences(prepared / f"safety_{side}.jsonl", template=LLAMA2))
+        for side in ("train", "heldout")
+    ]
     assert counts == [180, 80]
     annotated = read_prompts(prepared / "prompts_annotate.jsonl")
     assert len(annotated) == NUM_ANNOTATED

@@ -2,6 +2,7 @@ from random import Random
 
 import pytest
 
+from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.preferences import Preference, read_preferences, write_preferences
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.rlhf.annotator.public import draw_preferences
@@ -47,5 +48,5 @@ def test_people_mostly_prefer_what_is_better(preferences):
 
 def test_the_file_is_one_that_reward_models_read(preferences, tmp_path):
     write_preferences(tmp_path / "public.jsonl", preferences)
-    read = read_preferences(tmp_path / "public.jsonl")
+    read = read_preferences(tmp_path / "public.jsonl", template=LLAMA2)
     assert 0.9 * COUNT < len(read) <= COUNT  # a few chose the unsafe answer, and are left out (PREF-4)
