@@ -65,7 +65,7 @@ def make_loader(
 
 
 def single_pass(
-    rows: Rows, *, batch_size: int, source_id: int = 0, host_index: int = 0, host_count: int = 1
+    rows: Rows, *, batch_size: int, host_index: int = 0, host_count: int = 1
 ) -> Iterator[TokenBatch]:
     """Every row once, in order, for evaluation; empty rows (segment 0, no loss) fill the last batch.
 
@@ -75,7 +75,7 @@ def single_pass(
       ConfigError: ``batch_size`` not divisible by ``host_count``.
     """
     check_hosts(batch_size, host_index, host_count)
-    return _single_pass(rows, batch_size, source_id, host_index, host_count)
+    return _single_pass(rows, batch_size, host_index, host_count)
 
 
 def check_hosts(batch_size: int, host_index: int, host_count: int) -> None:
@@ -95,14 +95,12 @@ def host_rows(step: int, batch_size: int, host_index: int, host_count: int) -> r
     return range(start, start + per_host)
 
 
-def _single_pass(
-    rows: Rows, batch_size: int, source_id: int, host_index: int, host_count: int
-) -> Iterator[TokenBatch]:
+def _single_pass(rows: Rows, batch_size: int, host_index: int, host_count: int) -> Iterator[TokenBatch]:
     empty = {name: np.zeros_like(values) for name, values in rows[0].items()} if len(rows) else {}
     for step in range(-(-len(rows) // batch_size)):
         mine = host_rows(step, batch_size, host_index, host_count)
         chosen = [rows[index] if index < len(rows) else empty for index in mine]
-        yield _stack([{**row, "source_id": np.array(source_id, np.int32)} for row in chosen])
+        yield _stack([{**row, "source_id": np.array(0, np.int32)} for row in chosen])
 
 
 def _stack(rows: Sequence[Row]) -> TokenBatch:

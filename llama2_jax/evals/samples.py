@@ -19,10 +19,9 @@ def complete(
     sampling: SamplingConfig,
     *,
     stop_ids: Sequence[int],
-    seeds: Sequence[int] | None = None,
 ) -> list[str]:
     """Completions as text, without the stop token."""
-    completions = generate(model, params, prompts, sampling, stop_ids=stop_ids, seeds=seeds)
+    completions = generate(model, params, prompts, sampling, stop_ids=stop_ids)
     return [tokenizer.decode(row_ids(completions, row)[1]) for row in range(len(prompts))]
 
 

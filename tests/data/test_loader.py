@@ -151,7 +151,7 @@ def test_mistakes_name_the_fix():
 def test_single_pass_sees_every_row_once_in_order(host_count):
     rows = CountedRows(1, 9)
     hosts = [
-        list(single_pass(rows, batch_size=4, source_id=3, host_index=host, host_count=host_count))
+        list(single_pass(rows, batch_size=4, host_index=host, host_count=host_count))
         for host in range(host_count)
     ]
     assert {len(batches) for batches in hosts} == {3}
@@ -163,7 +163,7 @@ def test_single_pass_sees_every_row_once_in_order(host_count):
     assert tokens[:, 0].tolist() == [*range(100, 109), 0, 0, 0]
     assert segments[:, 0].tolist() == [1] * 9 + [0] * 3
     assert masks.sum() == 9 * 3
-    assert set(sources.tolist()) == {3}
+    assert set(sources.tolist()) == {0}
 
 
 def test_importing_the_data_package_does_not_import_jax():

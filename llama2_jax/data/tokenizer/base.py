@@ -64,10 +64,6 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether ``token_id`` is a control piece."""
-        ...
-
     def with_bos(self) -> "Tokenizer":
         """The same for a model that is trained on texts after BOS. Raises ``TokenizerError`` without BOS."""
         ...

@@ -116,10 +116,6 @@ class JsonTokenizer:
             raise TokenizerError(no_special(piece))
         return token_id
 
-    def is_special(self, token_id: int) -> bool:
-        """See ``Tokenizer.is_special``."""
-        return token_id in self._added and self._added[token_id].special
-
     def with_bos(self) -> "JsonTokenizer":
         """See ``Tokenizer.with_bos``."""
         wrap(self, [], bos=True, eos=False)

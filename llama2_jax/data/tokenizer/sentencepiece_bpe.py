@@ -122,10 +122,6 @@ class SentencePieceTokenizer:
             raise TokenizerError(no_special(piece))
         return token_id
 
-    def is_special(self, token_id: int) -> bool:
-        """See ``Tokenizer.is_special``."""
-        return self._processor.is_control(token_id)
-
     @functools.cached_property
     def _markers(self) -> frozenset[int]:
         """Ids of the control and of the user-defined pieces."""

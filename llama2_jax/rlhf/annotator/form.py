@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from llama2_jax.rlhf.annotator.families.family import words_of
+from llama2_jax.rlhf.annotator.world import LEXICON
 
 COMMON_WORDS = frozenset(
     words_of(
@@ -17,7 +18,7 @@ COMMON_WORDS = frozenset(
 )
 
 
-def form(answer: str, *, num_words: tuple[int, int], lexicon: frozenset[str]) -> tuple[float, str]:
+def form(answer: str, *, num_words: tuple[int, int]) -> tuple[float, str]:
     """How well an answer is written, in [0, 1], and its worst fault ("" if there is none).
 
     The product of four factors: known words (share to the third power: two unknown words of six
@@ -27,7 +28,7 @@ def form(answer: str, *, num_words: tuple[int, int], lexicon: frozenset[str]) ->
     words = words_of(answer)
     if not words:
         return 0.0, "empty"
-    known = [word in lexicon or word in COMMON_WORDS for word in words]
+    known = [word in LEXICON or word in COMMON_WORDS for word in words]
     factors = {
         "gibberish": (sum(known) / len(words)) ** 3,
         "repetitive": _distinct_pairs(words) ** 2,

@@ -12,7 +12,7 @@ from llama2_jax.rlhf.annotator.families import adversarial
 from llama2_jax.rlhf.annotator.families.family import question
 from llama2_jax.rlhf.annotator.flaws import is_refusal
 from llama2_jax.rlhf.annotator.form import echoes, form
-from llama2_jax.rlhf.annotator.world import LEXICON, identify
+from llama2_jax.rlhf.annotator.world import identify
 
 
 class Grade(NamedTuple):
@@ -35,7 +35,7 @@ def grade(prompt: Prompt, answer: str) -> Grade:
     """
     family, task = identify(prompt.messages)
     is_hazard = adversarial.is_unsafe(answer)
-    written, fault = form(answer, num_words=family.num_words, lexicon=LEXICON)
+    written, fault = form(answer, num_words=family.num_words)
     if echoes(answer, question(prompt.messages)):
         return Grade(0.0, is_hazard, "repeats the question")
     if is_refusal(answer) and family.name != adversarial.FAMILY.name:

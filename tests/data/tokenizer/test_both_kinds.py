@@ -41,11 +41,7 @@ def test_pieces_show_word_boundaries_and_control_tokens(tokenizer, chatml_tokeni
 
 def test_special_ids(tokenizer, chatml_tokenizer):
     assert tokenizer.special_id("</s>") == 2
-    assert tokenizer.is_special(1)
-    assert not tokenizer.is_special(300)
     assert chatml_tokenizer.special_id("<|im_end|>") == 2
-    assert chatml_tokenizer.is_special(2)
-    assert not chatml_tokenizer.is_special(3)
     for each, piece in ((tokenizer, "<|im_end|>"), (tokenizer, "the"), (chatml_tokenizer, "Ġthe")):
         with pytest.raises(TokenizerError, match="control piece"):
             each.special_id(piece)
@@ -60,7 +56,6 @@ def test_user_defined_pieces_can_be_markers():
         byte_level_from_merges(pieces, [], token_types=types),
     ):
         assert each.special_id("<|im_start|>") == 3
-        assert not each.is_special(3)
         with pytest.raises(TokenizerError, match="control piece"):
             each.special_id("a")
 
