@@ -28,7 +28,7 @@ from benchmarks.record import record, seconds, spread
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.config import kv_cache_bytes_per_token, model_config, parameter_count
-from llama2_jax.model.transformer import Transformer, init_params, unstack
+from llama2_jax.model.transformer import Transformer, decoding_model, init_params, unstack
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.train.flops import measured_matrix_rate
 
@@ -91,7 +91,7 @@ def large(
     config = model_config(size, max_context=context, compute_dtype="bfloat16", attention_impl=impl)
     stacked = Transformer(config, single_device())
     half = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(stacked, key)))
-    model, params = unstack(stacked, half(jax.random.key(0)))
+    model, params = decoding_model(stacked), unstack(half(jax.random.key(0)))
 
     def run(batch: int, prompt: int, new: int) -> np.ndarray:
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt)).tolist()

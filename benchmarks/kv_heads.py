@@ -30,7 +30,7 @@ from llama2_jax.model.config import (
     model_config,
     parameter_count,
 )
-from llama2_jax.model.transformer import Transformer, init_params, unstack
+from llama2_jax.model.transformer import Transformer, decoding_model, init_params, unstack
 from llama2_jax.model.variants import attention_variants
 
 NEW = 128
@@ -85,7 +85,7 @@ def measure(
     params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), init_params(stacked, key)))(
         jax.random.key(0)
     )
-    model, params = unstack(stacked, params)
+    model, params = decoding_model(stacked), unstack(params)
 
     def run(context: int, batch: int) -> np.ndarray:
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch, context)).tolist()

@@ -4,7 +4,6 @@ Training splits weights over devices and gathers them layer by layer, which is l
 decoding would gather all of them for one token per row (20 times slower in the paper, PPO-8).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llama2_jax.model.transformer import Transformer, unstack
+from llama2_jax.model.transformer import Transformer, decoding_model, unstack
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
@@ -27,15 +26,14 @@ class Sampler(NamedTuple):
 
 def make_sampler(model: Transformer, partitioner: Partitioner) -> Sampler:
     """A sampler for ``model``, whose weights and rows lie as ``partitioner`` says."""
-    config = dataclasses.replace(model.config, remat_policy="none")
-    decoder = model.clone(config=config, stacked=False, partitioner=partitioner)
+    decoder = decoding_model(model).clone(partitioner=partitioner)
     return Sampler(decoder, lambda params: place_tree(partitioner, decoding_params(model, params)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decoding_params(model: Transformer, params: Params) -> Params:
     """The layers apart (``unstack``), weights rounded to the compute dtype: a step reads half as much."""
-    return rounded(unstack(model, params)[1], model.config.compute_dtype)
+    return rounded(unstack(params), model.config.compute_dtype)
 
 
 def rounded(params: Params, compute_dtype: str) -> Params:

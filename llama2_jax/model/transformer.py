@@ -73,7 +73,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     partitioner: Partitioner | None = None
-    stacked: bool = True  # False: the layout for decoding, see ``unstack``
+    stacked: bool = True  # False: the layout for decoding, see ``decoding_model``
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -184,24 +184,31 @@ def init_params(model: Transformer, key: jax.Array) -> Params:
     return (model.partitioner or single_device()).make(init, key)
 
 
-def unstack(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """The same model in the layout for decoding: a parameter per layer, weights with their outputs first.
+def decoding_model(model: Transformer) -> Transformer:
+    """The same model in the layout for decoding, whose parameters ``unstack`` makes.
+
+    There is no backward pass to save memory for, so ``remat_policy`` becomes "none".
+    """
+    return model.clone(config=dataclasses.replace(model.config, remat_policy="none"), stacked=False)
+
+
+def unstack(params: Params) -> Params:
+    """Parameters in the layout for decoding: a parameter per layer, weights with their outputs first.
 
     A scan over stacked layers copies every weight out of the stack before using it. Training hides
     that behind large products; a decode step is little more than reading the weights once, in the order
     that ``project`` wants for few rows. Training and checkpoints keep the stack, whose compile time does
-    not grow with depth. There is no backward pass to save memory for, so ``remat_policy`` becomes "none".
+    not grow with depth. Parameters in that layout already stay.
     """
-    if not model.stacked:
-        return model, params
+    if "layers" not in params:
+        return params
 
     def layer(index: int) -> Params:
         return _outputs_first(jax.tree.map(lambda leaf: leaf[index], params["layers"]))
 
     rest = _outputs_first({name: value for name, value in params.items() if name != "layers"})
-    config = dataclasses.replace(model.config, remat_policy="none")
-    unstacked = model.clone(config=config, stacked=False)
-    return unstacked, rest | {f"layer_{index}": layer(index) for index in range(model.config.num_layers)}
+    num_layers = len(jax.tree.leaves(params["layers"])[0])
+    return rest | {f"layer_{index}": layer(index) for index in range(num_layers)}
 
 
 def _outputs_first(params: Params) -> Params:

@@ -12,7 +12,7 @@ from llama2_jax.generate import decode
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampler import decoding_params, make_sampler
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.model.transformer import unstack
+from llama2_jax.model.transformer import decoding_model, unstack
 from llama2_jax.pretrained import LoadedModel, for_decoding
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
@@ -69,8 +69,8 @@ def gathers(loaded):
 
 def test_no_weight_travels_for_a_token():
     split = loaded_on(Partitioner(make_mesh(MeshConfig(fsdp=8)), "fsdp"))
-    model, params = unstack(split.model, split.params)
-    assert gathers(split._replace(model=model, params=params)) > 0, "else this test would see nothing"
+    unstacked = split._replace(model=decoding_model(split.model), params=unstack(split.params))
+    assert gathers(unstacked) > 0, "else this test would see nothing"
     assert gathers(for_decoding(split)) == 0
 
 
@@ -79,7 +79,7 @@ def test_rounding_weights_before_their_use_changes_no_bit():
     params = jax.tree.map(jnp.asarray, tiny.params())
     rounded = decoding_params(model, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("bfloat16")}
-    decoder, exact = unstack(model, params)
+    decoder, exact = decoding_model(model), unstack(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(exact)} == {jnp.dtype("float32")}
     found, wanted = (generate(decoder, weights, PROMPTS, SAMPLING) for weights in (rounded, exact))
     for name in found._fields:

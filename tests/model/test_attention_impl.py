@@ -11,7 +11,7 @@ from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
 from llama2_jax.model.config import model_config
-from llama2_jax.model.transformer import Transformer, unstack
+from llama2_jax.model.transformer import Transformer, decoding_model, unstack
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import make_partitioner
@@ -56,7 +56,8 @@ def test_loss_and_gradients(impl, layout):
 @pytest.mark.parametrize("layout", ["one", "fsdp2_tensor4"])
 @pytest.mark.parametrize("impl", ["xla", "tpu_interpret"])
 def test_completions(impl, layout):
-    model, params = unstack(*make(impl, layout))
+    stacked, params = make(impl, layout)
+    model, params = decoding_model(stacked), unstack(params)
     found = generate(model, params, PROMPTS, SamplingConfig(max_new_tokens=5, temperature=0.0))
     for row, prompt in enumerate(PROMPTS):
         wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, 5)

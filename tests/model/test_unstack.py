@@ -10,7 +10,7 @@ from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
 from llama2_jax.model.layers import project
-from llama2_jax.model.transformer import attention_probabilities, unstack
+from llama2_jax.model.transformer import attention_probabilities, decoding_model, unstack
 from llama2_jax.sharding.rules import single_device
 from tests.model import tiny
 
@@ -19,7 +19,7 @@ ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 4, 20)]
 
 def both_layouts(policy="none"):
     model, params = tiny.with_config(remat_policy=policy), jax.tree.map(jax.numpy.asarray, tiny.params())
-    return (model, params), unstack(model, params)
+    return (model, params), (decoding_model(model), unstack(params))
 
 
 def logits(model, params):
@@ -60,9 +60,8 @@ def test_attention_probabilities_are_the_same():
 
 def test_unstacking_twice_changes_nothing_and_remat_is_gone():
     model, params = both_layouts("full")[1]
-    again, same = unstack(model, params)
-    assert again is model
-    assert same is params
+    assert decoding_model(model) == model
+    assert unstack(params) is params
     assert (model.stacked, model.config.remat_policy) == (False, "none")
 
 
