@@ -13,7 +13,7 @@ from experiments.training_report import write_stage_report
 from llama2_jax.analysis.unigram import unigram_entropy
 from llama2_jax.config import build, to_plain
 from llama2_jax.data.corpus import TokenisedCorpus
-from llama2_jax.data.loader import DataSource, Loader, make_loader, single_pass
+from llama2_jax.data.loader import DataSource, Loader, make_loader
 from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.evals.heldout import heldout_loss
@@ -132,12 +132,12 @@ def make_train_run(
         },
         config=to_plain(config),
         accept_changed_config=config.accept_changed_config,
-        evaluate=make_evaluation(config, workdir, partitioner, model, text),
+        evaluate=make_evaluation(config, workdir, model, text),
     )
 
 
 def make_evaluation(
-    config: Any, workdir: Path, partitioner: Partitioner, model: Transformer, text: Text
+    config: Any, workdir: Path, model: Transformer, text: Text
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss in nats per token and bits per byte, and samples of the configured prompts."""
     tokenizer, heldout = text.tokenizer, text.heldout
@@ -151,13 +151,14 @@ def make_evaluation(
             append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
-        rows = packed(heldout, config, seed=None)
-        batches = single_pass(rows, batch_size=config.eval.batch_size, **process_slice(partitioner))
-        loss = heldout_loss(model, params, batches, loss_chunk=config.train.loss_chunk)
-        return {
-            "eval/heldout/loss": loss.per_token,
-            "eval/heldout/bits_per_byte": loss.bits_per_byte(heldout.manifest["text_bytes"]),
-        }
+        return heldout_loss(
+            model,
+            params,
+            packed(heldout, config, seed=None),
+            num_bytes=heldout.manifest["text_bytes"],
+            batch_size=config.eval.batch_size,
+            loss_chunk=config.train.loss_chunk,
+        )
 
     return evaluate
 

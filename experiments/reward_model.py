@@ -5,6 +5,7 @@ safety loss alone. Accuracy is that of held-out pairs of the model's own track, 
 ``heldout_scores.jsonl`` has the scores by number (``llama2_jax/data/pair_scores.py``).
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,14 +34,13 @@ from llama2_jax.evals.reward_accuracy import evaluate_pairs
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
-from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.pretrained import LoadedModel, load, release_params
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel, preference_loss, score_rows
 from llama2_jax.sharding.placement import check_batch_size, process_slice
 from llama2_jax.sharding.processes import require_agreement
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
-from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.run import TrainConfig, TrainRun
@@ -84,11 +84,9 @@ def run(config: Any, workdir: Path) -> None:
     keep_tokenizer(chat.require_tokenizer(), workdir)
     tested = [hashes_of(split_paths(config.data[name])) for name in ("heldout", "answers")]
     require_agreement("held-out pairs and answers", tested)
-    # the run must not keep a second copy of the parameters: a resume does not need them at all
-    start_params = [] if stored_steps(workdir) else [initial_params(config, chat.params)]
-    chat = chat._replace(params=None)
+    chat, start_params = release_params(chat, workdir, functools.partial(initial_params, config))
     loader = make_pair_loader(config, partitioner, pairs)
-    train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params.pop)
+    train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params)
     train_config = {**config.train, "num_steps": loader.num_batches}
     train(train_run, build(TrainConfig, train_config, name="train"), workdir)
     reward_model = load_reward_model(

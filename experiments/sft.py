@@ -22,7 +22,7 @@ from llama2_jax.data.chat import (
     encode_prompt,
     stop_ids,
 )
-from llama2_jax.data.loader import DataSource, make_loader, single_pass
+from llama2_jax.data.loader import DataSource, make_loader
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.shards import hashes_of
 from llama2_jax.data.sources import BadLines, TrainingDialogue, read_dialogues, split_paths
@@ -30,12 +30,11 @@ from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
-from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load
+from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load, release_params
 from llama2_jax.sharding.placement import process_slice
 from llama2_jax.sharding.processes import require_agreement
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params
-from llama2_jax.train.checkpoint import stored_steps
 from llama2_jax.train.flops import peak_flops
 from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -63,10 +62,8 @@ def run(config: Any, workdir: Path) -> None:
     keep_tokenizer(base.require_tokenizer(), workdir)
     heldout = hashes_of(split_paths(config.data.heldout))
     require_agreement("held-out dialogues", heldout)
-    # the run must not keep a second copy of the parameters: a resume does not need them at all
-    start_params = [] if stored_steps(workdir) else [base.params]
-    base = base._replace(params=None)
-    train_run = make_train_run(config, workdir, partitioner, base, rows, initial_params=start_params.pop)
+    base, start_params = release_params(base, workdir)
+    train_run = make_train_run(config, workdir, partitioner, base, rows, initial_params=start_params)
     num_steps = config.train.num_steps or math.ceil(config.data.epochs * len(rows) / config.data.batch_size)
     epochs = num_steps * config.data.batch_size / len(rows)
     _warn_of_data(config, epochs, both=set(heldout) & set(train_run.meta["dialogues"]))
@@ -150,7 +147,7 @@ def make_train_run(
         initial_params=initial_params,
         config=to_plain(config),
         accept_changed_config=config.accept_changed_config,
-        evaluate=make_evaluation(config, workdir, partitioner, base),
+        evaluate=make_evaluation(config, workdir, base),
     )
 
 
@@ -192,7 +189,7 @@ def answer_bytes(dialogues: Sequence[TrainingDialogue]) -> int:
 
 
 def make_evaluation(
-    config: Any, workdir: Path, partitioner: Partitioner, base: LoadedModel
+    config: Any, workdir: Path, base: LoadedModel
 ) -> Callable[[int, Params], dict[str, float]]:
     """Held-out loss on answer tokens, and answers to the configured user messages."""
     tokenizer = base.require_tokenizer()
@@ -212,12 +209,14 @@ def make_evaluation(
             append_completions(workdir, step, prompts, texts)
         if heldout is None:
             return {}
-        batches = single_pass(heldout, batch_size=config.eval.batch_size, **process_slice(partitioner))
-        loss = heldout_loss(base.model, params, batches, loss_chunk=config.train.loss_chunk)
-        return {
-            "eval/heldout/loss": loss.per_token,
-            "eval/heldout/bits_per_byte": loss.bits_per_byte(num_bytes),
-        }
+        return heldout_loss(
+            base.model,
+            params,
+            heldout,
+            num_bytes=num_bytes,
+            batch_size=config.eval.batch_size,
+            loss_chunk=config.train.loss_chunk,
+        )
 
     return evaluate
 

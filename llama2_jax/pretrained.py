@@ -1,6 +1,7 @@
 """One door for models at rest: any checkpoint in, our own or a Hugging Face folder out."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from llama2_jax.model.transformer import Transformer, abstract_params
 from llama2_jax.sharding.placement import place_leaf, place_parts
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
-from llama2_jax.train.checkpoint import read_meta, read_params, write_params
+from llama2_jax.train.checkpoint import read_meta, read_params, stored_steps, write_params
 
 FORMATS = ("huggingface", "native")
 
@@ -109,6 +110,20 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
     return loaded._replace(
         config=sampler.model.config, model=sampler.model, params=sampler.weights(loaded.params)
     )
+
+
+def release_params(
+    loaded: LoadedModel, workdir: Path, start_from: Callable[[Params], Params] = lambda params: params
+) -> tuple[LoadedModel, Callable[[], Params]]:
+    """The model without its parameters, and what gives, once, those that training in ``workdir`` starts from.
+
+    The run must not keep a second copy of them; one that goes on from a checkpoint does not need them at all.
+
+    Args:
+      start_from: makes the parameters to start from out of the model's.
+    """
+    start_params = [] if stored_steps(workdir) else [start_from(loaded.params)]
+    return loaded._replace(params=None), start_params.pop
 
 
 def save_huggingface(folder: str | Path, loaded: LoadedModel) -> None:

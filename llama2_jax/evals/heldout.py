@@ -2,40 +2,34 @@
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
 
 import jax
 
 from llama2_jax.config import require
+from llama2_jax.data.loader import single_pass
+from llama2_jax.data.packing import Rows
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.sharding.placement import place_batch
+from llama2_jax.sharding.placement import place_batch, process_slice
 from llama2_jax.structs import LossSums, Params, TokenBatch
 from llama2_jax.train.step import loss_sums
 
 
-class HeldoutLoss(NamedTuple):
-    """Sums over a whole held-out set."""
-
-    nats: float
-    tokens: float
-
-    @property
-    def per_token(self) -> float:
-        """Mean negative log-likelihood in nats per counted token."""
-        return self.nats / self.tokens
-
-    def bits_per_byte(self, num_bytes: int) -> float:
-        """The same in bits per byte of the text: comparable between tokenizers."""
-        return self.nats / math.log(2) / num_bytes
-
-
 def heldout_loss(
-    model: Transformer, params: Params, batches: Iterable[TokenBatch], *, loss_chunk: int = 0
-) -> HeldoutLoss:
-    """Sum the loss over ``batches`` (host arrays, this process's rows); ``loss_chunk`` as in training."""
+    model: Transformer, params: Params, rows: Rows, *, num_bytes: int, batch_size: int, loss_chunk: int
+) -> dict[str, float]:
+    """The mean loss of the counted tokens in nats, and in bits per byte, as a run logs them.
+
+    Args:
+      num_bytes: UTF-8 bytes of the text that counts; bits per byte are comparable between tokenizers.
+      batch_size: rows computed together.
+      loss_chunk: as in training.
+
+    Raises:
+      ConfigError: no token counts, or the batch does not divide over the processes.
+    """
     assert model.partitioner is not None
     nats = tokens = 0.0
+    batches = single_pass(rows, batch_size=batch_size, **process_slice(model.partitioner))
     placed = (place_batch(model.partitioner, batch) for batch in batches)
     running = (_batch_sums(model, params, batch, loss_chunk=loss_chunk) for batch in placed)
     sums = next(running, None)
@@ -48,7 +42,10 @@ def heldout_loss(
         tokens > 0,
         "the held-out set has no counted token; give dialogues with answers, or longer texts",
     )
-    return HeldoutLoss(nats, tokens)
+    return {
+        "eval/heldout/loss": nats / tokens,
+        "eval/heldout/bits_per_byte": nats / math.log(2) / num_bytes,
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss_chunk"))
