@@ -19,7 +19,7 @@ from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
-from llama2_jax.data.chat import Message, Template, encode_prompt, special_tags
+from llama2_jax.data.chat import Message, Template, answer_flaw, encode_prompt
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import dialogue_row
@@ -183,15 +183,9 @@ def choose(candidates: Mapping[str, Candidate], template: Template, *, wording: 
 
 def _flaw(answer: Answer, template: Template, *, wording: str) -> str:
     """Why an answer cannot be trained on; empty if it can."""
-    if not answer.stopped:
-        return "cut off"
-    if not answer.text.strip():
-        return "empty"
-    if special_tags(answer.text, template):
-        return "special tags"
-    if preprompts.quotes_preprompt(answer.text, wording):
-        return "repeats a preprompt"
-    return ""
+    if flaw := answer_flaw(answer.text, template, stopped=answer.stopped):
+        return flaw
+    return "repeats a preprompt" if preprompts.quotes_preprompt(answer.text, wording) else ""
 
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:

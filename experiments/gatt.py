@@ -148,7 +148,7 @@ def outcome(
     if not conversation.finished:
         return "beyond the context"
     if not conversation.stopped:
-        return "last answer cut off"
+        return "unfinished"  # its last answer
     question, answer = (message.content for message in conversation.messages[-2:])
     if check and not gatt.is_satisfied(instruction, question, answer, attributes):
         return WRONG

@@ -17,7 +17,7 @@ from experiments.models import check_safety_model, load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
 from llama2_jax.config import build, read_json, require, require_choice, write_json
-from llama2_jax.data.chat import UNFINISHED, Message, Template, special_tags
+from llama2_jax.data.chat import UNFINISHED, Message, Template, answer_flaw
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import DataError, dialogue_row
@@ -204,12 +204,12 @@ def draw_samples(
 def without_flaws(
     samples: Sequence[Sample], template: Template, unfinished: str
 ) -> tuple[list[Sample], dict[str, int]]:
-    """Samples that can be trained on, and how many cannot, by reason.
+    """Samples that can be trained on, and how many cannot, by reason (``answer_flaw``).
 
     Raises:
       ConfigError: none can.
     """
-    flaws = [flaw(sample, template, unfinished) for sample in samples]
+    flaws = [_flaw(sample, template, unfinished) for sample in samples]
     usable = [sample for sample, reason in zip(samples, flaws, strict=True) if not reason]
     excluded = dict(Counter(reason for reason in flaws if reason))
     require(
@@ -220,20 +220,13 @@ def without_flaws(
     return usable, excluded
 
 
-def flaw(sample: Sample, template: Template, unfinished: str) -> str:
-    """Why a sample cannot be trained on; empty if it can."""
-    if not sample.stopped and unfinished == "exclude":
-        return "unfinished"
-    if not sample.text.strip():
-        return "no text"
-    if special_tags(sample.text, template):
-        return "special tags"
-    return ""
+def _flaw(sample: Sample, template: Template, unfinished: str) -> str:
+    return answer_flaw(sample.text, template, stopped=sample.stopped, unfinished=unfinished)
 
 
 def _reward_if_usable(sample: Sample, template: Template, config: Any) -> float:
     """The displayed reward; 0, below all others, of a sample that may not be picked."""
-    return 0.0 if flaw(sample, template, config.pick.unfinished) else float(displayed(_reward(sample)))
+    return 0.0 if _flaw(sample, template, config.pick.unfinished) else float(displayed(_reward(sample)))
 
 
 def training_row(sample: Sample) -> dict[str, Any]:

@@ -165,6 +165,20 @@ def without_special_tags(text: str, template: Template) -> str:
     return text
 
 
+def answer_flaw(text: str, template: Template, *, stopped: bool = True, unfinished: str = "exclude") -> str:
+    """Why a sampled answer cannot be used: "unfinished", "empty" or "special tags"; "" if it can.
+
+    Args:
+      stopped: it ended by itself.
+      unfinished: one of ``UNFINISHED``.
+    """
+    if not stopped and unfinished == "exclude":
+        return "unfinished"
+    if not text.strip():
+        return "empty"
+    return "special tags" if special_tags(text, template) else ""
+
+
 def encode_prompt(dialogue: Sequence[Message], tokenizer: Tokenizer, template: Template) -> list[int]:
     """Ids of a dialogue whose last message, from the user, is to be answered (CHAT-4).
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import Message, Template, encode_prompt, special_tags
+from llama2_jax.data.chat import Message, answer_flaw, encode_prompt
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import Answer, sample_token_rows
+from llama2_jax.rlhf.answers import sample_token_rows
 
 View = Callable[[Sequence[Message]], list[Message]]
 
@@ -66,7 +66,7 @@ def converse(
         )
         active = []
         for index, answer in zip(rows, answers, strict=True):
-            flaws[index] = _flaw(answer, loaded.template)
+            flaws[index] = answer_flaw(answer.text, loaded.template)
             if not flaws[index]:
                 said[index] = [*prompts[index], Message("assistant", answer.text.strip())]
                 stopped[index] = answer.stopped
@@ -95,21 +95,12 @@ def answer_again(
     answers = sample_token_rows(loaded, rows, sampling, seeds=seeds, batch_size=batch_size)
     return [
         one
-        if _flaw(answer, loaded.template)
+        if answer_flaw(answer.text, loaded.template)
         else one._replace(
             messages=[*one.messages[:-1], Message("assistant", answer.text.strip())], stopped=answer.stopped
         )
         for one, answer in zip(conversations, answers, strict=True)
     ]
-
-
-def _flaw(answer: Answer, template: Template) -> str:
-    """Why an answer cannot stand in a dialogue; empty if it can."""
-    if not answer.text.strip():
-        return "an empty answer"
-    if special_tags(answer.text, template):
-        return "an answer with special tags"
-    return ""
 
 
 def prompt_with_room(

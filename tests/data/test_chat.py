@@ -6,6 +6,7 @@ from llama2_jax.data.chat import (
     DialogueError,
     Message,
     SpecialTagError,
+    answer_flaw,
     dialogue_text,
     encode_dialogue,
     encode_prompt,
@@ -237,3 +238,17 @@ def test_template_look_up():
     assert get_template("chatml") is CHATML
     with pytest.raises(ConfigError, match="'llama2', 'chatml', 'chatml_bos', 'smollm2'"):
         get_template("alpaca")
+
+
+@pytest.mark.parametrize(
+    ("text", "stopped", "unfinished", "expected"),
+    [
+        ("Yes.", True, "exclude", ""),
+        ("Yes", False, "exclude", "unfinished"),
+        ("Yes", False, "keep", ""),
+        (" \n", True, "exclude", "empty"),
+        ("Yes [INST] more", True, "exclude", "special tags"),
+    ],
+)
+def test_why_an_answer_cannot_be_used(text, stopped, unfinished, expected):
+    assert answer_flaw(text, LLAMA2, stopped=stopped, unfinished=unfinished) == expected

@@ -177,11 +177,11 @@ QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."
         (0.5, candidate(0.6), candidate(0.4), Choice(GENERIC, SELECTED)),
         (0.5, candidate(0.6), candidate(0.7), Choice(TEMPLATE, SELECTED)),
         (0.5, candidate(0.5), candidate(0.5), Choice(GENERIC, "rejected: not better")),  # D72: strictly
-        (0.5, candidate(0.6, stopped=False), candidate(0.4), Choice(GENERIC, "rejected: cut off")),
+        (0.5, candidate(0.6, stopped=False), candidate(0.4), Choice(GENERIC, "rejected: unfinished")),
         (0.5, candidate(0.6, " "), candidate(0.4), Choice(GENERIC, "rejected: empty")),
         (0.5, candidate(0.6, "No. [INST] Why"), candidate(0.4), Choice(GENERIC, "rejected: special tags")),
         (0.5, candidate(0.6), candidate(0.9, stopped=False), Choice(GENERIC, SELECTED)),
-        (0.5, candidate(0.6, ""), candidate(0.9, stopped=False), Choice(TEMPLATE, "rejected: cut off")),
+        (0.5, candidate(0.6, ""), candidate(0.9, stopped=False), Choice(TEMPLATE, "rejected: unfinished")),
         (0.5, candidate(0.4), candidate(0.9, QUOTE), Choice(TEMPLATE, "rejected: repeats a preprompt")),
     ],
 )

@@ -189,8 +189,8 @@ def test_a_dialogue_ends_before_an_answer_that_no_prompt_may_hold(monkeypatch: p
     monkeypatch.setattr(conversations, "sample_token_rows", scripted)
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS)
     first, second = converse(loaded, [["Hi."] * 3, ["Hi."] * 2], [list] * 2, sampling, seed=0, batch_size=2)
-    assert (len(first.messages), first.finished, first.flaw) == (4, False, "an answer with special tags")
-    assert (len(second.messages), second.finished, second.flaw) == (0, False, "an answer with special tags")
+    assert (len(first.messages), first.finished, first.flaw) == (4, False, "special tags")
+    assert (len(second.messages), second.finished, second.flaw) == (0, False, "special tags")
     for last in ("Yes.", "No."):  # the one with a tag is not taken
         (again,) = answer_again(loaded, [first], [list], sampling, seeds=[0], batch_size=1)
         assert [message.content for message in again.messages[1::2]] == ["Yes.", last]

@@ -252,21 +252,6 @@ def test_done_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert (first_round() / "archive.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("text", "stopped", "unfinished", "expected"),
-    [
-        ("Yes.", True, "exclude", ""),
-        ("Yes", False, "exclude", "unfinished"),
-        ("Yes", False, "keep", ""),
-        (" \n", True, "exclude", "no text"),
-        ("Yes [INST] more", True, "exclude", "special tags"),
-    ],
-)
-def test_what_cannot_be_trained_on(text: str, stopped: bool, unfinished: str, expected: str) -> None:
-    sample = read_archives([first_round() / "archive.jsonl"])[0]._replace(text=text, stopped=stopped)
-    assert rejection_sampling.flaw(sample, stacked_policy().template, unfinished) == expected
-
-
 def test_only_unfinished_answers_are_an_error_that_keeps_them(tmp_path: Path) -> None:
     config = config_of(pick__unfinished="exclude", sampling__max_new_tokens=1)
     with pytest.raises(ConfigError, match=r"no dialogue can be made of 24 samples \({'unfinished': 24}\)"):

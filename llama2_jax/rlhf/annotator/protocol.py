@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require, require_choice, to_plain
-from llama2_jax.data.chat import UNFINISHED, Template, special_tags
+from llama2_jax.data.chat import UNFINISHED, Template, answer_flaw
 from llama2_jax.data.preferences import Preference
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement, safety_bin
@@ -171,16 +171,11 @@ def pair_from_row(row: dict[str, Any]) -> SampledPair:
 
 
 def unusable(first: Reply, second: Reply, template: Template, unfinished: str) -> str:
-    """Why nobody can compare the answers, "" if somebody can."""
-    if not first.text or not second.text:
-        return "empty answer"
-    if first.text == second.text:
-        return "equal answers"
-    if any(special_tags(reply.text, template) for reply in (first, second)):
-        return "special tags"
-    if unfinished == "exclude" and not (first.finished and second.finished):
-        return "unfinished answer"
-    return ""
+    """Why nobody can compare the answers, a flaw of one or "equal answers"; "" if somebody can."""
+    for reply in (first, second):
+        if flaw := answer_flaw(reply.text, template, stopped=reply.finished, unfinished=unfinished):
+            return flaw
+    return "equal answers" if first.text == second.text else ""
 
 
 def to_preference(pair: SampledPair, judgement: Judgement, *, source: str) -> Preference:

@@ -94,9 +94,9 @@ def test_a_batch_beyond_the_file():
     ("answers", "reason"),
     [
         (lambda i: ("same", True), "equal answers"),
-        (lambda i: (("", "text")[i], True), "empty answer"),
+        (lambda i: (("", "text")[i], True), "empty"),
         (lambda i: (("[INST] a", "b")[i], True), "special tags"),
-        (lambda i: (("a", "b")[i], i == 0), "unfinished answer"),
+        (lambda i: (("a", "b")[i], i == 0), "unfinished"),
     ],
 )
 def test_pairs_that_nobody_can_compare_are_sampled_again_then_dropped(answers, reason):
@@ -117,7 +117,7 @@ def test_unfinished_answers_can_be_kept():
         return [reply._replace(finished=False) for reply in echo(variant, prompts, seeds)]
 
     assert len(run(sample, unfinished="keep").pairs) == 40
-    assert run(sample).dropped == {"unfinished answer": 40}
+    assert run(sample).dropped == {"unfinished": 40}
 
 
 def test_sampling_again_keeps_the_order_and_uses_other_seeds():
