@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.models import open_mesh
 from experiments.report import quote, table, write_report_file
+from llama2_jax.answers import model_version, sample_answers
 from llama2_jax.config import ConfigError, build, read_json, require, require_choice, to_plain, write_json
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
@@ -49,7 +50,6 @@ from llama2_jax.rlhf.annotator.protocol import (
     to_preference,
 )
 from llama2_jax.rlhf.annotator.world import identify
-from llama2_jax.rlhf.answers import model_version, sample_answers
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import score_dialogues

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments import checkpoint_flags
+from llama2_jax.answers import model_version
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_appended
 from llama2_jax.pretrained import LoadedModel, for_decoding
-from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 
 T = TypeVar("T")

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.models import open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
+from llama2_jax.answers import Answer, sample_answers
 from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import Message, Template, answer_flaw, encode_prompt
@@ -28,7 +29,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment, mark_done, open_workdir
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.answers import Answer, sample_answers
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows

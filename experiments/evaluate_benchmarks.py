@@ -27,13 +27,13 @@ from absl import flags
 from experiments import checkpoint_flags
 from experiments.benchmark_report import write_benchmark_report
 from experiments.settings import flag_values, keep_settings
+from llama2_jax.answers import model_version
 from llama2_jax.config import ConfigError, changes, read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals import harness_tasks
 from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import model_version
 from llama2_jax.sharding.processes import files_at_rest
 
 try:

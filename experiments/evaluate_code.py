@@ -31,6 +31,7 @@ from experiments.code_report import write_code_report
 from experiments.code_runs import Rows, Run, check_sampled, chosen_runs, result, solved_problems
 from experiments.generate import prompt_ids
 from experiments.settings import file_version, flag_values, keep_settings
+from llama2_jax.answers import model_version
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import append_rows, read_appended, write_rows
 from llama2_jax.evals.code_benchmarks import CODE, TOP_P, CodeProblem, program
@@ -40,7 +41,6 @@ from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
-from llama2_jax.rlhf.answers import model_version
 from llama2_jax.train.progress import counted
 
 SETTINGS = (

@@ -56,6 +56,7 @@ from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import KINDS, RewardModel
 from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.rlhf.rollouts import check_context, check_prompt_lengths, draw_prompts, draw_seeds
+from llama2_jax.shapes import filled
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.processes import on_host, require_agreement, wait_for_all
 from llama2_jax.sharding.rules import Partitioner
@@ -293,9 +294,9 @@ def evaluate(
     seeds = draw_seeds(count, seed=run.config.train.seed + HELDOUT_SEED, iteration=0)
     sums: dict[str, float] = {}
     for first in range(0, count, size):
-        rows = list(range(first, min(first + size, count)))
-        filled = rows + rows[-1:] * (size - len(rows))  # one compiled shape
-        batch = run.heldout.batch(filled, [seeds[row] for row in filled])
+        rows = range(count)[first : first + size]
+        numbers = filled(rows, size)
+        batch = run.heldout.batch(numbers, [seeds[number] for number in numbers])
         sampled = run.learner.sample(state.policy.params, batch, run.score, Stopwatch())
         stopped_B = on_host(sampled.rollout.stopped_B).astype(np.float64)
         found = {"reward": sampled.scores.combined_B, **sampled.scores.by_model, "stopped": stopped_B}

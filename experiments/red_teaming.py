@@ -35,6 +35,7 @@ from experiments.answer_rows import check_models
 from experiments.red_team_judges import JUDGES, judge_answers
 from experiments.red_team_report import write_red_team_report, write_rejection_report
 from experiments.settings import flag_values, keep_settings
+from llama2_jax.answers import model_version
 from llama2_jax.config import named_paths, read_json, require
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.prompts import Prompt, write_prompts
@@ -52,7 +53,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import for_decoding
 from llama2_jax.rlhf.annotator.attackers import draw_attempts, label_attack
-from llama2_jax.rlhf.answers import model_version
 from llama2_jax.rlhf.archive import Sample, draw, read_archives
 
 SETTINGS = ("max_new_tokens", "top_p", "dtype", "template")  # archives do not tell these apart

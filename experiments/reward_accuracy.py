@@ -26,6 +26,7 @@ from absl import flags
 from experiments.checkpoint_flags import tensor_parallel
 from experiments.reward_accuracy_report import write_report
 from experiments.settings import keep_settings
+from llama2_jax.answers import model_version
 from llama2_jax.config import named_paths, read_json, require, write_json
 from llama2_jax.data.chat import Message, SpecialTagError, get_template
 from llama2_jax.data.pair_scores import CHOICES, PairScores, read_pair_scores, write_pair_scores
@@ -37,7 +38,6 @@ from llama2_jax.evals.judge import FIRST, SECOND, TIE, Pair, compare
 from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, JudgedAnswer, judge_by_model, shown_tokens
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, load
-from llama2_jax.rlhf.answers import model_version
 from llama2_jax.rlhf.reward_checkpoint import check_template, is_reward_model, load_reward_model
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 

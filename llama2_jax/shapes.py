@@ -5,7 +5,10 @@ array order (``w_q_DNH``, ``mask_BTS``); a digit is a dim of that fixed size (``
 Scalars and structs carry no suffix.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 DIMENSIONS = {
     "B": "batch (rows)",
@@ -62,3 +65,8 @@ def padded_length(length: int, *, multiple: int, limit: int) -> int:
     """
     step = max(multiple, 2 ** (length - 1).bit_length() // 8)
     return min(-(-length // step) * step, limit)
+
+
+def filled(items: Sequence[Item], size: int) -> list[Item]:
+    """A last batch filled up to ``size`` with copies of its last item: one compiled shape for all batches."""
+    return [*items, *[items[-1]] * (size - len(items))]

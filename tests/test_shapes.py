@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama2_jax.shapes import DIMENSIONS, check_shapes, padded_length
+from llama2_jax.shapes import DIMENSIONS, check_shapes, filled, padded_length
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +73,7 @@ def test_padded_lengths_are_few_and_at_most_a_quarter_more(multiple):
     assert all(a <= b <= 1.25 * a for a, b in zip(lengths, padded, strict=True))
     assert all(b % multiple == 0 for b in padded)
     assert len(set(padded)) == 4 * round(np.log2(4096 / (8 * multiple)))
+
+
+def test_a_last_batch_is_filled_with_its_last_item():
+    assert [filled(range(first, 5)[:2], 2) for first in (0, 2, 4)] == [[0, 1], [2, 3], [4, 4]]

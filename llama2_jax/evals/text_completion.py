@@ -12,6 +12,7 @@ from llama2_jax.data.tokenizer import text_after
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.shapes import filled
 
 
 def complete_before(
@@ -50,17 +51,16 @@ def complete_until(
       loaded: from ``for_decoding``, with a tokenizer.
       prompts: ids.
       seeds: one per prompt; a completion depends on its prompt and its seed alone.
-      batch_size: prompts decoded together; a last batch is filled with copies of its last prompt, so that
-        there is one compiled shape for all.
+      batch_size: prompts decoded together.
 
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate_until``.
     """
     texts: list[str] = []
     for first in range(0, len(prompts), batch_size):
-        chosen = list(range(first, min(first + batch_size, len(prompts))))
-        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
-        batch, own_seeds = [prompts[i] for i in filled], [seeds[i] for i in filled]
+        chosen = range(len(prompts))[first : first + batch_size]
+        numbers = filled(chosen, batch_size)
+        batch, own_seeds = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
         texts += _complete_batch(loaded, batch, sampling, is_complete, own_seeds)[: len(chosen)]
     return texts
 

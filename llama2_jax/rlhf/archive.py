@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from llama2_jax.answers import model_version, sample_token_rows
 from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import DialogueError, Template, encode_prompt
 from llama2_jax.data.jsonl import append_rows
@@ -25,7 +26,6 @@ from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import model_version, sample_token_rows
 from llama2_jax.rlhf.rewards import reward_of
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.metrics import NonFiniteError

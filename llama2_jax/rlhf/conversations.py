@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from llama2_jax.answers import sample_token_rows
 from llama2_jax.config import require
 from llama2_jax.data.chat import Message, answer_flaw, encode_prompt
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
-from llama2_jax.rlhf.answers import sample_token_rows
 
 View = Callable[[Sequence[Message]], list[Message]]
 

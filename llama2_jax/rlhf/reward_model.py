@@ -19,7 +19,7 @@ from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
-from llama2_jax.shapes import padded_length
+from llama2_jax.shapes import filled, padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
 from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.sharding.rules import single_device
@@ -116,8 +116,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     scores: dict[tuple[int, ...], np.float32] = {}
     for first in range(0, len(distinct), batch_size):
         chosen = distinct[first : first + batch_size]
-        # the last batch is filled with copies of its last row: one compiled shape per length
-        batch = place_rows(partitioner, _pad(chosen + chosen[-1:] * (batch_size - len(chosen)), context))
+        batch = place_rows(partitioner, _pad(filled(chosen, batch_size), context))
         found = on_host(_batch_scores(model, reward_model.params, batch))
         scores |= zip(chosen, found, strict=False)
     scores_B = np.array([scores[tuple(row)] for row in rows], np.float32)

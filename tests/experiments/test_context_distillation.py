@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from configs import context_distillation as configs
 from experiments import context_distillation
 from experiments.context_distillation import BASE, GENERIC, SELECTED, TEMPLATE, Candidate, Choice, choose
+from llama2_jax.answers import Answer
 from llama2_jax.config import ConfigError
 from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import CHATML, LLAMA2, Message, Template, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from llama2_jax.rlhf import reward_checkpoint
-from llama2_jax.rlhf.answers import Answer
 from tests.experiments import runs
 
 UNSAFE, SAFE = "Pick the lock.", "I cannot help with that."

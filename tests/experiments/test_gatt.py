@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import evaluate_gatt as evaluation_configs
 from configs import gatt as gatt_configs
 from experiments import evaluate_gatt, gatt, gatt_inputs
+from llama2_jax.answers import Answer
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import LLAMA2, Message, encode_prompt
 from llama2_jax.data.sources import read_dialogues
@@ -18,7 +19,6 @@ from llama2_jax.evals.intervals import wilson
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf import conversations
-from llama2_jax.rlhf.answers import Answer
 from llama2_jax.rlhf.conversations import answer_again, converse
 from tests.experiments import runs
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+from llama2_jax.answers import model_version
 from llama2_jax.data.chat import LLAMA2
 from llama2_jax.data.dated_facts import NOT_YET, probe_questions, read_facts
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.pretrained import load
-from llama2_jax.rlhf.answers import model_version
 from tests.experiments import runs
 
 FACTS = [

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from experiments import tool_use
+from llama2_jax.answers import model_version
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.evals import tools
 from llama2_jax.evals.tools import Call, Transcript, make_tools
 from llama2_jax.pretrained import for_decoding, load, save_native
-from llama2_jax.rlhf.answers import model_version
 from tests.experiments import runs
 
 PROBLEMS = [{"question": f"Ann has {n} pens. How many?", "answer": n} for n in range(3)]

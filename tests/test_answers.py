@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from llama2_jax.answers import Answer, model_version, sample_answers
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import DialogueError, Message, encode_prompt, stop_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
 from llama2_jax.pretrained import for_decoding
-from llama2_jax.rlhf.answers import Answer, model_version, sample_answers
 from tests.compilations import share
 from tests.rlhf.small_policy import policy
 

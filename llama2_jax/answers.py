@@ -13,6 +13,7 @@ from llama2_jax.generate.decode import check_prompts, generate, row_ids
 from llama2_jax.generate.sampler import rounded
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel
+from llama2_jax.shapes import filled
 from llama2_jax.structs import Params
 from llama2_jax.train.progress import counted
 
@@ -88,10 +89,9 @@ def sample_token_rows(
     answers: dict[int, Answer] = {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for chosen in counted(shown_as, by_length, size=batch_size):
-        # the last batch is filled with copies of its last prompt: one compiled shape for all
-        filled = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]
-        batch = [rows[index] for index in filled]
-        answers |= zip(chosen, _sample(loaded, batch, sampling, [seeds[i] for i in filled]), strict=False)
+        batch = filled(chosen, batch_size)
+        sampled = _sample(loaded, [rows[i] for i in batch], sampling, [seeds[i] for i in batch])
+        answers |= zip(chosen, sampled, strict=False)
     return [answers[index] for index in range(len(rows))]
 
 
