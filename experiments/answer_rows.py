@@ -30,7 +30,7 @@ def drawn(items: Sequence[T], limit: int | None) -> list[Numbered[T]]:
 def rows_so_far(path: Path) -> Rows:
     """What this run has appended to ``path`` before, the same on every process."""
     with files_at_rest(path):
-        rows = read_appended(path)
+        rows = read_appended(path, dict)
     wait_for_all(f"{path}: {len(rows)} rows")
     return rows
 

@@ -87,7 +87,7 @@ def sample_missing(output: Path, runs: Sequence[Run]) -> list[Rows]:
       room.
     """
     args = flags.FLAGS
-    done = [read_appended(run.path(output, "samples")) for run in runs]
+    done = [read_appended(run.path(output, "samples"), dict) for run in runs]
     for run, rows in zip(runs, done, strict=True):
         check_sampled(run.path(output, "samples"), rows, run)
     if all(len(rows) == run.num_rows for run, rows in zip(runs, done, strict=True)):

@@ -247,7 +247,7 @@ def _kl(folder: Path) -> Verdict:
 def _guard(folder: Path) -> Verdict:
     """RM-18: on held-out prompts the guard must not fall while the reward rises, up to the policy kept."""
     claim = "the reward is not exploited: a model of other data agrees (section 3.4.1)"
-    lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    lines = read_metrics(folder)
     judged = {line["step"]: line for line in lines if "eval/guard" in line}
     if len(judged) < 2:
         return Verdict(claim, "no guard in this run", None)

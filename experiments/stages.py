@@ -56,7 +56,7 @@ def check_done_stage(
     )
     for line in lines:
         logging.warning("not applied, as %s is done: %s", workdir / folder, line)
-    ended = [row["stage"] for row in read_appended(workdir / "stages.jsonl")]
+    ended = [row["stage"] for row in read_appended(workdir / "stages.jsonl", dict)]
     last = {stage: number for number, stage in enumerate(ended)}
     before = earlier[-1] if earlier else ""
     if before in last and folder in last and last[folder] < last[before]:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
 from llama2_jax.files import writes, written_whole
@@ -74,31 +74,41 @@ def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_appended(path: str | Path) -> list[dict[str, Any]]:
-    """The rows that ``append_rows`` has written so far, if any; a last line cut off is passed over.
+def read_appended(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What ``parse`` makes of the rows of a file that grows; of one that is not there, nothing.
+
+    A last line without a newline that is no JSON object was cut off, and is passed over with a warning.
 
     Raises:
-      DataError: another line that is not a JSON object (file, line, reason).
+      DataError: any other line that is not one, or that ``parse`` refuses (file, line, reason).
     """
-    records = list(json_lines(Path(path))) if Path(path).exists() else []
-    rows = [record.parsed(dict) for record in records[:-1]]
-    for last in records[-1:]:
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = list(json_lines(path))
+    with path.open("rb") as file:
+        is_whole = _ends_at_a_line(file)
+    if records and not is_whole:
         try:
-            rows.append(last.parsed(dict))
-        except DataError as error:
-            log.warning("%s: the line was cut off and is passed over", error)
-    return rows
+            records[-1].load()
+        except ValueError:
+            log.warning("%s was cut off and is passed over", records.pop().where)
+    return [record.parsed(parse) for record in records]
 
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _end_at_a_line(file: Any, path: Path) -> None:
+def _ends_at_a_line(file: BinaryIO) -> bool:
     if file.seek(0, os.SEEK_END) == 0:
-        return
+        return True
     file.seek(-1, os.SEEK_END)
-    if file.read() == b"\n":
+    return file.read() == b"\n"
+
+
+def _end_at_a_line(file: BinaryIO, path: Path) -> None:
+    if _ends_at_a_line(file):
         return
     file.seek(0)
     *_, tail = file.read().split(b"\n")

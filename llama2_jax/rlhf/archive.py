@@ -6,7 +6,6 @@ Scores are comparable only if the same reward models gave them: ``rescore`` brin
 samples of all rounds up to date before anything is picked.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from llama2_jax.answers import model_version, sample_token_rows
 from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import DialogueError, Template, encode_prompt
-from llama2_jax.data.jsonl import append_rows
+from llama2_jax.data.jsonl import append_rows, read_appended
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import Tokenizer
@@ -73,17 +71,21 @@ def read_archives(paths: Iterable[str | Path], *, own: str | Path | None = None)
     A last line that was cut off is passed over with a warning.
 
     Args:
-      paths: of earlier runs; one that is not there is an error.
+      paths: of earlier runs.
       own: of this run, after the others; it may not have begun.
 
     Raises:
-      DataError: a line that is no sample (file, line, reason), or one ``prompt_id`` for two prompts.
+      DataError: an earlier archive that is not there, a line that is no sample (file, line, reason), or one
+        ``prompt_id`` for two prompts.
     """
     given = [Path(path) for path in paths]
+    missing = [str(path) for path in given if not path.is_file()]
+    if missing:
+        raise DataError(f"no archive is at {', '.join(missing)}; name those of earlier runs")
     if own is None:
         return _join(given)
     with files_at_rest(own):
-        samples = _join([*given, Path(own)] if Path(own).exists() else given)
+        samples = _join([*given, Path(own)])
     wait_for_all(f"{own}: {len(samples)} samples")
     return samples
 
@@ -92,7 +94,7 @@ def _join(paths: Iterable[Path]) -> list[Sample]:
     samples: dict[Any, Sample] = {}
     prompts: dict[str, tuple[Prompt, Path]] = {}
     for path in paths:
-        for sample in _read(path):
+        for sample in read_appended(path, _parse):
             known, where = prompts.setdefault(sample.prompt.prompt_id, (sample.prompt, path))
             if known != sample.prompt:
                 raise DataError(
@@ -103,24 +105,12 @@ def _join(paths: Iterable[Path]) -> list[Sample]:
     return sorted(samples.values(), key=lambda sample: sample.key)
 
 
-def _read(path: Path) -> Iterable[Sample]:
-    *lines, tail = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield _parse(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}") from error
-    if tail:
-        try:
-            yield _parse(tail)
-        except (ValueError, KeyError, TypeError):
-            logging.warning("%s: the last line was cut off (%d bytes) and is passed over", path, len(tail))
-
-
-def _parse(line: bytes) -> Sample:
-    row = json.loads(line.decode("utf-8"))
+def _parse(row: dict[str, Any]) -> Sample:
     prompt = prompt_from_row({name: row.pop(name) for name in Prompt._fields})
-    return Sample(prompt=prompt, **{**row, "tokens": tuple(row["tokens"])})
+    try:
+        return Sample(prompt=prompt, **{**row, "tokens": tuple(row["tokens"])})
+    except TypeError as error:  # fields of something else
+        raise ValueError(f"not a sample: {error}") from error
 
 
 def append_samples(path: str | Path, samples: Iterable[Sample]) -> None:

@@ -11,7 +11,8 @@ import tensorboardX
 from absl import logging
 
 from llama2_jax.config import UserError
-from llama2_jax.files import write_text, writes
+from llama2_jax.data.jsonl import read_appended, write_rows
+from llama2_jax.files import writes
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -27,7 +28,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, resume_step: int = 0) -> None:
         path = Path(workdir) / "metrics.jsonl" if writes() else Path(os.devnull)
-        _drop_lines_after(path, resume_step if resume_step else -1)
+        if writes():
+            last_kept = resume_step if resume_step else -1
+            write_rows(path, [line for line in read_metrics(workdir) if line["step"] <= last_kept])
         self._file = path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, write_to_disk=writes()
@@ -58,23 +61,8 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of ``metrics.jsonl``, in order."""
-    text = (Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed process may be cut
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))  # whole: a kill in between loses nothing
+    """All lines of ``metrics.jsonl``, in order, as ``read_appended``; none if it is not there."""
+    return read_appended(Path(workdir) / "metrics.jsonl", dict)
 
 
 def require_finite(step: int, metrics: dict[str, float], *, last_checkpoint: str) -> None:

@@ -60,15 +60,29 @@ def test_a_line_that_was_cut_off_is_removed_by_the_next_rows(tmp_path, cut, capl
     assert ("cut off" in caplog.text) == (cut > 0)
 
 
-def test_appended_rows_are_read_without_a_line_that_was_cut_off(tmp_path):
+def test_appended_rows_are_read_without_a_line_that_was_cut_off(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
-    assert read_appended(path) == []
+    assert read_appended(path, dict) == []
     append_rows(path, ROWS)
-    assert read_appended(path) == ROWS
+    assert read_appended(path, len) == [1, 1]
     path.write_bytes(path.read_bytes() + b'{"text": "thr')
-    assert read_appended(path) == ROWS
+    assert read_appended(path, dict) == ROWS
+    assert "line 3 was cut off and is passed over" in caplog.text
     append_rows(path, ROWS)
-    assert read_appended(path) == ROWS + ROWS
-    path.write_bytes(b'{"text": \n' + path.read_bytes())
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1"):
-        read_appended(path)
+    assert read_appended(path, dict) == ROWS + ROWS
+    path.write_bytes(path.read_bytes()[:-1])  # only the newline was lost
+    assert read_appended(path, dict) == ROWS + ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "number"),
+    [
+        ('{"text": \n{"text": "a"}\n', 1),
+        ('{"text": "a"}\n{"text": \n', 2),
+        ('{"text": "a"}\n{"other": 1}', 2),
+    ],
+)
+def test_an_appended_row_that_was_not_cut_off_is_refused_where_it_is_none(tmp_path, content, number):
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line {number}: "):
+        read_appended(tmp_path / "rows.jsonl", lambda row: row["text"])

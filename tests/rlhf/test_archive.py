@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +96,25 @@ def test_cut_off_line_is_reported_and_the_next_run_removes_it(
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [("{", "JSONDecodeError"), ('{"round": 1}', "KeyError: 'prompt_id'")]
+    ("change", "reason"),
+    [
+        (lambda row: row[:1], "malformed JSON"),
+        (lambda row: '{"round": 1}', "key 'prompt_id' is missing"),
+        (lambda row: row.replace('"seed"', '"sed"'), "not a sample: .*unexpected keyword argument 'sed'"),
+    ],
 )
-def test_bad_line_in_the_middle_is_an_error(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_bad_line_is_an_error_and_so_is_no_file(
+    tmp_path: Path, change: Callable[[str], str], reason: str
+) -> None:
     path = tmp_path / "archive.jsonl"
     append_samples(path, [sample(1)])
-    path.write_text(path.read_text() + line + "\n" + path.read_text())
-    with pytest.raises(DataError, match=rf"archive.jsonl:2: not a sample: {reason}"):
-        read_archives([path])
+    row = path.read_text()
+    for rest in (row, ""):
+        path.write_text(f"{row}{change(row).strip()}\n{rest}")
+        with pytest.raises(DataError, match=rf"archive.jsonl, line 2: {reason}"):
+            read_archives([path])
+    with pytest.raises(DataError, match="no archive is at .*none.jsonl; name those of earlier runs"):
+        read_archives([path, tmp_path / "none.jsonl"])
 
 
 def test_one_id_for_two_prompts_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_cut_last_line_is_dropped(tmp_path, cut):
     write(tmp_path, [1, 2, 3])
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]) + cut)
+    assert steps_of(tmp_path) == [1, 2]
     write(tmp_path, [3], resume_step=2)
     assert steps_of(tmp_path) == [1, 2, 3]
 
