@@ -14,7 +14,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_safety_model, open_mesh
@@ -65,7 +64,7 @@ from llama2_jax.train.checkpoint import Checkpointer, read_params
 from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
-from llama2_jax.train.stopping import Preempted, StopRequest
+from llama2_jax.train.stopping import StopRequest, end_early
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training
@@ -252,10 +251,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             if stopping or state.iteration % config.checkpoint_every_steps == 0:
                 save(run, state, progress, checkpointer)
             if stopping:
-                logging.warning(
-                    "stopped by SIGTERM after iteration %d; start again to continue", state.iteration
-                )
-                raise Preempted(state.iteration)
+                end_early("iteration", state.iteration, run.workdir)
         if not progress.ended:
             best.wait()
             abstract = run.learner.abstract_states[0].params

@@ -27,7 +27,7 @@ from llama2_jax.train.step import (
     make_update,
     state_from_params,
 )
-from llama2_jax.train.stopping import Preempted, StopRequest
+from llama2_jax.train.stopping import StopRequest, end_early
 
 
 def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
@@ -44,7 +44,6 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     start = int(state.step)
     batches = run.batches(start)
     recorder = Recorder(run, config, workdir, start_step=start, meta=meta)
-    evaluations = _Evaluations(run, config, recorder)
     profile = _Profile(config, workdir)
     step_function = _step_function(run, config, state)
 
@@ -55,14 +54,14 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
         StopRequest() as stop,
     ):
         if start == 0:
-            evaluations.run(0, state.params, last_checkpoint="none")
+            _evaluate(run, recorder, 0, state.params, last_checkpoint="none")
         for step in range(start + 1, config.num_steps + 1):
             profile.before(step)
             state, metrics = step_function(state, _place(run.partitioner, next(batches)))
             recorder.add(step, metrics, last_checkpoint=checkpointer.newest())
             profile.after(step, state)
-            if evaluations.due(step):
-                evaluations.run(step, state.params, last_checkpoint=checkpointer.newest())
+            if _evaluation_is_due(config, step):
+                _evaluate(run, recorder, step, state.params, last_checkpoint=checkpointer.newest())
             stopping = stop.after_step()  # asked once: a signal during the save counts at the next step
             if step % config.checkpoint_every_steps == 0 or step == config.num_steps or stopping:
                 with recorder.pause(last_checkpoint=checkpointer.newest()):
@@ -70,10 +69,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
                     meta |= {"items_per_step": run.items_per_step, "config": run.config}
                     checkpointer.save(step, state.params, state.opt_state, meta)
             if stopping and step < config.num_steps:
-                logging.warning(
-                    "stopped by SIGTERM after step %d; start again in %s to continue", step, workdir
-                )
-                raise Preempted(step)
+                end_early("step", step, workdir)
     wait_for_all(f"end of training in {workdir}")  # what the first process wrote can be read
     return state
 
@@ -129,21 +125,16 @@ def _place(partitioner: Partitioner, batch: Any) -> Any:
     return place_batch(partitioner, batch)
 
 
-class _Evaluations:
-    """When to evaluate, and where the numbers go."""
+def _evaluation_is_due(config: TrainConfig, step: int) -> bool:
+    every = config.eval_every_steps
+    return step == config.num_steps or (every > 0 and step % every == 0)
 
-    def __init__(self, run: TrainRun, config: TrainConfig, recorder: Recorder) -> None:
-        self._run, self._config, self._recorder = run, config, recorder
 
-    def due(self, step: int) -> bool:
-        every = self._config.eval_every_steps
-        return step == self._config.num_steps or (every > 0 and step % every == 0)
-
-    def run(self, step: int, params: Params, *, last_checkpoint: str) -> None:
-        if self._run.evaluate is not None:
-            with self._recorder.pause(last_checkpoint=last_checkpoint):
-                metrics = self._run.evaluate(step, params)
-                self._recorder.add_evaluation(step, metrics, last_checkpoint=last_checkpoint)
+def _evaluate(run: TrainRun, recorder: Recorder, step: int, params: Params, *, last_checkpoint: str) -> None:
+    if run.evaluate is not None:
+        with recorder.pause(last_checkpoint=last_checkpoint):
+            metrics = run.evaluate(step, params)
+            recorder.add_evaluation(step, metrics, last_checkpoint=last_checkpoint)
 
 
 class _Profile:

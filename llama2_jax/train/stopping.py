@@ -2,10 +2,12 @@
 
 import contextlib
 import signal
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from absl import logging
 
 from llama2_jax.sharding.processes import any_of_all
 
@@ -18,6 +20,12 @@ class Preempted(SystemExit):
     def __init__(self, step: int) -> None:
         super().__init__(EXIT_PREEMPTED)
         self.step = step
+
+
+def end_early(unit: str, number: int, workdir: Path) -> NoReturn:
+    """Say after which ``unit`` (step or iteration) a run in ``workdir`` stops, and raise ``Preempted``."""
+    logging.warning("stopped by SIGTERM after %s %d; start again in %s to continue", unit, number, workdir)
+    raise Preempted(number)
 
 
 class StopRequest:
