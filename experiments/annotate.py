@@ -31,7 +31,7 @@ from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.files import writes
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator import raters
 from llama2_jax.rlhf.annotator.comparison import Annotator
@@ -54,6 +54,7 @@ from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
+from llama2_jax.workdir import mark_done, open_workdir
 
 ANNOTATORS = ("simulated", "model", "file")
 

@@ -25,7 +25,8 @@ from experiments.row_fields import row_text
 from llama2_jax.analysis.languages import ENGLISH, language_identifier
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows
-from llama2_jax.data.sources import expand_paths, read_documents
+from llama2_jax.data.records import expand_paths
+from llama2_jax.data.sources import read_documents
 from llama2_jax.evals.classifier import Classifier, load_classifier
 from llama2_jax.launch import launch
 

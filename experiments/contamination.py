@@ -33,8 +33,9 @@ from experiments.contamination_report import write_report
 from llama2_jax.analysis.contamination import Document, Scan, empty_scan, merge, scan
 from llama2_jax.analysis.contamination_index import SampleIndex, index_samples
 from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
+from llama2_jax.data.records import expand_paths
 from llama2_jax.data.scored_samples import read_scored_samples
-from llama2_jax.data.sources import expand_paths, read_documents
+from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.launch import launch
 

@@ -26,12 +26,13 @@ from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
+from llama2_jax.workdir import mark_done, open_workdir
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
 SELECTED = "selected"

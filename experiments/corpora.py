@@ -13,12 +13,13 @@ from typing import Any
 from llama2_jax.config import read_json, require
 from llama2_jax.data.chat import LLAMA2, dialogue_text
 from llama2_jax.data.corpus import MANIFEST, TokenisedCorpus, corpus_folders
+from llama2_jax.data.records import OnBadLine, expand_paths
 from llama2_jax.data.shards import file_sha256, write_shards
-from llama2_jax.data.sources import OnBadLine, expand_paths, read_dialogues, read_documents
+from llama2_jax.data.sources import read_dialogues, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from llama2_jax.files import writes
-from llama2_jax.launch import has_checkpoints
 from llama2_jax.sharding.processes import require_agreement, wait_for_all
+from llama2_jax.workdir import has_checkpoints
 
 
 def check_data(data: Any) -> None:

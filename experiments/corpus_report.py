@@ -31,7 +31,8 @@ from llama2_jax.analysis.identity_terms import IdentityAxis, identity_families, 
 from llama2_jax.analysis.languages import language_identifier
 from llama2_jax.analysis.toxicity import document_score, plot_toxicity, score_bin, toxic_share
 from llama2_jax.config import named_paths, require, write_json
-from llama2_jax.data.sources import BadLines, expand_paths, read_documents, read_records
+from llama2_jax.data.records import BadLines, expand_paths, read_records
+from llama2_jax.data.sources import read_documents
 from llama2_jax.launch import launch
 
 ALL = "all"  # the column of all sources together

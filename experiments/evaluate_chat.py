@@ -26,11 +26,12 @@ from llama2_jax.config import build, named_paths, require, require_choice, write
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.workdir import mark_done, open_workdir
 
 TRUTHS = ("none", "simulated")
 

@@ -25,9 +25,10 @@ from llama2_jax.data.gatt import Attributes, Instruction
 from llama2_jax.evals.intervals import Interval, clustered_share
 from llama2_jax.evals.persona import CONSTRAINTS, Outcome, TurnAccuracy, accuracy_by_turn
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
+from llama2_jax.workdir import mark_done, open_workdir
 
 ATTENTION_BINS = 48
 LISTS = {"training_lists": "training lists", "heldout_lists": "held-out lists"}  # with their titles

@@ -23,9 +23,10 @@ from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import Conversation, answer_again, converse
+from llama2_jax.workdir import mark_done, open_workdir
 
 TRANSCRIPTS = 5
 KEPT = "kept"

@@ -23,7 +23,7 @@ from absl import flags
 from experiments.human_report import write_report
 from llama2_jax.config import named_paths, read_json, require, write_json
 from llama2_jax.data.preferences import TRACKS
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.agreement import WEIGHTS
 from llama2_jax.evals.human import RULES
 from llama2_jax.evals.human_sheets import (

@@ -30,8 +30,9 @@ from experiments.stages import check_done_stage, run_stage, stage_config
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts
-from llama2_jax.data.sources import DataError, expand_paths, split_paths
-from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.data.records import DataError, expand_paths, split_paths
+from llama2_jax.launch import launch_experiment
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 TUNE_FROM = ("base", "first", "previous")
 

@@ -36,7 +36,7 @@ from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf import doctor
@@ -65,6 +65,7 @@ from llama2_jax.train.metrics import MetricsWriter, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
 from llama2_jax.train.stopping import StopRequest, end_early
+from llama2_jax.workdir import mark_done, open_workdir
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training

@@ -19,7 +19,7 @@ from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import checkpoint_meta
@@ -31,6 +31,7 @@ from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import next_token_loss
+from llama2_jax.workdir import mark_done, open_workdir
 
 
 class Text(NamedTuple):

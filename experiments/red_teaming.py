@@ -39,8 +39,8 @@ from llama2_jax.answers import model_version
 from llama2_jax.config import named_paths, read_json, require
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.prompts import Prompt, write_prompts
+from llama2_jax.data.records import Paths
 from llama2_jax.data.red_team_logs import attack_row, read_attacks, read_sessions, session_row
-from llama2_jax.data.sources import Paths
 from llama2_jax.evals.red_team import (
     Finding,
     distinct_prompts,

@@ -20,9 +20,10 @@ from llama2_jax.config import build, read_json, require, require_choice, write_j
 from llama2_jax.data.chat import UNFINISHED, Message, Template, answer_flaw
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts
-from llama2_jax.data.sources import DataError, dialogue_row
+from llama2_jax.data.records import DataError
+from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Sample, changed_prompts, draw, read_archives, rescore
@@ -37,6 +38,7 @@ from llama2_jax.rlhf.best_of_n import (
     pool_scores,
     pool_values,
 )
+from llama2_jax.workdir import mark_done, open_workdir
 
 FIXED = ("max_new_tokens", "top_p", "top_k")  # what a sample's key does not say
 

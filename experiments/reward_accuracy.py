@@ -32,8 +32,8 @@ from llama2_jax.data.chat import Message, SpecialTagError, get_template
 from llama2_jax.data.pair_scores import CHOICES, PairScores, read_pair_scores, write_pair_scores
 from llama2_jax.data.preference_batches import encode_response
 from llama2_jax.data.preferences import Preference, read_preferences, write_preferences
+from llama2_jax.data.records import expand_paths
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals.judge import FIRST, SECOND, TIE, Pair, compare
 from llama2_jax.evals.model_judge import HARMLESS, HELPFUL, JudgedAnswer, judge_by_model, shown_tokens
 from llama2_jax.launch import launch

@@ -28,10 +28,10 @@ from llama2_jax.data.preferences import (
     split_by_prompt,
 )
 from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
+from llama2_jax.data.records import split_paths
 from llama2_jax.data.shards import hashes_of
-from llama2_jax.data.sources import split_paths
 from llama2_jax.evals.reward_accuracy import evaluate_pairs
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load, release_params
@@ -44,6 +44,7 @@ from llama2_jax.structs import Params
 from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.run import TrainConfig, TrainRun
+from llama2_jax.workdir import mark_done, open_workdir
 
 
 class Data(NamedTuple):

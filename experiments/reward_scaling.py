@@ -28,11 +28,12 @@ from llama2_jax.data.preferences import (
     split_by_prompt,
     write_preferences,
 )
-from llama2_jax.data.sources import split_paths
+from llama2_jax.data.records import split_paths
 from llama2_jax.evals.reward_accuracy import prompts_of
 from llama2_jax.interop.detect import checkpoint_kind
-from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:

@@ -46,6 +46,7 @@ from experiments.safety_scores import (
 from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows
+from llama2_jax.data.records import expand_paths
 from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals import bold, toxigen, truthfulqa
 from llama2_jax.evals.safety_prompts import SafetyPrompt

@@ -23,10 +23,12 @@ from llama2_jax.data.chat import Template
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.nested import check_shares, nested_subsets, share_name
 from llama2_jax.data.prompts import read_prompts
-from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogues, split_paths
-from llama2_jax.launch import is_done, launch_experiment, mark_done, open_workdir
+from llama2_jax.data.records import split_paths
+from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogues
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import load
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:

@@ -11,7 +11,7 @@ from experiments.answer_rows import rows_so_far
 from llama2_jax.answers import model_version
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows
-from llama2_jax.data.sources import is_number
+from llama2_jax.data.records import is_number
 from llama2_jax.evals.bold import joined
 from llama2_jax.evals.truthfulqa import JUDGED, judge_prompt, verdicts
 from llama2_jax.train.progress import counted

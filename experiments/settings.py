@@ -8,8 +8,8 @@ from absl import flags
 
 from llama2_jax.config import ConfigError, changes, read_json, write_json
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.launch import keep_others_out
 from llama2_jax.sharding.processes import files_at_rest
+from llama2_jax.workdir import keep_others_out
 
 
 def flag_values(names: Iterable[str]) -> dict[str, Any]:

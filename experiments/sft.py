@@ -24,12 +24,13 @@ from llama2_jax.data.chat import (
 )
 from llama2_jax.data.loader import DataSource, make_loader
 from llama2_jax.data.packing import PackedDialogues
+from llama2_jax.data.records import BadLines, split_paths
 from llama2_jax.data.shards import hashes_of
-from llama2_jax.data.sources import BadLines, TrainingDialogue, read_dialogues, split_paths
+from llama2_jax.data.sources import TrainingDialogue, read_dialogues
 from llama2_jax.evals.heldout import heldout_loss
 from llama2_jax.evals.samples import append_completions, complete
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.launch import launch_experiment, mark_done, open_workdir
+from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel, checkpoint_meta, load, release_params
 from llama2_jax.sharding.placement import process_slice
 from llama2_jax.sharding.processes import require_agreement
@@ -40,6 +41,7 @@ from llama2_jax.train.loop import train
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import next_token_loss
+from llama2_jax.workdir import mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from llama2_jax.config import ConfigError, require, to_plain
 from llama2_jax.data.jsonl import append_rows, read_appended
-from llama2_jax.launch import config_changes, is_done
 from llama2_jax.sharding.processes import wait_for_all
 from llama2_jax.train.stopping import EXIT_PREEMPTED
+from llama2_jax.workdir import config_changes, is_done
 
 
 def run_stage(workdir: Path, folder: str, programme: Callable[[Any, Path], None], config: ConfigDict) -> str:

@@ -26,7 +26,7 @@ from llama2_jax.analysis.temperature_plots import plot_self_bleu
 from llama2_jax.config import named_paths, require, write_json
 from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.prompts import Prompt, asked_messages
-from llama2_jax.data.sources import check, text_of
+from llama2_jax.data.records import check, text_of
 from llama2_jax.evals.self_bleu import SelfBleu, Spread, self_bleu_scorer, spread
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind

@@ -10,8 +10,8 @@ from llama2_jax.analysis import figures
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import append_rows, write_rows
 from llama2_jax.files import written_whole
-from llama2_jax.launch import mark_done
 from llama2_jax.train.metrics import MetricsWriter
+from llama2_jax.workdir import mark_done
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from llama2_jax.data.chat import get_template
 from llama2_jax.data.dialogue_sources import DIALOGUE_FORMS, read_foreign_dialogues
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import hold_out
-from llama2_jax.data.sources import BadLines, dialogue_row
+from llama2_jax.data.records import BadLines
+from llama2_jax.data.sources import dialogue_row
 from tools import command_line
 
 

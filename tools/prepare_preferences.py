@@ -9,7 +9,7 @@ from collections import Counter
 from llama2_jax.data.chat import get_template
 from llama2_jax.data.preference_sources import PUBLIC_SETS, read_public_set
 from llama2_jax.data.preferences import split_by_prompt, write_preferences
-from llama2_jax.data.sources import BadLines
+from llama2_jax.data.records import BadLines
 from tools import command_line
 
 

@@ -9,8 +9,8 @@ import argparse
 import logging
 
 from llama2_jax.config import require
+from llama2_jax.data.records import expand_paths
 from llama2_jax.data.shards import write_shards
-from llama2_jax.data.sources import expand_paths
 from tools import command_line
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.analysis.demographics import WORD, Families, fold
-from llama2_jax.data.sources import DataError, check
+from llama2_jax.data.records import DataError, check
 
 PAPER_AXES = {
     "gender_and_sex": "Gender and Sex",

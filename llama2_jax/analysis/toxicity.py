@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.analysis import figures
-from llama2_jax.data.sources import check, is_number
+from llama2_jax.data.records import check, is_number
 
 TOXIC = 0.5  # a document of at least this score
 BINS = 50  # of the histogram over [0, 1]; TOXIC is an edge

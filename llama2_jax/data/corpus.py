@@ -15,7 +15,7 @@ import numpy as np
 
 from llama2_jax.config import read_json, require
 from llama2_jax.data.offsets import Offsets
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"

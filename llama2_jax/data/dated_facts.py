@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import Paths, check, text_of
+from llama2_jax.data.records import Paths, check, text_of
 
 DAY_LINES = ("Date: {month:02}/{day:02}/{year}", "Cutting knowledge: {month:02}/{day:02}/{year}")
 YEAR_LINE = "Year: {year}"

@@ -9,15 +9,8 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.chat import Message, Template
-from llama2_jax.data.sources import (
-    BadLines,
-    OnBadLine,
-    Paths,
-    check,
-    check_dialogue,
-    read_records,
-    text_of,
-)
+from llama2_jax.data.records import BadLines, OnBadLine, Paths, check, read_records, text_of
+from llama2_jax.data.sources import check_dialogue
 
 ROLES = {
     "system": "system",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from llama2_jax.data.sources import DataError, Paths, expand_paths, json_lines
+from llama2_jax.data.records import DataError, Paths, expand_paths, json_lines
 from llama2_jax.files import writes, written_whole
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import numpy as np
 from llama2_jax.config import require
 from llama2_jax.data.chat import EncodedDialogue
 from llama2_jax.data.offsets import Offsets
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 Row = Mapping[str, np.ndarray]
 

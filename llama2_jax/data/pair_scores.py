@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.sources import DataError, check, is_number
+from llama2_jax.data.records import DataError, check, is_number
 
 CHOICES = {"chosen": (1.0, 0.0), "tie": (0.0, 0.0), "rejected": (0.0, 1.0)}
 """A choice as scores of the chosen and the rejected answer."""

@@ -22,7 +22,7 @@ from llama2_jax.data.chat import Message, Template, encode_dialogue
 from llama2_jax.data.loader import host_rows
 from llama2_jax.data.packing import pack_side_by_side, shuffled_order
 from llama2_jax.data.preferences import RATINGS, UNSAFE, Preference
-from llama2_jax.data.sources import DataError, OnBadLine
+from llama2_jax.data.records import DataError, OnBadLine
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.structs import PreferenceBatch
 

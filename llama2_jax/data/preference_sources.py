@@ -1,6 +1,6 @@
 """Public preference sets, those of Table 6 and a newer one, from their files to ``Preference``.
 
-Files are JSON lines (``sources.JSON_LINES``), lists in ``.json`` or Parquet with the fields that each
+Files are JSON lines (``records.JSON_LINES``), lists in ``.json`` or Parquet with the fields that each
 function names. What a set does not say stays empty; safety is never labelled. A score becomes one of the
 four ratings by a table of ours (D34: the paper does not say), and where a set has no score the rating is
 None, so its name must stand in ``unrated_sources`` for the margin loss.
@@ -16,16 +16,8 @@ from typing import Any, NamedTuple
 from llama2_jax.config import require_choice
 from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preferences import RATINGS, Preference, check_pair
-from llama2_jax.data.sources import (
-    BadLines,
-    DataError,
-    OnBadLine,
-    Paths,
-    expand_paths,
-    read_records,
-    text_of,
-    to_messages,
-)
+from llama2_jax.data.records import BadLines, DataError, OnBadLine, Paths, expand_paths, read_records, text_of
+from llama2_jax.data.sources import to_messages
 
 NO_PREFERENCE = "no_preference"
 """Why a pair is left out on purpose: people found both answers equally good."""

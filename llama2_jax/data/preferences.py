@@ -30,7 +30,8 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Message, Template, check_special_tags, validate_dialogue
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
-from llama2_jax.data.sources import DataError, OnBadLine, Paths, check, check_keys, read_records, to_messages
+from llama2_jax.data.records import DataError, OnBadLine, Paths, check, check_keys, read_records
+from llama2_jax.data.sources import to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 T = TypeVar("T")

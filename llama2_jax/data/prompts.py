@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.sources import check_keys, text_of, to_messages
+from llama2_jax.data.records import check_keys, text_of
+from llama2_jax.data.sources import to_messages
 
 
 class Prompt(NamedTuple):

@@ -11,7 +11,8 @@ A reward model's scores are compared with them (Figures 29 and 32); nothing is t
 from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message, validate_dialogue
-from llama2_jax.data.sources import OnBadLine, Paths, is_number, read_records, to_messages
+from llama2_jax.data.records import OnBadLine, Paths, is_number, read_records
+from llama2_jax.data.sources import to_messages
 
 
 class RatedAnswer(NamedTuple):

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import Paths, check, check_keys, is_number, text_of, to_messages
+from llama2_jax.data.records import Paths, check, check_keys, is_number, text_of
+from llama2_jax.data.sources import to_messages
 
 DEGREES = range(1, 6)
 

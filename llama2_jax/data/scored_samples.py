@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import DataError, Paths, check, expand_paths, text_of
+from llama2_jax.data.records import DataError, Paths, check, expand_paths, text_of
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.corpus import FORMAT_VERSION, MANIFEST, read_lengths, read_manifest, shard_path
-from llama2_jax.data.sources import BadLines, DataError, OnBadLine, Paths, expand_paths, read_documents
+from llama2_jax.data.records import BadLines, DataError, OnBadLine, Paths, expand_paths
+from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import written_whole
 

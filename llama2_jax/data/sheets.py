@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llama2_jax.data.chat import Message
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import shared_prefix
 from llama2_jax.files import written_whole
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_json_file
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.intervals import Interval, scale_mean
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 

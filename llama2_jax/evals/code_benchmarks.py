@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import DataError, check, text_of
+from llama2_jax.data.records import DataError, check, text_of
 
 TOP_P = 0.95
 MBPP_EXAMPLES = (2, 3, 4)

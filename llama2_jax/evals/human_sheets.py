@@ -16,7 +16,8 @@ from llama2_jax.data import sheets
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.prompts import asked_messages
-from llama2_jax.data.sources import check, text_of, to_messages
+from llama2_jax.data.records import check, text_of
+from llama2_jax.data.sources import to_messages
 
 SCALES = {"helpfulness": range(-3, 4), "safety": range(1, 6)}
 """Ratings by task. Helpfulness: from -3, theirs is much better, over 0, about the same, to 3, ours is."""

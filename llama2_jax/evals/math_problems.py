@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_jax.data.jsonl import read_json_file, read_rows
-from llama2_jax.data.sources import DataError, check, is_number, text_of
+from llama2_jax.data.records import DataError, check, is_number, text_of
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "OPT 66B": {"asdiv": 6.0, "svamp": 4.9, "mawps": 7.9},

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from llama2_jax.config import require_choice
 from llama2_jax.data.jsonl import parse_rows
-from llama2_jax.data.sources import Paths, check, text_of
+from llama2_jax.data.records import Paths, check, text_of
 from llama2_jax.evals.intervals import Interval, wilson
 
 ANSWER, REFUSAL, CAPABILITY = "answer", "refusal", "capability"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_jax.data.jsonl import read_json_file
-from llama2_jax.data.sources import DataError, check, text_of
+from llama2_jax.data.records import DataError, check, text_of
 from llama2_jax.evals.intervals import Interval, wilson
 from llama2_jax.evals.safety_prompts import Published, SafetyPrompt
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.evals.intervals import Interval, wilson
 from llama2_jax.evals.safety_prompts import Published, SafetyPrompt

@@ -19,7 +19,7 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import DialogueError, Template, encode_prompt
 from llama2_jax.data.jsonl import append_rows, read_appended
 from llama2_jax.data.prompts import Prompt, prompt_from_row
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig

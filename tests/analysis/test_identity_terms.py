@@ -4,7 +4,7 @@ import pytest
 
 from llama2_jax.analysis.demographics import Mention, mention_finder
 from llama2_jax.analysis.identity_terms import IdentityAxis, identity_families, read_identity_axes
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 # the form of HolisticBias, with its commas; the terms of the axes are few and our own choice
 NESTED = """{

@@ -16,7 +16,7 @@ from llama2_jax.data.dated_facts import (
     read_facts,
     right_answer,
 )
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 MAYOR = Fact("Who is the mayor?", (Period(date(1980, 1, 1), "Ann"), Period(date(1992, 5, 31), "Bo")))
 AGE = Fact("How old is the bridge?", (Period(date(1900, 2, 28), "{years} years"),))

@@ -5,7 +5,8 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import LLAMA2, Message
 from llama2_jax.data.dialogue_sources import read_foreign_dialogues
-from llama2_jax.data.sources import BadLines, DataError, read_dialogues
+from llama2_jax.data.records import BadLines, DataError
+from llama2_jax.data.sources import read_dialogues
 from tools.prepare_dialogues import main
 
 

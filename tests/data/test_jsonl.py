@@ -4,7 +4,7 @@ import gzip
 import pytest
 
 from llama2_jax.data.jsonl import append_rows, parse_rows, read_appended, read_rows, write_rows
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 ROWS = [{"text": "naïve 中 \u2028"}, {"text": "two"}]
 

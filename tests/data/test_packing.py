@@ -7,7 +7,7 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import EncodedDialogue
 from llama2_jax.data.packing import PackedDialogues, PackedDocuments, _best_fit_decreasing, shuffled_order
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 
 class ListCorpus:

@@ -9,7 +9,7 @@ from llama2_jax.data.chat import CHATML, LLAMA2, Message
 from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.preference_batches import EncodedPair, PairLoader, encode_pairs, encode_response
 from llama2_jax.data.preferences import Preference
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 MARGINS = (0.0, 1.0, 2.0, 3.0)
 QUESTION = (Message("user", "the river?"),)

@@ -14,7 +14,7 @@ from llama2_jax.data.preference_sources import (
     transcript_messages,
 )
 from llama2_jax.data.preferences import read_preferences
-from llama2_jax.data.sources import BadLines, DataError
+from llama2_jax.data.records import BadLines, DataError
 from tools.prepare_preferences import main
 
 # Every text here is invented; only the layout is that of the published files.

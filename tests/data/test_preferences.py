@@ -19,7 +19,7 @@ from llama2_jax.data.preferences import (
     statistics,
     write_preferences,
 )
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 ROW = {
     "messages": [{"role": "user", "content": "Name a river."}],

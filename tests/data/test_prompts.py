@@ -4,7 +4,7 @@ from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, prompt_from_row, read_prompts, write_prompts
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 PROMPTS = [
     Prompt("a", (Message("system", "Be brief."), Message("user", "Why?"))),

@@ -5,7 +5,7 @@ import pytest
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message
 from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 
 RATED = RatedAnswer((Message("user", "How?"),), "So.", 0.25, False, "toy")
 

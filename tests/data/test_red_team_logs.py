@@ -1,8 +1,8 @@
 import pytest
 
 from llama2_jax.data.chat import Message
+from llama2_jax.data.records import DataError
 from llama2_jax.data.red_team_logs import attack_row, read_attacks, read_sessions, session_row
-from llama2_jax.data.sources import DataError
 from tests.experiments.runs import write_lines
 
 SESSION = {"session": "s1", "person": "p1", "version": "V1", "hours": 1.5}

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from llama2_jax.data.records import DataError
 from llama2_jax.data.scored_samples import ScoredSample, read_scored_samples
-from llama2_jax.data.sources import DataError
 
 
 def write(path, rows):

@@ -9,8 +9,8 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.data import shards
 from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
+from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import file_sha256, write_shards
-from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.data.conftest import make_texts
 

@@ -2,8 +2,8 @@ import csv
 
 import pytest
 
+from llama2_jax.data.records import DataError
 from llama2_jax.data.sheets import read_column, read_sheet, write_sheet
-from llama2_jax.data.sources import DataError
 
 SHOWN = [
     {"name": "1", "text": "- a\n- b"},

@@ -8,9 +8,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data import sources
+from llama2_jax.data import records
 from llama2_jax.data.chat import LLAMA2, TEMPLATES, Message
-from llama2_jax.data.sources import BadLines, DataError, dialogue_row, read_dialogues, read_documents
+from llama2_jax.data.records import BadLines, DataError
+from llama2_jax.data.sources import dialogue_row, read_dialogues, read_documents
 
 
 def jsonl(path, *rows) -> str:
@@ -129,7 +130,7 @@ def test_grouped_array_records_are_read_in_order(tmp_path, monkeypatch):
     for text in texts:
         writer.write(text.encode())
     writer.close()
-    monkeypatch.setattr(sources, "RECORDS_PER_READ", 7)
+    monkeypatch.setattr(records, "RECORDS_PER_READ", 7)
     assert list(read_documents(tmp_path / "a.array_record")) == texts
     bad = ArrayRecordWriter(str(tmp_path / "b.array_record"), "group_size:16")
     for content in (*(b"x",) * 9, b"\xff"):
@@ -202,7 +203,7 @@ def test_a_zst_file_with_a_window_too_large_is_not_called_damaged(tmp_path):
         yield
 
     with pytest.raises(DataError, match="its window is larger than 128 MB: compress it again") as caught:
-        list(sources._intact(tmp_path / "a.jsonl.zst", frames()))
+        list(records._intact(tmp_path / "a.jsonl.zst", frames()))
     assert "damaged" not in str(caught.value)
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.bold import joined, read_prompts, sentiment_scorer, subgroup_sentiments
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 

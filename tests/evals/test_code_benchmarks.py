@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.code_benchmarks import CODE, pass_at_k, program, read_humaneval, read_mbpp
 from llama2_jax.evals.code_execution import run_program
 

@@ -5,7 +5,7 @@ import pytest
 
 from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import Message
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.human_sheets import (
     INSTRUCTIONS,
     SCALES,

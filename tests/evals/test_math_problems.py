@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.math_problems import Problem, Problems, is_right, predicted, read_problems
 
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.refusals import (
     ANSWER,
     CAPABILITY,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 from llama2_jax.evals.toxigen import GROUPS, read_prompts, toxic_shares
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.truthfulqa import (
     NUM_QUESTIONS,
     PUBLISHED,

@@ -6,8 +6,8 @@ from experiments.contamination import scan_parts, training_parts
 from llama2_jax.analysis.contamination_index import index_samples
 from llama2_jax.config import ConfigError
 from llama2_jax.data.jsonl import read_rows, write_rows
+from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import write_shards
-from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.experiments.runs import run_program, sentences
 

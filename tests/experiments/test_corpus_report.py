@@ -7,7 +7,7 @@ from experiments.corpus_report import named_files, sample
 from experiments.corpus_tables import language_table
 from llama2_jax.analysis.corpus import CorpusCounts, together
 from llama2_jax.config import ConfigError
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from tests.experiments.runs import run_program, write_lines
 
 WEB = [

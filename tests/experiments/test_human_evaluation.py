@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from experiments.human_evaluation import make_sheets, report
 from llama2_jax.config import ConfigError
 from llama2_jax.data.rated_answers import read_rated_answers
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from tests.experiments.runs import run_program, write_lines
 
 CATEGORIES = ("illicit", "hateful")

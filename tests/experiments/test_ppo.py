@@ -21,7 +21,7 @@ from experiments import ppo
 from experiments.ppo_checkpoints import kept_best
 from llama2_jax.config import ConfigError, build
 from llama2_jax.data.prompts import Prompt, write_prompts
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.launch import USER_ERRORS
 from llama2_jax.pretrained import load

@@ -14,8 +14,8 @@ import pytest
 from experiments import pretrain
 from llama2_jax.config import ConfigError
 from llama2_jax.data.corpus import TokenisedCorpus
+from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import write_shards
-from llama2_jax.data.sources import DataError
 from llama2_jax.data.tokenizer import load_tokenizer
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import load

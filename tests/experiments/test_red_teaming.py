@@ -9,7 +9,7 @@ from experiments import human_evaluation, red_teaming
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.prompts import read_prompts
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.rlhf.annotator.families.adversarial import RISKS
 from llama2_jax.rlhf.archive import Sample, append_samples, draw, read_archives

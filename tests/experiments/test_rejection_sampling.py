@@ -12,7 +12,7 @@ from experiments import rejection_sampling, sft
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.prompts import Prompt, write_prompts
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.rlhf import archive
 from llama2_jax.rlhf.archive import read_archives
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model

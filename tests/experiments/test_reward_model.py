@@ -18,7 +18,7 @@ from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference, write_preferences
 from llama2_jax.data.rated_answers import RatedAnswer
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.pretrained import load
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model

@@ -14,7 +14,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import LLAMA2, Message, encode_dialogue
 from llama2_jax.data.loader import single_pass
 from llama2_jax.data.packing import PackedDialogues
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.structs import TokenBatch

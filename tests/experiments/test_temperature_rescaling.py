@@ -13,7 +13,7 @@ from experiments.temperature_rescaling import (
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.evals.self_bleu import self_bleu_scorer
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.rlhf.archive import Sample

@@ -9,7 +9,7 @@ import pytest
 from llama2_jax.answers import Answer
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.generate.decode import PromptError
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.rlhf import archive

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from tools import command_line
 from tools.fetch_assets import AssetError
 

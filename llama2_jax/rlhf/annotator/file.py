@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama2_jax.data import sheets
 from llama2_jax.data.preferences import RATINGS
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement
 
 FILLED_IN = ("preferred", "rating", "unsafe_a", "unsafe_b", "annotator_id")

@@ -1,7 +1,8 @@
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as proto
 
-from llama2_jax.data.sources import DataError, read_documents
+from llama2_jax.data.records import DataError
+from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import TokenizerError, sentencepiece_from_pieces, train_sentencepiece
 from tests.data.conftest import STRINGS, make_texts
 

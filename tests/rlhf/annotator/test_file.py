@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from llama2_jax.data.sources import DataError
+from llama2_jax.data.records import DataError
 from llama2_jax.rlhf.annotator.comparison import Judgement
 from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
 from tests.rlhf.annotator.asked import compare
