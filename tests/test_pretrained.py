@@ -13,7 +13,7 @@ from llama2_jax import pretrained
 from llama2_jax.config import ConfigError
 from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.pretrained import LoadedModel, load, save_huggingface, save_native
+from llama2_jax.pretrained import LoadedModel, load, release_params, save_huggingface, save_native
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import make_partitioner
 from llama2_jax.train.checkpoint import CheckpointError
@@ -160,6 +160,16 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     save_native(tmp_path / "small", with_fewer_rows(load(runs.pretrained_workdir())))
     with pytest.raises(FormatError, match="small: the tokenizer has 340 tokens, the embedding 320 rows"):
         load(tmp_path / "small")
+
+
+def test_parameters_to_start_from_are_given_once_and_not_to_a_run_that_goes_on(tmp_path: Path) -> None:
+    loaded = load(runs.pretrained_workdir())
+    left, start = release_params(loaded, tmp_path, lambda params: {"body": params})
+    assert left.params is None
+    assert start()["body"] is loaded.params
+    for again in (start, release_params(loaded, runs.pretrained_workdir())[1]):
+        with pytest.raises(IndexError):
+            again()
 
 
 def test_saved_native_is_step_0_of_the_same_model(tmp_path: Path) -> None:
