@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from tools.prepare_demo_data import (
     prepare,
     prepare_world,
 )
+
+READERS = {"documents": read_documents, "dialogues": partial(read_dialogues, template=LLAMA2)}
 
 
 def conversation(*turns: list[str]) -> dict:
@@ -84,7 +87,7 @@ def test_files_are_readable_and_parts_are_disjoint(tmp_path):
     (tmp_path / "kjv.jsonl").write_text("\n".join(verse("Ruth", i, f"Verse {i}.") for i in range(200)))
     counts = prepare(tmp_path / "kjv.jsonl", tmp_path / "chat.json", tmp_path / "out")
     assert len(counts) == 6
-    for kind, reader in (("documents", read_documents), ("dialogues", read_dialogues)):
+    for kind, reader in READERS.items():
         train, heldout = (
             list(reader(tmp_path / "out" / "chitchat" / f"{kind}_{part}.jsonl"))
             for part in ("train", "heldout")
@@ -149,7 +152,7 @@ def test_world_files_are_readable_disjoint_and_repeatable(tmp_path):
     }
     last = {part: {prompt.messages for prompt in rows} for part, rows in prompts.items()}
     assert not last["evaluation"] & (last["train"] | last["heldout"])
-    for kind, reader in (("documents", read_documents), ("dialogues", read_dialogues)):
+    for kind, reader in READERS.items():
         parts = [list(reader(tmp_path / "a" / f"{kind}_{part}.jsonl")) for part in ("train", "heldout")]
         assert sum(map(len, parts)) == 200
         assert 2 <= len(parts[1]) <= 25
