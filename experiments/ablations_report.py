@@ -12,7 +12,6 @@ from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
 from llama2_jax.config import read_json, write_json
 from llama2_jax.data.records import is_number
-from llama2_jax.data.sources import is_number
 from llama2_jax.evals.intervals import Interval, bracketed
 
 PAPER = {

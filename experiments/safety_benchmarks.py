@@ -47,7 +47,6 @@ from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.records import expand_paths
-from llama2_jax.data.sources import expand_paths
 from llama2_jax.evals import bold, toxigen, truthfulqa
 from llama2_jax.evals.safety_prompts import SafetyPrompt
 from llama2_jax.generate.decode import check_prompts, check_seeds

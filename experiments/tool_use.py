@@ -30,7 +30,6 @@ from llama2_jax.config import require, to_plain
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.records import text_of
-from llama2_jax.data.sources import text_of
 from llama2_jax.evals.chat_text import chat_text, encode_text
 from llama2_jax.evals.math_problems import READERS, Problem, read_problems
 from llama2_jax.evals.text_completion import complete_until

@@ -18,9 +18,7 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, prompt_from_row
 from llama2_jax.data.records import text_of
 from llama2_jax.data.red_team_logs import Attack, Session
-from llama2_jax.data.sources import text_of
 from llama2_jax.evals.intervals import Interval, Share, mean_rate, pooled_rate, share_of
-from llama2_jax.evals.reward_accuracy import Share, share_of
 
 Shares = dict[str, dict[str, Share]]
 """Label, then version."""

@@ -4,7 +4,6 @@ import pytest
 
 from llama2_jax.data.pair_scores import both_sides, read_by_all, read_pair_scores, write_pair_scores
 from llama2_jax.data.records import DataError
-from llama2_jax.data.sources import DataError
 from tests.experiments.runs import write_lines
 
 
