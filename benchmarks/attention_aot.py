@@ -24,6 +24,7 @@ from llama2_jax.sharding.unattached import (
     CHIPS,
     compile_for,
     prepare,
+    tpu_devices,
     vector_memory_bytes,
 )
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=list(CHIPS))
     arguments = parser.parse_args()
     prepare()
+    tpu_devices(arguments.chips[0])  # without the compiler nothing is recorded
     rows = [
         row_of(gradients, chip=chip, shape=shape, impl=impl)
         for chip in arguments.chips

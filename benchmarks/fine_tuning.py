@@ -9,6 +9,7 @@ Preferences have a few long dialogues among many short ones, so a reward model i
 responses have 34 tokens on average and 128 at most: packed, as it is trained, and each in a row of its own.
 """
 
+import argparse
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ CONFIG = ModelConfig(
 
 def main() -> None:
     """Measure both updates and the matrix rate."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     rate = measured_matrix_rate(size=2048)
     chat, scored = Transformer(CONFIG, single_device()), ScoreModel(CONFIG, single_device())
     _report(

@@ -1,6 +1,6 @@
 """Which tiles of the Hopper kernels are fastest: every variant that may be chosen, on one Hopper GPU.
 
-python -m benchmarks.hopper_tiles
+python -m benchmarks.hopper --parts tiles
 
 Variants are data in ``kernels/flash_hopper.py`` and ``kernels/decode_hopper.py``; the first of each is the
 default. The result file is what a change of their order comes from.
@@ -15,17 +15,11 @@ import jax
 
 from benchmarks import attention, decode_attention
 from benchmarks.attention import tried, try_in_parallel
-from benchmarks.record import record, rotated_seconds, spread
+from benchmarks.record import rotated_seconds, spread
 from llama2_jax.kernels.ranges import document_ranges
 
 SHAPES = ("mha", "gqa", "packed", "mha_d64")
 CACHES = ("mha", "gqa", "gqa_ragged")
-
-
-def main() -> None:
-    """Measure and record."""
-    result = measure()
-    record("hopper_tiles", result, line="; ".join(texts(result)))
 
 
 def measure() -> dict[str, Any]:
@@ -113,7 +107,3 @@ def _compile_cache(cache: decode_attention.Cache, split: Any) -> dict[str, Any]:
 def _time_cache(cache: decode_attention.Cache, program: Any) -> dict[str, Any]:
     inputs = [decode_attention.random_cache(cache, seed) for seed in range(2)]
     return {"secs": spread(rotated_seconds(program, inputs))}
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 python -m benchmarks.lower_70b
 """
 
+import argparse
 import time
 
 from benchmarks.record import record
@@ -16,6 +17,7 @@ from llama2_jax.train.step import abstract_state, compile_step, make_update, nex
 
 def main() -> None:
     """Lower once, cold."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     start = time.perf_counter()
     config = model_config("70b", compute_dtype="bfloat16", remat_policy="full")
     partitioner = single_device()

@@ -69,6 +69,7 @@ def compile_all(
     parser.add_argument("--chip", default="tpu", choices=table)
     chip = parser.parse_args().chip
     prepare()
+    devices_of(table[chip][0][2], 1)  # without the compiler nothing is recorded
     rows = [
         row_of(compile_one, size=size, pods=pods, topology=topology, changes=changes)
         for size, pods, topology, changes in table[chip]

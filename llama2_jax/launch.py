@@ -30,17 +30,22 @@ def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but a field that the config lacks is a message and no traceback."""
+    """As absl does, but what cannot be meant is a message and no traceback, and exits with 2."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # of ml_collections, which names the field; or of a mistake in the file
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        message = f"{error}\n--helpfull lists the flags"
+    except (AttributeError, KeyError) as error:  # of ml_collections; or of a mistake in the file
         given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
-        words = set(re.findall(r"""["']([^"']+)["']""", str(error)))
-        names = [name for name in given if words & set(name.split(".")[1:])]
+        field, *_ = re.findall(r"\w+", str(error)) or [""]  # it comes first, a suggestion may follow
+        names = [name for name in given if field in name.split(".")[1:]]
         if not names:
             raise
-        print(f"error: {', '.join(names)}: the config has no such field: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        similar = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f"; did you mean {similar[1]!r}?" if similar else ""
+        message = f"{', '.join(names)}: the config has no field {field!r}{hint}"
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
