@@ -19,6 +19,7 @@ from llama2_jax.interop.gguf import load_gguf
 from llama2_jax.interop.huggingface import load_huggingface
 from llama2_jax.interop.huggingface import save_huggingface as write_huggingface
 from llama2_jax.interop.imported import Imported, check_vocabulary
+from llama2_jax.interop.mapping import FLOAT_DTYPES
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer, abstract_params
@@ -67,7 +68,7 @@ def load(
     """Open a workdir of ours, a Hugging Face folder, a Meta folder or a GGUF file.
 
     Args:
-      dtype: of the parameters in memory; None keeps that of the file, bitwise.
+      dtype: of the parameters in memory, float32, bfloat16 or float16; None keeps that of the file, bitwise.
       compute_dtype, remat_policy, attention_impl: as in ``ModelConfig``; a checkpoint does not decide how it
         is computed.
       template: name of the chat template; None takes the checkpoint's own.
@@ -78,6 +79,7 @@ def load(
       FormatError, CheckpointError, ConfigError: what is wrong with the path or its content.
     """
     path, partitioner = Path(path), partitioner or single_device()
+    require_choice("dtype", dtype or "float32", FLOAT_DTYPES)
     if template is not None:
         get_template(template)  # refuses an unknown name before minutes of reading
     kind = checkpoint_kind(path)

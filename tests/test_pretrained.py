@@ -97,6 +97,14 @@ def test_an_unknown_template_name_is_refused_before_anything_is_read(tmp_path: P
         load(tmp_path / "absent", template="alpaca")
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "float64", "complex64"])
+def test_other_dtypes_are_refused_before_anything_is_read(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"dtype is '{dtype}'; choose one of 'float32', 'float16', 'bfloat16'"
+    ):
+        load(tmp_path, dtype=dtype)
+
+
 def test_parameters_go_where_the_partitioner_says() -> None:
     partitioner = make_partitioner(MeshConfig("fsdp_tensor", fsdp=4, tensor=2))
     spread, single = load(runs.pretrained_workdir(), partitioner=partitioner), load(runs.pretrained_workdir())

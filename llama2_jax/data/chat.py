@@ -126,6 +126,12 @@ def validate_dialogue(dialogue: Sequence[Message], *, ends_with: Literal["user",
     Raises:
       DialogueError: with the roles found.
     """
+    for index, message in enumerate(dialogue):
+        if not isinstance(message, Message):
+            raise DialogueError(
+                f"message {index} is a {type(message).__name__}, not a llama2_jax.data.chat.Message(role, "
+                "content)"
+            )
     roles = [message.role for message in dialogue]
     shown = ", ".join(roles) or "no messages"
     turns = roles[1:] if roles[:1] == ["system"] else roles

@@ -172,11 +172,22 @@ def make_row(
       learned: for each part, 1 where a token is to be predicted; all of them if None.
       sequence_length: T.
       document_mask: one segment per part and no target across parts, or one segment in all.
+
+    Raises:
+      ConfigError: more tokens, or masks of other lengths than their parts.
     """
     stream = np.concatenate(parts)
+    require(
+        len(stream) <= sequence_length + 1,
+        f"{len(stream)} tokens do not fit in a row of {sequence_length} and the target of its last",
+    )
     owner = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
     inside = owner[1:] == owner[:-1]
-    wanted = np.ones(len(stream)) if learned is None else np.concatenate(learned)
+    if learned is None:
+        learned = [np.ones(len(part)) for part in parts]
+    lengths, masked = [len(part) for part in parts], [len(mask) for mask in learned]
+    require(lengths == masked, f"parts of {lengths} tokens have masks of {masked}; give one number per token")
+    wanted = np.concatenate(learned)
     counted = (wanted[1:] > 0) & (inside | (not document_mask))
     # A stream shorter than T + 1 ends inside the row: its last token is an input without a target.
     segments = owner if document_mask else np.ones_like(owner)

@@ -25,7 +25,7 @@ def next_token_sums(logits_BTV: jax.Array, targets_BT: jax.Array, loss_mask_BT: 
 
 
 def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """log softmax(logits)[target], float32 (B, T)."""
+    """log softmax(logits)[target], float32 (B, T). Targets are not checked: what has none is to be masked."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     # A comparison instead of a gather: it stays local when V is split over devices.
     is_target = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llama2_jax.config import require
 from llama2_jax.model.attention import Attention, TokenInfo
 from llama2_jax.model.cache import claim_slots, fits
 from llama2_jax.model.config import ModelConfig
@@ -124,15 +125,22 @@ class Transformer(nn.Module):
         """Final-norm output (B, T, D) in the compute dtype, and the cache advanced by T slots.
 
         Args:
-          tokens_BT: ids; those of segment 0 (padding) may hold anything, even -1.
+          tokens_BT: ids, not checked, nor is T against ``max_context``: what reads people's input does that.
+            Those of segment 0 (padding) may hold anything, even -1.
           segment_ids_BT: contiguous and ascending, 0 = padding; default one segment per row.
-          positions_BT: default 0, 1, 2, ...; must restart in every segment.
+          positions_BT: default 0, 1, 2, ...; must restart in every segment. Needed with a cache that holds
+            tokens already.
           cache: earlier tokens. Slots ``index`` to ``index + T`` must be free.
           is_prompt: the cache is empty, so the tokens attend to one another alone.
         """
         cfg = self.config
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones_like(tokens_BT)
+        require(
+            cache is None or is_prompt or positions_BT is not None,
+            "positions_BT is missing: tokens after those in the cache have other positions than 0, 1, 2; "
+            "give them, or is_prompt=True where the cache is empty",
+        )
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         x_BTD = look_up(self.embedding_VD, jnp.maximum(tokens_BT, 0), cfg.compute_dtype, self.part)

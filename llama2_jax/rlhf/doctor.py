@@ -26,7 +26,12 @@ class DoctorError(UserError, RuntimeError):
 
 
 def check_scores(name: str, scores_B: np.ndarray, prompt_ids: Sequence[str]) -> None:
-    """Scores of a reward model are numbers; else nothing may be learned from them."""
+    """Scores of a reward model are numbers, one for each answer; else nothing may be learned from them."""
+    if np.shape(scores_B) != (len(prompt_ids),):
+        raise DoctorError(
+            f"{name}: scores have shape {np.shape(scores_B)}, there are {len(prompt_ids)} answers; give one "
+            "number for each"
+        )
     bad = np.flatnonzero(~np.isfinite(scores_B))
     if bad.size:
         raise DoctorError(

@@ -227,6 +227,11 @@ def test_wrong_orders_of_roles_are_refused(tokenizer, roles):
             encode(messages, tokenizer, LLAMA2)
 
 
+def test_rows_of_a_file_are_not_taken_for_messages(tokenizer):
+    with pytest.raises(DialogueError, match=r"message 0 is a dict, not a llama2_jax.data.chat.Message\(role"):
+        encode_prompt([{"role": "user", "content": "t"}], tokenizer, LLAMA2)
+
+
 def test_last_message_decides_between_prompt_and_dialogue(tokenizer):
     with pytest.raises(DialogueError, match="user, assistant; the last message must be from the user"):
         encode_prompt(dialogue("a", "b"), tokenizer, LLAMA2)

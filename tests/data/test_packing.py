@@ -6,7 +6,13 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import EncodedDialogue
-from llama2_jax.data.packing import PackedDialogues, PackedDocuments, _best_fit_decreasing, shuffled_order
+from llama2_jax.data.packing import (
+    PackedDialogues,
+    PackedDocuments,
+    _best_fit_decreasing,
+    make_row,
+    shuffled_order,
+)
 from llama2_jax.data.records import DataError
 
 
@@ -235,3 +241,17 @@ def test_best_fit_equals_brute_force(seed):
 def test_packing_fills_rows():
     packed = PackedDialogues(make_dialogues(500, longest=40), sequence_length=64, document_mask=True)
     assert packed.report.fill_fraction > 0.98
+
+
+@pytest.mark.parametrize(
+    ("lengths", "masks", "message"),
+    [
+        ((3, 3), (3, 3), "6 tokens do not fit in a row of 4 and the target of its last"),
+        ((2, 3), (3, 2), r"parts of \[2, 3\] tokens have masks of \[3, 2\]"),
+        ((2, 3), (2,), r"parts of \[2, 3\] tokens have masks of \[2\]"),
+    ],
+)
+def test_a_row_of_what_does_not_fit_is_refused(lengths, masks, message):
+    parts, learned = ([np.ones(n, np.int32) for n in some] for some in (lengths, masks))
+    with pytest.raises(ConfigError, match=message):
+        make_row(parts, learned=learned, sequence_length=4, document_mask=True)

@@ -251,9 +251,8 @@ def test_cached_decoding_equals_the_full_forward_in_chunks_of_any_length():
 def test_the_cache_is_kept_in_the_compute_dtype_and_holds_rotated_keys():
     model = Transformer(tiny.CONFIG)
     tokens = tiny.tokens(1, 4)
-    out = model.apply(
-        {"params": tiny.params()}, tokens, cache=empty_cache(tiny.CONFIG, batch_size=1, num_slots=6)
-    )
+    cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=6)
+    out = model.apply({"params": tiny.params()}, tokens, cache=cache, is_prompt=True)
     weights = numpy_llama.layer_weights(tiny.params(), 0)
     x = tiny.params()["embedding_VD"][tokens[0]].astype(np.float64)
     normed = numpy_llama.rms_norm(x, weights["attention_norm"]["scale_D"], 1e-5)
@@ -270,9 +269,8 @@ def test_more_tokens_than_the_cache_has_slots_for_are_refused():
     cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
 
     def read(cache, length, **kwargs):
-        return tiny.MODEL.apply(
-            {"params": tiny.params()}, tiny.tokens(1, length), cache=cache, **kwargs
-        ).cache
+        at = {"positions_BT": int(cache.index) + jnp.arange(length)[None], "cache": cache}
+        return tiny.MODEL.apply({"params": tiny.params()}, tiny.tokens(1, length), **at, **kwargs).cache
 
     with pytest.raises(
         ValueError, match="the cache has 8 slots, 0 of them used, and 9 new tokens do not fit"
@@ -286,12 +284,19 @@ def test_more_tokens_than_the_cache_has_slots_for_are_refused():
         read(read(cache, 5), 3, is_prompt=True)
 
 
+def test_tokens_after_others_need_their_positions():
+    cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
+    with pytest.raises(ValueError, match="positions_BT is missing: tokens after those in the cache"):
+        tiny.MODEL.apply({"params": tiny.params()}, tiny.tokens(1, 5), cache=cache)
+
+
 def test_inside_jit_tokens_beyond_the_cache_give_nan_and_no_wrong_logits():
     cache = empty_cache(tiny.CONFIG, batch_size=1, num_slots=8)
 
     @jax.jit
     def read(params, cache, tokens):
-        return tiny.MODEL.apply({"params": params}, tokens, cache=cache)
+        positions = cache.index + jnp.arange(tokens.shape[1])[None]
+        return tiny.MODEL.apply({"params": params}, tokens, positions_BT=positions, cache=cache)
 
     first = read(tiny.params(), cache, tiny.tokens(1, 5))
     assert np.isfinite(first.logits_BTV).all()

@@ -10,6 +10,9 @@ from tests.model import tiny
 
 def test_scores_that_are_no_numbers_name_model_and_prompt():
     doctor.check_scores("safety", np.zeros(3), "abc")
+    for shape in ((2,), (3, 1), ()):
+        with pytest.raises(doctor.DoctorError, match="have shape .*, there are 3 answers"):
+            doctor.check_scores("safety", np.zeros(shape), "abc")
     for bad in (np.nan, np.inf):
         with pytest.raises(DoctorError, match=r"safety: 2 of 3 scores are not finite.*prompt 'b'"):
             doctor.check_scores("safety", np.array([0, bad, bad]), ["a", "b", "c"])
