@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.models import open_mesh
+from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.answers import model_version, sample_answers
 from llama2_jax.config import ConfigError, build, read_json, require, require_choice, to_plain, write_json
@@ -51,7 +51,6 @@ from llama2_jax.rlhf.annotator.protocol import (
 )
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import prompt_rows
-from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.workdir import mark_done, open_workdir
@@ -76,9 +75,10 @@ def run(config: Any, workdir: Path) -> None:
     }
     tokenizer = models[config.new.name].require_tokenizer()
     prompt_rows(prompts, tokenizer, models[config.new.name].template)  # a bad one is named at once
+    sheet = workdir / "sheet.csv"
+    annotate = make_annotator(config, sheet, models[config.new.name], prompts)  # it may refuse: hours before
     pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
     comparisons = [pair.comparison for pair in pairs]
-    sheet = workdir / "sheet.csv"
     with files_at_rest(workdir):
         filled_in = sheet.exists()
     if config.annotator == "file" and not filled_in:
@@ -86,7 +86,6 @@ def run(config: Any, workdir: Path) -> None:
             write_sheet(sheet, comparisons)
         print(f"{len(comparisons)} comparisons are in {sheet}; fill it in and run this again")
         return
-    annotate = make_annotator(config, sheet, models[config.new.name])
     judged = zip(pairs, annotate(comparisons), strict=True)
     preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
     split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
@@ -202,13 +201,13 @@ def make_sampler(config: Any, models: dict[str, LoadedModel]) -> SampleFunction:
     return sample
 
 
-def make_annotator(config: Any, sheet: Path, policy: LoadedModel) -> Annotator:
-    """Who compares."""
+def make_annotator(config: Any, sheet: Path, policy: LoadedModel, prompts: Sequence[Prompt]) -> Annotator:
+    """Who compares answers of the policy to these prompts."""
     if config.annotator == "file":
         return lambda comparisons: read_sheet(sheet, comparisons)
     if config.annotator == "simulated":
         return raters.simulated(build_raters(config))
-    scores = {track: make_score(config, track, policy) for track in TRACKS}
+    scores = {track: make_score(config, track, policy, prompts) for track in TRACKS}
     return model_annotator(**scores, thresholds=config.judge.thresholds, annotator_id=config.judge.name)
 
 
@@ -217,10 +216,12 @@ def build_raters(config: Any) -> raters.RatersConfig:
     return build(raters.RatersConfig, config.raters, name="raters")
 
 
-def make_score(config: Any, kind: str, policy: LoadedModel) -> Score:
+def make_score(config: Any, kind: str, policy: LoadedModel, prompts: Sequence[Prompt]) -> Score:
     """The scores of one of the judging reward models."""
-    name = f"{kind}_rm"
-    loaded = load_reward_model_for(policy, config.judge[name], kind, field=f"config.judge.{name}")
+    name, limit = f"{kind}_rm", config.sampling.max_new_tokens
+    loaded = load_judge(
+        policy, config.judge[name], kind, prompts, max_new_tokens=limit, field=f"config.judge.{name}"
+    )
     return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
 
 

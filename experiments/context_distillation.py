@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.models import open_mesh
+from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.answers import Answer, sample_answers
@@ -29,8 +29,6 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.archive import prompt_rows
-from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 from llama2_jax.workdir import mark_done, open_workdir
 
@@ -63,8 +61,10 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
-    prompt_rows(prompts, loaded.require_tokenizer(), loaded.template)  # a bad one is named at once
-    reward_model = load_reward_model_for(loaded, config.safety_rm, "safety", field="config.safety_rm")
+    limit = config.sampling.max_new_tokens
+    reward_model = load_judge(
+        loaded, config.safety_rm, "safety", prompts, max_new_tokens=limit, field="config.safety_rm"
+    )
     loaded = for_decoding(loaded)
     candidates = {
         how: candidates_for(views, prompts, loaded, reward_model, config)

@@ -119,7 +119,7 @@ def scored_answers(
 ) -> list[Sample]:
     """One answer of a version to every prompt, with the scores of the reward models if there are any."""
     version = load(path, partitioner=partitioner, **config.model)
-    scorers = load_scorers(config, version)
+    scorers = load_scorers(config, version, prompts)
     version = for_decoding(version)  # by the same name: its weights for training are not needed any more
     answers = draw(
         archive,

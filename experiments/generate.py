@@ -29,6 +29,7 @@ from llama2_jax.generate.decode import check_prompts, check_seeds, generate, row
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel, for_decoding
+from llama2_jax.shapes import filled
 from llama2_jax.train.progress import counted
 
 
@@ -71,15 +72,15 @@ def _complete(
 ) -> Iterator[dict[str, Any]]:
     stops = _stop_ids(loaded)
     for chosen in counted("rows", range(len(rows)), size=batch_size):
-        batch = [prompts[number] for number in chosen]
-        seeds = [seed + number for number in chosen]
+        numbers = filled(chosen, batch_size)
+        batch, seeds = [prompts[number] for number in numbers], [seed + number for number in numbers]
         out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
-        for index, length in enumerate(out.lengths_B):
+        for index, number in enumerate(chosen):
             ids, text_ids = row_ids(out, index)
             result = {
-                **rows[chosen[index]],
+                **rows[number],
                 "completion_tokens": ids,
-                "logprobs": [float(x) for x in out.raw_logprobs_BC[index, :length]],
+                "logprobs": [float(x) for x in out.raw_logprobs_BC[index, : len(ids)]],
                 "stopped": bool(out.stopped_B[index]),
             }
             if loaded.tokenizer is not None:

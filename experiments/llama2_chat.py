@@ -58,6 +58,11 @@ def _check_config(config: Any) -> None:
     require(config.rounds > 0, f"config.rounds = {config.rounds} must be positive")
     require_choice("config.tune_from", config.tune_from, TUNE_FROM)
     require(
+        config.tune_from != "base" or config.init_from or not config.chat_from,
+        f"config.tune_from is base, and the base of config.chat_from = {config.chat_from} is not named; name "
+        "it in config.init_from, or set config.tune_from to first or previous",
+    )
+    require(
         not config.new_prompts or config.rejection_sampling.num_prompts > 0,
         "config.new_prompts asks for prompts of each round's own, but rejection_sampling.num_prompts = 0 "
         "takes all in every round; set how many a round takes",
@@ -81,6 +86,10 @@ def _check_inputs(config: Any) -> None:
         bool(config.chat_from or config.sft.data.dialogues),
         "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
     )
+    last = (config.rounds - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
+    rejection_sampling.choose_prompts(stage_config(config, "rejection_sampling", skip_prompts=last))
+    if "context_distillation.prompts" in _prompt_files(config):
+        context_distillation.adversarial_prompts(config.context_distillation.prompts)
     for name in _training_files(config):
         if path := operator.attrgetter(name)(config):
             try:
@@ -123,8 +132,11 @@ class Recipe:
 
     def run(self) -> dict[str, str]:
         """All stages; returns the versions of the chat model, oldest first, as name -> checkpoint."""
-        base = self.config.init_from or self.stage(pretrain.run, "pretrain", "pretrain")
-        first = self.config.chat_from or self.stage(sft.run, "sft", "sft", init_from=base)
+        base, first = self.config.init_from, self.config.chat_from
+        if not base and not first:
+            base = self.stage(pretrain.run, "pretrain", "pretrain")
+        if not first:
+            first = self.stage(sft.run, "sft", "sft", init_from=base)
         versions = {"SFT": first}
         for number in range(1, self.config.rounds + 1):
             versions |= self.round(number, base, versions)

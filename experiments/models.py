@@ -8,9 +8,9 @@ from llama2_jax.config import build, require
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import Prompt
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.archive import Scorer
+from llama2_jax.rlhf.archive import Scorer, prompt_rows
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model_for
-from llama2_jax.rlhf.reward_model import score_rows
+from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import check_batch_size
 from llama2_jax.sharding.rules import Partitioner, make_partitioner
@@ -65,13 +65,36 @@ def check_safety_model(config: Any, prompts: Sequence[Prompt]) -> None:
     )
 
 
-def load_scorers(config: Any, policy: LoadedModel) -> dict[str, Scorer]:
+def load_judge(
+    policy: LoadedModel, path: str, kind: str, prompts: Sequence[Prompt], *, max_new_tokens: int, field: str
+) -> RewardModel:
+    """``load_reward_model_for``, of one with room for these prompts and the policy's answers.
+
+    Raises:
+      ConfigError: it has less; or what ``load_reward_model_for`` raises.
+      DialogueError: a prompt that cannot be rendered, by its id.
+    """
+    found = load_reward_model_for(policy, path, kind, field=field)
+    rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
+    longest, context = max(map(len, rows.values())), found.config.max_context
+    require(
+        min(longest + max_new_tokens, policy.config.max_context) <= context,
+        f"{field} = {path} scores up to {context} tokens; the longest prompt has {longest}, and "
+        f"config.sampling.max_new_tokens = {max_new_tokens} come to it: lower that or leave out long prompts",
+    )
+    return found
+
+
+def load_scorers(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Scorer]:
     """The reward models of the config, refused unless they read what the policy writes."""
     scorers = {}
     for track in TRACKS:
         if not config[f"{track}_rm"]:
             continue
-        reward_model = load_reward_model_for(policy, config[f"{track}_rm"], track, field=f"config.{track}_rm")
+        name, limit = f"{track}_rm", config.sampling.max_new_tokens
+        reward_model = load_judge(
+            policy, config[name], track, prompts, max_new_tokens=limit, field=f"config.{name}"
+        )
         score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
         scorers[track] = Scorer(reward_model.version, score)
     return scorers

@@ -7,7 +7,7 @@ the reward models changed, and compete with the new ones; the archive then holds
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,6 @@ from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.archive import Sample, changed_prompts, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
-    ROUNDS,
     best_temperature,
     expected_curves,
     expected_max,
@@ -40,6 +39,7 @@ from llama2_jax.rlhf.best_of_n import (
 )
 from llama2_jax.workdir import mark_done, open_workdir
 
+ROUNDS = ("all", "last")
 FIXED = ("max_new_tokens", "top_p", "top_k")  # what a sample's key does not say
 
 Score = Callable[[Sequence[Sample]], list[Sample]]
@@ -69,14 +69,14 @@ def run(config: Any, workdir: Path) -> None:
     _check_ids(prompts, held)
     check_safety_model(config, [*prompts, *(sample.prompt for sample in held)])
     policy = load(config.init_from, partitioner=open_mesh(config), **config.model)
-    score = make_score(config, archive, policy)
+    score = make_score(config, archive, policy, prompts)
     policy = for_decoding(policy)
     temperature, curves = search_temperature(config, archive, policy, prompts, score)
     count = config.samples_per_prompt
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
     samples = score(read_archives(config.archives, own=archive))
-    usable, excluded = without_flaws(samples, policy.template, config.pick.unfinished)
-    best = pick_best(usable, rounds=config.pick.rounds)
+    usable, excluded = without_flaws(bag_of(config, samples), policy.template, config.pick.unfinished)
+    best = pick_best(usable)
     write_rows(workdir / "dialogues.jsonl", (training_row(sample) for sample in best))
     drawn = [sample for sample in samples if sample.key in keys]
     write_report(workdir, config, Picked(samples, drawn, excluded, best, temperature, curves))
@@ -145,12 +145,12 @@ def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:
         )
 
 
-def make_score(config: Any, archive: Path, policy: LoadedModel) -> Score:
+def make_score(config: Any, archive: Path, policy: LoadedModel, prompts: Sequence[Prompt]) -> Score:
     """How samples get the scores of this round's reward models, which are kept in the archive."""
     return functools.partial(
         rescore,
         archive,
-        scorers=load_scorers(config, policy),
+        scorers=load_scorers(config, policy, prompts),
         tokenizer=policy.require_tokenizer(),
         template=policy.template,
         threshold=config.reward.threshold,
@@ -203,6 +203,11 @@ def draw_samples(
     )
 
 
+def bag_of(config: Any, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Those to pick from: of all rounds, or of this one alone, as the paper did up to V3 (RS-5)."""
+    return [s for s in samples if s.round == config.round] if config.pick.rounds == "last" else samples
+
+
 def without_flaws(
     samples: Sequence[Sample], template: Template, unfinished: str
 ) -> tuple[list[Sample], dict[str, int]]:
@@ -241,7 +246,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     """``results.json`` for programmes, ``report.md`` and the pictures for people."""
     pool_PC = displayed(pool_scores(picked.drawn))
     curves = expected_curves(pool_PC)
-    rounds = by_round(picked.samples)
+    rounds = by_round(picked.samples, {config.round: picked.temperature})
     sizes = Counter(sample.prompt.prompt_id for sample in picked.samples).values()
     plot_best_of_n(workdir / "best_of_n.png", curves)
     pictures = ["![maximum and median reward of N samples](best_of_n.png)"]
@@ -276,14 +281,22 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     write_report_file(workdir, lines)
 
 
-def by_round(samples: Sequence[Sample]) -> dict[int, dict[str, float]]:
-    """Expected maximum and median reward of the samples of each round, for as many as all rounds have."""
+def by_round(samples: Sequence[Sample], chosen: Mapping[int, float]) -> dict[int, dict[str, float]]:
+    """Expected maximum and median reward of the samples of each round, for as many as all rounds have.
+
+    Args:
+      chosen: temperature of rounds where it is known; of others that which most prompts were sampled at, and
+        of several, which a search over all prompts leaves, the one with the highest expected maximum.
+    """
     pools = {}
     for number in sorted({sample.round for sample in samples}):
         drawn = [sample for sample in samples if sample.round == number]
-        # that of the round, not those its search tried on a few prompts
-        ((temperature, _),) = Counter(sample.temperature for sample in drawn).most_common(1)
-        pools[number] = displayed(pool_scores(s for s in drawn if s.temperature == temperature))
+        tried = {
+            temperature: displayed(pool_scores(s for s in drawn if s.temperature == temperature))
+            for temperature in sorted({sample.temperature for sample in drawn})
+        }
+        best = max(tried, key=lambda temperature: (len(tried[temperature]), tried[temperature].max(1).mean()))
+        pools[number] = tried[chosen.get(number, best)]
     count = min(pool.shape[1] for pool in pools.values())
     return {
         number: {

@@ -83,7 +83,7 @@ def _check_models(config: Any) -> Template:
     scoring = config.evaluate_chat
     template = config.sft.template or None
     base = load(config.init_from, partitioner=open_mesh(scoring), template=template, **scoring.model)
-    load_scorers(scoring, base)
+    load_scorers(scoring, base, read_prompts(scoring.prompts))
     return base.template
 
 

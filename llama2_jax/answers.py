@@ -57,7 +57,7 @@ def sample_answers(
 
     Args:
       loaded: from ``for_decoding(load(path))``.
-      seeds: one per prompt; the answer depends on the prompt and its seed alone.
+      seeds: one per prompt; the answer depends on the prompt and its seed, and on rounding (``generate``).
       batch_size: prompts decoded together; prompts of like length share a batch.
 
     Raises:

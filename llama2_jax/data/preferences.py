@@ -31,7 +31,7 @@ from llama2_jax.data.chat import Message, Template, check_special_tags, validate
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.packing import shuffled_order
 from llama2_jax.data.records import DataError, OnBadLine, Paths, check, check_keys, read_records
-from llama2_jax.data.sources import to_messages
+from llama2_jax.data.sources import check_not_empty, to_messages
 from llama2_jax.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -172,8 +172,7 @@ def check_pair(pair: Preference, template: Template | None) -> None:
     if template is not None:
         check_special_tags(answers, template)
         check_special_tags(pair.messages, template)
-    empty = [i for i, message in enumerate(pair.messages) if not message.content.strip()]
-    check(not empty, f"message(s) {empty} are empty")
+    check_not_empty(pair.messages)
     # the chat format strips texts, so these two would be the same tokens
     check(pair.chosen.strip() != pair.rejected.strip(), "the chosen and the rejected answer are equal")
 

@@ -8,7 +8,7 @@ from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows, write_rows
 from llama2_jax.data.records import check_keys, text_of
-from llama2_jax.data.sources import to_messages
+from llama2_jax.data.sources import check_not_empty, to_messages
 
 
 class Prompt(NamedTuple):
@@ -44,11 +44,13 @@ def prompt_from_row(row: dict[str, Any]) -> Prompt:
     """A checked prompt from its JSON form, which is ``to_plain`` of it.
 
     Raises:
-      ValueError: no ``prompt_id`` or usable ``messages``, an unknown key, a value of another type.
+      ValueError: no ``prompt_id`` or usable ``messages``, empty ones among them, an unknown key, a value of
+        another type.
     """
     check_keys(row, Prompt._fields)
     messages = to_messages(row.get("messages"))
     validate_dialogue(messages, ends_with="user")
+    check_not_empty(messages)  # nothing could be trained on its answer
     values = {**Prompt._field_defaults, **row, "messages": tuple(messages)}
     for key, kind in Prompt.__annotations__.items():
         if key != "messages" and not isinstance(values.get(key), kind):

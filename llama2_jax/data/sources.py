@@ -99,7 +99,12 @@ def check_dialogue(dialogue: Sequence[Message], template: Template) -> None:
     """
     validate_dialogue(dialogue, ends_with="assistant")
     check_special_tags(dialogue, template)
-    empty = [i for i, message in enumerate(dialogue) if not message.content.strip()]
+    check_not_empty(dialogue)
+
+
+def check_not_empty(messages: Sequence[Message]) -> None:
+    """Raise ``ValueError`` for messages of spaces alone."""
+    empty = [i for i, message in enumerate(messages) if not message.content.strip()]
     check(not empty, f"message(s) {empty} are empty")
 
 

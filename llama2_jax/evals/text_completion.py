@@ -50,7 +50,7 @@ def complete_until(
     Args:
       loaded: from ``for_decoding``, with a tokenizer.
       prompts: ids.
-      seeds: one per prompt; a completion depends on its prompt and its seed alone.
+      seeds: one per prompt; a completion depends on its prompt and its seed, and on rounding (``generate``).
       batch_size: prompts decoded together.
 
     Raises:

@@ -39,7 +39,7 @@ from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
-LENGTH_MULTIPLE = 64  # of padded prompts
+LENGTH_MULTIPLE = 64  # of padded prompts and of new tokens
 SLOTS_MULTIPLE = 8  # of a cache: kernels copy it in whole tiles
 SEED_LIMIT = 2**32
 
@@ -78,8 +78,8 @@ def generate(
     Args:
       prompts: token ids, ragged, none empty.
       stop_ids: sampling one of them ends its row; it is part of the completion.
-      seeds: one per row (default 0, 1, ...). A row with the same prompt and seed gives the same
-        tokens whatever else is in the batch.
+      seeds: one per row (default 0, 1, ...). What a row draws depends on its seed alone, and its logits on
+        its prompt alone up to rounding, which in bfloat16 other companions can change.
       prompt_length: prompts up to this length are padded to it, so that their batches share one
         compiled shape.
 
@@ -91,7 +91,7 @@ def generate(
       ConfigError: no prompt, not a seed per row, or a seed outside 0 to 2**32 - 1.
       LogitsError: a log-probability is not finite.
     """
-    new_tokens = _room(model, prompts, sampling)
+    new_tokens = few_lengths(room(model, prompts, sampling), sampling)
     count = len(prompts)
     seeds = range(count) if seeds is None else seeds
     _check_seed_count(seeds, count)
@@ -101,7 +101,7 @@ def generate(
         model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
     found = Completions(*(leaf[:count] for leaf in on_host(completions)))
-    check_logprobs(found.raw_logprobs_BC)  # argmax takes NaN for the best: the row would be of 0s
+    check_logprobs(found.raw_logprobs_BC)  # of NaN no token is the likeliest
     return found
 
 
@@ -132,7 +132,7 @@ def stream(
 ) -> Iterator[int]:
     """The tokens of ``generate`` for one prompt, one after another as they are made."""
     require(chunk > 0, f"chunk = {chunk} must be positive")
-    left = _room(model, [prompt], sampling)
+    left = room(model, [prompt], sampling)
     # whole chunks: room for the last one, so that every call has the same compiled shape
     slots = -(-left // chunk) * chunk
     state = start(model, params, [prompt], max_new_tokens=slots, seeds=[seed])
@@ -283,10 +283,15 @@ def _is_any(tokens_B: jax.Array, ids: tuple[int, ...]) -> jax.Array:
     return (tokens_B[:, None] == jnp.asarray(ids)).any(axis=1)
 
 
-def _room(model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> int:
+def room(model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> int:
     """New tokens that the longest-running row may still make."""
     check_prompts(model, prompts)
     return min(sampling.max_new_tokens, model.config.max_context - min(len(prompt) for prompt in prompts))
+
+
+def few_lengths(new_tokens: int, sampling: SamplingConfig) -> int:
+    """Rounded up: every number is compiled anew, and rows end at the context all the same."""
+    return padded_length(new_tokens, multiple=LENGTH_MULTIPLE, limit=sampling.max_new_tokens)
 
 
 def _check_seed_count(seeds: Sequence[int], count: int) -> None:

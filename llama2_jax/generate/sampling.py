@@ -78,15 +78,25 @@ def sample(
     """
     logits_BV = logits_BV.astype(jnp.float32)
     if sampling.temperature is None:
-        tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        tokens_B = likeliest(logits_BV)
         sample_logprobs_B = jnp.zeros(tokens_B.shape, jnp.float32)
     else:
         kept_BV = keep_top(logits_BV / sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[-1:]))(keys_B)
-        # behind a barrier: XLA:CPU would make the noise within argmax, which takes twice as long
-        tokens_B = jnp.argmax(jax.lax.optimization_barrier(kept_BV + noise_BV), axis=-1).astype(jnp.int32)
+        # behind a barrier: XLA:CPU would make the noise twice
+        tokens_B = likeliest(jax.lax.optimization_barrier(kept_BV + noise_BV))
         sample_logprobs_B = _logprobs(kept_BV, tokens_B)
     return tokens_B, _logprobs(logits_BV, tokens_B), sample_logprobs_B
+
+
+def likeliest(logits_BV: jax.Array) -> jax.Array:
+    """The first of the highest logits, int32 (..., V) -> (...); V where one is NaN.
+
+    ``argmax`` in two passes, each of which XLA:CPU vectorises: a fifth of its time.
+    """
+    vocab = logits_BV.shape[-1]
+    highest_B1 = logits_BV.max(axis=-1, keepdims=True)
+    return jnp.where(logits_BV == highest_B1, jnp.arange(vocab, dtype=jnp.int32), vocab).min(axis=-1)
 
 
 def keep_top(
@@ -115,19 +125,21 @@ def _keep_below(
     The least probability that is kept is found by halving the interval of its bits, which order numbers that
     are not negative: a few passes over the vocabulary instead of sorting it.
     """
-    bits_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)
     low_B1 = jnp.zeros((*probs_BV.shape[:-1], 1), jnp.int32)
-    high_B1 = jnp.max(bits_BV, axis=-1, keepdims=True)
+    high_B1 = jax.lax.bitcast_convert_type(probs_BV.max(axis=-1, keepdims=True), jnp.int32)
+
+    def number(bits_B1: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits_B1, jnp.float32)
 
     def halve(_: int, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B1, high_B1 = interval
         middle_B1 = (low_B1 + high_B1) // 2
-        likelier_B1 = jnp.where(bits_BV > middle_B1, weights_BV, 0).sum(axis=-1, keepdims=True)
+        likelier_B1 = jnp.where(probs_BV > number(middle_B1), weights_BV, 0).sum(axis=-1, keepdims=True)
         stays_B1 = likelier_B1 <= limit
         return jnp.where(stays_B1, low_B1, middle_B1 + 1), jnp.where(stays_B1, middle_B1, high_B1)
 
     _, least_B1 = jax.lax.fori_loop(0, PROBABILITY_BITS, halve, (low_B1, high_B1))
-    return jnp.where(bits_BV >= least_B1, logits_BV, -jnp.inf)
+    return jnp.where(probs_BV >= number(least_B1), logits_BV, -jnp.inf)
 
 
 def _logprobs(logits_BV: jax.Array, tokens_B: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
+from llama2_jax.generate.sampling import likeliest
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
@@ -159,7 +160,7 @@ def _scores(
     def scores(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden_BCD, targets_BC = chunk
         logits_BCV = unembed(hidden_BCD)
-        return token_logprobs(logits_BCV, targets_BC), jnp.argmax(logits_BCV, axis=-1) == targets_BC
+        return token_logprobs(logits_BCV, targets_BC), likeliest(logits_BCV) == targets_BC
 
     batch, length = tokens_BT.shape
     found = jax.lax.map(scores, (_chunks(hidden_BTD), _chunks(jnp.roll(tokens_BT, -1, axis=1))))

@@ -7,9 +7,10 @@ import numpy as np
 from llama2_jax.generate.decode import (
     advance,
     check_logprobs,
-    check_prompts,
     check_seeds,
+    few_lengths,
     fill_rows,
+    room,
     start,
 )
 from llama2_jax.generate.sampling import SamplingConfig
@@ -40,10 +41,9 @@ def generate_until(
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate``.
     """
-    check_prompts(model, prompts)
     check_seeds(seeds)
     made: list[list[int]] = [[] for _ in prompts]
-    num_chunks = -(-sampling.max_new_tokens // CHUNK)
+    num_chunks = -(-few_lengths(room(model, prompts, sampling), sampling) // CHUNK)
     filled = fill_rows(model, prompts, seeds)
     state = start(model, params, filled[0], max_new_tokens=num_chunks * CHUNK, seeds=filled[1])
     for _ in range(num_chunks):
@@ -55,7 +55,7 @@ def generate_until(
         ended_B = np.array(part.stopped_B)
         for row, ids in enumerate(made):
             ids += part.tokens_BC[row, : part.lengths_B[row]].tolist()
-            ended_B[row] |= is_complete(row, ids)
+            ended_B[row] = ended_B[row] or is_complete(row, ids)
         ended_B[len(made) :] = True
         if ended_B.all():
             break

@@ -9,31 +9,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from llama2_jax.config import require, require_choice
+from llama2_jax.config import require
 from llama2_jax.rlhf.archive import Sample, require_scored
 
-ROUNDS = ("all", "last")
 
-
-def pick_best(samples: Iterable[Sample], *, rounds: str = "all") -> list[Sample]:
+def pick_best(samples: Iterable[Sample]) -> list[Sample]:
     """The sample with the highest combined score of every prompt, in the order of the prompts.
 
     Args:
       samples: scored by one version of the reward models: the scores of two cannot be compared.
-      rounds: "all" picks among the samples of all rounds; "last" among those of the newest round
-        alone, as the paper did up to V3 (RS-5).
 
     Equal scores go to the earlier round, then the lower temperature, then the lower seed.
 
     Raises:
       ConfigError: a sample without score, or scores of several versions.
     """
-    require_choice("rounds", rounds, ROUNDS)
     pool = list(samples)
     require_scored(pool)
-    if rounds == "last":
-        newest = max((sample.round for sample in pool), default=0)
-        pool = [sample for sample in pool if sample.round == newest]
     best: dict[str, Sample] = {}
     for sample in pool:
         held = best.setdefault(sample.prompt.prompt_id, sample)

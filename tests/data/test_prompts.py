@@ -22,12 +22,16 @@ def test_what_a_row_does_not_say_has_its_default():
     assert prompt_from_row(row) == Prompt("a", (Message("user", "Why?"),))
 
 
+USER = [{"role": "user", "content": "Why?"}]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"colour": "red"}, "unknown key(s) colour; known: prompt_id"),
         ({"messages": None}, "'messages' is NoneType, not a list"),
         ({"messages": [{"role": "assistant", "content": "So."}]}, "beginning with user"),
+        ({"messages": [{"role": "system", "content": " "}, *USER]}, "message(s) [0] are empty"),
         ({"is_safety": 1}, "'is_safety' is 1; it must be of type bool"),
         ({"prompt_id": "a"}, "prompt_id 'a' stands twice"),
     ],

@@ -30,7 +30,7 @@ class Model(NamedTuple):
     template: Template = LLAMA2
     kind: str = "safety"
     model: Any = SimpleNamespace(partitioner=None)
-    config: Any = SimpleNamespace(compute_dtype="float32", attention_impl="auto")
+    config: Any = SimpleNamespace(compute_dtype="float32", attention_impl="auto", max_context=512)
 
     def require_tokenizer(self) -> Tokenizer:
         return self.tokenizer

@@ -14,6 +14,7 @@ from experiments.stages import check_done_stage, stage_config
 from llama2_jax import load
 from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.data.prompts import read_prompts, write_prompts
 from llama2_jax.model.config import PAPER_SIZES
 from tests.notebooks.execution import numbers_after, run
 from tools.prepare_demo_data import WorldSizes, prepare_world
@@ -83,6 +84,21 @@ def test_files_that_a_late_stage_wants_are_missed_before_the_first(
         changed.update_from_flattened_dict({name: str(tmp_path / "nowhere*.jsonl")})
         with pytest.raises(ConfigError, match=reason):
             llama2_chat.run(changed, tmp_path / "run")
+    prompts = read_prompts(config.rejection_sampling.prompts)
+    few = {"new_prompts": True, "rejection_sampling.num_prompts": len(prompts), "rounds": 2}
+    uncategorised = tmp_path / "prompts.jsonl"
+    write_prompts(uncategorised, [prompts[0]._replace(is_safety=True, risk_category="")])
+    for changes, reason in (
+        (few, f"has {len(prompts)} prompts, too few for config.skip_prompts = {len(prompts)}"),
+        (
+            {"context_distillation.prompts": str(uncategorised), "distillation_round": 1},
+            "risk_category of prompt '.*' is ''",
+        ),
+    ):
+        late = config.copy_and_resolve_references()
+        late.update_from_flattened_dict(changes)
+        with pytest.raises(ConfigError, match=reason):
+            llama2_chat.run(late, tmp_path / "run")
     changed.sft.data.dialogues = ""
     with pytest.raises(ConfigError, match="config.sft.data.dialogues is empty"):
         llama2_chat.run(changed, tmp_path / "run")
@@ -305,6 +321,8 @@ def test_paper_sizes_hold_the_numbers_of_the_paper(size: str) -> None:
 def test_bad_choices_are_named_before_anything_runs(tmp_path: Path) -> None:
     _refused(tmp_path, {"rounds": 0}, "config.rounds = 0 must be positive")
     _refused(tmp_path, {"tune_from": "scratch"}, "config.tune_from is 'scratch'")
+    chat = {"chat_from": "chat", "init_from": "", "tune_from": "base"}
+    _refused(tmp_path, chat, "the base of config.chat_from = chat is not named; name it in config.init_from")
     _refused(tmp_path, {"rejection_sampling": {"num_prompts": 0}}, "config.new_prompts asks for prompts")
 
 

@@ -1,5 +1,6 @@
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.data.records import DataError
 from llama2_jax.rlhf import archive
-from llama2_jax.rlhf.archive import read_archives
+from llama2_jax.rlhf.archive import Sample, read_archives
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model
 from llama2_jax.rlhf.reward_model import score_rows
 from tests.experiments import runs
@@ -190,8 +191,30 @@ def test_last_round_alone(tmp_path: Path) -> None:
         prompts=str(prompts_file(PROMPTS[:2], "two_prompts")),
         search__temperatures=(),
     )
-    rejection_sampling.run(config, tmp_path)
-    assert results(tmp_path)["picks_by_round"] == {"2": 2}
+    rejection_sampling.run(config, tmp_path / "run")
+    assert results(tmp_path / "run")["picks_by_round"] == {"2": 2}
+    config = runs.changed(config, {"pick.unfinished": "exclude", "sampling.max_new_tokens": 1})
+    with pytest.raises(ConfigError, match=r"no dialogue can be made of 8 samples \({'unfinished': 8}\)"):
+        rejection_sampling.run(config, tmp_path / "unfinished")  # and not of those of the round before
+
+
+def test_the_reward_by_round_is_that_of_the_temperature_it_was_sampled_at() -> None:
+    """Where a search tried all prompts, counts do not tell which that was."""
+
+    def draw(round: int, temperature: float, scores: Sequence[float]) -> list[Sample]:
+        return [
+            Sample(PROMPTS[i // 2], round, "m", temperature, i % 2, (), "", True, "", {"combined": score}, {})
+            for i, score in enumerate(scores)
+        ]
+
+    samples = [
+        *draw(1, 0.7, [0, 0, 0, 0]), *draw(1, 1.0, [1, 0, 1, 0]), *draw(1, 1.3, [9, 9]),  # on one prompt
+        *draw(2, 0.7, [0, 2, 0, 2]), *draw(2, 1.0, [1, 1, 1, 1]),
+    ]  # fmt: skip
+    found = rejection_sampling.by_round(samples, {2: 1.0})
+    one = 1 / (1 + np.exp(-1))
+    assert [found[number]["max"] for number in (1, 2)] == pytest.approx([one, one])
+    assert found[1]["median"] == pytest.approx((one + 0.5) / 2)
 
 
 def test_numbers_of_the_report() -> None:
@@ -309,6 +332,9 @@ def test_reward_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         rejection_sampling.run(config_of(safety_rm=str(other)), tmp_path)
     with pytest.raises(ConfigError, match="is a helpfulness reward model; name one trained for safety"):
         rejection_sampling.run(config_of(safety_rm=str(saved_reward_model("helpfulness"))), tmp_path)
+    short = saved_reward_model("safety", max_context=16)
+    with pytest.raises(ConfigError, match=r"scores up to 16 tokens; the longest prompt has \d+, and"):
+        rejection_sampling.run(config_of(safety_rm=str(short)), tmp_path)
     assert not (tmp_path / "archive.jsonl").exists()
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.generate.decode import PromptError, advance, generate, start, stream
+from llama2_jax.generate.decode import PromptError, advance, few_lengths, generate, start, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
 from tests.generate.test_sampling import reference_distribution
@@ -110,8 +110,8 @@ def test_rows_end_at_the_context_of_the_model(params):
     prompts = [tiny.tokens(context - 3).tolist(), tiny.tokens(context - 1, seed=1).tolist()]
     found = generate(tiny.MODEL, params, prompts, GREEDY)
     assert found.lengths_B.tolist() == [3, 1]
-    assert found.tokens_BC.shape == (2, 3)
-    assert found.tokens_BC[1].tolist()[1:] == [-1, -1]
+    assert (found.tokens_BC[0, 3:] == -1).all()
+    assert (found.tokens_BC[1, 1:] == -1).all()
     for row, prompt in enumerate(prompts):
         length = found.lengths_B[row]
         wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, int(length))
@@ -164,7 +164,7 @@ def test_a_prompt_one_short_of_the_context_gives_one_token(params):
     prompt = tiny.tokens(tiny.CONFIG.max_context - 1, seed=1).tolist()
     wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, 1)
     found = generate(tiny.MODEL, params, [prompt], GREEDY)
-    assert (found.tokens_BC.tolist(), found.lengths_B.tolist()) == ([wanted], [1])
+    assert (found.tokens_BC[0, :1].tolist(), found.lengths_B.tolist()) == (wanted, [1])
     assert list(stream(tiny.MODEL, params, prompt, GREEDY)) == wanted
 
 
@@ -221,6 +221,17 @@ def test_the_state_is_donated(params):
     advance(tiny.MODEL, params, state, GREEDY.numbers, stop_ids=(), num_tokens=NEW)
     assert all(leaf.is_deleted() for leaf in leaves)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_near_the_context_few_numbers_of_new_tokens_are_compiled(params):
+    sampling = SamplingConfig(max_new_tokens=200, temperature=0)
+    assert [few_lengths(n, sampling) for n in (1, 64, 65, 128, 129, 200)] == [64, 64, 128, 128, 192, 200]
+    prompts = [tiny.tokens(n).tolist() for n in (40, 41, 45)]  # of one padded length
+    found = [generate(tiny.MODEL, params, prompts[:1], sampling)]
+    compiled = advance._cache_size()
+    found += [generate(tiny.MODEL, params, [prompt], sampling) for prompt in prompts[1:]]
+    assert advance._cache_size() == compiled
+    assert [one.lengths_B.tolist() for one in found] == [[24], [23], [19]]  # the context is 64
 
 
 def test_temperatures_and_thresholds_share_one_compiled_loop(params):

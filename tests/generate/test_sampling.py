@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.generate.sampling import SamplingConfig, keep_top, row_keys, sample
+from llama2_jax.generate.sampling import SamplingConfig, keep_top, likeliest, row_keys, sample
 from tests.model import numpy_llama
 
 
@@ -117,6 +117,16 @@ def test_temperature_0_is_argmax_whatever_the_seed():
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(raw, numpy_llama.log_softmax(logits).max(axis=-1), atol=1e-5)
     assert (np.asarray(drawn) == 0).all()
+
+
+def test_the_likeliest_is_the_first_of_the_highest():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 5, (64, 300)).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.3] = -np.inf
+    logits[3] = -np.inf
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits)), logits.argmax(axis=-1))
+    logits[5, 7] = np.nan
+    assert likeliest(jnp.asarray(logits))[5] == 300  # none; its log-probability is NaN, which is seen
 
 
 @pytest.mark.parametrize("changes", [{"top_p": 0.0}, {"top_p": 1.0, "top_k": 1}])

@@ -55,6 +55,21 @@ def test_complete_rows_make_no_more_and_nothing_runs_once_all_are(monkeypatch):
     np.testing.assert_equal([len(ids) for ids in found], [CHUNK, GREEDY.max_new_tokens, CHUNK])
 
 
+def test_rows_end_at_the_context_and_complete_ones_are_not_asked_again(monkeypatch):
+    calls, asked = calls_of(monkeypatch), []
+
+    def is_complete(row: int, ids: list[int]) -> bool:
+        asked.append(row)
+        return row == 0
+
+    long = SamplingConfig(max_new_tokens=1000, temperature=0)
+    found = make(long, is_complete=is_complete, stop_ids=())
+    room = [tiny.CONFIG.max_context - len(prompt) for prompt in PROMPTS]  # the context is 64
+    assert [len(ids) for ids in found] == [CHUNK, *room[1:]]
+    assert calls == [CHUNK] * 4
+    assert asked.count(0) == 1
+
+
 def test_any_number_of_rows_on_a_mesh():
     partitioner = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, fsdp=2, tensor=2))
     model = tiny.MODEL.clone(partitioner=partitioner)

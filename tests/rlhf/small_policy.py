@@ -1,5 +1,6 @@
 """A policy and reward models that have learned nothing: random weights, ready in a second."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -34,15 +35,14 @@ def saved_policy(seed: int = 0) -> Path:
 
 
 @functools.cache
-def saved_reward_model(kind: str, seed: int = 0, *, template: str = "llama2") -> Path:
+def saved_reward_model(kind: str, seed: int = 0, *, template: str = "llama2", max_context: int = 128) -> Path:
     """A checkpoint whose scores depend on the row and are spread around 0."""
     base = stacked_policy()
-    folder, tokenizer = _folder() / f"{kind}_{seed}_{template}", base.require_tokenizer()
-    model = ScoreModel(base.config, single_device())
+    folder, tokenizer = _folder() / f"{kind}_{seed}_{template}_{max_context}", base.require_tokenizer()
+    config = dataclasses.replace(base.config, max_context=max_context)
+    model = ScoreModel(config, single_device())
     params = model.init(jax.random.key(seed), np.zeros((1, 1), np.int32))["params"]
-    meta = reward_model_meta(
-        base.config, tokenizer, template, kind=kind, margin="none", data=[f"seed {seed}"]
-    )
+    meta = reward_model_meta(config, tokenizer, template, kind=kind, margin="none", data=[f"seed {seed}"])
     write_params(folder, params, meta)
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", {})

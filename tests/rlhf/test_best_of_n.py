@@ -31,7 +31,7 @@ def test_best_sample_of_every_prompt() -> None:
     assert [(s.prompt.prompt_id, s.seed) for s in pick_best(samples)] == [("p1", 1), ("p2", 1)]
 
 
-def test_best_of_all_rounds_and_of_the_last_alone() -> None:
+def test_best_of_all_rounds() -> None:
     samples = [
         sample(1, 0.9, round=1),
         sample(2, 0.1, round=1),
@@ -39,8 +39,6 @@ def test_best_of_all_rounds_and_of_the_last_alone() -> None:
         sample(3, 0.0, round=2),
     ]
     assert [(s.prompt.prompt_id, s.round) for s in pick_best(samples)] == [("p1", 1), ("p2", 1), ("p3", 2)]
-    last = pick_best(samples, rounds="last")
-    assert [(s.prompt.prompt_id, s.round) for s in last] == [("p1", 2), ("p3", 2)]
 
 
 def test_equal_scores_go_to_the_lowest_index_in_any_order() -> None:
@@ -63,8 +61,6 @@ def test_scores_of_two_versions_are_not_compared() -> None:
         pick_best([sample(1, 0.5), other])
     with pytest.raises(ConfigError, match=r"\('p1', 1, 'm', 1.0, 0\) has no combined score"):
         pick_best([sample(1, 0.5, scores={}, rm_versions={})])
-    with pytest.raises(ConfigError, match="choose one of 'all', 'last'"):
-        pick_best([sample(1, 0.5)], rounds="first")
 
 
 def brute_force(scores: np.ndarray, n: int, statistic: object) -> float:
