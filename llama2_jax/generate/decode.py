@@ -101,7 +101,7 @@ def generate(
         model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
     )
     found = Completions(*(leaf[:count] for leaf in on_host(completions)))
-    check_logprobs(found.raw_logprobs_BC)  # of NaN no token is the likeliest
+    check_logprobs(found.raw_logprobs_BC)  # of NaN any token may be the likeliest
     return found
 
 

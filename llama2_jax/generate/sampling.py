@@ -90,7 +90,7 @@ def sample(
 
 
 def likeliest(logits_BV: jax.Array) -> jax.Array:
-    """The first of the highest logits, int32 (..., V) -> (...); V where one is NaN.
+    """The first of the highest logits, int32 (..., V) -> (...); where one is NaN, anything.
 
     ``argmax`` in two passes, each of which XLA:CPU vectorises: a fifth of its time.
     """
