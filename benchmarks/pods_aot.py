@@ -55,7 +55,7 @@ PODS: dict[str, list[Pod]] = {
 
 def main() -> None:
     """Compile every update and record the table."""
-    compile_all("pods_aot", PODS, compile_update, peak_of)
+    compile_all("pods_aot", PODS, compile_update, peak_of, description=__doc__)
 
 
 def compile_all(
@@ -63,9 +63,17 @@ def compile_all(
     table: dict[str, list[Pod]],
     compile_one: Callable[..., dict[str, Any]],
     numbers_of: Callable[[dict[str, Any]], str],
+    *,
+    description: str | None,
 ) -> None:
-    """Compile for every pod with the chip of the command line, and record the rows."""
-    parser = argparse.ArgumentParser(description=name)
+    """Compile for every pod with the chip of the command line, and record the rows.
+
+    Args:
+      description: the docstring of the programme, for its ``--help``.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chip", default="tpu", choices=table)
     chip = parser.parse_args().chip
     prepare()
@@ -85,9 +93,15 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     """Compile one update as the stage does."""
     config = get_config(size)
     config.update_from_flattened_dict(changes)
+    shape = build(ModelConfig, config.model, name="model")
+    return compile_next_token(config, shape, devices_of(topology, pods))
+
+
+def compile_next_token(config: Any, shape: ModelConfig, devices: list[Any]) -> dict[str, Any]:
+    """Compile one update of the next-token loss, of a config of pretraining or of fine-tuning."""
     mesh = build(MeshConfig, config.mesh, name="mesh")
-    partitioner = Partitioner(make_mesh(mesh, devices_of(topology, pods)), mesh.preset)
-    model = Transformer(build(ModelConfig, config.model, name="model"), partitioner)
+    partitioner = Partitioner(make_mesh(mesh, devices), mesh.preset)
+    model = Transformer(shape, partitioner)
     optimizer = make_optimizer(
         build(OptimizerConfig, config.optimizer, name="optimizer"), num_steps=config.train.num_steps
     )

@@ -57,7 +57,7 @@ class Phase(NamedTuple):
 
 def main() -> None:
     """Compile every iteration and record the table."""
-    compile_all("ppo_aot", PODS, compile_iteration, _numbers)
+    compile_all("ppo_aot", PODS, compile_iteration, _numbers, description=__doc__)
 
 
 def _numbers(row: dict[str, Any]) -> str:

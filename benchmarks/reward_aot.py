@@ -46,7 +46,7 @@ PODS: dict[str, list[Pod]] = {
 
 def main() -> None:
     """Compile every update and record the table."""
-    compile_all("reward_aot", PODS, compile_update, peak_of)
+    compile_all("reward_aot", PODS, compile_update, peak_of, description=__doc__)
 
 
 def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, Any]) -> dict[str, Any]:
