@@ -28,7 +28,7 @@ def sampling_mesh(size: str = "") -> ConfigDict:
 
 
 def optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
-    """AdamW of section 2.2.1, which all stages share but for ``changes`` (OPT-1..4, PPO-5)."""
+    """AdamW of section 2.2, which all stages share but for ``changes`` (OPT-1..4, PPO-5)."""
     config = ConfigDict()
     config.learning_rate = learning_rate  # peak
     config.schedule = "cosine"

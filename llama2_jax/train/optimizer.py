@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults: Llama 2, section 2.2.1."""
+    """Defaults: Llama 2, section 2.2."""
 
     learning_rate: float  # peak
     schedule: str = "cosine"
@@ -50,8 +50,9 @@ class OptimizerConfig:
 def learning_rate(step: Any, config: OptimizerConfig, *, num_steps: int) -> jax.Array:
     """Learning rate of update ``step`` (0-based): linear from 0, then cosine to the final fraction.
 
-    Step 0 gives 0, the end of the warm-up the peak, ``num_steps`` ``final_fraction`` of it (D4): as in other
-    implementations an update that would come after the last, whose own rate is a little higher.
+    Step 0 gives 0, or the peak if there is no warm-up, whose end gives the peak; ``num_steps`` gives
+    ``final_fraction`` of it (D4): as in other implementations an update that would come after the last, whose
+    own rate is a little higher.
     """
     return _learning_rate(step, config, *_spans(config, num_steps))
 

@@ -214,3 +214,4 @@ def test_k1_in_the_loss_has_no_gradient():
 def test_entropy():
     np.testing.assert_allclose(entropy(jnp.zeros((1, 1, 8))), [[np.log(8)]], rtol=1e-6)
     np.testing.assert_allclose(entropy(jnp.log(row(*P))[None]), [[-(P * np.log(P)).sum()]], rtol=1e-6)
+    np.testing.assert_allclose(entropy(jnp.array([[[0.0, 0.0, -np.inf]]])), [[np.log(2)]], rtol=1e-6)
