@@ -182,6 +182,12 @@ class Learner:
     def iterate(self, state: PPOState, batch: PromptBatch, score: ScoreFunction) -> IterationResult:
         """One iteration; ``state`` is donated.
 
+        Args:
+          score: called once with the answers to ``batch``, row by row, and a stopwatch for phases of its own
+            (``secs/PHASE`` of the metrics). ``combined_B`` of its result is maximised, a finite number for
+            each answer, on any scale where it is whitened (D46); the means of ``by_model`` are reported as
+            ``ppo/score_NAME``. Reward models, a rule or a verifier (docs/alignment.md) will do.
+
         Raises:
           DoctorError: a check failed, and the new state is lost: nothing of this batch counts.
         """

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from llama2_jax.pretrained import load
 from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import Learner, Scores
+from llama2_jax.sharding.processes import on_host
 from llama2_jax.train.checkpoint import read_meta, read_params
 from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
@@ -131,6 +133,25 @@ def test_the_combined_reward_uses_the_tags() -> None:
         assert row["safety"] != row["helpfulness"]
         assert row["reward"] == row["safety" if tags[-1] or is_unsafe else "helpfulness"]
     assert 0 < sum(tags) < len(rows)
+
+
+def test_a_rule_stands_in_the_place_of_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the function that docs/alignment.md shows."""
+    page = (runs.REPOSITORY / "docs" / "alignment.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n( +def score\(.*?)```", page, re.DOTALL)
+    space: dict[str, Any] = {
+        "tokenizer": load(saved_policy()).require_tokenizer(),
+        "solutions": {one.prompt_id: "e" for one in (*TRAIN, *HELDOUT)},
+        **{name: getattr(ppo, name) for name in ("PromptBatch", "Rollout", "Scores", "Stopwatch")},
+        **{"np": np, "on_host": on_host},
+    }
+    exec(textwrap.dedent(shown), space)
+    monkeypatch.setattr(ppo, "make_score", lambda *_: space["score"])
+    ppo.run(config_of(train__num_iterations=2, train__num_samples=8), tmp_path)
+    rows = runs.read_lines(tmp_path / "samples.jsonl")
+    assert all(row["reward"] == row["verifier"] == float("e" in row["completion"]) for row in rows)
+    assert {row["verifier"] for row in rows} == {0, 1}
+    assert "ppo/score_verifier" in read_metrics(tmp_path)[-2]
 
 
 def test_every_iteration_has_prompts_and_seeds_of_its_own() -> None:
