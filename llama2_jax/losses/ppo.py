@@ -121,7 +121,7 @@ def kl_estimate(
 
 
 def entropy(logits_BCV: jax.Array) -> jax.Array:
-    """Entropy of softmax(logits) in nats, float32 (B, C); a logit of -inf, which has probability 0, adds 0."""
+    """Entropy of softmax(logits) in nats, float32 (B, C); a logit of -inf adds nothing."""
     logits_BCV = logits_BCV.astype(jnp.float32)
     finite_BCV = jnp.where(logits_BCV == -jnp.inf, 0.0, logits_BCV)
     mean_BC = (jax.nn.softmax(logits_BCV, axis=-1) * finite_BCV).sum(axis=-1)
