@@ -1,5 +1,8 @@
 """What a choice of architecture does: variants that differ in nothing else (Llama 2, A.2.1; ABL-1 to ABL-3).
 
+python -m experiments.ablations --config=configs/ablations.py:attention,size=34b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/ablations.py``. Text and tokenizer are prepared once; each variant is pretrained on equally many
 tokens of it, and reads the same held-out documents. With one order of the documents for all, variants of one
 context see the same batches; those of different contexts cut the same text into other rows. A killed run

@@ -1,5 +1,7 @@
 """Collecting human preferences: pairs of sampled answers, compared (Llama 2, section 3.2.1; PREF-1..6).
 
+python -m experiments.annotate --config=configs/annotate.py:paper --workdir=DIR [--config.FIELD=VALUE ...]
+
 See ``configs/annotate.py``. The new and the previous model answer prompts, an annotator compares:
 simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled, so
 that a run that waits for people does not sample twice; a killed one goes on with the batch it was in.

@@ -1,5 +1,8 @@
 """Safety context distillation: answers under a preprompt, learned without it (Llama 2, section 4.2.4).
 
+python -m experiments.context_distillation --config=configs/context_distillation.py:7b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 For every adversarial prompt (CD-4) three answers: as it is, under a generic preprompt, under the
 answer template of its risk category. All are scored under the bare prompt, and the better of the
 two others, if it has no flaw, is written only where it beats the original (CD-5, D72). ``sft`` then

@@ -1,5 +1,8 @@
 """Versions of a chat model side by side (Llama 2, sections 3.4.1, 3.4.2; Figures 11 and 20).
 
+python -m experiments.evaluate_chat --config=configs/evaluate_chat.py:paper --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/evaluate_chat.py``. Each version answers each prompt once; answers and their scores are
 kept in ``answers/NAME.jsonl``, an archive, so that no version is sampled twice. The numbers are in
 ``results.json``, each with its 95 % interval.

@@ -1,5 +1,8 @@
 """Ghost Attention, evaluation: does a model keep an instruction? (Llama 2, Table 30, Figure 10)
 
+python -m experiments.evaluate_gatt --config=configs/evaluate_gatt.py:7b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 Asks every model the same: what the first message set, turns later (GATT-6), and whether answers
 keep constraints that no training data holds (GATT-7). See ``configs/evaluate_gatt.py``.
 """

@@ -1,5 +1,7 @@
 """Ghost Attention, synthesis: dialogues that keep an instruction (Llama 2, section 3.3).
 
+python -m experiments.gatt --config=configs/gatt.py:7b --workdir=DIR [--config.FIELD=VALUE ...]
+
 The model samples every answer with the instruction before every message of the user; what is
 written has it once, in the system slot, and only the last answer is learned (GATT-1, GATT-2).
 ``sft`` then trains on ``dialogues.jsonl``. See ``configs/gatt.py``.

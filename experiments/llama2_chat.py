@@ -1,5 +1,8 @@
 """The whole recipe: raw text to a base model, a chat model, and RLHF-V1 to V5 (Llama 2, Figure 4).
 
+python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 Every stage is a programme of its own with a folder of its own; this one runs them in order and joins
 what they report. A killed run continues where it stopped. See ``configs/llama2_chat.py``.
 

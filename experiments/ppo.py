@@ -1,5 +1,7 @@
 """PPO: answers sampled, scored by reward models, and learned from (Llama 2, section 3.2.3).
 
+python -m experiments.ppo --config=configs/ppo.py:7b --workdir=DIR [--config.FIELD=VALUE ...]
+
 See ``configs/ppo.py``. Batch and seeds of an iteration are functions of its number, and a checkpoint
 holds both models, both optimisers and the state of early stopping, so a killed run continues bit for
 bit. The model that ``load(workdir)`` opens at the end is that of the best reward on held-out prompts.

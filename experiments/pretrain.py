@@ -1,5 +1,7 @@
 """Pretraining: text to a base model (Llama 2, section 2). See ``configs/pretrain.py``.
 
+python -m experiments.pretrain --config=configs/pretrain.py:7b --workdir=DIR [--config.FIELD=VALUE ...]
+
 Differs from the paper where it is silent: initialisation (ARCH-12), packing (D8), decay mask (D3).
 """
 

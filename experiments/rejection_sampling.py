@@ -1,5 +1,8 @@
 """Rejection sampling: K answers per prompt, the best kept (Llama 2, section 3.2.3).
 
+python -m experiments.rejection_sampling --config=configs/rejection_sampling.py:70b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/rejection_sampling.py``. Samples go to ``archive.jsonl`` as they are drawn and their scores
 as they are given, so a killed run does nothing twice. Samples of earlier rounds are scored again where
 the reward models changed, and compete with the new ones; the archive then holds all of them.

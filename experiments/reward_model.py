@@ -1,5 +1,8 @@
 """Reward model: preferences to a model that scores answers (Llama 2, section 3.2.2).
 
+python -m experiments.reward_model --config=configs/reward_model.py:helpfulness,size=7b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/reward_model.py``. Helpfulness, safety and guard models differ in their data, margin and
 safety loss alone. Accuracy is that of held-out pairs of the model's own track, of which
 ``heldout_scores.jsonl`` has the scores by number (``llama2_jax/data/pair_scores.py``).

@@ -1,5 +1,8 @@
 """Reward models of several sizes, each trained on more and more comparisons (Llama 2, Figure 6; RM-14).
 
+python -m experiments.reward_scaling --config=configs/reward_scaling.py:paper --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/reward_scaling.py``. Every amount holds the smaller ones, every model reads the same files with
 the same hyper-parameters, and all are tested on the same held-out pairs, of which no prompt is trained on. A
 killed run continues where it stopped.

@@ -1,5 +1,8 @@
 """How much safety data is enough: models fine-tuned with shares of it (Llama 2, 4.2.3, Figures 15 and 33).
 
+python -m experiments.safety_scaling --config=configs/safety_scaling.py:7b --workdir=DIR \
+    [--config.FIELD=VALUE ...]
+
 See ``configs/safety_scaling.py``. The helpful dialogues are the same for every model; the safe ones are
 nested subsets, so that a larger share only adds to a smaller one. Each model is fine-tuned from the
 pretrained one for two epochs of its own mixture and answers the same prompts once. A killed run continues

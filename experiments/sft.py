@@ -1,5 +1,7 @@
 """Supervised fine-tuning: dialogues to a chat model (Llama 2, section 3.1). See ``configs/sft.py``.
 
+python -m experiments.sft --config=configs/sft.py:7b --workdir=DIR [--config.FIELD=VALUE ...]
+
 Loss on the answers only, incl. the token that ends them (SFT-5); dialogues are packed by best
 fit, so almost no row is padding.
 """
