@@ -98,7 +98,7 @@ def generate(
     prompts, seeds = fill_rows(model, prompts, seeds)
     state = start(model, params, prompts, max_new_tokens=new_tokens, seeds=seeds, prompt_length=prompt_length)
     _, completions = advance(
-        model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens
+        model, params, state, sampling.numbers, stop_ids=tuple(stop_ids), num_tokens=new_tokens, is_last=True
     )
     found = Completions(*(leaf[:count] for leaf in on_host(completions)))
     check_logprobs(found.raw_logprobs_BC)  # of NaN any token may be the likeliest
@@ -199,7 +199,9 @@ def _prefill(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "stop_ids", "num_tokens"), donate_argnames=("state",))
+@functools.partial(
+    jax.jit, static_argnames=("model", "stop_ids", "num_tokens", "is_last"), donate_argnames=("state",)
+)
 def advance(
     model: Transformer,
     params: Params,
@@ -208,10 +210,14 @@ def advance(
     *,
     stop_ids: tuple[int, ...],
     num_tokens: int,
+    is_last: bool = False,
 ) -> tuple[DecodeState, Completions]:
     """Sample up to ``num_tokens`` tokens per row; ``state`` is donated.
 
     Rows end at a stop id or at the end of the context; all of them when the cache is full.
+
+    Args:
+      is_last: nothing is sampled from the state that comes back: the model is not run on the last token.
     """
     num_slots = state.cache.segment_ids_BS.shape[1]
     batch = state.seeds_B.shape[0]
@@ -225,14 +231,10 @@ def advance(
     )
 
     def is_live(state: DecodeState) -> jax.Array:
-        return ~state.stopped_B & (state.next_positions_B < model.config.max_context)
+        has_room = state.cache.index < num_slots
+        return ~state.stopped_B & (state.next_positions_B < model.config.max_context) & has_room
 
-    def go_on(carry: tuple[jax.Array, DecodeState, Completions]) -> jax.Array:
-        column, state, _ = carry
-        return (column < num_tokens) & (state.cache.index < num_slots) & is_live(state).any()
-
-    def body(carry: tuple[jax.Array, DecodeState, Completions]) -> tuple[jax.Array, DecodeState, Completions]:
-        column, state, out = carry
+    def draw(column: jax.Array, state: DecodeState, out: Completions) -> _Carry:
         live_B = is_live(state)
         # whole rows, though the vocabulary may be split: choosing passes over them many times
         logits_BV = partitioner.constrain(state.logits_BV, "B.")
@@ -245,36 +247,42 @@ def advance(
             sample_logprobs_BC=out.sample_logprobs_BC.at[:, column].set(jnp.where(live_B, drawn_B, 0.0)),
             stopped_B=stopped_B,
         )
-        return column + 1, _feed(model, params, state, tokens_B, live_B, stopped_B), out
+        state = state._replace(
+            next_positions_B=state.next_positions_B + live_B, stopped_B=stopped_B, count=state.count + 1
+        )
+        return _Carry(column + 1, state, tokens_B, live_B, out)
 
-    _, state, out = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, empty))
-    return state, out
+    def go_on(carry: _Carry) -> jax.Array:
+        return (carry.column < num_tokens) & is_live(carry.state).any()
+
+    def body(carry: _Carry) -> _Carry:
+        return draw(carry.column, _feed(model, params, carry), carry.out)
+
+    carry = jax.lax.while_loop(go_on, body, draw(jnp.zeros((), jnp.int32), state, empty))
+    return carry.state if is_last else _feed(model, params, carry), carry.out
 
 
-def _feed(
-    model: Transformer,
-    params: Params,
-    state: DecodeState,
-    tokens_B: jax.Array,
-    live_B: jax.Array,
-    stopped_B: jax.Array,
-) -> DecodeState:
-    """Run the model on one new token per row; ended rows leave an empty slot."""
+class _Carry(NamedTuple):
+    """Between two tokens of a row: the last one is drawn, and the model has not read it."""
+
+    column: jax.Array
+    state: DecodeState
+    tokens_B: jax.Array
+    live_B: jax.Array  # rows that drew one
+    out: Completions
+
+
+def _feed(model: Transformer, params: Params, carry: _Carry) -> DecodeState:
+    """Run the model on the token that each row drew; ended rows leave an empty slot."""
+    state = carry.state
     output = model.apply(
         {"params": params},
-        tokens_B[:, None],
-        segment_ids_BT=live_B[:, None].astype(jnp.int32),
-        positions_BT=state.next_positions_B[:, None],
+        carry.tokens_B[:, None],
+        segment_ids_BT=carry.live_B[:, None].astype(jnp.int32),
+        positions_BT=state.next_positions_B[:, None] - 1,
         cache=state.cache,
     )
-    return DecodeState(
-        cache=output.cache,
-        logits_BV=output.logits_BTV[:, 0],
-        next_positions_B=state.next_positions_B + live_B,
-        seeds_B=state.seeds_B,
-        stopped_B=stopped_B,
-        count=state.count + 1,
-    )
+    return state._replace(cache=output.cache, logits_BV=output.logits_BTV[:, 0])
 
 
 def _is_any(tokens_B: jax.Array, ids: tuple[int, ...]) -> jax.Array:
