@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_jax.rlhf.answers import model_version
-
 from experiments import checkpoint_flags
 from experiments.answer_rows import rows_so_far
+from llama2_jax.answers import model_version
 from llama2_jax.config import ConfigError, require
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.records import is_number

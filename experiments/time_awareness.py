@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from llama2_jax.rlhf.answers import sample_token_rows
 
 from experiments import checkpoint_flags
 from experiments.answer_rows import Rows, answer_missing
 from experiments.report import percent, quote, settings_table, table, write_report_file
 from experiments.settings import file_version, flag_values, keep_settings
+from llama2_jax.answers import sample_token_rows
 from llama2_jax.config import require, write_json
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.dated_facts import (
