@@ -60,7 +60,7 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
 
     assert f"| model | {answers[0]['model'].replace('_', chr(92) + '_')} |" in report
 
-    first = {path.name: path.read_bytes() for path in output.iterdir()}
+    first = {path.name: path.read_bytes() for path in output.glob("[!.]*")}
     for name in ("answers.jsonl", "info_judged.jsonl"):  # killed while a line was written
         lines = first[name].splitlines(keepends=True)
         (output / name).write_bytes(b"".join(lines[:4]) + lines[4][:20])
@@ -74,7 +74,7 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
     runs.write_lines(output / "truth_judged.jsonl", [*stale, *rows[2:]])
     result = evaluate("truthfulqa", data, output, *judges)
     assert result.returncode == 0, result.stderr
-    later = {path.name: path.read_bytes() for path in output.iterdir()}
+    later = {path.name: path.read_bytes() for path in output.glob("[!.]*")}
     kept = [json.loads(line) for line in later.pop("truth_judged.jsonl").splitlines()]
     assert kept == [*stale, *rows[2:], *rows[:2]]
     assert later == {name: content for name, content in first.items() if name in later}
