@@ -28,7 +28,7 @@ from llama2_jax.data.preferences import (
     statistics,
     write_preferences,
 )
-from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
 from llama2_jax.data.shards import file_sha256
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.files import writes
@@ -66,7 +66,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     collection = build(CollectionConfig, config.collection, name="collection")
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts_to_train_on(config.prompts)
     if config.annotator == "simulated":
         _check_prompts(prompts, collection)
     partitioner = open_mesh(config)
@@ -78,7 +78,8 @@ def run(config: Any, workdir: Path) -> None:
     tokenizer = models[config.new.name].require_tokenizer()
     prompt_rows(prompts, tokenizer, models[config.new.name].template)  # a bad one is named at once
     sheet = workdir / "sheet.csv"
-    annotate = make_annotator(config, sheet, models[config.new.name], prompts)  # it may refuse: hours before
+    asked = asked_prompts(prompts, collection)
+    annotate = make_annotator(config, sheet, models[config.new.name], asked)  # it may refuse: hours before
     pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
     comparisons = [pair.comparison for pair in pairs]
     with files_at_rest(workdir):
@@ -122,10 +123,14 @@ def _check_config(config: Any) -> None:
 
 def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
     """Simulated people know the simulated world only; said before anything is sampled."""
-    last = collection.first_batch + collection.num_batches
-    for batch in range(collection.first_batch, last):
-        for prompt in batch_prompts(prompts, collection, batch):
-            identify(prompt.messages)
+    for prompt in asked_prompts(prompts, collection):
+        identify(prompt.messages)
+
+
+def asked_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> list[Prompt]:
+    """Those of all batches of this run."""
+    batches = range(collection.first_batch, collection.first_batch + collection.num_batches)
+    return [prompt for batch in batches for prompt in batch_prompts(prompts, collection, batch)]
 
 
 def sampled_pairs(
@@ -221,6 +226,7 @@ def build_raters(config: Any) -> raters.RatersConfig:
 def make_score(config: Any, kind: str, policy: LoadedModel, prompts: Sequence[Prompt]) -> Score:
     """The scores of one of the judging reward models."""
     name, limit = f"{kind}_rm", config.sampling.max_new_tokens
+    prompts = [prompt for prompt in prompts if prompt.is_safety == (kind == "safety")]  # it judges no others
     loaded = load_judge(
         policy, config.judge[name], kind, prompts, max_new_tokens=limit, field=f"config.judge.{name}"
     )

@@ -25,7 +25,7 @@ from llama2_jax.config import build, require, require_choice, write_json
 from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import Message, Template, answer_flaw, encode_prompt
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
@@ -101,6 +101,7 @@ def _check_config(config: Any) -> None:
     require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
     for name in ("init_from", "safety_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")
+    require(config.num_prompts >= 0, f"config.num_prompts = {config.num_prompts} must not be negative")
     build(SamplingConfig, config.sampling, name="sampling")
 
 
@@ -110,7 +111,7 @@ def adversarial_prompts(path: str) -> list[Prompt]:
     Raises:
       ConfigError: there is none, or one has a risk category without an answer template.
     """
-    prompts = read_prompts(path)
+    prompts = read_prompts_to_train_on(path)
     adversarial = [prompt for prompt in prompts if prompt.is_safety]
     require(
         bool(adversarial),

@@ -8,7 +8,7 @@ from llama2_jax.config import require, require_choice
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import special_tags
 from llama2_jax.data.gatt import Attribute, Attributes
-from llama2_jax.data.prompts import read_prompts
+from llama2_jax.data.prompts import read_prompts_to_train_on
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.annotator.families import persona
 
@@ -50,7 +50,7 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
     Raises:
       ConfigError: none is left.
     """
-    prompts = [prompt for prompt in read_prompts(path) if not prompt.is_safety]
+    prompts = [prompt for prompt in read_prompts_to_train_on(path) if not prompt.is_safety]
     said = [message.content for prompt in prompts for message in prompt.messages if message.role == "user"]
     texts = [
         text

@@ -72,7 +72,7 @@ def _complete(
 ) -> Iterator[dict[str, Any]]:
     stops = _stop_ids(loaded)
     for chosen in counted("rows", range(len(rows)), size=batch_size):
-        numbers = filled(chosen, batch_size)
+        numbers = filled(chosen, min(batch_size, len(rows)))
         batch, seeds = [prompts[number] for number in numbers], [seed + number for number in numbers]
         out = generate(loaded.model, loaded.params, batch, sampling, stop_ids=stops, seeds=seeds)
         for index, number in enumerate(chosen):

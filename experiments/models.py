@@ -76,7 +76,7 @@ def load_judge(
     """
     found = load_reward_model_for(policy, path, kind, field=field)
     rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
-    longest, context = max(map(len, rows.values())), found.config.max_context
+    longest, context = max(map(len, rows.values()), default=0), found.config.max_context
     require(
         min(longest + max_new_tokens, policy.config.max_context) <= context,
         f"{field} = {path} scores up to {context} tokens; the longest prompt has {longest}, and "

@@ -22,7 +22,7 @@ from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_tem
 from llama2_jax.config import build, read_json, require, require_choice, write_json
 from llama2_jax.data.chat import UNFINISHED, Message, Template, answer_flaw
 from llama2_jax.data.jsonl import write_rows
-from llama2_jax.data.prompts import Prompt, read_prompts
+from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
 from llama2_jax.data.records import DataError
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.generate.sampling import SamplingConfig
@@ -118,9 +118,12 @@ def _check_archive(config: Any, workdir: Path) -> None:
         return
     old = read_json(workdir / "config.json")["sampling"]
     for name in FIXED:
+        was = old.get(
+            name, config.sampling[name]
+        )  # absent in a config of other names, which is refused later
         require(
-            old.get(name) == config.sampling[name],
-            f"the samples in {workdir} were drawn with sampling.{name} = {old.get(name)}, the config says "
+            was == config.sampling[name],
+            f"the samples in {workdir} were drawn with sampling.{name} = {was}, the config says "
             f"{config.sampling[name]}; use another --workdir or undo the change",
         )
 
@@ -131,7 +134,11 @@ def choose_prompts(config: Any) -> list[Prompt]:
     Raises:
       ConfigError: the file has fewer than are asked for.
     """
-    prompts, skipped, count = read_prompts(config.prompts), config.skip_prompts, config.num_prompts
+    prompts, skipped, count = (
+        read_prompts_to_train_on(config.prompts),
+        config.skip_prompts,
+        config.num_prompts,
+    )
     require(
         len(prompts) >= skipped + max(count, 1),
         f"{config.prompts} has {len(prompts)} prompts, too few for config.skip_prompts = {skipped} and "

@@ -39,5 +39,5 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
         raise ConfigError(
             f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another folder"
         )
-    keep_others_out(output, flag="--output")
+    keep_others_out(output, another="folder")
     write_json(path, settings)

@@ -30,12 +30,12 @@ def launch_experiment(run: Callable[[Any, Path], Any]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but what cannot be meant is a message and no traceback, and exits with 2."""
+    """As absl does, but an unknown flag, field or value is a message without traceback, and exits with 2."""
     try:
         return list(flags.FLAGS(argv))
     except flags.Error as error:
         message = f"{error}\n--helpfull lists the flags"
-    except (AttributeError, KeyError) as error:  # of ml_collections; or of a mistake in the file
+    except (AttributeError, KeyError, IndexError) as error:  # of ml_collections; or of a mistake in the file
         given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
         field, *_ = re.findall(r"\w+", str(error)) or [""]  # it comes first, a suggestion may follow
         names = [name for name in given if field in name.split(".")[1:]]
@@ -59,7 +59,8 @@ def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+            print(f"error: unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
         # One line each would drown the progress report; orbax logs every file it writes.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)

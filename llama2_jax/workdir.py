@@ -56,18 +56,18 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     if done:
         print(f"{workdir} is done")
         return True
-    keep_others_out(workdir, flag="--workdir")
+    keep_others_out(workdir, another="--workdir")
     write_json(path, new)
     return False
 
 
-def keep_others_out(folder: Path, *, flag: str) -> None:
-    """Hold ``folder``, which ``flag`` names, for this process. Raises ``ConfigError`` if another has it."""
+def keep_others_out(folder: Path, *, another: str) -> None:
+    """Hold ``folder`` for this process. Raises ``ConfigError`` if ``another`` is to be given."""
     holder = hold(folder)
     require(
         not holder,
         f"{folder} is in use by {holder}, and two runs would overwrite each other's files: wait for it, "
-        f"stop it, or use another {flag}",
+        f"stop it, or use another {another}",
     )
 
 

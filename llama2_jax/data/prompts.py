@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llama2_jax.config import to_plain
 from llama2_jax.data.chat import Message, validate_dialogue
 from llama2_jax.data.jsonl import parse_rows, write_rows
-from llama2_jax.data.records import check_keys, text_of
+from llama2_jax.data.records import DataError, check_keys, text_of
 from llama2_jax.data.sources import check_not_empty, to_messages
 
 
@@ -40,17 +40,32 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return parse_rows(path, parse)
 
 
+def read_prompts_to_train_on(path: str | Path) -> list[Prompt]:
+    """``read_prompts`` for a stage whose answers are trained on: sft and reward models take no empty message.
+
+    Raises:
+      DataError: which prompt has one; or what ``read_prompts`` raises.
+    """
+    prompts = read_prompts(path)
+    for prompt in prompts:
+        try:
+            check_not_empty(prompt.messages)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: prompt {prompt.prompt_id!r}: {error}; leave it out, or fill in"
+            ) from error
+    return prompts
+
+
 def prompt_from_row(row: dict[str, Any]) -> Prompt:
     """A checked prompt from its JSON form, which is ``to_plain`` of it.
 
     Raises:
-      ValueError: no ``prompt_id`` or usable ``messages``, empty ones among them, an unknown key, a value of
-        another type.
+      ValueError: no ``prompt_id`` or usable ``messages``, an unknown key, a value of another type.
     """
     check_keys(row, Prompt._fields)
     messages = to_messages(row.get("messages"))
     validate_dialogue(messages, ends_with="user")
-    check_not_empty(messages)  # nothing could be trained on its answer
     values = {**Prompt._field_defaults, **row, "messages": tuple(messages)}
     for key, kind in Prompt.__annotations__.items():
         if key != "messages" and not isinstance(values.get(key), kind):

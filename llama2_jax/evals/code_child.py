@@ -42,11 +42,12 @@ def main(token: str, memory_bytes: int, cpu_secs: float, wall_secs: float) -> No
     module = sys.modules["program"] = ModuleType("program")  # dataclasses and pickle look there
     for limit, value in (
         (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_CPU, math.ceil(cpu_secs) + 1),  # if it puts the timer off
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, value))
+    cpu_limit = math.ceil(cpu_secs) + 1  # if it puts the timer off: SIGXCPU, then SIGKILL
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, cpu_limit + 1))
     signal.setitimer(signal.ITIMER_PROF, cpu_secs)
     signal.setitimer(signal.ITIMER_REAL, wall_secs)
     try:
@@ -63,8 +64,8 @@ def _refusing(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     realpath, join, own = os.path.realpath, os.path.join, os.path.realpath(folder) + os.sep
     changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-    def inside(path: str | bytes, dir_fd: int = -1) -> bool:
-        start = "" if dir_fd == -1 else f"/proc/self/fd/{dir_fd}"
+    def inside(path: str | bytes, dir_fd: int | None = None) -> bool:
+        start = "" if dir_fd in (-1, None) else f"/proc/self/fd/{dir_fd}"
         return (realpath(join(start, os.fsdecode(path))) + os.sep).startswith(own)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:

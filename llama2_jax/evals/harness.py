@@ -252,7 +252,8 @@ def choose_examples(task: Any, shots: int | None) -> None:
         logging.warning(
             "%s has examples in its test only: other questions than the one asked", task.task_name
         )
-    num_examples = len(task.sampler.df) - (examples.split == test)
+    is_list = examples.split is None and bool(examples.samples) and examples.sampler == "first_n"
+    num_examples = len(task.sampler.df) - (examples.split == test and not is_list)  # the question itself
     require(
         needed <= num_examples,
         f"{task.task_name} has {num_examples} examples for each question, {needed} are asked for; lower "

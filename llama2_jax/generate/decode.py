@@ -234,7 +234,7 @@ def advance(
         has_room = state.cache.index < num_slots
         return ~state.stopped_B & (state.next_positions_B < model.config.max_context) & has_room
 
-    def draw(column: jax.Array, state: DecodeState, out: Completions) -> _Carry:
+    def draw(column: jax.Array, state: DecodeState, out: Completions) -> _Drawn:
         live_B = is_live(state)
         # whole rows, though the vocabulary may be split: choosing passes over them many times
         logits_BV = partitioner.constrain(state.logits_BV, "B.")
@@ -250,20 +250,29 @@ def advance(
         state = state._replace(
             next_positions_B=state.next_positions_B + live_B, stopped_B=stopped_B, count=state.count + 1
         )
-        return _Carry(column + 1, state, tokens_B, live_B, out)
+        return _Drawn(column + 1, state, tokens_B, live_B, out)
 
-    def go_on(carry: _Carry) -> jax.Array:
+    def go_on(carry: _Drawn) -> jax.Array:
         return (carry.column < num_tokens) & is_live(carry.state).any()
 
-    def body(carry: _Carry) -> _Carry:
+    def feed_and_draw(carry: _Drawn) -> _Drawn:
         return draw(carry.column, _feed(model, params, carry), carry.out)
 
-    carry = jax.lax.while_loop(go_on, body, draw(jnp.zeros((), jnp.int32), state, empty))
-    return carry.state if is_last else _feed(model, params, carry), carry.out
+    def draw_and_feed(carry: _Drawn) -> _Drawn:
+        drawn = draw(carry.column, carry.state, carry.out)
+        return drawn._replace(state=_feed(model, params, drawn))
+
+    zero, nothing_B = jnp.zeros((), jnp.int32), jnp.zeros((batch,), jnp.int32)
+    if is_last:
+        carry = jax.lax.while_loop(go_on, feed_and_draw, draw(zero, state, empty))
+    else:  # not the same with one more feed after it: that would compile the model twice
+        fresh = _Drawn(zero, state, nothing_B, nothing_B > 0, empty)
+        carry = jax.lax.while_loop(go_on, draw_and_feed, fresh)
+    return carry.state, carry.out
 
 
-class _Carry(NamedTuple):
-    """Between two tokens of a row: the last one is drawn, and the model has not read it."""
+class _Drawn(NamedTuple):
+    """After a token of each row was drawn."""
 
     column: jax.Array
     state: DecodeState
@@ -272,13 +281,13 @@ class _Carry(NamedTuple):
     out: Completions
 
 
-def _feed(model: Transformer, params: Params, carry: _Carry) -> DecodeState:
+def _feed(model: Transformer, params: Params, drawn: _Drawn) -> DecodeState:
     """Run the model on the token that each row drew; ended rows leave an empty slot."""
-    state = carry.state
+    state = drawn.state
     output = model.apply(
         {"params": params},
-        carry.tokens_B[:, None],
-        segment_ids_BT=carry.live_B[:, None].astype(jnp.int32),
+        drawn.tokens_B[:, None],
+        segment_ids_BT=drawn.live_B[:, None].astype(jnp.int32),
         positions_BT=state.next_positions_B[:, None] - 1,
         cache=state.cache,
     )

@@ -66,6 +66,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("open('own.txt', 'w').write('in its own folder')\n" + RIGHT, "passed"),
         (TEMPORARY + RIGHT, "passed"),
         ("import os; os.mkdir('a'); os.rename('a', 'b'); os.rmdir('b')\n" + RIGHT, "passed"),
+        ("import os, shutil; os.mkdir('a'); shutil.rmtree('a')\n" + RIGHT, "passed"),
         (DATACLASS + RIGHT, "passed"),
         ("import pickle\nclass A: pass\npickle.loads(pickle.dumps(A()))\n" + RIGHT, "passed"),
         ("def add(a, b): return a - b", "AssertionError"),
@@ -93,7 +94,10 @@ def test_how_a_program_ends(written: str, outcome: str) -> None:
     assert run_program(written + TESTS, timeout_secs=20) == outcome
 
 
-@pytest.mark.parametrize("written", ["while True: pass", "import time; time.sleep(60)"])
+NO_TIMER = "import signal; signal.setitimer(signal.ITIMER_PROF, 0)\nwhile True: pass"
+
+
+@pytest.mark.parametrize("written", ["while True: pass", "import time; time.sleep(60)", NO_TIMER])
 def test_a_program_that_does_not_end(written: str) -> None:
     assert run_program(written + TESTS, timeout_secs=0.2) == "timed out"
 

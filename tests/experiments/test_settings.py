@@ -17,7 +17,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from experiments.settings import keep_settings; {again}"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert f"{tmp_path} is in use by process {os.getpid()} on " in result.stderr
-    assert "use another --output" in result.stderr
+    assert "use another folder" in result.stderr
     release(tmp_path)
 
 
