@@ -64,7 +64,8 @@ def finish(figure: Any, axes: Any, path: Path, *, grid: str = "both", **legend: 
     """Give each of the axes, one or several, lines of a grid and a legend, then ``save``."""
     for own in np.ravel(axes):
         own.grid(axis=grid, alpha=0.3)
-        own.legend(**legend)
+        if own.get_legend_handles_labels()[0]:  # a panel may have nothing to show
+            own.legend(**legend)
     save(figure, path)
 
 
