@@ -225,11 +225,9 @@ def build_raters(config: Any) -> raters.RatersConfig:
 
 def make_score(config: Any, kind: str, policy: LoadedModel, prompts: Sequence[Prompt]) -> Score:
     """The scores of one of the judging reward models."""
-    name, limit = f"{kind}_rm", config.sampling.max_new_tokens
+    name = f"{kind}_rm"
     prompts = [prompt for prompt in prompts if prompt.is_safety == (kind == "safety")]  # it judges no others
-    loaded = load_judge(
-        policy, config.judge[name], kind, prompts, max_new_tokens=limit, field=f"config.judge.{name}"
-    )
+    loaded = load_judge(config, policy, config.judge[name], kind, prompts, field=f"config.judge.{name}")
     return lambda dialogues: score_dialogues(loaded, dialogues, batch_size=config.batch_size)
 
 

@@ -64,10 +64,7 @@ def run(config: Any, workdir: Path) -> None:
         return
     prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
-    limit = config.sampling.max_new_tokens
-    reward_model = load_judge(
-        loaded, config.safety_rm, "safety", prompts, max_new_tokens=limit, field="config.safety_rm"
-    )
+    reward_model = load_judge(config, loaded, config.safety_rm, "safety", prompts, field="config.safety_rm")
     loaded = for_decoding(loaded)
     candidates = {
         how: candidates_for(views, prompts, loaded, reward_model, config)

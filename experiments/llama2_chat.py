@@ -89,8 +89,8 @@ def _check_inputs(config: Any) -> None:
         bool(config.chat_from or config.sft.data.dialogues),
         "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
     )
-    last = (config.rounds - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
-    rejection_sampling.choose_prompts(stage_config(config, "rejection_sampling", skip_prompts=last))
+    skipped = prompts_before(config, config.rounds)
+    rejection_sampling.choose_prompts(stage_config(config, "rejection_sampling", skip_prompts=skipped))
     if "context_distillation.prompts" in _prompt_files(config):
         context_distillation.adversarial_prompts(config.context_distillation.prompts)
     for name in _training_files(config):
@@ -120,6 +120,11 @@ def _training_files(config: Any) -> list[str]:
         trained.append("guard_rm")
     names = [f"{stage}.data.{field}" for stage in trained for field in ("public", "heldout", "answers")]
     return names if config.chat_from else [*names, "sft.data.dialogues", "sft.data.heldout"]
+
+
+def prompts_before(config: Any, number: int) -> int:
+    """How many prompts the rounds before this one sample for, where each has its own."""
+    return (number - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
 
 
 class Recipe:
@@ -160,10 +165,10 @@ class Recipe:
                 init_from=newest, safety_rm=models["safety_rm"],
             )  # fmt: skip
             self.keep_dialogues(path)
-        seen = (number - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
         picks = self.stage(
             rejection_sampling.run, "rejection_sampling", f"{folder}/rejection_sampling",
-            init_from=newest, round=number, skip_prompts=seen, archives=tuple(self.archives), **models,
+            init_from=newest, round=number, archives=tuple(self.archives), **models,
+            skip_prompts=prompts_before(config, number),
             **{"pick.rounds": "last" if number <= config.last_bag_until_round else "all"},
         )  # fmt: skip
         self.archives = [f"{picks}/archive.jsonl"]

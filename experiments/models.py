@@ -66,9 +66,9 @@ def check_safety_model(config: Any, prompts: Sequence[Prompt]) -> None:
 
 
 def load_judge(
-    policy: LoadedModel, path: str, kind: str, prompts: Sequence[Prompt], *, max_new_tokens: int, field: str
+    config: Any, policy: LoadedModel, path: str, kind: str, prompts: Sequence[Prompt], *, field: str
 ) -> RewardModel:
-    """``load_reward_model_for``, of one with room for these prompts and the policy's answers.
+    """``load_reward_model_for``, of one with room for these prompts and answers of ``config.sampling``.
 
     Raises:
       ConfigError: it has less; or what ``load_reward_model_for`` raises.
@@ -77,6 +77,7 @@ def load_judge(
     found = load_reward_model_for(policy, path, kind, field=field)
     rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
     longest, context = max(map(len, rows.values()), default=0), found.config.max_context
+    max_new_tokens = config.sampling.max_new_tokens
     require(
         min(longest + max_new_tokens, policy.config.max_context) <= context,
         f"{field} = {path} scores up to {context} tokens; the longest prompt has {longest}, and "
@@ -91,10 +92,8 @@ def load_scorers(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) ->
     for track in TRACKS:
         if not config[f"{track}_rm"]:
             continue
-        name, limit = f"{track}_rm", config.sampling.max_new_tokens
-        reward_model = load_judge(
-            policy, config[name], track, prompts, max_new_tokens=limit, field=f"config.{name}"
-        )
+        name = f"{track}_rm"
+        reward_model = load_judge(config, policy, config[name], track, prompts, field=f"config.{name}")
         score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
         scorers[track] = Scorer(reward_model.version, score)
     return scorers

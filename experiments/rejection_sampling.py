@@ -118,13 +118,12 @@ def _check_archive(config: Any, workdir: Path) -> None:
         return
     old = read_json(workdir / "config.json")["sampling"]
     for name in FIXED:
-        was = old.get(
-            name, config.sampling[name]
-        )  # absent in a config of other names, which is refused later
+        new = config.sampling[name]
+        was = old.get(name, new)  # absent from a config of other names, which is refused later
         require(
-            was == config.sampling[name],
+            was == new,
             f"the samples in {workdir} were drawn with sampling.{name} = {was}, the config says "
-            f"{config.sampling[name]}; use another --workdir or undo the change",
+            f"{new}; use another --workdir or undo the change",
         )
 
 
@@ -134,11 +133,8 @@ def choose_prompts(config: Any) -> list[Prompt]:
     Raises:
       ConfigError: the file has fewer than are asked for.
     """
-    prompts, skipped, count = (
-        read_prompts_to_train_on(config.prompts),
-        config.skip_prompts,
-        config.num_prompts,
-    )
+    prompts = read_prompts_to_train_on(config.prompts)
+    skipped, count = config.skip_prompts, config.num_prompts
     require(
         len(prompts) >= skipped + max(count, 1),
         f"{config.prompts} has {len(prompts)} prompts, too few for config.skip_prompts = {skipped} and "

@@ -6,6 +6,7 @@ D92).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def read_humaneval(path: Path) -> list[CodeProblem]:
 
 
 def _check_ids(path: Path, ids: Sequence[str | int]) -> None:
-    twice = sorted({str(one) for one in ids if ids.count(one) > 1})
+    twice = [str(one) for one, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(f"{path} has {len(twice)} problems more than once: {', '.join(twice[:5])}; leave one")
 

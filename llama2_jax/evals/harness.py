@@ -243,7 +243,7 @@ def choose_examples(task: Any, shots: int | None) -> None:
       ConfigError: more shots than there are examples.
     """
     own = task.config.num_fewshot
-    needed = own or 0 if shots is None or own == 0 else shots
+    needed = own if shots is None or own == 0 else shots
     if not needed:
         return
     examples, test = task.fewshot_cfg, task.config.test_split
