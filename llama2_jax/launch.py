@@ -34,18 +34,31 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return list(flags.FLAGS(argv))
     except flags.Error as error:
-        message = f"{error}\n--helpfull lists the flags"
-    except (AttributeError, KeyError, IndexError) as error:  # of ml_collections; or of a mistake in the file
-        given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
-        field, *_ = re.findall(r"\w+", str(error)) or [""]  # it comes first, a suggestion may follow
-        names = [name for name in given if field in name.split(".")[1:]]
-        if not names:
-            raise
-        similar = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f"; did you mean {similar[1]!r}?" if similar else ""
-        message = f"{', '.join(names)}: the config has no field {field!r}{hint}"
+        message = f"{_refusal_of_config(error) or error}\n--helpfull lists the flags"
+    except (AttributeError, KeyError, IndexError, ValueError) as error:  # of ml_collections
+        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # a mistake in the file
+        message = _refused_override(argv, error)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def _refusal_of_config(error: BaseException) -> UserError | None:
+    """What a config file refused: the first of the errors that ml_collections and absl made of it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error if isinstance(error, UserError) else None
+
+
+def _refused_override(argv: list[str], error: Exception) -> str:
+    given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+    field, *_ = re.findall(r"\w+", str(error)) or [""]  # it comes first, a suggestion may follow
+    names = [name for name in given if field in re.findall(r"\w+", name)[1:]]
+    if not names:
+        return f"one of {', '.join(given)}: {error}"
+    similar = re.search(r'Did you mean "(\w+)"', str(error))
+    hint = f"; did you mean {similar[1]!r}?" if similar else ""
+    return f"{', '.join(names)}: the config has no field {field!r}{hint}"
 
 
 def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:

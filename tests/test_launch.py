@@ -59,7 +59,11 @@ def test_an_address_of_an_object_store_is_not_taken_for_a_folder() -> None:
         ("--config.optimiser.learning_rate=1", "no field 'optimiser'; did you mean 'optimizer'?\n"),
         ("--config.lr=1", "error: --config.lr: the config has no field 'lr'\n"),
         ("--config.train.num_steps=many", "error: flag --config.train.num_steps=many: invalid literal"),
-        ("--config=configs/pretrain.py:8b", "config variant is '8b'; choose one of '7b', "),
+        ("--config.train[9]=1", "error: --config.train[9]: the config has no field '9'\n"),
+        ("--config.data.shares[9]=1", "error: --config.data.shares[9]: the config has no field 'shares'\n"),
+        ("--config.train.num_steps.foo=3", "error: one of --config.train.num_steps.foo: "),
+        ("--config.train.=3", "error: one of --config.train.: "),
+        ("--config=configs/pretrain.py:8b", "error: config variant is '8b'; choose one of '7b', "),
         ("--workdirs=x", "error: Unknown command line flag 'workdirs'. Did you mean: workdir ?"),
     ],
 )
