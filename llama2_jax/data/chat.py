@@ -68,7 +68,7 @@ class Template:
     answer_opening: Parts  # what a prompt ends with, after the last user turn
     stop: Marker
     forbidden: tuple[str, ...]  # texts no message may contain
-    default_system: str | None = None  # Llama 2's is off, as released since August 2023 (CHAT-6, D82)
+    default_system: str | None = None  # of "llama2" none, as released since August 2023 (CHAT-6, D82)
     opening: Parts = ()  # what every dialogue begins with, before the first turn
 
 
@@ -81,6 +81,20 @@ LLAMA2 = Template(
     answer_opening=(),
     stop=EOS,
     forbidden=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+)
+LLAMA2_SYSTEM = replace(
+    LLAMA2,
+    name="llama2_system",
+    # Table 31: of the human evaluation, and of the release in its first weeks
+    default_system=(
+        "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while "
+        "being safe. Your answers should not include any harmful, unethical, racist, sexist, toxic, "
+        "dangerous, or illegal content. Please ensure that your responses are socially unbiased and positive "
+        "in nature.\n\n"
+        "If a question does not make any sense, or is not factually coherent, explain why instead of "
+        "answering something not correct. If you don't know the answer to a question, please don't share "
+        "false information."
+    ),
 )
 IM_START, IM_END = Marker("<|im_start|>"), Marker("<|im_end|>")
 CHATML = Template(
@@ -99,7 +113,7 @@ SMOLLM2 = replace(
     name="smollm2",
     default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
-TEMPLATES = {template.name: template for template in (LLAMA2, CHATML, CHATML_BOS, SMOLLM2)}
+TEMPLATES = {template.name: template for template in (LLAMA2, LLAMA2_SYSTEM, CHATML, CHATML_BOS, SMOLLM2)}
 
 
 class EncodedDialogue(NamedTuple):

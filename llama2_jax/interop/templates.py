@@ -14,21 +14,32 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llama2_jax.data.chat import BOS, EOS, SMOLLM2, TEMPLATES, Marker, Message, Parts, Template, prompt_parts
+from llama2_jax.data.chat import (
+    BOS,
+    EOS,
+    LLAMA2_SYSTEM,
+    SMOLLM2,
+    TEMPLATES,
+    Marker,
+    Message,
+    Parts,
+    Template,
+    prompt_parts,
+)
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.interop.imported import FormatError
-
-_SMOLLM2_SYSTEM = str(SMOLLM2.default_system)
 
 _CHATML_LOOP = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'].strip() + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_LLAMA2_SYSTEM = "'<<SYS>>\n' + {text} + '\n<</SYS>>\n\n'"
 _LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}"
-    "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% set system = " + _LLAMA2_SYSTEM.format(text="messages[0]['content']") + " %}"
+    "{% set turns = messages[1:] %}"
+    "{% else %}{% set system = DEFAULT %}{% set turns = messages %}{% endif %}"
     "{% for message in turns %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('after an optional system message, user and assistant must alternate') }}{% endif %}"
@@ -39,12 +50,18 @@ _LLAMA2 = (
 )
 
 JINJA = {
-    "llama2": _LLAMA2,
+    "llama2": _LLAMA2.replace("DEFAULT", "''"),
+    "llama2_system": _LLAMA2.replace(
+        "DEFAULT", _LLAMA2_SYSTEM.format(text=f'"{LLAMA2_SYSTEM.default_system}"')
+    ),
     "chatml": _CHATML_LOOP,
     "chatml_bos": "{{ bos_token }}" + _CHATML_LOOP,
     "smollm2": (
         "{% if messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\n" + _SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}" + _CHATML_LOOP
+        "{{ '<|im_start|>system\n"
+        + str(SMOLLM2.default_system)
+        + "<|im_end|>\n' }}{% endif %}"
+        + _CHATML_LOOP
     ),
 }
 

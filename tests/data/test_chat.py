@@ -108,8 +108,17 @@ def test_text_of_a_dialogue_is_what_is_encoded_without_control_tokens(tokenizer)
     assert dialogue_text(messages[3:], CHATML) == "user\nBye.\nassistant\nBye.\n"
 
 
-def test_llama2_has_no_default_system_prompt():
+def test_llama2_has_no_default_system_prompt_and_another_name_has_that_of_table_31(tokenizer):
     assert LLAMA2.default_system is None
+    with_system = TEMPLATES["llama2_system"]
+    text = str(with_system.default_system)
+    assert text.startswith("You are a helpful, respectful and honest assistant. Always answer as helpfully")
+    assert "positive in nature.\n\nIf a question does not" in text
+    assert "  " not in text
+    (prompt,) = exchanges(encode_prompt(dialogue("Hi."), tokenizer, with_system), tokenizer)
+    assert prompt == f"[INST] <<SYS>>\n{text}\n<</SYS>>\n\nHi. [/INST]"
+    own = dialogue("Hi.", system="Be brief.")
+    assert encode_prompt(own, tokenizer, with_system) == encode_prompt(own, tokenizer, LLAMA2)
 
 
 @pytest.mark.parametrize("answer", ["the answer\n\nis 3", "8."])  # a digit: the space before it is a token
@@ -241,7 +250,7 @@ def test_last_message_decides_between_prompt_and_dialogue(tokenizer):
 
 def test_template_look_up():
     assert get_template("chatml") is CHATML
-    with pytest.raises(ConfigError, match="'llama2', 'chatml', 'chatml_bos', 'smollm2'"):
+    with pytest.raises(ConfigError, match="'llama2', 'llama2_system', 'chatml', 'chatml_bos', 'smollm2'"):
         get_template("alpaca")
 
 
