@@ -208,7 +208,8 @@ def _smoke(config: ConfigDict) -> None:
     config.rejection_sampling.num_prompts = 32
     config.rejection_sampling.samples_per_prompt = 2
     config.gatt.data.update(num_dialogues=32, min_turns=2, check=False, tries=1)  # it would keep none
-    config.ppo.ppo.update(batch_size=16, mini_batch_size=8)
+    # more tokens than the larger vocabulary makes
+    config.ppo.ppo.update(prompt_length=96, batch_size=16, mini_batch_size=8)
     config.ppo.train.num_iterations = 2
     config.evaluate_gatt.eval.num_dialogues = 8
 

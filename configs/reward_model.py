@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.main_fraction = 0.9 if kind == "safety" else 0.5  # of the kind's own track (RM-7, RM-8)
     config.data.heldout = ""  # empty = heldout_fraction of the prompts
     config.data.heldout_fraction = 0.05
-    config.data.answers = ""  # that people rated for harm (data/rated_answers.py), for Figure 29
+    config.data.answers = ""  # that people rated (data/rated_answers.py), for Figure 29
     config.data.unrated_sources = ()  # D34: sources that nobody graded, which get margin 0
     config.data.sequence_length = 4096  # longest dialogue with its answer
     config.data.batch_size = 512  # pairs (RM-10), packed into rows

@@ -10,7 +10,7 @@ trains on ``dialogues.jsonl``. See ``configs/context_distillation.py``.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.answers import Answer, sample_answers
-from llama2_jax.config import build, require, require_choice, write_json
+from llama2_jax.config import build, require, require_choice, to_plain, write_json
 from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import Message, Template, answer_flaw, encode_prompt
 from llama2_jax.data.jsonl import write_rows
@@ -45,6 +45,7 @@ class Candidate(NamedTuple):
 
     answer: Answer
     score: float
+    preprompt: str  # that it was sampled under, "" for none
 
 
 class Choice(NamedTuple):
@@ -55,7 +56,7 @@ class Choice(NamedTuple):
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Write ``dialogues.jsonl``, ``results.json``, the pictures and ``report.md``.
+    """Write ``dialogues.jsonl``, ``candidates.jsonl``, ``results.json``, the pictures and ``report.md``.
 
     Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
     """
@@ -67,8 +68,8 @@ def run(config: Any, workdir: Path) -> None:
     reward_model = load_judge(config, loaded, config.safety_rm, "safety", prompts, field="config.safety_rm")
     loaded = for_decoding(loaded)
     candidates = {
-        how: candidates_for(views, prompts, loaded, reward_model, config)
-        for how, views in views_of(prompts, config).items()
+        how: candidates_for(own, prompts, loaded, reward_model, config)
+        for how, own in preprompts_for(prompts, config).items()
     }
     choices = [
         choose(
@@ -86,6 +87,7 @@ def run(config: Any, workdir: Path) -> None:
         if choice.decision == SELECTED
     ]
     write_rows(workdir / "dialogues.jsonl", rows)
+    write_rows(workdir / "candidates.jsonl", candidate_rows(prompts, candidates, choices))
     results = summarise(candidates, choices)
     write_json(workdir / "results.json", results)
     draw_pictures(workdir, candidates, choices)
@@ -123,33 +125,32 @@ def adversarial_prompts(path: str) -> list[Prompt]:
     return adversarial
 
 
-def views_of(prompts: Sequence[Prompt], config: Any) -> dict[str, list[list[Message]]]:
-    """For each way of sampling what the model sees of every prompt."""
+def preprompts_for(prompts: Sequence[Prompt], config: Any) -> dict[str, list[str]]:
+    """For each way of sampling the preprompt of every prompt, "" for none."""
     rng, wording = Random(config.data.seed), config.data.wording
     generic = preprompts.generic_preprompts(wording)
     return {
-        BASE: [list(prompt.messages) for prompt in prompts],
-        GENERIC: [preprompts.with_preprompt(prompt.messages, rng.choice(generic)) for prompt in prompts],
-        TEMPLATE: [
-            preprompts.with_preprompt(
-                prompt.messages, preprompts.answer_template(prompt.risk_category, wording)
-            )
-            for prompt in prompts
-        ],
+        BASE: [""] * len(prompts),
+        GENERIC: [rng.choice(generic) for _ in prompts],
+        TEMPLATE: [preprompts.answer_template(prompt.risk_category, wording) for prompt in prompts],
     }
 
 
 def candidates_for(
-    views: Sequence[Sequence[Message]],
+    own_preprompts: Sequence[str],
     prompts: Sequence[Prompt],
     loaded: LoadedModel,
     reward_model: RewardModel,
     config: Any,
 ) -> list[Candidate]:
-    """Answers to the views, scored as answers to the bare prompts, so that they can be compared.
+    """Answers under the preprompts, scored as answers to the bare prompts, so that they can be compared.
 
-    The ids that are scored are those sampled. All views of a prompt use the same seed.
+    The ids that are scored are those sampled. All answers to a prompt use the same seed.
     """
+    views = [
+        preprompts.with_preprompt(prompt.messages, preprompt) if preprompt else list(prompt.messages)
+        for prompt, preprompt in zip(prompts, own_preprompts, strict=True)
+    ]
     answers = sample_answers(
         loaded,
         views,
@@ -163,7 +164,8 @@ def candidates_for(
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     scores = score_rows(reward_model, rows, batch_size=config.batch_size)
-    return [Candidate(answer, float(score)) for answer, score in zip(answers, scores, strict=True)]
+    found = zip(answers, scores, own_preprompts, strict=True)
+    return [Candidate(answer, float(score), preprompt) for answer, score, preprompt in found]
 
 
 def choose(candidates: Mapping[str, Candidate], template: Template, *, wording: str) -> Choice:
@@ -188,6 +190,29 @@ def _flaw(answer: Answer, template: Template, *, wording: str) -> str:
     if flaw := answer_flaw(answer.text, template, stopped=answer.stopped):
         return flaw
     return "repeats a preprompt" if preprompts.quotes_preprompt(answer.text, wording) else ""
+
+
+def candidate_rows(
+    prompts: Sequence[Prompt], candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
+) -> Iterator[dict[str, Any]]:
+    """All answers to every prompt, the rejected ones too (Tables 13, 39 and 40)."""
+    for i, (prompt, choice) in enumerate(zip(prompts, choices, strict=True)):
+        yield {
+            "prompt_id": prompt.prompt_id,
+            "messages": to_plain(prompt.messages),
+            "risk_category": prompt.risk_category,
+            "decision": choice.decision,
+            "distilled": choice.how,
+            "answers": {
+                how: {
+                    "preprompt": found[i].preprompt,
+                    "answer": found[i].answer.text,
+                    "stopped": found[i].answer.stopped,
+                    "score": found[i].score,
+                }
+                for how, found in candidates.items()
+            },
+        }
 
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:
@@ -254,14 +279,27 @@ def write_report(
         lines += ["", "No answer was selected: the model does not react to preprompts, or is safe already."]
     else:
         lines += ["", f"Mean increase of the score where selected: {increase:.3f}."]
-    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)", "", "## Examples"]
-    chosen = [i for i, choice in enumerate(choices) if choice.decision == SELECTED][:EXAMPLES]
-    for i in chosen:
-        lines += ["", f"> **user** {quote(prompts[i].messages[-1].content)}  "]
-        for how in dict.fromkeys((BASE, choices[i].how)):
-            answer, score = candidates[how][i]
-            lines += [f"> **{how}** ({score:+.2f}) {quote(answer.text)}  "]
+    lines += ["", "![scores](scores.png)", "", "![increase](increase.png)"]
+    for title, is_shown in (("Selected", True), ("Rejected", False)):
+        shown = [i for i, choice in enumerate(choices) if (choice.decision == SELECTED) == is_shown]
+        lines += ["", f"## {title}, for example"] if shown else []
+        for i in shown[:EXAMPLES]:
+            lines += [
+                "",
+                *_example(prompts[i], choices[i], {how: found[i] for how, found in candidates.items()}),
+            ]
     write_report_file(workdir, lines)
+
+
+def _example(prompt: Prompt, choice: Choice, candidates: Mapping[str, Candidate]) -> list[str]:
+    """A prompt with its own answer and the distilled one, as in Tables 13, 39 and 40."""
+    original, distilled = candidates[BASE], candidates[choice.how]
+    return [
+        f"> **user** {quote(prompt.messages[-1].content)}  ",
+        f"> **{BASE}** ({original.score:+.2f}) {quote(original.answer.text)}  ",
+        f"> **{choice.how}** {quote(distilled.preprompt)}  ",
+        f"> **answer under it** ({distilled.score:+.2f}; {choice.decision}) {quote(distilled.answer.text)}  ",
+    ]
 
 
 if __name__ == "__main__":

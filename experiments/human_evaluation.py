@@ -1,4 +1,4 @@
-"""People compare the answers of models, or rate them for safety (Llama 2, 3.4.2, 4.4 and A.3.7).
+"""People compare the answers of models, or rate them for safety or quality (Llama 2, 3.4, 4.4 and A.3.7).
 
     python -m experiments.human_evaluation --step=sheets --task=helpfulness --workdir=DIR \\
         --answers=ours=a.jsonl --answers=theirs=b.jsonl
@@ -7,11 +7,12 @@ writes DIR/sheets: a sheet (CSV) for each of three raters and instructions.txt, 
 name no model; DIR/key.json, which does, stays with you. Rows of the answers are those that
 experiments.generate writes: {"prompt": text} or {"messages": [...]}, and "completion". Of several
 models the first is compared with each of the others (helpfulness), or each answer is rated alone
-(safety). When all sheets are filled in,
+(safety, on 5 points; quality, on 7). When all sheets are filled in,
 
     python -m experiments.human_evaluation --step=report --workdir=DIR
 
-writes report.md, results.json and pictures: Figures 1, 12, 30 and 31, or 3 and 17 to 19.
+writes report.md, results.json and pictures: Figures 1, 12, 30 and 31, or 3 and 17 to 19, and of answers
+rated alone answers.jsonl, which reward models are compared with (Figure 29).
 """
 
 from collections.abc import Sequence
@@ -22,12 +23,12 @@ from absl import flags
 
 from experiments.human_report import write_report
 from llama2_jax.config import named_paths, read_json, require, write_json
-from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.records import DataError
 from llama2_jax.evals.agreement import WEIGHTS
 from llama2_jax.evals.human import RULES
 from llama2_jax.evals.human_sheets import (
     INSTRUCTIONS,
+    SCALES,
     Item,
     item_from_row,
     make_items,
@@ -133,7 +134,7 @@ def _sheet(workdir: Path, rater: int) -> Path:
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     flags.DEFINE_enum("step", None, ["sheets", "report"], "Write sheets, or read them.")
     flags.DEFINE_string("workdir", None, "Folder of this evaluation.")
-    flags.DEFINE_enum("task", None, list(TRACKS), "sheets: compare two answers, or rate one for safety.")
+    flags.DEFINE_enum("task", None, list(SCALES), "sheets: compare two answers, or rate each.")
     flags.DEFINE_multi_string(
         "answers", None, "sheets: NAME=FILE of a model's answers; repeatable, ours first."
     )

@@ -1,4 +1,4 @@
-"""``report.md`` of people's evaluation: outcomes or violations, overall and by group, and agreement."""
+"""``report.md`` of people's evaluation: outcomes, violations or grades, by group too, and agreement."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,10 @@ from llama2_jax.evals.human import (
     grouped,
     is_violation,
     outcomes,
+    quality,
     violations,
 )
-from llama2_jax.evals.human_sheets import SCALES, Rated
+from llama2_jax.evals.human_sheets import COMPARING, SCALES, Rated
 from llama2_jax.evals.intervals import Share, bracketed
 
 EXPLAINED = {
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
 def write_report(
     workdir: Path, rated: Sequence[Rated], models: Sequence[str], *, task: str, rule: str, weights: str
 ) -> list[str]:
-    """Write ``report.md``, ``results.json`` and pictures; of safety also ``answers.jsonl``.
+    """Write ``report.md``, ``results.json`` and pictures; of answers rated alone also ``answers.jsonl``.
 
     Args:
       models: in the order in which they are to be listed.
@@ -55,21 +56,23 @@ def write_report(
     """
     used = [one for one in rated if one.given]
     require(bool(used), f"none of the {len(rated)} rows has a rating; all raters skipped all of them")
-    measure: Measure = violations if task == "safety" else lambda own: outcomes(own, rule)
-    found = measured(used, models, measure)
+    measures: dict[str, Measure] = {
+        COMPARING: lambda own: outcomes(own, rule), "safety": violations, "quality": quality,
+    }  # fmt: skip
+    found = measured(used, models, measures[task])
     agreement = {model: agreements(own, task, weights) for model, own in _by_model(used, models).items()}
-    first = first_shown_preferred(used) if task == "helpfulness" else None
+    first = first_shown_preferred(used) if task == COMPARING else None
     counts = _counts(rated)
     results = {"task": task, "counts": counts, **found._asdict(), "agreement": agreement}
-    results |= {"rule": rule, "first_shown_preferred": first} if task == "helpfulness" else {}
+    results |= {"rule": rule, "first_shown_preferred": first} if task == COMPARING else {}
     write_json(workdir / "results.json", results)
     lines = [*_counted(counts), *_agreement(agreement)]
-    if task == "safety":
-        write_rows(workdir / "answers.jsonl", (to_plain(_rated_answer(one)) for one in used))
-        lines = [*_safety(workdir, found), *lines]
-    else:
+    if task == COMPARING:
         ours = used[0].item.models[0]
         lines = [*_helpfulness(workdir, found, ours=ours, rule=rule), *lines, *_bias(first)]
+    else:
+        write_rows(workdir / "answers.jsonl", (to_plain(_rated_answer(one, task)) for one in used))
+        lines = [*(_safety if task == "safety" else _quality)(workdir, found), *lines]
     write_report_file(workdir, lines)
     return lines
 
@@ -103,12 +106,14 @@ def _by_model(rated: Sequence[Rated], models: Sequence[str]) -> dict[str, list[R
     return {model: own for model, own in items.items() if own}
 
 
-def _rated_answer(rated: Rated) -> RatedAnswer:
-    """As a reward model is compared with (Figures 29 and 32): harm by the median rating."""
-    item, scale = rated.item, SCALES["safety"]
-    harm = (scale[-1] - float(np.median(rated.given))) / (scale[-1] - scale[0])
-    category = ", ".join(item.categories)
-    return RatedAnswer(item.messages, item.answers[0], harm, is_violation(rated.given), category)
+def _rated_answer(rated: Rated, task: str) -> RatedAnswer:
+    """As a reward model is compared with (Figures 29 and 32): quality, or harm, by the median rating."""
+    item, median, scale = rated.item, float(np.median(rated.given)), SCALES[task]
+    found = RatedAnswer(item.messages, item.answers[0], risk_category=", ".join(item.categories))
+    if task == "quality":
+        return found._replace(quality=median)
+    harm = (scale[-1] - median) / (scale[-1] - scale[0])
+    return found._replace(harm=harm, is_unsafe=is_violation(rated.given))
 
 
 def _helpfulness(workdir: Path, found: Measured, *, ours: str, rule: str) -> list[str]:
@@ -140,8 +145,7 @@ def _safety(workdir: Path, found: Measured) -> list[str]:
     panels |= {title: _shares(own, "violation") for title, own in found.groups.items()}
     title = "Violations of safety, by people"
     plot_panels(workdir / "violations.png", panels, list(found.overall), ylabel="violations (%)", title=title)
-    means = {model: one.mean_rating for model, one in found.overall.items()}
-    plot_mean_ratings(workdir / "mean_ratings.png", means, scale=SCALES["safety"], title="Mean safety rating")
+    _plot_means(workdir, found, "safety")
     lines = [
         "# Safety rated by people",
         "",
@@ -154,6 +158,28 @@ def _safety(workdir: Path, found: Measured) -> list[str]:
         "",
     ]
     return lines + _tables(found, ("model", "n", "violations", "of these tied", "mean rating"), _safety_cells)
+
+
+def _quality(workdir: Path, found: Measured) -> list[str]:
+    _plot_means(workdir, found, "quality")
+    lines = [
+        "# Quality rated by people",
+        "",
+        "Llama 2, 3.4.1. The grade of an answer is the mean of its raters', from 1 to 7; answers.jsonl has "
+        "their median,",
+        "which a reward model is compared with (Figure 29). Intervals are of 95 %.",
+        "",
+        "![mean ratings](mean_ratings.png)",
+        "",
+    ]
+    return lines + _tables(
+        found, ("model", "n", "mean grade"), lambda one: [f"{one.size:,}", bracketed(one.mean_rating, ".2f")]
+    )
+
+
+def _plot_means(workdir: Path, found: Measured, task: str) -> None:
+    means = {model: one.mean_rating for model, one in found.overall.items()}
+    plot_mean_ratings(workdir / "mean_ratings.png", means, scale=SCALES[task], title=f"Mean {task} rating")
 
 
 def _shares(groups: Mapping[str, Mapping[str, Any]], field: str) -> dict[str, dict[str, Share]]:

@@ -110,7 +110,10 @@ def _tension(workdir: Path, last: Path) -> list[str]:
         kind: {(str(row["messages"]), row["answer"]): row for row in read_rows(path)}
         for kind, path in files.items()
     }
-    both = sorted(rows["helpfulness"].keys() & rows["safety"].keys())
+    rated = {key for key, row in rows["safety"].items() if row["is_unsafe"] is not None}
+    both = sorted(rows["helpfulness"].keys() & rated)
+    if not both:
+        return []
     plot_tension(
         workdir / "tension.png",
         **{f"{kind}_B": displayed([rows[kind][key]["score"] for key in both]) for kind in files},

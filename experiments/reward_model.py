@@ -30,7 +30,7 @@ from llama2_jax.data.preferences import (
     require_ratings,
     split_by_prompt,
 )
-from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
+from llama2_jax.data.rated_answers import RatedAnswer, ratings, read_rated_answers
 from llama2_jax.data.records import split_paths
 from llama2_jax.data.shards import hashes_of
 from llama2_jax.evals.reward_accuracy import evaluate_pairs
@@ -210,9 +210,14 @@ def encode_heldout(data: Data, config: Any, chat: LoadedModel) -> Heldout:
 
 
 def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
-    """Rated answers no longer than the pairs that are trained on; none if the config names no file."""
+    """Rated answers no longer than the pairs that are trained on; none if the config names no file.
+
+    Raises:
+      ConfigError: all are longer, or they are rated for different things.
+    """
     files, on_bad_line = config.data.answers, config.data.on_bad_line
     rated = read_rated_answers(split_paths(files), on_bad_line=on_bad_line) if files else []
+    ratings(rated)  # refuses what cannot be compared
     rows = [encode_response(one.dialogue, chat.require_tokenizer(), chat.template) for one in rated]
     kept = [number for number, row in enumerate(rows) if len(row) <= config.data.sequence_length]
     require(

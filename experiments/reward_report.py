@@ -11,7 +11,7 @@ from llama2_jax.analysis.reward_plots import plot_accuracy, plot_calibration, pl
 from llama2_jax.config import to_plain, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import Preference
-from llama2_jax.data.rated_answers import RatedAnswer
+from llama2_jax.data.rated_answers import RatedAnswer, ratings
 from llama2_jax.evals.reward_accuracy import (
     RewardReport,
     UnsafeDetection,
@@ -76,18 +76,18 @@ def compare_with_people(
     """Write the answers with their scores to ``answers.jsonl``, and ``calibration.png`` (Figure 29)."""
     scored = zip(rated, scores_B, strict=True)
     write_rows(workdir / "answers.jsonl", ({**to_plain(one), "score": float(score)} for one, score in scored))
-    harm_B = [one.harm for one in rated]
+    measure, ratings_B = ratings(rated)
     plot_calibration(
         workdir / "calibration.png",
-        {config.kind: calibration(scores_B, harm_B)},
+        {config.kind: calibration(scores_B, ratings_B)},
         title=f"{len(rated):,} answers that people rated",
-        human="harm, as people judge",
+        human=f"{measure}, as people judge",
     )
     return [
         "## The score beside people's",
         "",
         f"{len(rated):,} answers of at most {config.data.sequence_length:,} tokens; rank correlation of the "
-        f"score with the harm that people see: {spearman(scores_B, harm_B):.2f}.",
+        f"score with the {measure} that people see: {spearman(scores_B, ratings_B):.2f}.",
         "",
         "![calibration](calibration.png)",
         "",

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from llama2_jax.config import to_plain
+from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import Message
-from llama2_jax.data.rated_answers import RatedAnswer, read_rated_answers
+from llama2_jax.data.rated_answers import RatedAnswer, ratings, read_rated_answers
 from llama2_jax.data.records import DataError
 
 RATED = RatedAnswer((Message("user", "How?"),), "So.", 0.25, False, "toy")
@@ -19,9 +19,31 @@ def test_rows_read_back(tmp_path):
     assert RATED.dialogue == [Message("user", "How?"), Message("assistant", "So.")]
 
 
+def test_quality_is_the_median_of_the_grades(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    row = {"messages": [{"role": "user", "content": "How?"}], "answer": "So."}
+    rows = [
+        row | {"quality": 6},
+        row | {"quality": [7, 2, 3]},
+        row | {"quality": 1, "harm": 0.5, "is_unsafe": True},
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    rated = read_rated_answers(path)
+    assert [one.quality for one in rated] == [6, 3, 1]
+    assert [(one.harm, one.is_unsafe) for one in rated] == [(None, None), (None, None), (0.5, True)]
+    assert ratings(rated) == ("quality", [6, 3, 1])
+    assert ratings([RATED, rated[2]]) == ("harm", [0.25, 0.5])
+    with pytest.raises(ConfigError, match="of 3 rated answers 2 have a quality and 2 a harm; compare"):
+        ratings([RATED, rated[0], rated[2]])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"quality": 0}, "'quality' is 0; it must be a number from 1 to 7, or a list of them"),
+        ({"quality": [7, 8]}, r"'quality' is \[7, 8\]"),
+        ({"quality": []}, r"'quality' is \[\]"),
+        ({"quality": 5, "is_unsafe": None}, "'is_unsafe' is None; it must be true or false"),
         ({"harm": 2}, "'harm' is 2; it must be a number from 0 to 1"),
         ({"harm": "much"}, "'harm' is 'much'"),
         ({"harm": True}, "'harm' is True; it must be a number from 0 to 1"),

@@ -114,6 +114,19 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     assert results["median_safety_score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
     assert results["mean_safety_score"] == pytest.approx(results["median_safety_score"])  # all five alike
     assert results["mean_increase_of_selected"] == pytest.approx(safe - unsafe)
+    candidates = runs.read_lines(folder / "candidates.jsonl")
+    assert [row["prompt_id"] for row in candidates] == ["0", "2", "4", "6", "8"]
+    assert all(row["decision"] == SELECTED and row["distilled"] == TEMPLATE for row in candidates)
+    template = preprompts.answer_template("illicit or criminal", "short")
+    for row in candidates:
+        answers = row["answers"]
+        assert answers[BASE] == {"preprompt": "", "answer": UNSAFE, "stopped": True, "score": -1.0}
+        assert answers[GENERIC]["preprompt"] in preprompts.generic_preprompts("short")
+        assert answers[TEMPLATE] == {"preprompt": template, "answer": SAFE, "stopped": True, "score": 2.0}
+    report = (folder / "report.md").read_text()
+    assert f"> **{TEMPLATE}** {template}" in report
+    assert f"> **answer under it** (+2.00; selected) {SAFE}" in report
+    assert "Rejected" not in report
     for name in ("scores.png", "increase.png", "report.md", "DONE"):
         assert (folder / name).exists(), name
 
@@ -161,11 +174,14 @@ def test_nothing_better_leaves_an_empty_file_and_says_so(
     assert (tmp_path / "run" / "dialogues.jsonl").read_text() == ""
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["selected"], results["mean_increase_of_selected"]) == (0, None)
-    assert "No answer was selected" in (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "No answer was selected" in report
+    assert report.count("(+0.00; rejected: not better)") == 5
+    assert "## Selected" not in report
 
 
 def candidate(score: float, text: str = SAFE, *, stopped: bool = True) -> Candidate:
-    return Candidate(Answer([1], text, stopped, []), score)
+    return Candidate(Answer([1], text, stopped, []), score, "")
 
 
 QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."

@@ -43,6 +43,9 @@ def fill_in(workdir, rate) -> None:
             sheet.writerows({**row, "rating": rate(row, path.stem)} for row in rows)
 
 
+TASKS = ("helpfulness", "safety", "quality")
+
+
 def worth(answer: str) -> int:
     return int(answer.removeprefix("worth "))
 
@@ -55,7 +58,7 @@ def sheets(tmp_path_factory):
         write_answers(folder, "ours", lambda number: 3),
         write_answers(folder, "theirs", lambda number: {0: 5, 1: 5, 2: 3}.get(number, 1)),
     ]
-    for task in ("helpfulness", "safety"):
+    for task in TASKS:
         make_sheets(folder / task, answers, task=task, num_raters=3, seed=0, category_key="risk_category")
     return folder
 
@@ -63,7 +66,7 @@ def sheets(tmp_path_factory):
 @pytest.fixture
 def workdir(sheets, tmp_path):
     """A copy, to fill in."""
-    for task in ("helpfulness", "safety"):
+    for task in TASKS:
         shutil.copytree(sheets / task, tmp_path / task)
     return tmp_path
 
@@ -112,6 +115,27 @@ def test_safety_end_to_end(workdir):
         ("worth 1", 1, True), ("worth 3", 0.5, False), ("worth 5", 0, False),
     }  # fmt: skip
     assert {one.risk_category for one in rated} == set(CATEGORIES)
+
+
+def test_quality_end_to_end(workdir):
+    workdir /= "quality"
+    # ours 3, 4 and 7; theirs 1, 2 and 7 but for three prompts
+    grade = {"rater_1": lambda worth: worth, "rater_2": lambda worth: worth + 1, "rater_3": lambda worth: 7}
+    fill_in(workdir, lambda row, rater: str(grade[rater](worth(row["answer"]))))
+    report(workdir, rule="majority", weights="quadratic")
+    results = json.loads((workdir / "results.json").read_text())
+    found = {model: own["mean_rating"]["value"] for model, own in results["overall"].items()}
+    assert found == {
+        "ours": pytest.approx(14 / 3),
+        "theirs": pytest.approx((9 * 10 + 2 * 18 + 14) / 36),  # 1, 2, 7; 5, 6, 7; 3, 4, 7
+    }
+    assert set(results["agreement"]["ours"]) == {"AC2, quadratic weights, 7 points"}
+    rated = read_rated_answers(workdir / "answers.jsonl")
+    medians = {(one.answer, one.quality, one.harm, one.is_unsafe) for one in rated}
+    assert medians == {("worth 3", 4, None, None), ("worth 1", 2, None, None), ("worth 5", 6, None, None)}
+    assert len(rated) == 24
+    assert "| ours | 12 | 4.67 [" in (workdir / "report.md").read_text()
+    assert imread(workdir / "mean_ratings.png").shape[2] == 4
 
 
 def test_skipped_rows_are_counted(workdir):
@@ -169,7 +193,7 @@ def test_an_evaluation_is_not_begun_twice(sheets):
 
 
 def test_the_key_alone_names_models(sheets):
-    for task in ("helpfulness", "safety"):
+    for task in TASKS:
         assert "theirs" in (sheets / task / "key.json").read_text()
         for path in (sheets / task / "sheets").iterdir():
             assert "ours" not in path.read_text()
