@@ -1,12 +1,13 @@
 """``report.md`` of academic benchmarks: beside the paper's results, by groups of Table 3, and all metrics."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.report import settings_table, table, write_report_file
 from llama2_jax.config import read_json, write_json
-from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark, by_size, group_means
+from llama2_jax.evals.benchmarks import SUITES, Benchmark, by_size, group_means
 from llama2_jax.model.config import PAPER_SIZES
 
 
@@ -16,7 +17,7 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
     settings = read_json(output / "config.json")
     ours = {
         benchmark: 100 * result(benchmark, found[benchmark.name])
-        for benchmark in (*BENCHMARKS, *READING_SHOTS)
+        for benchmark in itertools.chain(*SUITES.values())
         if benchmark.name in found
     }
     means = group_means({benchmark.name: value for benchmark, value in ours.items()})

@@ -4,10 +4,10 @@ python -m experiments.evaluate_benchmarks --checkpoint=PATH --tasks=llama2 --out
 python -m experiments.evaluate_benchmarks --checkpoint=PATH --tasks=arc_easy,gsm8k --num_shots=5 --output=DIR
 
 ``--tasks=llama2`` is what the paper evaluates, with its shots (``llama2_jax/evals/benchmarks.py``), and
-``llama2_reading`` SQuAD and QuAC with the other shots of Table 23. Any other name is a task or group of
-lm_eval, of ``llama2_jax/evals/harness_tasks`` (``llama2_squad``, ``llama2_quac``), or of YAML files under
-``--include_path``. lm_eval fetches the data (Hugging Face hub) before the first question is asked. Code is
-evaluated by ``experiments.evaluate_code``.
+``llama2_knowledge`` and ``llama2_reading`` have the other shots of Tables 22 and 23. Any other name is a task
+or group of lm_eval, of ``llama2_jax/evals/harness_tasks`` (``llama2_squad``, ``llama2_quac``), or of YAML
+files under ``--include_path``. lm_eval fetches the data (Hugging Face hub) before the first question is
+asked. Code is evaluated by ``experiments.evaluate_code``.
 
 Written are, per benchmark, lm_eval's results and every question with its answers (``samples_*.jsonl``, in the
 form of ``lm_eval --log_samples``), and ``report.md``. A run that is killed goes on with
@@ -31,7 +31,7 @@ from llama2_jax.answers import model_version
 from llama2_jax.config import ConfigError, changes, read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.evals import harness_tasks
-from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS
+from llama2_jax.evals.benchmarks import SUITES
 from llama2_jax.launch import launch
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.sharding.processes import files_at_rest
@@ -44,7 +44,6 @@ try:
 except ImportError as error:
     raise SystemExit(f'{error}; install the extra: pip install -e ".[benchmarks]"') from error
 
-SUITES = {"llama2": BENCHMARKS, "llama2_reading": READING_SHOTS}
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples")
 SETTINGS = ("checkpoint", "dtype", "template", "chat", "num_shots", "limit", "include_path")
 
@@ -230,7 +229,7 @@ def _as_json(value: Any) -> Any:
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
     checkpoint_flags.define()
-    flags.DEFINE_list("tasks", None, "llama2, llama2_reading, or names of lm_eval.")
+    flags.DEFINE_list("tasks", None, f"{', '.join(SUITES)}, or names of lm_eval.")
     flags.DEFINE_string("output", None, "Folder to write.")
     flags.DEFINE_integer(
         "num_shots", None, "Examples before each question; the task's own if not given.", lower_bound=0

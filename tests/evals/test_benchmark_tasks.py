@@ -4,6 +4,7 @@ The model is one that knows the answers: every benchmark must then have its metr
 """
 
 import functools
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from llama2_jax.evals import harness_tasks
-from llama2_jax.evals.benchmarks import BENCHMARKS, READING_SHOTS, Benchmark
+from llama2_jax.evals.benchmarks import BENCHMARKS, KNOWLEDGE_SHOTS, READING_SHOTS, SUITES, Benchmark
 from llama2_jax.evals.harness import choose_examples
 
 NUM_DOCUMENTS = 12
@@ -151,13 +152,14 @@ def documents(task: str, folder: Path) -> dict[str, Any]:
 
 def test_every_benchmark_is_among_them() -> None:
     assert {of(task).name for task in DOCUMENTS} | {"ARC-challenge"} == {b.name for b in BENCHMARKS}
-    tasks = {task for benchmark in (*BENCHMARKS, *READING_SHOTS) for task in benchmark.tasks}
+    tasks = {task for benchmark in itertools.chain(*SUITES.values()) for task in benchmark.tasks}
     assert tasks <= set(manager().all_tasks)
 
 
 @pytest.mark.parametrize(
     ("task", "benchmark"),
-    [(task, of(task)) for task in DOCUMENTS] + [(one.tasks[0], one) for one in READING_SHOTS],
+    [(task, of(task)) for task in DOCUMENTS]
+    + [(one.tasks[0], one) for one in (*KNOWLEDGE_SHOTS, *READING_SHOTS) if one.shots <= 5],
     ids=lambda value: value.name if isinstance(value, Benchmark) else value,
 )
 def test_right_answers_are_right(

@@ -9,7 +9,7 @@ from experiments import evaluate_benchmarks
 from experiments.benchmark_report import result
 from experiments.evaluate_benchmarks import Asking, Run, check_origin, chosen_runs, evaluate, open_tasks
 from llama2_jax.config import ConfigError
-from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS
+from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS, SUITES
 from llama2_jax.pretrained import LoadedModel, load
 from tests.experiments import runs
 from tests.rlhf.small_policy import saved_policy
@@ -121,12 +121,14 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_benchmarks, "TaskManager", only_own_tasks)
-    with pytest.raises(ConfigError, match=r"lm_eval .* has no arc_eazy; known: llama2, llama2_reading and"):
+    with pytest.raises(
+        ConfigError, match=r"lm_eval .* has no arc_eazy; known: llama2, llama2_knowledge, llama2_reading and"
+    ):
         evaluate(tmp_path, {"arc_eazy": Run(("arc_eazy",))}, never, Asking())
 
 
 def test_the_papers_suite_has_its_shots() -> None:
-    chosen = chosen_runs(["llama2", "llama2_reading", "arc_easy"], num_shots=None)
+    chosen = chosen_runs([*SUITES, "arc_easy"], num_shots=None)
     assert chosen["MMLU"] == Run(("mmlu",), 5)
     assert chosen["GSM8K"] == Run(("gsm8k",), 8)
     assert [chosen[name].shots for name in ("SQuAD", "SQuAD-1-shot", "SQuAD-4-shot", "SQuAD-5-shot")] == [
@@ -135,6 +137,9 @@ def test_the_papers_suite_has_its_shots() -> None:
         4,
         5,
     ]
+    names = ("TriviaQA", *(f"TriviaQA-{shots}-shot" for shots in (0, 1, 64)))  # Table 22
+    assert [chosen[name] for name in names] == [Run(("triviaqa",), shots) for shots in (5, 0, 1, 64)]
+    assert chosen["NaturalQuestions-64-shot"] == Run(("nq_open",), 64)
     assert [chosen[name].shots for name in ("QuAC", "QuAC-1-shot")] == [0, 1]
     assert chosen["arc_easy"] == Run(("arc_easy",))
     assert "HumanEval" not in chosen
