@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama2_jax.config import ConfigError, build, require_choice, write_json
+from llama2_jax.config import ConfigError, build, require, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.generate.sampler import make_sampler
@@ -196,6 +196,11 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
             f"{path} is a reward model, which scores answers and writes none; open it with "
             "rlhf.reward_checkpoint.load_reward_model, or give the chat model it was made from"
         )
+    require(
+        "model" in meta,
+        f"the checkpoint of step {step} in {path} does not say what model it is of; save it with "
+        "pretrained.checkpoint_meta(...) in its metadata",
+    )
     config = build(ModelConfig, meta["model"], name="model")
     tokenizer = native_tokenizer(path, step, meta)
     check_vocabulary(tokenizer, config.vocab_size, where=path)

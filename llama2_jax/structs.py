@@ -80,7 +80,7 @@ class Mean(NamedTuple):
     """A mean that is not divided yet, so that micro-batches, hosts and devices add up exactly."""
 
     total: Array  # float32
-    weight: Array  # float32, how many values are in ``total``; 0 or at least 1
+    weight: Array  # float32, how many values are in ``total``, or the sum of their weights
 
 
 class LossSums(NamedTuple):
@@ -90,7 +90,7 @@ class LossSums(NamedTuple):
     """
 
     loss_sum: Array  # float32: nats over counted tokens, over pairs, ...
-    weight: Array  # float32, how many tokens, pairs, ... are in ``loss_sum``; 0 or at least 1
+    weight: Array  # float32, how many tokens, pairs, ... are in ``loss_sum``, or the sum of their weights
     means: dict[str, Mean]  # by the name of the metric
     totals: dict[str, Array]  # the same, for metrics that are sums themselves
 

@@ -45,7 +45,11 @@ SEED_LIMIT = 2**32
 
 
 class DecodeState(NamedTuple):
-    """Between two calls of ``advance``."""
+    """Between two calls of ``advance``.
+
+    What is sampled next can be changed: ``state._replace(logits_BV=process(state.logits_BV))``, then
+    ``advance`` by one token.
+    """
 
     cache: KVCache
     logits_BV: jax.Array  # of the next token

@@ -77,7 +77,7 @@ def score_continuations(
     """
     pairs_of: dict[tuple[int, ...], list[int]] = {}
     for index, (context, continuation) in enumerate(pairs):
-        if not context or not continuation:
+        if len(context) == 0 or len(continuation) == 0:
             raise PromptError(
                 f"pair {index} has {len(context)} tokens of context and {len(continuation)} of continuation; "
                 "give one of each at least: a context can be BOS"

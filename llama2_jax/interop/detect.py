@@ -22,7 +22,7 @@ def checkpoint_kind(path: Path | str) -> str:
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "a file"
     raise FormatError(
         f"{path} is no checkpoint: found {found or 'an empty folder'}. Looked for a file that begins with "
-        f"{MAGIC.decode()}; config.json beside checkpoints/ (one of our workdirs); params.json beside "
+        f"{MAGIC.decode()}; checkpoints/ (one of our workdirs); params.json beside "
         "consolidated.NN.pth (Meta); config.json beside *.safetensors or pytorch_model*.bin (Hugging Face)"
     )
 
@@ -35,7 +35,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _is_native(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    return (path / "checkpoints").is_dir()
 
 
 def _is_meta(path: Path) -> bool:
@@ -50,7 +50,7 @@ def _is_huggingface(path: Path) -> bool:
 
 _KINDS: dict[str, Callable[[Path], bool]] = {
     "gguf": _is_gguf,
-    "native": _is_native,
     "meta": _is_meta,
     "huggingface": _is_huggingface,
+    "native": _is_native,
 }

@@ -25,7 +25,7 @@ class ModelConfig:
     num_kv_heads: int
     feed_forward_width: int
     max_context: int = 4096
-    head_dim: int = 0  # 0 = model_width / num_heads
+    head_dim: int = 0  # 0 = model_width / num_heads, which ``dataclasses.replace`` then keeps
     norm_epsilon: float = 1e-5
     rope_base: float = 10_000.0
     tie_embeddings: bool = False  # Llama 2 is untied; some imported models are not
@@ -35,11 +35,15 @@ class ModelConfig:
     attention_impl: str = "auto"  # a name of kernels/implementations.py
 
     def __post_init__(self) -> None:
-        for name in (
+        integers = (
             "vocab_size", "model_width", "num_layers", "num_heads",
-            "num_kv_heads", "feed_forward_width", "max_context", "norm_epsilon", "rope_base",
-        ):  # fmt: skip
+            "num_kv_heads", "feed_forward_width", "max_context",
+        )  # fmt: skip
+        for name in (*integers, "norm_epsilon", "rope_base", "init_stddev"):
             require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
+        for name in (*integers, "head_dim"):
+            value = getattr(self, name)
+            require(value == int(value) >= 0, f"model.{name} = {value} must be a whole number")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
@@ -112,5 +116,5 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, *, bytes_per_value: int = 2) -> int:
-    """Bytes one cached token takes over all layers (ARCH-8)."""
+    """Bytes one cached token takes over all layers (ARCH-8), by default in bfloat16."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * bytes_per_value

@@ -31,7 +31,7 @@ def _look_up_forward(
     table_VD: jax.Array, ids_BT: jax.Array, dtype: Any, partitioner: Partitioner
 ) -> tuple[jax.Array, Any]:
     like_V0 = jnp.zeros((len(table_VD), 0), table_VD.dtype)
-    return look_up(table_VD, ids_BT, dtype, partitioner), (ids_BT, like_V0)
+    return look_up.fun(table_VD, ids_BT, dtype, partitioner), (ids_BT, like_V0)  # .fun: jvp of grad works
 
 
 def _look_up_backward(
@@ -54,7 +54,7 @@ def scaled(x: jax.Array, scale_D: jax.Array) -> jax.Array:
 
 
 def _scaled_forward(x: jax.Array, scale_D: jax.Array) -> tuple[jax.Array, Any]:
-    return scaled(x, scale_D), (x, scale_D)
+    return scaled.fun(x, scale_D), (x, scale_D)
 
 
 def _scaled_backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,7 +81,7 @@ def multiply(x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any) -> 
 def _multiply_forward(
     x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any
 ) -> tuple[jax.Array, Any]:
-    return multiply(x, weight, contract, out_dtype), (x, weight)
+    return multiply.fun(x, weight, contract, out_dtype), (x, weight)
 
 
 def _multiply_backward(

@@ -16,6 +16,7 @@ from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preference_batches import encode_response
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.tokenizer import Tokenizer
+from llama2_jax.generate.decode import check_ids
 from llama2_jax.losses.preference import preference_sums
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
@@ -99,6 +100,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
 
     Raises:
       ConfigError: an empty row, or one beyond the model's context.
+      PromptError: an id outside the vocabulary.
       NonFiniteError: a score that is NaN or infinite.
     """
     model = reward_model.model
@@ -111,6 +113,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
             0 < len(row) <= context,
             f"row {number} has {len(row)} tokens; the {reward_model.kind} reward model scores 1 to {context}",
         )
+        check_ids(row, reward_model.config.vocab_size, where=f"row {number}")
     require_same_rows("rows to score", rows)
     distinct = sorted(dict.fromkeys(map(tuple, rows)), key=len)
     scores: dict[tuple[int, ...], np.float32] = {}

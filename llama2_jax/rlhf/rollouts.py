@@ -171,6 +171,7 @@ def map_rows(function: Callable[[Rollout], Tree], rollout: Rollout, *, parts: in
 
 
 def _before(rollout: Rollout) -> jax.Array:
-    """Positions (B, C) that predict the tokens of the response."""
-    num_tokens = rollout.sampler_logprobs_BC.shape[1]
-    return jnp.asarray(rollout.prompt_lengths_B)[:, None] - 1 + jnp.arange(num_tokens)
+    """Positions (B, C) that predict the tokens of the response; where those have ended any that exists."""
+    length, num_tokens = rollout.tokens_BT.shape[1], rollout.sampler_logprobs_BC.shape[1]
+    before_BC = jnp.asarray(rollout.prompt_lengths_B)[:, None] - 1 + jnp.arange(num_tokens)
+    return jnp.minimum(before_BC, length - 2)  # beyond the row jax would fill in NaN, also in gradients

@@ -34,10 +34,11 @@ class MeshConfig:
         Raises:
           ConfigError: the product is not the number of devices.
         """
-        if self.preset == "single":
-            return (1,) * len(AXES)
         sizes = [getattr(self, axis) for axis in AXES]
         given = f"mesh {dict(zip(AXES, sizes, strict=True))}"
+        if self.preset == "single":
+            require(max(sizes) <= 1, f"{given}: mesh.preset 'single' is one device; take the preset 'fsdp'")
+            return (1,) * len(AXES)
         require(
             all(size > 0 or size == -1 for size in sizes),
             f"{given}: an axis is at least 1, or -1 for the rest",

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llama2_jax.config import ConfigError, require_choice
+from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh, require_all_processes
 
 Rules = dict[str, str | tuple[str, ...]]
@@ -52,6 +52,15 @@ class Partitioner:
 
     def __post_init__(self) -> None:
         require_choice("mesh.preset", self.preset, PRESETS)
+        preset = PRESETS[self.preset]
+        rules = (*preset.parameters.values(), *preset.activations.values())
+        used = {axis for axes in rules for axis in ((axes,) if isinstance(axes, str) else axes)}
+        idle = {axis: size for axis, size in self.mesh.shape.items() if size > 1 and axis not in used}
+        require(
+            not idle,
+            f"mesh.preset {self.preset!r} splits nothing over {idle}: those devices would repeat one "
+            "another's work; set the axis to 1, or take the preset 'fsdp_tensor'",
+        )
 
     def axis_size(self, axes: str | tuple[str, ...]) -> int:
         """Number of devices along one mesh axis or a product of several."""

@@ -7,12 +7,14 @@ needs nothing else.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -59,14 +61,18 @@ class Checkpointer:
 
         Args:
           rest: tree of arrays; None if the parameters are all that is kept.
+          meta: numbers, texts, and lists and mappings of them. A workdir that ``llama2_jax.load`` is to open
+            wants ``pretrained.checkpoint_meta`` in it.
 
         Raises:
+          TypeError: ``meta`` holds something else.
           CheckpointError: it could not be written; or there is one of this step or a later one, beside which
             orbax would write nothing, and say nothing.
         """
         self.wait()  # for the one before, so that its failure is reported as its own
         if later := [known for known in self.steps() if known >= step]:
             raise CheckpointError(f"{self.folder} holds {later}; a checkpoint of step {step} cannot follow")
+        json.dumps(meta)  # orbax would find out while it writes, and lose the checkpoint
         self._saving = step
         items = {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
         if rest is not None:
@@ -115,10 +121,11 @@ class Checkpointer:
         until then the fault may lie elsewhere (memory, permissions), and nothing is touched.
 
         Args:
-          params, rest: shapes, dtypes and shardings to restore into (any mesh).
+          params, rest: shapes, dtypes and shardings to restore into (any mesh); ``rest`` as it was saved, or
+            None for the parameters alone.
 
         Raises:
-          CheckpointError: checkpoints exist but none can be read, or they are of a model of
+          CheckpointError: checkpoints exist but none can be read, or they are of a model or a state of
             other shapes.
         """
         unreadable: list[int] = []
@@ -126,7 +133,7 @@ class Checkpointer:
             try:
                 restored = self._restore(step, params, rest)
             except Exception as error:  # orbax and tensorstore raise many types for damaged files
-                self._check_shapes(step, params)
+                self._check_shapes(step, params, rest)
                 reason = _first_line(error)
                 logging.error("checkpoint %d in %s cannot be read (%s)", step, self.folder, reason)
                 self._require_one_process(step)
@@ -145,13 +152,11 @@ class Checkpointer:
 
     def _restore(self, step: int, params: Params, rest: Any) -> Restored:
         wait_for_all(f"{self.folder}: restore {step}")  # orbax would mix the parts of two steps
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            rest=ocp.args.StandardRestore(rest),
-            meta=ocp.args.JsonRestore(),
-        )
-        restored = self._manager.restore(step, args=items)
-        return Restored(step, restored["params"], restored["rest"], restored["meta"])
+        items = {"params": ocp.args.StandardRestore(params), "meta": ocp.args.JsonRestore()}
+        if rest is not None:
+            items["rest"] = ocp.args.StandardRestore(rest)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return Restored(step, restored["params"], restored.get("rest"), restored["meta"])
 
     def _require_one_process(self, step: int) -> None:
         """Of several, others may have read their part of ``step``, and none can go on with another alone."""
@@ -161,10 +166,12 @@ class Checkpointer:
                 "move that folder away to continue from the checkpoint before it"
             )
 
-    def _check_shapes(self, step: int, params: Params) -> None:
-        """Raise ``CheckpointError`` if the checkpoint is sound but of another model."""
+    def _check_shapes(self, step: int, params: Params, rest: Any) -> None:
+        """Raise ``CheckpointError`` if the checkpoint is sound but of another model or state."""
+        checkpoint = self.folder / str(step)
         try:
-            stored = stored_params(self.folder / str(step))
+            stored = stored_params(checkpoint)
+            state = _stored(checkpoint, "rest") if (checkpoint / "rest").exists() else None
         except Exception:  # damaged: the caller sets it aside
             return
         lines = changes(*(jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (stored, params)))
@@ -173,6 +180,13 @@ class Checkpointer:
                 f"checkpoint {step} in {self.folder} is of a model of other shapes (its own -> the config's):"
                 + "".join(f"\n  {line}" for line in lines)
                 + "\nundo the change of config.model, or use another workdir"
+            )
+        have, want = (sorted(np.shape(leaf) for leaf in jax.tree.leaves(tree)) for tree in (state, rest))
+        if have != want:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.folder} has {len(have)} arrays beside its parameters, where "
+                f"{len(want)} of other shapes are wanted, as of another optimizer; undo that change, or use "
+                "another workdir"
             )
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -265,7 +279,11 @@ def read_params(workdir: Path, abstract: Params, step: int | None = None) -> Par
 
 def stored_params(checkpoint: Path) -> Params:
     """Shapes and dtypes of the parameters in the folder of one checkpoint, without their values."""
-    return ocp.StandardCheckpointHandler().metadata(checkpoint / "params").tree
+    return _stored(checkpoint, "params")
+
+
+def _stored(checkpoint: Path, item: str) -> Any:
+    return ocp.StandardCheckpointHandler().metadata(checkpoint / item).tree
 
 
 def _read(workdir: Path, step: int | None, **items: Any) -> tuple[int, Any]:

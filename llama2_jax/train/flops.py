@@ -43,11 +43,12 @@ def flops_per_token(
       num_outputs: of the head; None = the vocabulary, 1 for a score.
     """
     require_choice("MFU convention", convention, CONVENTIONS)
-    parameters = parameter_count(config)
-    if convention != "full" and not config.tie_embeddings:
-        parameters -= config.vocab_size * config.model_width
-    if num_outputs is not None:
-        parameters -= (config.vocab_size - num_outputs) * config.model_width
+    embedding = config.vocab_size * config.model_width
+    head = embedding if num_outputs is None else num_outputs * config.model_width
+    is_shared = config.tie_embeddings and num_outputs is None
+    parameters = parameter_count(config) - embedding * (1 if config.tie_embeddings else 2) + head
+    if convention == "full" and not is_shared:
+        parameters += embedding
     attention = 12 * config.num_layers * sequence_length * config.num_heads * config.head_dim
     if convention == "causal_no_embed":
         attention //= 2

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from jax.tree_util import keystr
 
 from llama2_jax.config import require, require_choice
 
@@ -95,7 +96,9 @@ def with_num_steps(opt_state: Any, config: OptimizerConfig, *, num_steps: int) -
 
 def decay_mask(params: Any) -> Any:
     """True for matrices incl. embeddings, False for norm scales (D3)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale_D", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: keystr(path[-1:], simple=True) != "scale_D", params
+    )
 
 
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:

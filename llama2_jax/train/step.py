@@ -55,7 +55,7 @@ def make_update(
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         grads, sums = accumulate(state.params, batch)
-        weight = jnp.maximum(sums.weight, 1.0)
+        weight = _divisor(sums.weight)
         grads = jax.tree.map(lambda grad: grad / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -72,7 +72,12 @@ def make_update(
 
 
 def _divide(mean: Mean) -> jax.Array:
-    return mean.total / jnp.maximum(mean.weight, 1.0)
+    return mean.total / _divisor(mean.weight)
+
+
+def _divisor(weight: jax.Array) -> jax.Array:
+    """The weight, or 1 where nothing counts: sums are 0 then."""
+    return jnp.where(weight > 0, weight, 1.0)
 
 
 def next_token_loss(model: Transformer, *, loss_chunk: int = 0, num_sources: int = 1) -> Loss:

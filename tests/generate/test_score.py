@@ -40,6 +40,8 @@ CONTEXTS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 60)]
 def test_continuations_equal_numpy_in_the_order_given():
     pairs = [(context, tiny.tokens(n, seed=7 * n).tolist()) for n in (1, 4, 2, 5) for context in CONTEXTS]
     found = score_continuations(tiny.MODEL, tiny.params(), pairs, batch_size=2)
+    arrays = [tuple(map(np.array, pair)) for pair in pairs]
+    assert score_continuations(tiny.MODEL, tiny.params(), arrays, batch_size=2) == found
     for (context, continuation), result in zip(pairs, found, strict=True):
         logprobs = numpy_llama.next_logprobs(tiny.params(), [*context, *continuation], tiny.CONFIG)
         np.testing.assert_allclose(result.logprob, logprobs[len(context) - 1 :].sum(), rtol=1e-4, atol=1e-4)

@@ -16,6 +16,8 @@ def _touch(folder, *names):
     ("kind", "names"),
     [
         ("native", ["config.json", "checkpoints/10/x"]),
+        ("native", ["checkpoints/10/x"]),
+        ("huggingface", ["config.json", "model.safetensors", "checkpoints/10/x"]),
         ("meta", ["params.json", "consolidated.00.pth"]),
         ("huggingface", ["config.json", "model.safetensors"]),
         ("huggingface", ["config.json", "model.safetensors.index.json"]),

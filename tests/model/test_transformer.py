@@ -303,3 +303,18 @@ def test_inside_jit_tokens_beyond_the_cache_give_nan_and_no_wrong_logits():
     for more, is_finite in ((3, True), (4, False)):
         logits = read(tiny.params(), first.cache, tiny.tokens(1, more)).logits_BTV
         assert (np.isfinite(logits) == is_finite).all()
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_hessian_products_forward_over_reverse_are_those_of_reverse_over_reverse(impl):
+    model, params = tiny.with_config(attention_impl=impl), jax.tree.map(jnp.asarray, tiny.params())
+    batch = tiny.pack([[tiny.tokens(9, seed=1).tolist(), tiny.tokens(7, seed=2).tolist()]], 16)
+    along = jax.tree.map(
+        lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), params
+    )
+    gradient = jax.grad(lambda p: loss_sums(model, p, batch).loss_sum)
+    forward = jax.jit(lambda p: jax.jvp(gradient, (p,), (along,))[1])(params)
+    reverse = jax.jit(jax.grad(lambda p: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient(p), along)))))(
+        params
+    )
+    tiny.assert_gradients_close(forward, reverse, 1e-4)

@@ -12,6 +12,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import CHATML, LLAMA2, Message
 from llama2_jax.data.preference_batches import EncodedPair, PairLoader, encode_response
 from llama2_jax.data.tokenizer import train_sentencepiece
+from llama2_jax.generate.decode import PromptError
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
@@ -269,6 +270,8 @@ def test_rows_that_cannot_be_scored_are_named(tokenizer):
         score_rows(reward_model(tokenizer), [[1], []], batch_size=2)
     with pytest.raises(ConfigError, match="row 0 has 65 tokens"):
         score_rows(reward_model(tokenizer), [[1] * 65], batch_size=2)
+    with pytest.raises(PromptError, match=r"row 1 has token id -7, outside the model's vocabulary"):
+        score_rows(reward_model(tokenizer), [[1], [2, -7]], batch_size=2)
 
 
 def test_scores_that_are_not_finite_are_refused(tokenizer):

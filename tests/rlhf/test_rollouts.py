@@ -94,6 +94,27 @@ def test_logprobs_are_of_the_sampled_tokens_at_the_temperature(params, temperatu
         np.testing.assert_allclose(found[row], chosen, atol=5e-5)
 
 
+def test_rows_as_short_as_their_longest_answer_have_finite_gradients(params):
+    """The first row's prompt and the second's answer: together they would be longer than both."""
+    long_prompt, long_answer = tiny.tokens(8, seed=1), tiny.tokens(8, seed=2)
+    rollout = Rollout(
+        tokens_BT=np.stack([long_prompt, long_answer]),
+        prompt_lengths_B=np.array([6, 1], np.int32),
+        response_lengths_B=np.array([2, 7], np.int32),
+        stopped_B=np.array([True, True]),
+        sampler_logprobs_BC=np.zeros((2, 7), np.float32),
+    )
+    padded = rollout._replace(tokens_BT=np.pad(rollout.tokens_BT, ((0, 0), (0, 6))))
+
+    def loss(params, rollout):
+        logprobs_BC = response_logprobs(tiny.MODEL, params, rollout, temperature=1.0)
+        return jnp.where(response_mask(rollout), logprobs_BC, 0.0).sum()
+
+    found, wanted = (jax.value_and_grad(loss)(params, one) for one in (rollout, padded))
+    assert float(found[0]) == pytest.approx(float(wanted[0]), rel=1e-5)
+    tiny.assert_trees_close(found[1], wanted[1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_stop_token_counts_and_what_follows_does_not(params, free):
     rollout = sample(params, stops(free))
     tokens = np.asarray(response_tokens(rollout))

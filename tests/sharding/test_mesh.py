@@ -34,6 +34,7 @@ def test_every_device_is_used_once():
         (MeshConfig(data=3), ["multiple of 3", "8 are present"]),
         (MeshConfig(data=-1, fsdp=-1), ["'data': -1", "only one axis may be -1"]),
         (MeshConfig(data=0), ["'data': 0"]),
+        (MeshConfig("single", data=8), ["'data': 8", "'single' is one device"]),
         (MeshConfig(data=-2, tensor=-4, fsdp=1), ["'data': -2"]),
     ],
 )

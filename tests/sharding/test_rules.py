@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import check_batch_size
-from llama2_jax.sharding.rules import PRESETS, Partitioner, parameter_dims
+from llama2_jax.sharding.rules import PRESETS, Partitioner, make_partitioner, parameter_dims
 
 MESH = make_mesh(MeshConfig(fsdp=2, tensor=4))
 PARTITIONER = Partitioner(MESH, "fsdp_tensor")
@@ -51,9 +51,20 @@ def test_two_dimensions_on_one_axis_are_refused():
 
 
 def test_no_preset_splits_a_weight_of_the_model_twice():
-    for preset in PRESETS:
+    for preset, mesh in (
+        ("single", {"preset": "single"}),
+        ("fsdp", {"sequence": 2}),
+        ("fsdp_tensor", {"tensor": 2}),
+    ):
+        partitioner = Partitioner(make_mesh(MeshConfig(**mesh)), preset)
         for dims in ("VD", "DV", "LDNH", "LDKH", "LNHD", "LDF", "LFD", "LD", "D"):
-            Partitioner(MESH, preset).spec(dims, (8,) * len(dims), PRESETS[preset].parameters)
+            partitioner.spec(dims, (8,) * len(dims), PRESETS[preset].parameters)
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 2, "fsdp": 4}, {"tensor": 8, "fsdp": 1}])
+def test_an_axis_that_the_preset_does_not_use_is_refused(sizes):
+    with pytest.raises(ConfigError, match=f"'fsdp' splits nothing over {{'tensor': {sizes['tensor']}}}"):
+        make_partitioner(MeshConfig(**sizes))
 
 
 def test_unknown_preset_lists_the_known():

@@ -217,6 +217,41 @@ def test_other_shapes_are_no_damage(tmp_path: Path) -> None:
     assert newest(tmp_path).name == "2"
 
 
+def test_another_state_beside_the_parameters_is_no_damage(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint 2 .* arrays beside its parameters, where 1 of"
+        ):
+            checkpointer.restore_latest(
+                ABSTRACT.params, {"momentum": jax.ShapeDtypeStruct((3,), jnp.float32)}
+            )
+        restored = checkpointer.restore_latest(ABSTRACT.params, None)  # the parameters alone
+        assert restored is not None
+        assert (restored.step, restored.rest) == (2, None)
+    assert newest(tmp_path).name == "2"
+
+
+def test_parameters_alone_come_back_alone(tmp_path: Path) -> None:
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, state_of(1).params, None, {})
+        checkpointer.wait()
+        restored = checkpointer.restore_latest(ABSTRACT.params, None)
+        assert restored is not None
+        assert_bitwise_equal(restored.params, state_of(1).params)
+        assert restored.rest is None
+        with pytest.raises(CheckpointError, match="has 0 arrays beside its parameters"):
+            restore(checkpointer, ABSTRACT)
+
+
+def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        with pytest.raises(TypeError, match="int64 is not JSON"):
+            checkpointer.save(1, state_of(1).params, None, {"step": np.int64(1)})
+        checkpointer.save(1, state_of(1).params, None, {"step": 1})
+    assert newest(tmp_path).name == "1"
+
+
 def run_into_full_disk(workdir: Path, keep_last: int) -> None:
     checkpointer = Checkpointer(workdir, keep_last=keep_last)
     save(checkpointer, state_of(1, width=1024), {})

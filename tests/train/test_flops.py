@@ -62,6 +62,15 @@ def test_a_tied_table_counts_as_the_output_projection():
     assert flops_per_token(tied, 100, convention="full_no_embed") == 6 * (164_160 - 32_768) + 153_600
 
 
+def test_a_tied_table_of_a_score_model_is_looked_up_and_the_head_is_one_column():
+    tied = model_config("nano", tie_embeddings=True)
+    head = 64 - 32_768  # one column instead of the vocabulary
+    found = flops_per_token(tied, 100, convention="full", num_outputs=1)
+    assert found == 6 * (164_160 + head) + 153_600  # as untied: V D of the look-up, and the head
+    found = flops_per_token(tied, 100, convention="full_no_embed", num_outputs=1)
+    assert found == 6 * (164_160 - 32_768 + head) + 153_600
+
+
 def test_unknown_convention_lists_the_known():
     with pytest.raises(ConfigError, match=r"'half'.*full_no_embed.*causal_no_embed"):
         flops_per_token(model_config("nano"), 8, convention="half")

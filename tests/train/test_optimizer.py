@@ -100,6 +100,8 @@ def test_norm_scales_are_not_decayed_and_everything_else_is():
         "['layers']['feed_forward_norm']['scale_D']",
     }
     assert len(mask) == 12
+    adapters = [{"scale_D": 1, "a_DR": 2}, (3, 4)]  # an own tree
+    assert decay_mask(adapters) == [{"scale_D": False, "a_DR": True}, (True, True)]
 
 
 def adamw_by_hand(params, all_grads, *, rates, clip, decayed):

@@ -104,7 +104,7 @@ def test_the_adamw_step_is_that_of_the_clipped_gradient():
 
 
 class Numbers(NamedTuple):
-    """Rows of one number; the weight of a row is 0 or 1."""
+    """Rows of one number, and the weight of each."""
 
     value_B: Any
     weight_B: Any
@@ -133,6 +133,16 @@ def test_any_loss_is_divided_once_by_the_weight_of_the_whole_batch(accumulation_
     assert float(metrics["high"]) == (4 + 6) / 2
     assert float(metrics["seen"]) == 28
     assert int(state.step) == 1
+
+
+def test_weights_that_add_up_to_less_than_one_make_the_same_mean():
+    # (0.001 * 1 + 0.003 * 2) / 0.004
+    numbers = Numbers(np.array([1, 2], np.float32), np.array([0.001, 0.003], np.float32))
+    params = {"w": jnp.zeros(())}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params))
+    state, metrics = make_update(pull, optax.sgd(1.0))(state, numbers)
+    assert float(state.params["w"]) == pytest.approx(1.75)
+    assert float(metrics["loss"]) == pytest.approx((0.001 * 0.5 + 0.003 * 2) / 0.004)
 
 
 def test_split_rows_deals_the_rows_out_without_moving_a_block_boundary():
