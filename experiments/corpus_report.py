@@ -42,6 +42,7 @@ def main() -> None:
     """Read, count, write."""
     args = flags.FLAGS
     output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written to is found now
     sources, scored = (
         named_files(args.source, field="--source"),
         named_files(args.line_scores, field="--line_scores"),

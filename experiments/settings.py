@@ -8,8 +8,8 @@ from absl import flags
 
 from llama2_jax.config import ConfigError, changes, read_json, write_json
 from llama2_jax.data.shards import file_sha256
+from llama2_jax.files import hold
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.workdir import keep_others_out
 
 
 def flag_values(names: Iterable[str]) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
       results: glob pattern of the files in ``output`` that later runs build on.
 
     Raises:
-      ConfigError: what differs. Or another process works in the folder.
+      ConfigError: what differs.
+      FolderInUseError: another process works in the folder.
     """
     path = output / "config.json"
     with files_at_rest(output):
@@ -39,5 +40,5 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
         raise ConfigError(
             f"{output} has results of other settings:\n  " + "\n  ".join(lines) + "\ngive another folder"
         )
-    keep_others_out(output, another="folder")
+    hold(output, another="folder")
     write_json(path, settings)

@@ -51,18 +51,25 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def hold(folder: Path) -> str:
+class FolderInUseError(OSError):
+    """Another process works in a folder."""
+
+
+def hold(folder: Path, *, another: str) -> None:
     """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
 
     A lock of the operating system: it is nobody's once its process has died, or has opened and closed the
     lock file once more. On a file system without locks there is a warning and no protection.
 
-    Returns:
-      Who holds the folder, as "process 7 on HOST"; empty if it is this process now, or was before.
+    Args:
+      another: what to give for another folder, for the message.
+
+    Raises:
+      FolderInUseError: another process holds it.
     """
     path = folder.resolve() / ".lock"
     if not _writes or path in _held:
-        return ""
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
     try:
@@ -72,14 +79,26 @@ def hold(folder: Path) -> str:
         holder = file.read().strip()
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            return holder or "another process"
+            raise FolderInUseError(
+                f"{folder} is in use by {holder or 'another process'}, and two runs would overwrite each "
+                f"other's files: wait for it, stop it, or use another {another}"
+            ) from error
         logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", folder, error)
-        return ""
+        return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _held[path] = file
-    return ""
+
+
+@contextmanager
+def held(folder: Path, *, another: str) -> Iterator[None]:
+    """``hold`` for the length of a block."""
+    hold(folder, another=another)
+    try:
+        yield
+    finally:
+        release(folder)
 
 
 def release(folder: Path) -> None:

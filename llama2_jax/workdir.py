@@ -29,7 +29,8 @@ def open_workdir(config: Any, workdir: Path) -> bool:
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
-        ``config.accept_changed_config=True`` overrides. Or another process works in it.
+        ``config.accept_changed_config=True`` overrides.
+      FolderInUseError: another process works in it.
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))
@@ -56,19 +57,9 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     if done:
         print(f"{workdir} is done")
         return True
-    keep_others_out(workdir, another="--workdir")
+    hold(workdir, another="--workdir")
     write_json(path, new)
     return False
-
-
-def keep_others_out(folder: Path, *, another: str) -> None:
-    """Hold ``folder`` for this process. Raises ``ConfigError`` if ``another`` is to be given."""
-    holder = hold(folder)
-    require(
-        not holder,
-        f"{folder} is in use by {holder}, and two runs would overwrite each other's files: wait for it, "
-        f"stop it, or use another {another}",
-    )
 
 
 def config_changes(workdir: Path, config: Any) -> list[str]:

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llama2_jax.config import require_choice
 from llama2_jax.kernels import decode_hopper, flash_hopper
 from llama2_jax.kernels.ranges import document_ranges
 from llama2_jax.sharding.unattached_gpu import KernelFacts, compile_for_hopper, kernel_facts
+from tools import command_line
 
 BATCH, KV_HEADS = 2, 4
 LENGTHS = (2048, 8192)
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument("--groups", default="1,8")
     given = parser.parse_args()
     head_dims, groups = ([int(one) for one in text.split(",")] for text in (given.head_dims, given.groups))
+    for head_dim in head_dims:
+        require_choice("--head_dims", head_dim, flash_hopper.VARIANTS)
     is_clean = True
     for case in cases(head_dims, given.dtypes.split(","), groups):
         for line in lines(case):
@@ -130,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from llama2_jax.config import require
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.preferences import write_preferences
 from llama2_jax.data.prompts import write_prompts
@@ -172,6 +173,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{field.name}", default=field.default, type=int, help="of the simulated world")
     given = vars(parser.parse_args(argv))
     output, seed = given.pop("output"), given.pop("seed")
+    for name, size in given.items():
+        require(size > 0, f"--{name}={size} must be positive")
     counts = prepare(asset_path("kjv"), asset_path("chitchat"), output)
     counts |= prepare_world(output / "world", WorldSizes(**given), seed=seed)
     for path, count in counts.items():

@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from tools import command_line
+
 GRACE_SECS = 30  # that the others have to end by themselves after one failed
 
 
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

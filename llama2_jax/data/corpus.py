@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llama2_jax.config import read_json, require
+from llama2_jax.config import require
+from llama2_jax.data.jsonl import read_json_file
 from llama2_jax.data.offsets import Offsets
 from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import Tokenizer
@@ -124,8 +125,18 @@ def _is_corpus(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What ``write_shards`` says of a folder; None before it has finished."""
-    return read_json(folder / MANIFEST, default=None)
+    """What ``write_shards`` says of a folder; None before it has finished.
+
+    Raises:
+      DataError: the file is damaged, or none of ours.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    manifest = read_json_file(path)
+    if not isinstance(manifest, dict) or "shards" not in manifest:
+        raise DataError(f"{path} is no manifest of a corpus; move it away, or use another folder")
+    return manifest
 
 
 def shard_path(folder: Path, name: str) -> Path:

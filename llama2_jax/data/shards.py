@@ -10,24 +10,28 @@ the settings only, not on the number of workers or on interruptions. ``corpus`` 
 import hashlib
 import json
 import logging
+import os
+import re
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama2_jax.config import read_json, require, write_json
+from llama2_jax.config import require, write_json
 from llama2_jax.data.corpus import FORMAT_VERSION, MANIFEST, read_lengths, read_manifest, shard_path
+from llama2_jax.data.jsonl import read_json_file
 from llama2_jax.data.records import BadLines, DataError, OnBadLine, Paths, expand_paths
 from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llama2_jax.files import written_whole
+from llama2_jax.files import held, written_whole
 
 DOCUMENTS_PER_TASK, CHARACTERS_PER_TASK = 256, 2**22  # whichever is reached first: books are long
 
@@ -83,31 +87,36 @@ def write_shards(
         are an error.
 
     Raises:
-      DataError: see ``read_documents``; or the folder holds another corpus.
+      DataError: see ``read_documents``; or the folder holds another corpus, or an input.
+      FolderInUseError: another process writes there.
     """
     require(max_shard_tokens > 0, f"max_shard_tokens is {max_shard_tokens}; it must be positive")
     require(num_workers > 0, f"num_workers is {num_workers}; it must be positive")
     output, files = Path(output_dir), expand_paths(input_paths)
-    output.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file.resolve().parent == output.resolve():
+            raise DataError(f"{file} lies in {output}, which is for the corpus alone; name another output")
     origin = _origin(files, load_tokenizer(tokenizer_path), max_shard_tokens, text_key, on_bad_line)
-    shards = _finished_shards(output, origin["recipe"])
-    if not (shards or replace):
-        _require_no_other(output, origin["recipe"])
-    finished = read_manifest(output)
-    if finished is not None and finished["shards"] == [asdict(shard) for shard in shards]:
-        return finished
-    (output / MANIFEST).unlink(missing_ok=True)  # it would describe shards that are replaced below
-    bad_lines = BadLines()
-    texts = read_documents(files, text_key=text_key, on_bad_line=on_bad_line, bad_lines=bad_lines)
-    remaining = islice(texts, sum(shard.documents for shard in shards), None)
-    documents = _encode_all(remaining, tokenizer_path, origin["dtype"], num_workers)
-    for first in documents:
-        group = _until(chain([first], documents), max_shard_tokens)
-        shards.append(_write_shard(output, f"shard-{len(shards):05d}", group, origin["recipe"]))
-    manifest = {**origin, **_totals(shards), "bad_lines": bad_lines.count}
-    write_json(output / MANIFEST, manifest)
-    _remove_stale(output, {shard.name for shard in shards})
-    return manifest
+    if (finished := read_manifest(output)) is not None:
+        shards = _finished_shards(output, origin["recipe"])
+        if finished["shards"] == [asdict(shard) for shard in shards]:
+            return finished  # nothing is written, where that may not even be allowed
+    with held(output, another="output"):
+        shards = _finished_shards(output, origin["recipe"])
+        if not (shards or replace):
+            _require_no_other(output, origin["recipe"])
+        (output / MANIFEST).unlink(missing_ok=True)  # it would describe shards that are replaced below
+        bad_lines = BadLines()
+        texts = read_documents(files, text_key=text_key, on_bad_line=on_bad_line, bad_lines=bad_lines)
+        remaining = islice(texts, sum(shard.documents for shard in shards), None)
+        documents = _encode_all(remaining, tokenizer_path, origin["dtype"], num_workers)
+        for first in documents:
+            group = _until(chain([first], documents), max_shard_tokens)
+            shards.append(_write_shard(output, f"shard-{len(shards):05d}", group, origin["recipe"]))
+        manifest = {**origin, **_totals(shards), "bad_lines": bad_lines.count}
+        write_json(output / MANIFEST, manifest)
+        _remove_stale(output, {shard.name for shard in shards})
+        return manifest
 
 
 def file_sha256(path: str | Path) -> str:
@@ -147,8 +156,7 @@ def _totals(shards: list[ShardInfo]) -> dict[str, Any]:
 def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
     """Shards 0, 1, ... that are complete, undamaged and made by ``recipe``, up to the first that is not."""
     shards: list[ShardInfo] = []
-    while (mark := folder / f"shard-{len(shards):05d}.json").is_file():
-        shard = ShardInfo(**read_json(mark))
+    while (shard := _read_mark(folder, len(shards))) is not None:
         if shard.recipe != recipe or not _is_sound(folder, shard):
             break
         log.info("keeping %s", shard_path(folder, shard.name))
@@ -156,9 +164,18 @@ def _finished_shards(folder: Path, recipe: str) -> list[ShardInfo]:
     return shards
 
 
+def _read_mark(folder: Path, number: int) -> ShardInfo | None:
+    """What says that a shard is finished; None if it is not there, or not whole after a crash."""
+    mark = folder / f"shard-{number:05d}.json"
+    try:
+        return ShardInfo(**read_json_file(mark)) if mark.is_file() else None
+    except (DataError, TypeError):
+        return None
+
+
 def _require_no_other(folder: Path, recipe: str) -> None:
-    first = folder / "shard-00000.json"
-    if first.is_file() and read_json(first)["recipe"] != recipe:
+    first = _read_mark(folder, 0)
+    if first is not None and first.recipe != recipe:
         manifest = read_manifest(folder)
         size = f"of {manifest['tokens']:,} tokens" if manifest else "that is not finished"
         raise DataError(
@@ -203,13 +220,25 @@ def _encode_all(
         yield from chain.from_iterable(_encode(batch, path, dtype) for batch in batches)
         return
     pending: deque[Future[list[_Document]]] = deque()
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         for batch in batches:
             pending.append(pool.submit(_encode, batch, path, dtype))
             if len(pending) >= 4 * num_workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for more work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -252,8 +281,8 @@ def _write_shard(folder: Path, name: str, documents: Iterator[_Document], recipe
 
 
 def _remove_stale(folder: Path, names: set[str]) -> None:
-    """Delete what an earlier, different run left behind."""
-    kept = {f"{name}{suffix}" for name in names for suffix in (".tokens", ".lengths.npy", ".json")}
+    """Delete shards that an earlier, different run left behind, and nothing else."""
     for path in folder.glob("shard-*"):
-        if path.name not in kept:
+        ours = re.fullmatch(r"(shard-\d{5,})\.(tokens|lengths\.npy|json)(\.partial)?", path.name)
+        if ours and (ours[1] not in names or ours[3]):
             path.unlink()

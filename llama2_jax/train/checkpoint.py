@@ -336,4 +336,6 @@ def _pick_step(manager: ocp.CheckpointManager, folder: Path, step: int | None) -
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
+    line = text[0] if text else ""
+    # the reason stands last
+    return f"{type(error).__name__}: {line if len(line) <= 300 else '...' + line[-300:]}"

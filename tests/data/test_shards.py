@@ -1,6 +1,11 @@
+import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +17,7 @@ from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
 from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from llama2_jax.files import FolderInUseError
 from tests.data.conftest import make_texts
 
 TEXTS = make_texts(60, seed=5)
@@ -26,7 +32,7 @@ def inputs(tmp_path):
 
 
 def contents(folder) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != ".lock"}
 
 
 def test_documents_come_back_in_order_between_bos_and_eos(inputs, tokenizer, tokenizer_path, tmp_path):
@@ -246,7 +252,9 @@ def test_a_part_of_a_document_is_that_part(inputs, tokenizer_path, tmp_path):
 
 def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_path, tmp_path):
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
-    (tmp_path / "out" / "shard-00000.array_record").touch()  # of format 1
+    (tmp_path / "out" / "shard-00007.tokens.partial").touch()  # of a run that was killed
+    for name in ("shard-data.csv", "notes.txt"):
+        (tmp_path / "out" / name).touch()  # not ours
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "a.jsonl").write_text('{"text": "only this"}\n')
     with pytest.raises(
@@ -262,10 +270,103 @@ def test_other_input_replaces_shards_and_removes_stale_ones(inputs, tokenizer_pa
     assert len(TokenisedCorpus.open(tmp_path / "out")) == 1
     assert sorted(contents(tmp_path / "out")) == [
         "manifest.json",
+        "notes.txt",
         "shard-00000.json",
         "shard-00000.lengths.npy",
         "shard-00000.tokens",
+        "shard-data.csv",
     ]
+
+
+def test_inputs_in_the_output_folder_are_refused_and_stay(tokenizer_path, tmp_path):
+    raw = tmp_path / "shard-00000.jsonl"
+    raw.write_text('{"text": "only this"}\n')
+    with pytest.raises(DataError, match="which is for the corpus alone; name another output"):
+        write_shards(raw, tmp_path, tokenizer_path)
+    assert raw.read_text() == '{"text": "only this"}\n'
+    assert list(contents(tmp_path)) == ["shard-00000.jsonl"]
+
+
+def test_two_processes_do_not_write_one_corpus(inputs, tokenizer_path, tmp_path):
+    script = "import sys; from pathlib import Path; from llama2_jax.files import hold; "
+    script += (
+        f"hold(Path({str(tmp_path / 'out')!r}), another=''); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(
+            FolderInUseError, match=f"out is in use by process {other.pid} on .* another output"
+        ):
+            write_shards(inputs, tmp_path / "out", tokenizer_path)
+        other.kill()
+    assert list(contents(tmp_path / "out")) == []
+    write_shards(inputs, tmp_path / "out", tokenizer_path)
+
+
+def test_a_finished_corpus_in_a_folder_that_cannot_be_written_to_is_kept(
+    inputs, tokenizer_path, tmp_path, monkeypatch
+):
+    manifest = write_shards(inputs, tmp_path / "out", tokenizer_path)
+    monkeypatch.setattr(shards, "held", None)  # whoever writes wants it
+    assert write_shards(inputs, tmp_path / "out", tokenizer_path) == manifest
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_what_a_crash_cut_off_is_made_again_and_a_manifest_of_others_is_named(
+    content, inputs, tokenizer_path, tmp_path
+):
+    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.json").write_text(content)
+    write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=500)
+    assert contents(tmp_path / "out") == whole
+    (tmp_path / "out" / "manifest.json").write_text(content)
+    for read in (
+        lambda: write_shards(inputs, tmp_path / "out", tokenizer_path),
+        lambda: TokenisedCorpus.open(tmp_path / "out"),
+    ):
+        with pytest.raises(DataError, match=r"manifest.json is (not JSON|no manifest of a corpus)"):
+            read()
+
+
+def test_workers_end_when_their_parent_is_killed(inputs, tokenizer_path, tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from llama2_jax.data import shards\n"
+        "def texts():\n"
+        "    yield from ['one', 'two']\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    shards.DOCUMENTS_PER_TASK = 1\n"
+        f"    list(shards._encode_all(texts(), {str(tokenizer_path)!r}, '<u2', 2))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, cwd=Path(shards.__file__).parents[2]
+    ) as parent:
+        assert parent.stdout.readline() == b"waiting\n"
+        children = workers_of(parent.pid)
+        assert children
+        parent.kill()
+    for _ in range(100):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{children} are still there")
+
+
+def workers_of(pid: int) -> list[str]:
+    """Processes that were spawned by this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_child = f"PPid:\t{pid}\n" in (path / "status").read_text()
+            if is_child and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(path.name)
+    return found
 
 
 def test_a_failed_replacement_leaves_no_manifest(inputs, tokenizer_path, tmp_path):

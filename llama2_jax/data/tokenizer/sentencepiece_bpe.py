@@ -21,6 +21,7 @@ from llama2_jax.data.tokenizer.base import (
     wrap,
     write,
 )
+from llama2_jax.data.tokenizer.words import Encode, by_words, pieces_end_with_words
 
 proto: Any = sentencepiece_model_pb2  # generated code, its types are not visible
 
@@ -100,7 +101,19 @@ class SentencePieceTokenizer:
     ) -> list[int]:
         """See ``Tokenizer.encode``. Raises TypeError unless ``text`` is a str."""
         del after_marker  # every call begins with a word boundary, as in the release
-        return wrap(self, self._processor.encode(require_str(text)), bos=bos, eos=eos)
+        return wrap(self, self._encode(require_str(text)), bos=bos, eos=eos)
+
+    @functools.cached_property
+    def _encode(self) -> Encode:
+        spec, is_plain = self._proto(), not self.own_rules()
+        # without byte fallback unknown characters beside one another become one id
+        is_plain = is_plain and spec.trainer_spec.byte_fallback and spec.normalizer_spec.escape_whitespaces
+        if is_plain and pieces_end_with_words(piece.text for piece in self.pieces()):
+            return by_words(self._processor.encode, adds_space=self.adds_space_prefix)
+        return self._processor.encode
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_encode"}  # made anew
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer.decode``; the leading word boundary is not printed."""
@@ -187,8 +200,12 @@ def train_sentencepiece(
     written into the file and so into its hash, and changes no piece.
 
     Raises:
-      TokenizerError: too little text for ``vocab_size``.
+      TokenizerError: too little text for ``vocab_size``, or ``path`` is a folder.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise TokenizerError(f"{path} is a folder; name the .model file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written to is found now
     model = io.BytesIO()
     failures: list[Exception] = []
 
@@ -214,9 +231,10 @@ def train_sentencepiece(
         if failures:
             raise failures[0] from None
         raise TokenizerError(
-            f"cannot train {vocab_size} pieces: {error}; lower vocab_size or add text"
+            f"cannot train {vocab_size} pieces: {error}; add text for more pieces, or, where every character "
+            "wants its own, give a larger vocab_size"
         ) from error
-    write(Path(path), model.getvalue())
+    write(path, model.getvalue())
     return SentencePieceTokenizer(model.getvalue())
 
 

@@ -82,7 +82,7 @@ def test_training_sees_no_line_ends(tmp_path):
 
 
 def test_training_too_many_pieces_names_the_fix(tmp_path):
-    with pytest.raises(TokenizerError, match="lower vocab_size"):
+    with pytest.raises(TokenizerError, match="add text for more pieces"):
         train_sentencepiece(["a b c"], tmp_path / "m", vocab_size=4000)
 
 
