@@ -24,7 +24,7 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: Any, partitioner: Par
     """
     # gathered over fsdp like any other weight, else the look-up would be split along D; here, because
     # outside the gradient would be whole on every device too
-    return partitioner.constrain(table_VD.astype(dtype), "VD")[ids_BT]
+    return partitioner.constrain(jnp.asarray(table_VD, dtype), "VD")[ids_BT]
 
 
 def _look_up_forward(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llama2_jax.config import require
 from llama2_jax.losses.next_token import chunked_next_token_sums, next_token_sums
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, init_params
@@ -109,7 +110,13 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
 
 
 def split_rows(batch: Any, parts: int) -> Any:
-    """Leading dim of micro-batches; each takes every ``parts``-th row, so no row changes device."""
+    """Leading dim of micro-batches; each takes every ``parts``-th row, so no row changes device.
+
+    Raises:
+      ConfigError: the rows do not divide by ``parts``.
+    """
+    for leaf in jax.tree.leaves(batch):
+        require(leaf.shape[0] % parts == 0, f"{leaf.shape[0]} rows do not divide into {parts} equal parts")
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 

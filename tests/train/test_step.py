@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from llama2_jax.config import ConfigError
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import LossSums, Mean, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -150,6 +151,8 @@ def test_split_rows_deals_the_rows_out_without_moving_a_block_boundary():
     assert parts.tokens_BT.shape == (4, 2, 16)
     np.testing.assert_array_equal(parts.tokens_BT[1], BATCH.tokens_BT[[1, 5]])
     np.testing.assert_array_equal(parts.loss_mask_BT.sum(axis=(1, 2)), [15 + 0, 1 + 1, 2 + 15, 8 + 1])
+    with pytest.raises(ConfigError, match="8 rows do not divide into 3 equal parts"):
+        split_rows(BATCH, 3)
 
 
 def test_tokens_per_source_counts_real_tokens():
