@@ -75,7 +75,9 @@ def test_others_stop_where_we_do(tmp_path, kind, template, eos_id, ends):
     tokenizer = MAKERS[kind]()
     tokenizer.eos_id = eos_id
     folder = _save(tmp_path / "m", tokenizer, template)
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    wanted = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, **sampling}
+    assert json.loads((folder / "generation_config.json").read_text()) == wanted
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == eos_id
 
 
