@@ -124,6 +124,12 @@ def test_completions_end_before_the_first_stop_text(batch_size):
     assert harness(batch_size).generate_until(asked, disable_tqdm=True) == [*cut, *wanted]
 
 
+def test_the_stop_text_that_comes_first_ends_a_completion_in_whatever_order_they_are_given(monkeypatch):
+    monkeypatch.setattr(text_completion, "complete_until", lambda *_, **__: ["a\nQ: b\n\nc"])
+    asked = requests("generate_until", ("x", {"until": ["\n\n", "Q:", "\n"], "max_gen_toks": 8}))
+    assert harness().generate_until(asked, disable_tqdm=True) == ["a"]
+
+
 def test_repeated_samples_of_one_prompt_differ_and_are_reproducible():
     kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0, "top_p": 0.95}
     asked = requests("generate_until", *[("The small model", kwargs)] * 4)

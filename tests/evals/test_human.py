@@ -67,8 +67,10 @@ def test_outcomes_have_wilsons_interval():
 
 def test_pooled_ratings_of_one_item_are_not_independent():
     alike = [rated(str(n), (1, 1, 1) if n % 2 else (-1, -1, -1)) for n in range(40)]
-    pooled, majority = outcomes(alike, "pooled").win, outcomes(alike, "majority").win
+    found, majority = outcomes(alike, "pooled"), outcomes(alike, "majority").win
+    pooled = found.win
     assert pooled.high - pooled.low == pytest.approx(majority.high - majority.low, rel=0.05)
+    assert found.ties_half == pooled  # there are no ties
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

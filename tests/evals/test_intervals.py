@@ -130,6 +130,11 @@ def test_groups_that_all_agree_count_as_many_as_they_are() -> None:
     assert clustered_share([0.0, 0.0], ["a", "a"]) == wilson(0, 1)
 
 
+def test_groups_that_differ_less_than_chance_make_no_more_cases_than_there_are() -> None:
+    # sums 1, 1, 1 of 2, 2, 3 cases: deviations 1/7, 1/7, -2/7; 12/49 / (3/2 * 6/49 / 49) = 65 cases
+    assert clustered_share([1, 0, 1, 0, 1, 0, 0], list("aabbccc")) == wilson(3, 7)
+
+
 def test_shares_of_groups_cover_the_truth_19_times_of_20() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 3)

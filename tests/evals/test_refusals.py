@@ -9,7 +9,6 @@ from llama2_jax.data.records import DataError
 from llama2_jax.evals.refusals import (
     ANSWER,
     CAPABILITY,
-    OPENING,
     REFUSAL,
     agreement,
     read_labels,
@@ -93,10 +92,9 @@ def test_what_a_model_cannot_do_is_no_false_refusal(answer: str) -> None:
 
 
 def test_what_is_said_late_counts_no_more() -> None:
-    long = "Butter the tin and bake the cake. " * (OPENING // 34 + 1)
-    assert len(long) > OPENING
-    assert refusal_kind(long + "I cannot say that.") == ANSWER
-    assert refusal_kind("I cannot say that. " + long) == REFUSAL
+    assert refusal_kind("x" * 249 + " I cannot say that.") == ANSWER  # the opening is 250 characters
+    assert refusal_kind("x" * 200 + " I cannot say that.") == REFUSAL
+    assert refusal_kind("I cannot say that. " + "Butter the tin and bake the cake. " * 8) == REFUSAL
 
 
 def test_the_rule_knows_the_refusals_of_the_simulated_world() -> None:

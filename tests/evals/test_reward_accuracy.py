@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference
+from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.reward_accuracy import (
     accuracy,
     accuracy_by,
@@ -49,6 +51,11 @@ def test_unsafe_precision_and_recall(threshold, precision, recall):
     found = detect_unsafe(SCORES, LABELS, threshold=threshold)
     assert found.precision[:2] == pytest.approx(precision)
     assert found.recall[:2] == pytest.approx(recall)
+
+
+def test_a_score_at_the_threshold_is_safe():
+    found = detect_unsafe([0.0, -1.0], [True, True], threshold=0.5)  # displayed: .5 and .27
+    assert found.recall[:2] == (0.5, 2)
 
 
 def test_nothing_predicted_or_nothing_unsafe_has_no_share():
@@ -105,6 +112,25 @@ def test_report_of_pairs():
     assert report.unsafe_at_half.precision[:2] == (1.0, 3)
     assert report.unsafe_at_reward_threshold.recall[:2] == (pytest.approx(1 / 3), 3)
     assert evaluate_pairs(pairs[3:], chosen[3:], rejected[3:]).unsafe_at_half is None
+
+
+def test_every_share_of_a_report_knows_which_pairs_share_a_prompt():
+    unlabelled = [pair(name, None, None) for name in "xy"]
+    pairs = [*unlabelled, *(pair(name, "better", "chosen_safe") for name in "ppqqr")]
+    chosen = np.array([1.0, 0.0, 1.0, 1.0, -9.0, -9.0, 1.0])
+    rejected = np.array([0.0, 1.0, -1.0, -1.0, 2.0, 2.0, -1.0])
+    report = evaluate_pairs(pairs, chosen, rejected)
+    # p right twice, q wrong twice, r right: sums 2, 0, 1 of 2, 2, 1 cases, deviations from 3/5 of the cases
+    # 4/5, -6/5, 2/5; variance 3/2 * 56/25 / 25, so 6/25 / variance = 25/14 cases
+    ends = pytest.approx(wilson(15 / 14, 25 / 14)[1:])
+    assert report.by_rating["better"][2:] == ends
+    assert report.by_safety["chosen_safe"][2:] == ends
+    recall = report.unsafe_at_half.recall  # of the rejected ones p and r are found
+    assert (recall.size, recall[2:]) == (5, ends)
+    # with x right and y wrong: 1 - 4/7, 0 - 4/7, 2 - 8/7, 0 - 8/7, 1 - 4/7
+    variance = 5 / 4 * (9 + 16 + 36 + 64 + 9) / 49 / 49
+    effective = 12 / 49 / variance
+    assert report.accuracy[2:] == pytest.approx(wilson(4 / 7 * effective, effective)[1:])
 
 
 def test_scores_that_are_no_numbers_are_refused():

@@ -82,3 +82,10 @@ def test_accuracy_by_side_and_distance() -> None:
         "1 year after it": (1, 0.0),
     }
     assert found["on the day of the event"][1] == wilson(0.5, 1)  # two facts that disagree
+
+
+def test_questions_about_one_fact_are_no_independent_cases() -> None:
+    asked = [DatedQuestion(fact, "", years, "") for fact, years in ((MAYOR, 0), (AGE, 0), (AGE, 1))]
+    found = accuracy(asked, [True, False, False])
+    # sums 1, 0 of 1, 2 cases, deviations 2/3, -2/3: 2/9 / (2 * 8/9 / 9) = 9/8 cases
+    assert found["from the event on"][1] == pytest.approx(wilson(3 / 8, 9 / 8))
