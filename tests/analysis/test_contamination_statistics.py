@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from llama2_jax.analysis.contamination_statistics import largest_effect, shows_effect, subsets, z_score
+from llama2_jax.analysis.contamination_statistics import (
+    Subset,
+    deviates,
+    largest_effect,
+    shows_effect,
+    subsets,
+    z_score,
+)
 
 NAMES = ("clean", "not clean", "not dirty", "dirty")
 
@@ -94,6 +101,12 @@ def test_an_effect_needs_all_four_with_the_right_signs():
         found[name] = found[name]._replace(z=0.99 * found[name].z * 2 / abs(found[name].z))
         assert not shows_effect(found)
         assert not shows_effect({**found, name: found[name]._replace(z=None)})
+
+
+def test_a_z_of_2_is_no_effect():
+    assert not deviates("dirty", Subset(4, 0.9, 1.0, 0.5, 2.0))
+    assert deviates("dirty", Subset(4, 0.9, 1.0, 0.5, 2.01))
+    assert not deviates("clean", Subset(4, 0.1, 0.0, 0.5, -2.0))
 
 
 def test_the_largest_length_that_shows_an_effect():
