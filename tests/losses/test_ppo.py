@@ -55,6 +55,9 @@ def test_value_loss_with_clip():
     sums = value_sums(row(1.0), row(0.0), row(2.0), ALL, clip_range=0.2)
     np.testing.assert_allclose(sums.loss_sum, 1.62, rtol=1e-6)
     assert sums.means["clip_fraction"].total == 1
+    # with return -1 the clipped value .2 is nearer to it, so 1/2 (1 + 1)^2
+    sums = value_sums(row(1.0), row(0.0), row(-1.0), ALL, clip_range=0.2)
+    assert (sums.loss_sum, sums.means["clip_fraction"].total) == (2, 0)
 
 
 def test_perfect_critic_has_no_loss():
@@ -215,3 +218,10 @@ def test_entropy():
     np.testing.assert_allclose(entropy(jnp.zeros((1, 1, 8))), [[np.log(8)]], rtol=1e-6)
     np.testing.assert_allclose(entropy(jnp.log(row(*P))[None]), [[-(P * np.log(P)).sum()]], rtol=1e-6)
     np.testing.assert_allclose(entropy(jnp.array([[[0.0, 0.0, -np.inf]]])), [[np.log(2)]], rtol=1e-6)
+
+
+def test_the_entropy_of_bfloat16_is_float32():
+    found = entropy(jnp.array([[[1.0, 2.0, 3.0]]], jnp.bfloat16))
+    p = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [[-(p * np.log(p)).sum()]], rtol=1e-5)

@@ -34,6 +34,12 @@ def test_losses_of_a_difference_of_one(margin, wanted):
     assert float(found[0]) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_scores_of_bfloat16_are_subtracted_in_float32():
+    chosen, rejected = jnp.array([1.0], jnp.bfloat16), jnp.array([-(2.0**-9)], jnp.bfloat16)
+    found = ranking_losses(chosen, rejected, jnp.zeros(1))  # the difference has more bits than bfloat16
+    np.testing.assert_allclose(found, [-log_sigmoid(1 + 2**-9)], rtol=1e-6)
+
+
 def test_margins_of_table_27():
     small = ["0", "0.333", "0.667", "1"]
     assert [f"{margin:.3g}" for margin in MARGINS["small"]] == small
@@ -138,3 +144,10 @@ def test_a_tie_is_half_right():
     )
     assert float(tied.means["accuracy"].total) == 1.0
     assert float(tied.means["safety_loss"].weight) == 0.0
+
+
+def test_safe_is_a_score_above_0():
+    found = preference_sums(
+        jnp.array([[0.1, -0.1]]), jnp.zeros(1), jnp.array([[1, 0]]), jnp.ones(1, bool), safety_weight=1.0
+    )
+    assert float(found.means["safety_accuracy"].total) == 2
