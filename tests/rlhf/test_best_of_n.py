@@ -48,6 +48,13 @@ def test_equal_scores_go_to_the_lowest_index_in_any_order() -> None:
         assert (best.round, best.seed) == (1, 0)
 
 
+def test_equal_scores_of_one_round_go_to_the_lower_temperature_whatever_the_seed() -> None:
+    ties = [sample(1, 0.5, seed=0, temperature=1.3), sample(1, 0.5, seed=1, temperature=0.7)]
+    for order in itertools.permutations(ties):
+        (best,) = pick_best(order)
+        assert (best.temperature, best.seed) == (0.7, 1)
+
+
 def test_same_text_under_two_prompts_stays_two() -> None:
     """Keyed by the prompt's id, never by its text."""
     twin = prompt(1)._replace(prompt_id="other")

@@ -251,3 +251,8 @@ def test_numbers_that_make_no_sense_are_refused(changes, reason):
 def test_k2_in_the_loss_is_offered_and_the_paper_has_eight_updates():
     dataclasses.replace(CONFIG, kl_placement="loss", kl_estimator="k2")
     assert PPOConfig(prompt_length=1, response_length=1).num_updates == 8
+
+
+def test_passes_without_gradient_take_the_answers_they_are_given():
+    assert CONFIG.forward_parts == 1
+    assert dataclasses.replace(CONFIG, forward_batch_size=2).forward_parts == 2

@@ -393,6 +393,17 @@ def test_penalised_divergence_is_the_reported_one():
     assert metrics["beta_sigma"] == pytest.approx(SMALL.kl_coef * sigma, rel=1e-6)
 
 
+@pytest.mark.parametrize("behaviour", [-0.5, 0.5])
+def test_the_largest_divergence_may_be_of_either_sign(behaviour):
+    zeros_BC = np.zeros((2, 5), np.float32)
+    values = ResponseValues(zeros_BC, np.zeros(2, np.float32))
+    scores = np.array([0.0, 1.0])
+    _, metrics = make_experience(
+        rollout_of([2, 1]), scores, zeros_BC + behaviour, zeros_BC, values, config=SMALL
+    )
+    assert metrics["kl_largest"] == 0.5
+
+
 def test_a_divergence_in_the_loss_is_not_in_the_reward():
     (low, metrics), (high, _) = (
         experience_of(rollout_of([5, 2, 1, 3]), SCORES, config=dataclasses.replace(IN_LOSS, kl_coef=beta))

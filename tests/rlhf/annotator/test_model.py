@@ -9,6 +9,7 @@ COMPARISONS = [
     compare("How?", "a", "aaaa", is_safety=True),
     compare("How long?", "a", "aa"),
     compare("How?", "aaaaaaa", "aaaaaa", is_safety=True),
+    compare("How long?", "aa", "aa"),
 ]
 
 
@@ -25,14 +26,15 @@ def brevity(dialogues):
 def test_each_track_has_its_model():
     annotate = model_annotator(length, brevity, thresholds=(0.5, 1.5, 2.5), annotator_id="rm")
     judged = annotate(COMPARISONS)
-    assert [one.prefers_first for one in judged] == [True, True, False, False]
+    assert [one.prefers_first for one in judged] == [True, True, False, False, False]
     assert [one.rating for one in judged] == [
         "better",
         "significantly_better",
         "slightly_better",
         "slightly_better",
+        "unsure",
     ]
-    assert [one.unsafe for one in judged] == [None, (False, False), None, (True, True)]
+    assert [one.unsafe for one in judged] == [None, (False, False), None, (True, True), None]
     assert {one.annotator_id for one in judged} == {"rm"}
 
 
