@@ -82,6 +82,13 @@ def test_config_json_names_the_dtype(tmp_path, dtype):
     assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == dtype
 
 
+def test_dtypes_that_differ_are_named_float32(tmp_path):
+    config, params = SHAPES["plain"], random_params(SHAPES["plain"], dtype="float16")
+    params["embedding_VD"] = params["embedding_VD"].astype(DTYPES["bfloat16"])
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
 def test_a_non_empty_folder_is_left_alone(tmp_path):
     (tmp_path / "note").write_text("mine")
     config = SHAPES["plain"]
@@ -210,6 +217,18 @@ def test_null_is_no_value_where_transformers_writes_it(folder):
     before = load_huggingface(folder).config
     _edit(folder, num_key_value_heads=None, head_dim=None, rope_scaling=None, quantization_config=None)
     assert load_huggingface(folder).config == before
+
+
+def test_what_config_json_leaves_out_is_as_transformers_has_it(folder):
+    left_out = (
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+        "rope_parameters", "initializer_range", "tie_word_embeddings",
+    )  # fmt: skip
+    _edit(folder, **dict.fromkeys(left_out, "(drop)"))
+    found = load_huggingface(folder).config
+    assert (found.num_kv_heads, found.head_dim, found.max_context) == (4, 8, 2048)  # of 4 heads and width 32
+    assert (found.norm_epsilon, found.rope_base, found.init_stddev) == (1e-6, 10_000.0, 0.02)
+    assert not found.tie_embeddings
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

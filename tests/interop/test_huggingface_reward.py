@@ -54,6 +54,7 @@ def test_ours_comes_back_bitwise_and_says_what_it_is_for(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     assert settings["architectures"] == ["LlamaForSequenceClassification"]
     assert (settings["id2label"], settings["pad_token_id"]) == ({"0": "safety"}, 0)  # <unk>
+    assert load_huggingface_reward(folder).pad_id == 0
     found = tensors(folder)
     assert found["score.weight"].shape == (1, 32)
     assert "lm_head.weight" not in found
