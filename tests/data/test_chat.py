@@ -12,6 +12,7 @@ from llama2_jax.data.chat import (
     encode_prompt,
     get_template,
     stop_ids,
+    without_special_tags,
 )
 from llama2_jax.data.tokenizer import TokenizerError
 
@@ -216,6 +217,10 @@ def test_special_tags_are_refused_in_every_role(tokenizer, tag):
         assert str(caught.value).startswith("Error: special tags are not allowed as part of the prompt.")
         assert f"Message {place}" in str(caught.value)
         assert tag in str(caught.value)
+
+
+def test_a_marker_that_another_one_hid_is_taken_out_too():
+    assert without_special_tags("a [IN[INST]ST] b", LLAMA2) == "a  b"
 
 
 def test_chatml_refuses_its_own_markers_only(chatml_tokenizer):

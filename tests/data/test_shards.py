@@ -407,6 +407,21 @@ def test_other_tokenizer_makes_new_shards_and_is_checked(inputs, tokenizer_path,
     TokenisedCorpus.open(tmp_path / "out").require_tokenizer(other)
 
 
+def origin_of(**changes) -> dict:
+    """Of shards of no files, by a tokenizer with these roles."""
+    roles = {"content_hash": "h", "bos_id": 1, "eos_id": 2, "vocab_size": 2**16}
+    return shards._origin([], SimpleNamespace(**roles | changes), 100, "text", "error")
+
+
+def test_a_tokenizer_with_other_marks_is_another_recipe():
+    recipes = {origin_of(**changes)["recipe"] for changes in ({}, {"bos_id": 3}, {"eos_id": 3})}
+    assert len(recipes) == 3
+
+
+def test_ids_take_two_bytes_while_all_of_them_fit():
+    assert [origin_of(vocab_size=size)["dtype"] for size in (2**16, 2**16 + 1)] == ["<u2", "<u4"]
+
+
 def test_large_vocabulary_uses_32_bits(tmp_path):
     ids = np.array([1, 70_000, 2], dtype="<u4")
     shards._write_shard(tmp_path, "shard-00000", iter([shards._Document(ids.tobytes(), 3, 1)]), "recipe")

@@ -76,6 +76,8 @@ def test_answers_of_one_token_share_a_pass_over_their_question(monkeypatch):
         (([], [1]), "pair 1 has 0 tokens of context and 1 of continuation"),
         (([1], []), "pair 1 has 1 tokens of context and 0 of continuation"),
         (([1], [99]), "pair 1 has token id 99"),
+        (([1], [2, 99]), "pair 1 has token id 99"),
+        (([1], [2, -1]), "pair 1 has token id -1"),
         (([1] * 60, [1] * 6), "has 65 tokens.*64"),
     ],
 )
