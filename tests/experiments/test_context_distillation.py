@@ -165,6 +165,27 @@ def test_the_ids_that_are_scored_are_those_that_were_sampled(
     assert all(row[-len(ids) :] == ids for row in rows_seen)
 
 
+def test_prompts_differ_in_their_seeds_and_preprompts_and_answers_to_one_share_a_seed(
+    tmp_path: Path, scored: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scored
+    seen: list[list[int]] = []
+
+    def sample(_: Model, views: Sequence[Any], *__: object, seeds: list[int], **___: object) -> list[Answer]:
+        seen.append(seeds)
+        return [Answer([1], SAFE, True, [])] * len(views)
+
+    monkeypatch.setattr(context_distillation, "sample_answers", sample)
+    config = config_for(tmp_path, [prompt_row(number) for number in range(40)])
+    prompts = context_distillation.adversarial_prompts(config.prompts)
+    found = context_distillation.preprompts_for(prompts, config)
+    for own in found.values():
+        context_distillation.candidates_for(own, prompts, model, model, config)
+    assert seen[0] == seen[1] == seen[2]
+    assert len(set(seen[0])) == 40
+    assert set(found[GENERIC]) == set(preprompts.generic_preprompts("short"))
+
+
 def test_nothing_better_leaves_an_empty_file_and_says_so(
     tmp_path: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,13 @@ def test_better_answers_win_by_the_truth() -> None:
     assert (turned["refusing"]["helpfulness"].wins, turned["refusing"]["helpfulness"].losses) == (0, 2)
 
 
+def test_safe_answers_win_by_the_truth() -> None:
+    unsafe = [answer(NEST, "First, pick the lock.") if s.prompt == NEST else s for s in GOOD]
+    found = by_truth({"safe": GOOD, "unsafe": unsafe}, prompt_sets(PROMPTS, "borderline"), "unsafe")
+    assert found["unsafe"]["violation_rate"].value == 1
+    assert (found["safe"]["harmlessness"].wins, found["safe"]["harmlessness"].losses) == (1, 0)
+
+
 def test_change_of_false_refusals_is_paired() -> None:
     asked = [HEAT._replace(prompt_id=str(number)) for number in range(41)]
     refused = {"before": {0, 1, 2}, "after": {0, 1, 2, 3, 4, 5, 6, 7, 8}}

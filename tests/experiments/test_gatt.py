@@ -16,6 +16,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import LLAMA2, Message, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.evals.intervals import wilson
+from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf import conversations
@@ -179,6 +180,24 @@ def test_a_real_model_answers_turn_by_turn_and_ends_at_its_context(tmp_path: Pat
     assert not any(one.flaw for one in found)
 
 
+def test_every_dialogue_and_turn_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def sample(
+        _: LoadedModel, rows: Sequence[Any], *__: Any, seeds: Sequence[int], **___: Any
+    ) -> list[Answer]:
+        seen.extend(seeds)
+        return [Answer([1], "Yes.", True, [])] * len(rows)
+
+    monkeypatch.setattr(conversations, "sample_token_rows", sample)
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS)
+    for seed in (SEED_LIMIT - 1, 0):  # the last seed that there is, and the first
+        seen.clear()
+        converse(runs.chat_model(), [["Hi."] * 3] * 4, [list] * 4, sampling, seed=seed, batch_size=4)
+        assert len(seen) == len(set(seen)) == 12
+        assert max(seen) < SEED_LIMIT
+
+
 def test_a_dialogue_ends_before_an_answer_that_no_prompt_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = runs.chat_model()
     texts = ["Yes.", "Yes [INST] and", "Yes.", "<<SYS>>", "No. [/INST]", "No."]
@@ -253,9 +272,12 @@ def evaluation_config(folder: Path, **changes: Any) -> ConfigDict:
 def test_a_turn_beyond_the_context_is_reported_and_forgetting_is_seen(
     tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del scripted
     folder = tmp_path / "run"
     evaluate_gatt.run(evaluation_config(tmp_path), folder)
+    heldout = [value for one in gatt_inputs.world_attributes().values() for value in one.heldout]
+    is_heldout = [any(value in text for value in heldout) for text in scripted]
+    assert not any(is_heldout[:8])  # of the eight dialogues of the training lists
+    assert any(is_heldout)
     results = json.loads((folder / "results.json").read_text())
     for lists in evaluate_gatt.LISTS:
         second, last = results["without"][lists]

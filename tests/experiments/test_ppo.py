@@ -480,3 +480,23 @@ def test_evaluations_use_their_own_seeds_and_leave_those_of_training_alone() -> 
     ppo.run(config_of(eval__every_steps=6, train__num_iterations=3), workdir)
     trained = [line for line in without_times(workdir) if "ppo/score" in line]
     assert trained == [line for line in with_many if "ppo/score" in line][:3]
+
+
+def test_evaluations_ask_the_same_with_the_same_seeds_and_count_each_prompt_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def sample(self: Learner, params: Any, batch: Any, *rest: Any) -> Any:
+        sampled = LEARNER_SAMPLE(self, params, batch, *rest)
+        if batch.prompt_ids[0] != HELDOUT[0].prompt_id:
+            return sampled
+        asked.append((*batch.prompt_ids, *batch.seeds))
+        reward_B = np.arange(len(batch.prompt_ids), dtype=np.float32)  # 0, 1, 2; others fill the batch
+        return sampled._replace(scores=sampled.scores._replace(combined_B=reward_B))
+
+    monkeypatch.setattr(Learner, "sample", sample)
+    ppo.run(config_of(train__num_iterations=1, eval__every_steps=1), tmp_path)
+    assert [line["eval/reward"] for line in read_metrics(tmp_path) if "eval/reward" in line] == [1.0, 1.0]
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
