@@ -7,12 +7,13 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import app, flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -22,7 +23,7 @@ from benchmarks.record import own_memory, record
 from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.data.packing import PackedDocuments
 from llama2_jax.data.shards import write_shards
-from llama2_jax.data.tokenizer import train_sentencepiece
+from llama2_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
 MAX_SHARD_TOKENS = 10_000_000
 
@@ -83,6 +84,28 @@ def texts(source: str, documents: int) -> Iterator[str]:
         yield source[start : start + length]
 
 
+def encoding(tokenizer: SentencePieceTokenizer) -> dict[str, dict[str, float]]:
+    """MB/s of processor time, word by word as ``encode`` does and by SentencePiece of the whole text."""
+    draw = random.Random(0)
+    python = [path.read_text(encoding="utf-8") for path in sorted(Path(jax.__file__).parent.rglob("*.py"))]
+    numbers = [" ".join(str(draw.randrange(10**9)) for _ in range(1000)) for _ in range(1000)]
+    symbols = ["".join(chr(draw.randrange(0x4E00, 0x5A00)) for _ in range(4000)) for _ in range(1000)]
+    whole = tokenizer._processor.encode
+    rates = {}
+    for name, own in (("Python", python), ("numbers", numbers), ("no spaces", symbols)):
+        size = sum(len(text.encode()) for text in own) / 1e6
+        rates[name] = {"by words": size / spent(tokenizer.encode, own), "whole": size / spent(whole, own)}
+    return rates
+
+
+def spent(encode: Callable[[str], list[int]], texts: list[str]) -> float:
+    """Processor seconds."""
+    start = time.process_time()
+    for text in texts:
+        encode(text)
+    return time.process_time() - start
+
+
 def main(_: list[str]) -> None:
     """Tokenise once, read both forms."""
     given = flags.FLAGS
@@ -95,7 +118,7 @@ def main(_: list[str]) -> None:
         )
         with text.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts(source, given.documents))
-        train_sentencepiece(source.splitlines(), tokenizer, vocab_size=given.vocab_size)
+        encoded = encoding(train_sentencepiece(source.splitlines(), tokenizer, vocab_size=given.vocab_size))
         start = time.perf_counter()
         settings = {"num_workers": given.workers, "max_shard_tokens": MAX_SHARD_TOKENS}
         manifest = write_shards(text, folder, tokenizer, **settings)
@@ -109,7 +132,11 @@ def main(_: list[str]) -> None:
         for kind, form in reading.items()
     )
     line = f"{rate / 1e6:.2f} million tokens/s by {given.workers} worker(s); {of_form}"
-    record("corpus", {**counts, "tokens_per_sec": rate, "reading": reading}, line=line)
+    line += "; MB/s of a core by words (whole): " + ", ".join(
+        f"{name} {one['by words']:.1f} ({one['whole']:.1f})" for name, one in encoded.items()
+    )
+    found = {**counts, "tokens_per_sec": rate, "encoding_mb_per_sec": encoded, "reading": reading}
+    record("corpus", found, line=line)
 
 
 if __name__ == "__main__":  # flags are global: the processes that read must not define them again

@@ -284,16 +284,13 @@ def write_report(
         shown = [i for i, choice in enumerate(choices) if (choice.decision == SELECTED) == is_shown]
         lines += ["", f"## {title}, for example"] if shown else []
         for i in shown[:EXAMPLES]:
-            lines += [
-                "",
-                *_example(prompts[i], choices[i], {how: found[i] for how, found in candidates.items()}),
-            ]
+            original, distilled = candidates[BASE][i], candidates[choices[i].how][i]
+            lines += ["", *_example(prompts[i], choices[i], original, distilled)]
     write_report_file(workdir, lines)
 
 
-def _example(prompt: Prompt, choice: Choice, candidates: Mapping[str, Candidate]) -> list[str]:
+def _example(prompt: Prompt, choice: Choice, original: Candidate, distilled: Candidate) -> list[str]:
     """A prompt with its own answer and the distilled one, as in Tables 13, 39 and 40."""
-    original, distilled = candidates[BASE], candidates[choice.how]
     return [
         f"> **user** {quote(prompt.messages[-1].content)}  ",
         f"> **{BASE}** ({original.score:+.2f}) {quote(original.answer.text)}  ",

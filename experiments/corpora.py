@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2_jax.config import read_json, require
+from llama2_jax.config import require
 from llama2_jax.data.chat import LLAMA2, dialogue_text
-from llama2_jax.data.corpus import MANIFEST, TokenisedCorpus, corpus_folders
+from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders, read_manifest
 from llama2_jax.data.records import OnBadLine, expand_paths
 from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.sources import read_dialogues, read_documents
@@ -137,10 +137,10 @@ def _open(
 
 def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
     """Refuse before a corpus that checkpoints were trained on is replaced."""
-    manifest = target / MANIFEST
-    if not manifest.is_file() or not has_checkpoints(workdir):
+    manifest = read_manifest(target)
+    if manifest is None or not has_checkpoints(workdir):
         return
-    inputs = read_json(manifest)["inputs"]
+    inputs = manifest["inputs"]
     require(
         [entry["sha256"] for entry in inputs] == [file_sha256(file) for file in files],
         f"the checkpoints in {workdir} were trained on another text than {', '.join(map(str, files))} "

@@ -55,7 +55,7 @@ class FolderInUseError(OSError):
     """Another process works in a folder."""
 
 
-def hold(folder: Path, *, another: str) -> None:
+def hold(folder: Path, *, another: str) -> bool:
     """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
 
     A lock of the operating system: it is nobody's once its process has died, or has opened and closed the
@@ -64,12 +64,15 @@ def hold(folder: Path, *, another: str) -> None:
     Args:
       another: what to give for another folder, for the message.
 
+    Returns:
+      Whether it is held only since this call.
+
     Raises:
       FolderInUseError: another process holds it.
     """
     path = folder.resolve() / ".lock"
     if not _writes or path in _held:
-        return
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
     try:
@@ -84,21 +87,23 @@ def hold(folder: Path, *, another: str) -> None:
                 f"other's files: wait for it, stop it, or use another {another}"
             ) from error
         logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", folder, error)
-        return
+        return False
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _held[path] = file
+    return True
 
 
 @contextmanager
 def held(folder: Path, *, another: str) -> Iterator[None]:
     """``hold`` for the length of a block."""
-    hold(folder, another=another)
+    is_ours = hold(folder, another=another)
     try:
         yield
     finally:
-        release(folder)
+        if is_ours:
+            release(folder)
 
 
 def release(folder: Path) -> None:

@@ -36,7 +36,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
         message = f"{_refusal_of_config(error) or error}\n--helpfull lists the flags"
     except (AttributeError, KeyError, IndexError, ValueError) as error:  # of ml_collections
-        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+        frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if frames & {"get_config", "_LoadConfigModule"}:
             raise  # a mistake in the file
         message = _refused_override(argv, error)
     print(f"error: {message}", file=sys.stderr)
@@ -44,10 +45,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _refusal_of_config(error: BaseException) -> UserError | None:
-    """What a config file refused: the first of the errors that ml_collections and absl made of it."""
+    """What a config file refused, before ml_collections and absl made other errors of it."""
+    refusal = None
     while error.__context__ is not None:
         error = error.__context__
-    return error if isinstance(error, UserError) else None
+        refusal = error if isinstance(error, UserError) else refusal
+    return refusal
 
 
 def _refused_override(argv: list[str], error: Exception) -> str:

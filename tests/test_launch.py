@@ -84,6 +84,9 @@ def test_only_the_mistyped_override_is_named_and_mistakes_of_the_file_are_not_hi
     broken.write_text("def get_config():\n    return None.lower()\n")
     result = pretrain(f"--config={broken}", f"--workdir={tmp_path / 'run'}", "--config.train.seed=1")
     assert "in get_config" in result.stderr
+    broken.write_text("WIDTH = {}['width']\n")
+    result = pretrain(f"--config={broken}", f"--workdir={tmp_path / 'run'}", "--config.train.seed=1")
+    assert "WIDTH = {}['width']" in result.stderr
 
 
 def test_workdir_is_required() -> None:

@@ -133,8 +133,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    manifest = read_json_file(path)
-    if not isinstance(manifest, dict) or "shards" not in manifest:
+    try:
+        manifest = read_json_file(path)
+    except DataError as error:
+        raise DataError(f"{error}; delete it and tokenise again (good shards are kept)") from error
+    if not isinstance(manifest, dict) or not {"shards", "recipe"} <= manifest.keys():
         raise DataError(f"{path} is no manifest of a corpus; move it away, or use another folder")
     return manifest
 

@@ -54,6 +54,8 @@ def _parse(row: dict[str, Any]) -> RatedAnswer:
         rated = rated._replace(quality=_median_grade(row["quality"]))
         if row.get("harm") is None and row.get("is_unsafe") is None:
             return rated
+    if "harm" not in row:
+        raise ValueError("a row needs 'quality', or 'harm' and 'is_unsafe'")
     harm, is_unsafe = row["harm"], row["is_unsafe"]
     if not is_number(harm) or not 0 <= harm <= 1:
         raise ValueError(f"'harm' is {harm!r}; it must be a number from 0 to 1")

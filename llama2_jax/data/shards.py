@@ -174,9 +174,9 @@ def _read_mark(folder: Path, number: int) -> ShardInfo | None:
 
 
 def _require_no_other(folder: Path, recipe: str) -> None:
-    first = _read_mark(folder, 0)
-    if first is not None and first.recipe != recipe:
-        manifest = read_manifest(folder)
+    manifest, first = read_manifest(folder), _read_mark(folder, 0)
+    made_by = {manifest["recipe"]} if manifest else {first.recipe} if first else set()
+    if made_by - {recipe}:
         size = f"of {manifest['tokens']:,} tokens" if manifest else "that is not finished"
         raise DataError(
             f"{folder} holds a corpus {size}, of other input, another tokenizer or other settings, which "

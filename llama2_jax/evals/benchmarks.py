@@ -151,26 +151,23 @@ BENCHMARKS = (
 )
 
 
-def _with_shots(benchmark: Benchmark, shots: int, *published: float) -> Benchmark:
-    seven, thirteen, thirty_four, seventy = published
-    return benchmark._replace(
-        name=f"{benchmark.name}-{shots}-shot", shots=shots, published=(seven, thirteen, thirty_four, seventy)
-    )
+def _with_shots(benchmark: Benchmark, shots: int, published: tuple[float, float, float, float]) -> Benchmark:
+    return benchmark._replace(name=f"{benchmark.name}-{shots}-shot", shots=shots, published=published)
 
 
 KNOWLEDGE_SHOTS = (
-    _with_shots(NATURAL_QUESTIONS, 0, 16.4, 16.1, 25.1, 25.3),
-    _with_shots(NATURAL_QUESTIONS, 1, 22.7, 28.0, 30.0, 33.0),
-    _with_shots(NATURAL_QUESTIONS, 64, 29.5, 34.6, 39.9, 44.3),
-    _with_shots(TRIVIA_QA, 0, 65.8, 73.1, 81.0, 82.4),
-    _with_shots(TRIVIA_QA, 1, 68.9, 77.2, 83.3, 85.0),
-    _with_shots(TRIVIA_QA, 64, 73.7, 79.4, 84.6, 87.5),
+    _with_shots(NATURAL_QUESTIONS, 0, (16.4, 16.1, 25.1, 25.3)),
+    _with_shots(NATURAL_QUESTIONS, 1, (22.7, 28.0, 30.0, 33.0)),
+    _with_shots(NATURAL_QUESTIONS, 64, (29.5, 34.6, 39.9, 44.3)),
+    _with_shots(TRIVIA_QA, 0, (65.8, 73.1, 81.0, 82.4)),
+    _with_shots(TRIVIA_QA, 1, (68.9, 77.2, 83.3, 85.0)),
+    _with_shots(TRIVIA_QA, 64, (73.7, 79.4, 84.6, 87.5)),
 )
 READING_SHOTS = (
-    _with_shots(SQUAD, 1, 72.3, 72.1, 78.8, 82.6),
-    _with_shots(SQUAD, 4, 72.6, 70.6, 77.5, 81.9),
-    _with_shots(SQUAD, 5, 72.5, 71.3, 77.5, 81.9),
-    _with_shots(QUAC, 1, 39.7, 44.8, 44.4, 49.3),
+    _with_shots(SQUAD, 1, (72.3, 72.1, 78.8, 82.6)),
+    _with_shots(SQUAD, 4, (72.6, 70.6, 77.5, 81.9)),
+    _with_shots(SQUAD, 5, (72.5, 71.3, 77.5, 81.9)),
+    _with_shots(QUAC, 1, (39.7, 44.8, 44.4, 49.3)),
 )
 SUITES = {"llama2": BENCHMARKS, "llama2_knowledge": KNOWLEDGE_SHOTS, "llama2_reading": READING_SHOTS}
 """By name; the last two are the rest of Tables 22 and 23, which is not part of Table 3."""

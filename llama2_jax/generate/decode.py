@@ -320,10 +320,10 @@ def _check_seed_count(seeds: Sequence[int], count: int) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise ``ConfigError`` for a seed that is no whole number of 32 bits."""
-    for seed in seeds:
-        is_whole = int(seed) == seed and 0 <= int(seed) < SEED_LIMIT
-        require(is_whole, f"seed {seed} is outside 0 to {SEED_LIMIT - 1} (32 bits), or no integer")
+    """Raise ``ConfigError`` for a seed that is no integer of 32 bits."""
+    for seed in (np.asarray(one).item() for one in seeds):  # of any library: jax compares in 32 bits
+        fits = isinstance(seed, int) and 0 <= seed < SEED_LIMIT
+        require(fits, f"seed {seed} is outside 0 to {SEED_LIMIT - 1} (32 bits), or no integer")
 
 
 def check_prompts(

@@ -27,8 +27,8 @@ def next_token_sums(logits_BTV: jax.Array, targets_BT: jax.Array, loss_mask_BT: 
 def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """log softmax(logits)[target], float32 (B, T). Targets are not checked: what has none is to be masked.
 
-    Own losses should take this, too: of ``logits[jnp.arange(T), targets]`` XLA (of jax 0.12) makes a wrong
-    gradient where T is split over devices.
+    Own losses should take this, too: of ``logits[jnp.arange(T), targets]`` XLA can make a wrong gradient
+    where T is split over devices (``docs/scaling.md``).
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     # A comparison instead of a gather: it stays local when V is split over devices.

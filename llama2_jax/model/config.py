@@ -5,6 +5,7 @@ Llama 34B, since the paper prints no shape and never released its own).
 """
 
 import dataclasses
+import numbers
 from typing import Any
 
 from llama2_jax.config import require, require_choice
@@ -39,11 +40,14 @@ class ModelConfig:
             "vocab_size", "model_width", "num_layers", "num_heads",
             "num_kv_heads", "feed_forward_width", "max_context",
         )  # fmt: skip
-        for name in (*integers, "norm_epsilon", "rope_base", "init_stddev"):
-            require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
         for name in (*integers, "head_dim"):
             value = getattr(self, name)
-            require(value == int(value) >= 0, f"model.{name} = {value} must be a whole number")
+            is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            require(is_integer, f"model.{name} = {value!r} must be an integer")
+        for name in (*integers, "norm_epsilon", "rope_base"):
+            require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
+        for name in ("head_dim", "init_stddev"):
+            require(getattr(self, name) >= 0, f"model.{name} = {getattr(self, name)} must not be negative")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "

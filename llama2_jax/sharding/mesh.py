@@ -37,7 +37,10 @@ class MeshConfig:
         sizes = [getattr(self, axis) for axis in AXES]
         given = f"mesh {dict(zip(AXES, sizes, strict=True))}"
         if self.preset == "single":
-            require(max(sizes) <= 1, f"{given}: mesh.preset 'single' is one device; take the preset 'fsdp'")
+            require(
+                max(sizes) <= 1,
+                f"{given}: mesh.preset 'single' is one device; take another, or set the axes to 1",
+            )
             return (1,) * len(AXES)
         require(
             all(size > 0 or size == -1 for size in sizes),

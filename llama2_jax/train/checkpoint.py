@@ -182,7 +182,7 @@ class Checkpointer:
                 + "\nundo the change of config.model, or use another workdir"
             )
         have, want = (sorted(np.shape(leaf) for leaf in jax.tree.leaves(tree)) for tree in (state, rest))
-        if have != want:
+        if rest is not None and have != want:
             raise CheckpointError(
                 f"checkpoint {step} in {self.folder} has {len(have)} arrays beside its parameters, where "
                 f"{len(want)} of other shapes are wanted, as of another optimizer; undo that change, or use "

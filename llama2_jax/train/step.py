@@ -78,7 +78,7 @@ def _divide(mean: Mean) -> jax.Array:
 
 def _divisor(weight: jax.Array) -> jax.Array:
     """The weight, or 1 where nothing counts: sums are 0 then."""
-    return jnp.where(weight > 0, weight, 1.0)
+    return jnp.where(weight == 0, 1.0, weight)
 
 
 def next_token_loss(model: Transformer, *, loss_chunk: int = 0, num_sources: int = 1) -> Loss:

@@ -64,5 +64,5 @@ def test_a_missing_key_is_named(tmp_path):
     row = to_plain(RATED)
     del row["harm"]
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match="key 'harm' is missing"):
+    with pytest.raises(DataError, match="a row needs 'quality', or 'harm' and 'is_unsafe'"):
         read_rated_answers(path)

@@ -140,7 +140,7 @@ def test_no_prompt_or_too_few_seeds_are_refused():
         generate(tiny.MODEL, tiny.params(), [[1], [2]], GREEDY, seeds=[3])
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, float("nan")])
 def test_seeds_that_do_not_fit_are_refused(params, seed):
     with pytest.raises(ConfigError, match=f"seed {seed} is outside 0 to 4294967295"):
         generate(tiny.MODEL, params, [[1], [2]], GREEDY, seeds=[0, seed])

@@ -99,9 +99,11 @@ def test_released_sizes_have_heads_of_128_and_context_4096(size, heads):
         ({"num_layers": 0}, ["num_layers = 0", "positive"]),
         ({"vocab_size": -1}, ["vocab_size = -1", "positive"]),
         ({"max_context": 0}, ["max_context = 0", "positive"]),
-        ({"init_stddev": -1.0}, ["init_stddev = -1.0", "positive"]),
-        ({"head_dim": -2}, ["head_dim = -2", "whole number"]),
-        ({"vocab_size": 512.5}, ["vocab_size = 512.5", "whole number"]),
+        ({"init_stddev": -1.0}, ["init_stddev = -1.0", "negative"]),
+        ({"head_dim": -2}, ["head_dim = -2", "negative"]),
+        ({"vocab_size": 512.0}, ["vocab_size = 512.0", "integer"]),
+        ({"num_layers": True}, ["num_layers = True", "integer"]),
+        ({"max_context": float("inf")}, ["max_context = inf", "integer"]),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(changes, words):

@@ -244,6 +244,15 @@ def test_parameters_alone_come_back_alone(tmp_path: Path) -> None:
             restore(checkpointer, ABSTRACT)
 
 
+def test_a_damaged_checkpoint_is_set_aside_where_the_parameters_alone_are_wanted(tmp_path: Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    truncate_largest(newest(tmp_path) / "params")
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        restored = checkpointer.restore_latest(ABSTRACT.params, None)
+    assert restored is not None
+    assert restored.step == 1
+
+
 def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         with pytest.raises(TypeError, match="int64 is not JSON"):

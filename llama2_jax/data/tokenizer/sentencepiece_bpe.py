@@ -105,12 +105,12 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _encode(self) -> Encode:
-        spec, is_plain = self._proto(), not self.own_rules()
+        model, whole = self._proto(), self._processor.encode
         # without byte fallback unknown characters beside one another become one id
-        is_plain = is_plain and spec.trainer_spec.byte_fallback and spec.normalizer_spec.escape_whitespaces
-        if is_plain and pieces_end_with_words(piece.text for piece in self.pieces()):
-            return by_words(self._processor.encode, adds_space=self.adds_space_prefix)
-        return self._processor.encode
+        is_plain = model.trainer_spec.byte_fallback and model.normalizer_spec.escape_whitespaces
+        if is_plain and not self.own_rules() and pieces_end_with_words(piece.piece for piece in model.pieces):
+            return by_words(whole, adds_space=model.normalizer_spec.add_dummy_prefix)
+        return whole
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_encode"}  # made anew

@@ -1,17 +1,19 @@
 """Encode a text word by word, each word once.
 
 Where no piece of a vocabulary goes on beyond the end of a word, the merges of a word do not depend on the
-next, and the ids of a text are those of its words. Texts repeat their words: most are looked up.
+next, and the ids of a text are those of its words. Most words come again, and are looked up.
 """
 
-import functools
 import re
+from array import array
 from collections.abc import Callable, Iterable
 
 SPACE = "\u2581"  # SentencePiece's
 WORDS = re.compile(r" *[^ \n]+| +|\n")  # with the spaces before it
-REMEMBERED, LONGEST = 2**18, 64  # words, and characters of one: long ones do not come again
 
+LEARNED = 2**16  # words that are remembered whatever the text; then only of texts that repeat most of theirs
+REMEMBERED = 2**18  # at most: about 60 MB
+LONGEST = 24  # characters; longer words do not come again
 Encode = Callable[[str], list[int]]
 
 
@@ -27,18 +29,24 @@ def by_words(encode: Encode, *, adds_space: bool) -> Encode:
       adds_space: ``encode`` puts a space before a text.
     """
     before = len(encode("\n"))
+    known: dict[str, array[int]] = {}
 
     def alone(word: str) -> list[int]:
         return encode("\n" + word)[before:]  # behind a line end no space is added
 
-    remembered = functools.lru_cache(REMEMBERED)(alone)
-
     def encode_words(text: str) -> list[int]:
         text = text.replace(SPACE, " ")  # to SentencePiece the same
+        words = WORDS.findall(" " + text if text and adds_space else text)
+        new = {word for word in words if word not in known}
+        if len(known) >= LEARNED and 4 * len(new) > len(words):
+            return encode(text)  # numbers, or a script without spaces
+        for word in new:
+            if len(word) <= LONGEST and len(known) < REMEMBERED:
+                known[word] = array("i", alone(word))
         ids: list[int] = []
-        for found in WORDS.finditer(" " + text if text and adds_space else text):
-            word = found[0]
-            ids += remembered(word) if len(word) <= LONGEST else alone(word)
+        for word in words:
+            found = known.get(word)
+            ids += alone(word) if found is None else found
         return ids
 
     return encode_words
