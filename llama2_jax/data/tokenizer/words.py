@@ -4,6 +4,7 @@ Where no piece of a vocabulary goes on beyond the end of a word, the merges of a
 next, and the ids of a text are those of its words. Most words come again, and are looked up.
 """
 
+import itertools
 import re
 from array import array
 from collections.abc import Callable, Iterable
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterable
 SPACE = "\u2581"  # SentencePiece's
 WORDS = re.compile(r" *[^ \n]+| +|\n")  # with the spaces before it
 
-LEARNED = 2**16  # words that are remembered whatever the text; then only of texts that repeat most of theirs
+LEARNED = 2**16  # words that are remembered whatever the text; then only of texts that begin with known ones
 REMEMBERED = 2**18  # at most: about 60 MB
+LOOKED_AT = 64  # words of a text that say whether most of it is known
 LONGEST = 24  # characters; longer words do not come again
 Encode = Callable[[str], list[int]]
 
@@ -31,22 +33,27 @@ def by_words(encode: Encode, *, adds_space: bool) -> Encode:
     before = len(encode("\n"))
     known: dict[str, array[int]] = {}
 
-    def alone(word: str) -> list[int]:
-        return encode("\n" + word)[before:]  # behind a line end no space is added
+    def ids_of(word: str) -> array[int]:
+        found = known.get(word)
+        if found is None:
+            found = array("i", encode("\n" + word)[before:])  # behind a line end no space is added
+            if len(word) <= LONGEST and len(known) < REMEMBERED:
+                known[word] = found
+        return found
+
+    def is_known(text: str) -> bool:
+        first = [found[0] for found in itertools.islice(WORDS.finditer(text), LOOKED_AT)]
+        return sum(word in known for word in first) >= 0.75 * len(first)
 
     def encode_words(text: str) -> list[int]:
-        text = text.replace(SPACE, " ")  # to SentencePiece the same
-        words = WORDS.findall(" " + text if text and adds_space else text)
-        new = {word for word in words if word not in known}
-        if len(known) >= LEARNED and 4 * len(new) > len(words):
+        spaced = text.replace(SPACE, " ")  # to SentencePiece the same
+        if spaced and adds_space:
+            spaced = " " + spaced
+        if len(known) >= LEARNED and not is_known(spaced):
             return encode(text)  # numbers, or a script without spaces
-        for word in new:
-            if len(word) <= LONGEST and len(known) < REMEMBERED:
-                known[word] = array("i", alone(word))
         ids: list[int] = []
-        for word in words:
-            found = known.get(word)
-            ids += alone(word) if found is None else found
+        for word in WORDS.findall(spaced):
+            ids += ids_of(word)
         return ids
 
     return encode_words
