@@ -37,9 +37,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = f"{_refusal_of_config(error) or error}\n--helpfull lists the flags"
     except (AttributeError, KeyError, IndexError, ValueError) as error:  # of ml_collections
         frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        if frames & {"get_config", "_LoadConfigModule"}:
+        given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+        if frames & {"get_config", "_LoadConfigModule"} or not given:
             raise  # a mistake in the file
-        message = _refused_override(argv, error)
+        message = _refused_override(given, error)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
@@ -53,8 +54,7 @@ def _refusal_of_config(error: BaseException) -> UserError | None:
     return refusal
 
 
-def _refused_override(argv: list[str], error: Exception) -> str:
-    given = [arg.split("=")[0] for arg in argv[1:] if arg.startswith("--config.")]
+def _refused_override(given: list[str], error: Exception) -> str:
     field, *_ = re.findall(r"\w+", str(error)) or [""]  # it comes first, a suggestion may follow
     names = [name for name in given if field in re.findall(r"\w+", name)[1:]]
     if not names:
