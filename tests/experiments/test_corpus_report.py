@@ -85,7 +85,7 @@ def test_one_source_without_terms_and_with_a_bad_line(tmp_path):
     result = run_program("experiments.corpus_report", *arguments)
     assert result.returncode == 2
     assert "web.jsonl, line 1: 'text' is int, not text" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "report.md").exists()
     run_program("experiments.corpus_report", *arguments, "--on_bad_line=skip")
     report = (tmp_path / "out" / "report.md").read_text()
     assert "web: 1 bad record(s) skipped." in report
