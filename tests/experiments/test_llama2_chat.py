@@ -16,6 +16,7 @@ from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts, write_prompts
 from llama2_jax.model.config import PAPER_SIZES
+from tests.experiments import runs
 from tests.notebooks.execution import numbers_after, run
 from tools.prepare_demo_data import WorldSizes, prepare_world
 
@@ -257,6 +258,10 @@ class Planned(llama2_chat.Recipe):
         self.configs[folder] = stage_config(self.config, section, **changes)
         return f"run/{folder}"
 
+    def keep_dialogues(self, folder: str) -> None:
+        """Without a look into the file."""
+        self.extra_dialogues.append(f"{folder}/dialogues.jsonl")
+
 
 def test_the_variant_of_a_real_chat_model_trains_nothing_before_it_and_aligns_it_once() -> None:
     recipe = Planned(get_config("smollm2"))
@@ -303,6 +308,90 @@ def test_a_round_adds_its_pairs_to_those_of_the_config() -> None:
     assert safety.preferences == helpfulness.preferences == "run/v1/preferences/preferences_train.jsonl"
     assert helpfulness.heldout == "run/v1/preferences/preferences_heldout.jsonl"
     assert safety.heldout == f"runs/smollm2/data/safety_heldout.jsonl,{helpfulness.heldout}"
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Planned, dict[str, str]]:
+    """Four rounds, the last two with PPO, and the versions of the chat model."""
+    changes = {
+        "rounds": 4, "ppo_from_round": 3, "gatt_after_round": 2, "distillation_round": 4,
+        "last_bag_until_round": 2, "reference": "V1",
+    }  # fmt: skip
+    recipe = Planned(runs.changed(get_config("tiny"), changes))
+    return recipe, recipe.run()
+
+
+NEWEST = {1: "run/sft", 2: "run/v1/sft", 3: "run/v2/sft", 4: "run/v3/ppo"}
+"""Of the versions, when a round begins."""
+
+
+def test_a_round_with_ppo_gives_two_versions(planned: tuple[Planned, dict[str, str]]) -> None:
+    assert planned[1] == {
+        "SFT": "run/sft", "V1": "run/v1/sft", "V2": "run/v2/sft",
+        "V3 (no PPO)": "run/v3/sft", "V3": "run/v3/ppo", "V4 (no PPO)": "run/v4/sft", "V4": "run/v4/ppo",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", NEWEST)
+def test_a_round_starts_from_the_newest_version(planned: tuple[Planned, dict[str, str]], number: int) -> None:
+    configs = planned[0].configs
+    stages = ["helpfulness_rm", "safety_rm", "rejection_sampling"]
+    stages += {3: ["gatt", "guard_rm"], 4: ["context_distillation", "guard_rm"]}.get(number, [])
+    for stage in stages:
+        assert configs[f"v{number}/{stage}"].init_from == NEWEST[number], stage
+    compared = configs[f"v{number}/preferences"]  # PREF-5: the new and the previous version, both with PPO
+    assert (compared.new.path, compared.previous.path) == (NEWEST[number], NEWEST.get(number - 1, ""))
+
+
+@pytest.mark.parametrize("number", NEWEST)
+def test_a_round_has_its_own_reward_models_and_all_data_so_far(
+    planned: tuple[Planned, dict[str, str]], number: int
+) -> None:
+    configs, folder = planned[0].configs, f"run/v{number}"
+    judges = (f"{folder}/helpfulness_rm", f"{folder}/safety_rm")
+    sampling = configs[f"v{number}/rejection_sampling"]
+    assert (sampling.helpfulness_rm, sampling.safety_rm) == judges
+    assert sampling.round == number
+    assert sampling.pick.rounds == ("last" if number <= 2 else "all")  # RS-5
+    before = (f"run/v{number - 1}/rejection_sampling/archive.jsonl",)
+    assert sampling.archives == (before if number > 1 else ())
+    for track in TRACKS:
+        data = configs[f"v{number}/{track}_rm"].data
+        for field, part in (("preferences", "train"), ("heldout", "heldout")):
+            files = [f"run/v{n}/preferences/preferences_{part}.jsonl" for n in range(1, number + 1)]
+            assert data[field].split(",") == files
+    learned = [f"{folder}/rejection_sampling/dialogues.jsonl"]
+    learned += ["run/v3/gatt/dialogues.jsonl"] * (number >= 3)
+    learned += ["run/v4/context_distillation/dialogues.jsonl"] * (number >= 4)
+    assert configs[f"v{number}/sft"].data.dialogues.split(",") == learned
+    if number >= 3:
+        policy = configs[f"v{number}/ppo"]
+        assert (policy.helpfulness_rm, policy.safety_rm) == judges
+        assert (policy.init_from, policy.guard_rm) == (f"{folder}/sft", f"{folder}/guard_rm")
+    if number == 4:
+        assert configs["v4/context_distillation"].safety_rm == judges[1]
+
+
+def test_the_last_reward_models_judge_all_versions(planned: tuple[Planned, dict[str, str]]) -> None:
+    configs, versions = planned[0].configs, planned[1]
+    found = configs["evaluation"]
+    assert found.versions == tuple(f"{name}={path}" for name, path in versions.items())
+    assert (found.helpfulness_rm, found.safety_rm) == ("run/v4/helpfulness_rm", "run/v4/safety_rm")
+    assert found.reference == "V1"
+    gatt = configs["gatt_evaluation"].models  # the versions around the round that learned it
+    assert (gatt.without, gatt.with_gatt) == ("run/v2/sft", "run/v3/ppo")
+
+
+@pytest.mark.parametrize(
+    ("tune_from", "starts"),
+    [("base", ["base"] * 3), ("first", ["chat"] * 3), ("previous", ["chat", "run/v1/sft", "run/v2/sft"])],
+)
+def test_fine_tuning_of_a_round_starts_where_the_config_says(tune_from: str, starts: list[str]) -> None:
+    changes = {"init_from": "base", "chat_from": "chat", "tune_from": tune_from}
+    changes |= {"rounds": 3, "ppo_from_round": 9, "gatt_after_round": 0, "distillation_round": 0}
+    recipe = Planned(runs.changed(get_config("tiny"), changes))
+    recipe.run()
+    assert [recipe.configs[f"v{number}/sft"].init_from for number in (1, 2, 3)] == starts
 
 
 @pytest.mark.parametrize("size", PAPER_SIZES)
