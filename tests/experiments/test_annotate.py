@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from random import Random
 
 import numpy as np
@@ -8,15 +9,25 @@ import pytest
 
 from configs import annotate as configs
 from experiments import annotate
+from llama2_jax.answers import Answer
 from llama2_jax.config import ConfigError
-from llama2_jax.data.chat import LLAMA2
-from llama2_jax.data.preferences import RATINGS, read_preferences
-from llama2_jax.data.prompts import Prompt, write_prompts
+from llama2_jax.data.chat import LLAMA2, Message
+from llama2_jax.data.preferences import (
+    RATINGS,
+    REJECTED_SAFE,
+    Preference,
+    Split,
+    read_preferences,
+    split_by_prompt,
+)
+from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
+from llama2_jax.rlhf.annotator.comparison import Comparison
+from llama2_jax.rlhf.annotator.protocol import Collected, CollectionConfig, SampledPair, Variant
 from llama2_jax.rlhf.annotator.truth import grade
 from llama2_jax.rlhf.annotator.world import draw_prompts
 from tests.experiments.runs import changed, fine_tuned_workdir, pretrained_workdir
 from tests.rlhf.annotator.asked import prompt
-from tests.rlhf.small_policy import saved_reward_model
+from tests.rlhf.small_policy import policy, saved_reward_model
 
 NUM_PROMPTS = 24
 
@@ -39,6 +50,7 @@ def make_config(path, **changes):
         "collection.unfinished": "keep",  # of these models no answer ends
         "sampling.max_new_tokens": 6,
         "heldout.fraction": 0.25,
+        "heldout.seed": 3,
         "batch_size": 12,
     }
     return changed(
@@ -81,6 +93,8 @@ def test_no_prompt_is_on_both_sides(finished):
     assert train
     assert heldout
     assert not train & heldout
+    split = split_by_prompt(rows_of(finished[1]), heldout_fraction=0.25, seed=3)
+    assert heldout == {row.messages for row in split.heldout}
 
 
 def test_results_add_up(finished):
@@ -97,6 +111,42 @@ def test_results_add_up(finished):
     assert sum(results["ratings"].values()) == pytest.approx(1)
     assert 0.3 < results["agreement"] <= 1
     assert "| batch | comparisons |" in (finished[1] / "report.md").read_text()
+
+
+def pair(number, chosen="new", rejected="previous", **fields):
+    return Preference(
+        (Message("user", f"question {number}"),), "good", "bad", "helpfulness", rating="better", batch=1,
+        chosen_model=chosen, rejected_model=rejected, **fields,
+    )  # fmt: skip
+
+
+def test_who_wins_is_counted_where_two_models_met(prompts):
+    config, tokenizer = make_config(prompts), policy().require_tokenizer()
+    alone = [pair(number, rejected="new") for number in range(3)]
+    both = [pair(3), pair(4, chosen="previous", rejected="new")]
+    assert annotate.describe(config, Split(alone, []), tokenizer)["new_model_preferred"] is None
+    assert annotate.describe(config, Split(alone, both), tokenizer)["new_model_preferred"] == 0.5
+
+
+def test_held_out_pairs_that_are_never_used_are_not_counted(prompts):
+    heldout = [pair(1), pair(2, safety=REJECTED_SAFE)]
+    found = annotate.describe(make_config(prompts), Split([pair(0)], heldout), policy().require_tokenizer())
+    assert found["batches"]["1"]["heldout"] == 1
+    assert found["excluded"] == {REJECTED_SAFE: 1}
+
+
+def test_each_variant_is_sampled_at_its_own_temperature(prompts, monkeypatch):
+    asked = []
+
+    def sample(model, dialogues, sampling, **options):
+        asked.append((model, sampling.temperature))
+        return [Answer([5], "a", True, [0.0])] * len(dialogues)
+
+    monkeypatch.setattr(annotate, "sample_answers", sample)
+    ask = annotate.make_sampler(make_config(prompts), {"new": "N", "previous": "P"})
+    ask(Variant("new", 0.7), [prompt("How?")], [1])
+    ask(Variant("previous", 1.0), [prompt("How?")], [2])
+    assert asked == [("N", 0.7), ("P", 1.0)]
 
 
 def test_a_finished_run_is_left_alone(finished, capsys):
@@ -133,15 +183,38 @@ def test_a_killed_run_goes_on_with_the_batch_it_was_in(prompts, monkeypatch, tmp
     assert killed == whole
 
 
-def test_pairs_of_another_config_are_not_taken(finished, prompts):
+def test_what_was_dropped_before_a_kill_is_still_counted(prompts, tmp_path, monkeypatch):
+    asked = []
+
+    def collect(*given, batch, **options):
+        asked.append(batch)
+        if asked == [1, 2]:
+            raise KeyboardInterrupt
+        shown = Comparison(str(batch), prompt("How?"), "a", "b")
+        one = SampledPair(shown, batch, (Variant("new", 0.7), Variant("new", 1.0)))
+        return Collected([one], Counter({"equal answers": batch}))
+
+    monkeypatch.setattr(annotate, "collect", collect)
+    given = make_config(prompts), tmp_path, [], {"new": policy()}, CollectionConfig(num_batches=3)
+    with pytest.raises(KeyboardInterrupt):
+        annotate.sampled_pairs(*given)
+    pairs, dropped = annotate.sampled_pairs(*given)
+    assert asked == [1, 2, 2, 3]
+    assert [one.batch for one in pairs] == [1, 2, 3]
+    assert dropped == {"equal answers": 1 + 2 + 3}
+
+
+def test_pairs_of_another_config_or_of_other_prompts_are_not_taken(finished, prompts, tmp_path):
     config, workdir = finished
     (workdir / "DONE").unlink()
-    other = make_config(prompts, previous__path=str(pretrained_workdir()), collection__seed=1)
+    write_prompts(tmp_path / "prompts.jsonl", read_prompts(prompts)[::-1])
     files = f"{workdir / 'pairs.jsonl'} and {workdir / 'pairs.json'} to"
-    with pytest.raises(
-        ConfigError, match=f"was sampled with another config or other prompts.* delete {re.escape(files)}"
-    ):
-        annotate.run(other, workdir)
+    for path, seed in ((prompts, 1), (tmp_path / "prompts.jsonl", config.collection.seed)):
+        other = make_config(path, previous__path=str(pretrained_workdir()), collection__seed=seed)
+        with pytest.raises(
+            ConfigError, match=f"was sampled with another config or other prompts.* delete {re.escape(files)}"
+        ):
+            annotate.run(other, workdir)
     annotate.run(config, workdir)  # as it was
     assert (workdir / "DONE").exists()
 
@@ -179,6 +252,17 @@ def test_models_judge(prompts, tmp_path, monkeypatch):
     judges = {"judge__helpfulness_rm": "one", "judge__safety_rm": "another"}
     annotate.run(make_config(prompts, annotator="model", collection__num_batches=1, **judges), tmp_path)
     assert all(len(row.chosen) >= len(row.rejected) for row in rows_of(tmp_path))
+
+
+def test_a_judge_needs_room_for_the_prompts_of_its_own_track(prompts, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        annotate, "load_judge", lambda config, policy, path, kind, given, field: asked.update({kind: given})
+    )
+    helpful, safe = prompt("How?"), prompt("How?", is_safety=True)
+    for kind in ("helpfulness", "safety"):
+        annotate.make_score(make_config(prompts), kind, policy(), [helpful, safe])
+    assert asked == {"helpfulness": [helpful], "safety": [safe]}
 
 
 def test_a_judge_of_the_other_kind_is_refused(prompts, tmp_path):

@@ -19,6 +19,7 @@ from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import save_native
 from llama2_jax.rlhf import archive
 from llama2_jax.rlhf.archive import Sample, read_archives
+from llama2_jax.sharding.rules import single_device
 from tests.experiments import runs
 from tests.rlhf.small_policy import saved_policy, saved_reward_model, stacked_policy
 
@@ -52,7 +53,9 @@ def config_of(**changes: Any) -> ConfigDict:
         "mesh.preset": "single",
         "sampling.max_new_tokens": 8,
         "batch_size": 8,
+        "seed": 5,
         "reward.batch_size": 8,
+        "reward.threshold": 0.99,
     }
     config = configs.get_config("tiny")
     return runs.changed(
@@ -112,6 +115,10 @@ def test_results_are_those_of_the_answers() -> None:
         assert reward == pytest.approx(np.mean(own))
     itself = found["judges"]["the truth"]["first"]
     assert itself["harmlessness"]["ties_half"]["value"] == 0.5
+    for name, answers in (("second", ours.values()), ("first", theirs.values())):
+        assert {s.seed for s in answers} == {5}
+        assert all(s.scores["combined"] == s.scores["safety"] for s in answers)  # none is as safe as 0.99
+        assert found["finished"][name]["value"] == np.mean([s.stopped for s in answers])
 
 
 def test_version_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +213,16 @@ def test_truth_of_answers_by_hand() -> None:
     assert wrong["mean_helpfulness"].value < found["mean_helpfulness"].value
 
 
+def test_judges_compare_with_the_reference_of_the_config() -> None:
+    refusing = [answer(s.prompt, "I cannot help with that.", -1.0) for s in GOOD]
+    config, sets = config_of(reference="second"), prompt_sets(PROMPTS, "borderline")
+    judges = evaluate_chat.judged(config, {"first": GOOD, "second": refusing}, sets, single_device())
+    assert len(judges) == 2
+    for found in judges.values():
+        assert found["second"]["helpfulness"].ties == 2
+        assert (found["first"]["helpfulness"].wins, found["first"]["helpfulness"].losses) == (2, 0)
+
+
 def test_better_answers_win_by_the_truth() -> None:
     refusing = [answer(s.prompt, "I cannot help with that.") for s in GOOD]
     versions = {"good": GOOD, "refusing": refusing}
@@ -250,6 +267,7 @@ def test_prompts_are_split_by_what_they_measure() -> None:
     assert prompt_sets(PROMPTS, "borderline") == ([0, 3], [1], [2])
     assert prompt_sets(PROMPTS, "borderline").axes == {"helpfulness": [0, 3], "harmlessness": [1]}
     assert prompt_sets([FACT, SUM], "borderline").axes == {"helpfulness": [0, 1]}
+    assert prompt_sets([HEAT._replace(is_safety=True), NEST], "borderline") == ([], [1], [0])
 
 
 @pytest.mark.parametrize(

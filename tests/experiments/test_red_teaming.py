@@ -250,14 +250,20 @@ def test_answers_go_on_after_a_kill_or_corrected_labels_and_a_reward_model_judge
         red_teaming.reject(tmp_path, "safety_model", {}, helpfulness, batch_size=4)
 
 
-def test_the_programme_samples_with_the_checkpoint_of_its_flags(tmp_path):
+def test_the_programme_samples_with_the_checkpoint_of_its_flags_and_mixes_in_no_other_answers(tmp_path):
+    def ask(*settings):
+        return runs.run_program(
+            "experiments.red_teaming", f"--workdir={tmp_path}", "--step=answers", "--version=V2",
+            f"--checkpoint={saved_policy()}", *settings,
+        )  # fmt: skip
+
     reported(tmp_path)
-    result = runs.run_program(
-        "experiments.red_teaming", f"--workdir={tmp_path}", "--step=answers", "--version=V2",
-        f"--checkpoint={saved_policy()}", "--max_new_tokens=4",
-    )  # fmt: skip
+    result = ask("--max_new_tokens=4")
     assert result.returncode == 0, result.stderr
     assert len(runs.read_lines(tmp_path / "completions" / "V2.jsonl")) == 4
+    other = ask("--max_new_tokens=8")
+    assert other.returncode != 0
+    assert "max_new_tokens: 4 -> 8" in other.stderr
 
 
 def test_bad_logs_stop_the_programme_before_anything_is_written(tmp_path):

@@ -153,6 +153,11 @@ def test_dialogues_are_the_argmax_under_the_reward_models() -> None:
     assert all(d["train_on"] == "last" for d in dialogues)
 
 
+def test_space_around_a_picked_answer_is_not_learned() -> None:
+    sample = read_archives([first_round() / "archive.jsonl"])[0]._replace(text=" It is so.\n")
+    assert rejection_sampling.training_row(sample)["messages"][-1]["content"] == "It is so."
+
+
 def test_later_round_rescores_the_earlier_one_and_picks_from_both() -> None:
     """Scores of two versions of the reward models cannot be compared."""
     samples = read_archives([second_round() / "archive.jsonl"])
@@ -190,9 +195,13 @@ def test_last_round_alone(tmp_path: Path) -> None:
         pick__rounds="last",
         prompts=str(prompts_file(PROMPTS[:2], "two_prompts")),
         search__temperatures=(),
+        reward__threshold=0.99,
     )
     rejection_sampling.run(config, tmp_path / "run")
     assert results(tmp_path / "run")["picks_by_round"] == {"2": 2}
+    drawn = [s for s in read_archives([tmp_path / "run" / "archive.jsonl"]) if s.round == 2]
+    assert len(drawn) == 8
+    assert all(s.scores["combined"] == s.scores["safety"] for s in drawn)  # none is as safe as 0.99
     config = runs.changed(config, {"pick.unfinished": "exclude", "sampling.max_new_tokens": 1})
     with pytest.raises(ConfigError, match=r"no dialogue can be made of 8 samples \({'unfinished': 8}\)"):
         rejection_sampling.run(config, tmp_path / "unfinished")  # and not of those of the round before
@@ -257,15 +266,21 @@ def test_killed_run_continues_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
 
 def test_one_reward_model_is_enough_for_prompts_without_tags(tmp_path: Path) -> None:
     untagged = prompts_file([prompt(1), prompt(3)], "untagged_prompts")
-    rejection_sampling.run(config_of(safety_rm="", prompts=str(untagged)), tmp_path / "run")
+    rejection_sampling.run(config_of(safety_rm="", prompts=str(untagged), seed=5), tmp_path / "run")
     rows = [row for row in runs.read_lines(tmp_path / "run" / "archive.jsonl") if row["scores"]]
     assert len(rows) == 8
+    assert {row["seed"] for row in rows} == {5, 6, 7, 8}
     for row in rows:
         assert row["scores"] == dict.fromkeys(("helpfulness", "combined"), row["scores"]["helpfulness"])
         assert list(row["rm_versions"]) == ["helpfulness"]
     assert len(runs.read_lines(tmp_path / "run" / "dialogues.jsonl")) == 2
-    with pytest.raises(ConfigError, match="prompts are tagged is_safety, and config.safety_rm, .* is empty"):
-        rejection_sampling.run(config_of(safety_rm=""), tmp_path / "other")
+    archives = (str(first_round() / "archive.jsonl"),)  # prompts of earlier rounds are scored too
+    earlier = {"round": 2, "prompts": str(untagged), "archives": archives}
+    for name, changes in {"own": {}, "earlier": earlier}.items():
+        with pytest.raises(
+            ConfigError, match="prompts are tagged is_safety, and config.safety_rm, .* is empty"
+        ):
+            rejection_sampling.run(config_of(safety_rm="", **changes), tmp_path / name)
 
 
 def test_done_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ from experiments import reward_model
 from experiments.reward_model import mixture
 from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.chat import Message
-from llama2_jax.data.preferences import Preference, write_preferences
+from llama2_jax.data.preference_batches import EncodedPair, EncodedPairs
+from llama2_jax.data.preferences import TRACKS, Preference, write_preferences
 from llama2_jax.data.rated_answers import RatedAnswer
 from llama2_jax.data.records import DataError
 from llama2_jax.losses.preference import MARGINS
@@ -28,7 +29,7 @@ from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.stopping import Preempted
 from tests.experiments import runs
-from tests.train.tiny_run import assert_bitwise_equal
+from tests.train.tiny_run import assert_bitwise_equal, partitioner
 
 GOOD, BAD = "zebra", "the"
 RATINGS = ("significantly_better", "better", "slightly_better", "unsure")
@@ -218,9 +219,11 @@ def test_mixtures_of_the_paper() -> None:
     helpful = tracks(mixture("helpfulness", own, public, main_fraction=0.5, seed=0))
     assert helpful["own", "helpfulness"] == 30
     assert sum(helpful.values()) == 60  # an equal part of the rest
+    assert set(helpful) == {(source, track) for source in ("own", "public") for track in TRACKS}  # RM-7, D29
     safe = tracks(mixture("safety", own, public, main_fraction=0.9, seed=0))
     assert (safe["own", "safety"], safe["public", "safety"]) == (60, 30)
     assert sum(safe.values()) == 100  # 90 to 10
+    assert {source for source, track in safe if track == "helpfulness"} == {"own", "public"}  # RM-8, D30
     assert sum(tracks(mixture("guard", own, public, main_fraction=0.5, seed=0)).values()) == 170
     with pytest.raises(ConfigError, match="none of 30 pair"):
         mixture("safety", own[:30], [], main_fraction=0.9, seed=0)
@@ -232,6 +235,33 @@ def test_without_a_heldout_file_prompts_are_held_out(tmp_path: Path) -> None:
     assert len(found.train) + len(found.heldout) == 96
     assert 12 < len(found.heldout) < 40
     assert not {pair.messages for pair in found.train} & {pair.messages for pair in found.heldout}
+
+
+def test_accuracy_is_of_held_out_pairs_of_the_own_track(tmp_path: Path) -> None:
+    both = [*pairs(6, seed=1), *pairs(9, seed=2, track="safety")]
+    write_preferences(tmp_path / "heldout.jsonl", both)
+    chat = load(runs.fine_tuned_workdir())
+    for kind, count in (("helpfulness", 6), ("guard", 15)):
+        found = reward_model.read(config(kind, data__heldout=str(tmp_path / "heldout.jsonl")), chat)
+        assert found.heldout == both[:count]
+
+
+def test_the_new_head_depends_on_the_seed_of_the_config() -> None:
+    chat = load(runs.fine_tuned_workdir())
+    heads = [
+        np.asarray(reward_model.initial_params(config(train__seed=seed), chat.params)["w_score_D"])
+        for seed in (1, 2)
+    ]
+    assert not np.array_equal(*heads)
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_margins_and_the_rows_of_an_update_are_those_of_the_config(margin: str) -> None:
+    one = EncodedPairs([EncodedPair([1, 2], [1, 3], 3, (-1, -1))], [0], 0, 0)
+    settings = config(loss__margin=margin, train__accumulation_steps=3)
+    loader = reward_model.make_pair_loader(settings, partitioner(), one)
+    assert loader.margins == MARGINS[margin]
+    assert loader.num_rows == 3  # of one pair: the rest is empty
 
 
 def test_margins_without_ratings_are_refused_unless_the_source_is_named(tmp_path: Path) -> None:

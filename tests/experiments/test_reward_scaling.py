@@ -143,6 +143,21 @@ def test_amounts_by_batch_and_by_share() -> None:
     by_share = nested_amounts(config_of(data__batches=(), data__shares=(0.25, 1.0)), given)
     assert {name: len(own) for name, own in by_share.items()} == {"25%": 2, "100%": 8}
     assert by_share["100%"] == given
+    other = nested_amounts(config_of(data__batches=(), data__shares=(0.25, 1.0), data__seed=1), given)
+    assert other["25%"] != by_share["25%"]
+
+
+def test_each_model_is_trained_at_its_own_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {}
+
+    def run_stage(workdir: Path, folder: str, programme: Any, stage: ConfigDict) -> None:
+        rates[folder] = stage.optimizer.learning_rate
+
+    monkeypatch.setattr(reward_scaling, "run_stage", run_stage)
+    config = config_of(models=("A=a", "B=b", "C=c"), learning_rates=("A=3e-3", "B=2e-3"))
+    for name in "ABC":
+        reward_scaling.train(config, tmp_path, name, name, "01")
+    assert rates == {"rm/A/01": 3e-3, "rm/B/01": 2e-3, "rm/C/01": 1e-3}
 
 
 def test_growth_by_hand() -> None:

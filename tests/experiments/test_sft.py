@@ -15,6 +15,7 @@ from llama2_jax.data.chat import LLAMA2, Message, encode_dialogue
 from llama2_jax.data.loader import single_pass
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.records import DataError
+from llama2_jax.data.sources import TrainingDialogue
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.structs import TokenBatch
@@ -23,7 +24,7 @@ from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.step import loss_sums
 from llama2_jax.train.stopping import Preempted
 from tests.experiments import runs
-from tests.train.tiny_run import assert_bitwise_equal, without_rates
+from tests.train.tiny_run import assert_bitwise_equal, partitioner, without_rates
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
@@ -196,6 +197,39 @@ def test_rows_say_what_is_learned_of_them(tmp_path: Path) -> None:
     both = packed(f"{files[0]}, {tmp_path}/b*.jsonl", config, base).report
     assert both.dialogues == 2
     assert both.learned_tokens == 3 * last.learned_tokens
+    config = runs.sft_config(runs.pretrained_workdir(), data__train_on="last")  # of rows that do not say
+    assert packed(str(files[1]), config, base).report.learned_tokens == last.learned_tokens
+
+
+def test_bytes_are_those_of_the_answers_that_count() -> None:
+    messages = [Message(*one) for one in (("user", "Two?"), ("assistant", "2"), ("user", "Four?"))]
+    messages.append(Message("assistant", "été "))  # two of its letters are two bytes each
+    assert sft.answer_bytes([TrainingDialogue(messages, "all")] * 2) == 2 * (1 + 5)
+    assert sft.answer_bytes([TrainingDialogue(messages, "last")]) == 5
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_dialogues_of_a_row_see_each_other_unless_the_config_says_otherwise(
+    tmp_path: Path, document_mask: bool
+) -> None:
+    path = runs.write_lines(tmp_path / "dialogues.jsonl", [GOOD] * 2)
+    config = runs.sft_config(runs.pretrained_workdir(), data__document_mask=document_mask)
+    rows = packed(str(path), config, load(runs.pretrained_workdir()))
+    assert len(rows) == 1
+    assert rows[0]["segment_ids"].max() == (2 if document_mask else 1)
+
+
+def test_the_order_depends_on_the_seed_of_the_config(tmp_path: Path) -> None:
+    base = load(runs.pretrained_workdir())
+
+    def first_tokens(seed: int) -> np.ndarray:
+        config = runs.sft_config(runs.pretrained_workdir(), data__seed=seed, data__heldout="")
+        rows = packed(str(runs.DIALOGUES), config, base)
+        run = sft.make_train_run(config, tmp_path, partitioner(), base, rows, initial_params=dict)
+        return next(run.batches(0)).tokens_BT
+
+    np.testing.assert_array_equal(first_tokens(1), first_tokens(1))
+    assert not np.array_equal(first_tokens(1), first_tokens(2))
 
 
 def test_the_number_of_updates_can_be_given(tmp_path: Path) -> None:

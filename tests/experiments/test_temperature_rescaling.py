@@ -33,11 +33,12 @@ def test_the_programme_end_to_end(tmp_path):
     result = runs.run_program(
         "experiments.temperature_rescaling", f"--version=SFT={saved_policy()}", f"--prompts={prompts}",
         f"--version=RLHF-V1={saved_policy(1)}", f"--output={output}", "--temperatures=0.01,1.5",
-        "--max_new_tokens=8", "--answers=3",
+        "--max_new_tokens=8", "--answers=3", "--seed=5",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = runs.read_lines(output / "answers" / "SFT.jsonl")
     assert len(rows) == 4 * 2 * 3
+    assert {row["seed"] for row in rows} == {5, 6, 7}
     point = json.loads((output / "results.json").read_text())["points"]["creative"]["SFT"]["0.01"][
         "self_bleu"
     ]
