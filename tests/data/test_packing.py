@@ -11,6 +11,7 @@ from llama2_jax.data.packing import (
     PackedDocuments,
     _best_fit_decreasing,
     make_row,
+    pack_side_by_side,
     shuffled_order,
 )
 from llama2_jax.data.records import DataError
@@ -76,7 +77,8 @@ def test_rows_equal_brute_force(lengths, length, document_mask, first):
 
 @pytest.mark.parametrize("seed", [None, 0, 7])
 def test_every_token_but_the_first_is_a_target_once(seed):
-    lengths = [random.Random(1).randint(2, 40) for _ in range(50)]
+    generator = random.Random(1)
+    lengths = [generator.randint(2, 40) for _ in range(300)]  # more documents than a byte can number
     packed = PackedDocuments(ListCorpus(lengths), sequence_length=16, seed=seed, document_mask=False)
     counted = [row["targets"][row["loss_mask"] > 0].tolist() for row in rows_of(packed)]
     first = packed[0]["tokens"][0]
@@ -236,6 +238,11 @@ def test_best_fit_equals_brute_force(seed):
     rng = random.Random(seed)
     sizes = [rng.randint(1, 30) for _ in range(120)]
     assert _best_fit_decreasing(sizes, 30) == brute_force_best_fit(sizes, 30)
+
+
+def test_a_pair_goes_where_least_room_is_left():
+    # the last fits beside either of the others, and fills the first
+    assert pack_side_by_side(np.array([[8, 8], [6, 6], [2, 2]]), 10) == [[0, 2], [1]]
 
 
 def test_packing_fills_rows():

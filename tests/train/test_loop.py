@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.structs import TokenBatch, TrainState
+from llama2_jax.structs import LossSums, Params, TokenBatch, TrainState
 from llama2_jax.train.checkpoint import CheckpointError, read_meta
 from llama2_jax.train.loop import train
 from llama2_jax.train.metrics import NonFiniteError, read_metrics
@@ -106,6 +106,33 @@ def test_evaluations_before_the_first_and_after_the_last_update(
 ) -> None:
     steps = [line["step"] for line in read_metrics(uninterrupted[0]) if "eval/heldout/loss" in line]
     assert steps == [0, 12]
+
+
+def test_evaluations_and_the_checkpoints_that_are_kept_come_every_so_many_steps(tmp_path: Path) -> None:
+    often = {"eval_every_steps": 3, "checkpoint_every_steps": 1, "keep_last": 1, "keep_every_steps": 3}
+    train(make_run(), make_config(num_steps=7, **often), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path) if "eval/heldout/loss" in line] == [0, 3, 6, 7]
+    assert checkpoint_steps(tmp_path) == [3, 6, 7]
+
+
+def test_random_parameters_are_those_of_the_seed(tmp_path: Path) -> None:
+    first, second = (
+        train(make_run(), make_config(num_steps=1, seed=seed), tmp_path / str(seed)).params["embedding_VD"]
+        for seed in (1, 2)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_the_loss_is_of_as_many_rows_at_a_time_as_the_config_says(tmp_path: Path) -> None:
+    run = make_run()
+    rows: set[int] = set()
+
+    def loss(params: Params, part: TokenBatch) -> LossSums:
+        rows.add(part.tokens_BT.shape[0])
+        return run.loss(params, part)
+
+    train(make_run(loss=loss), make_config(num_steps=1, accumulation_steps=4), tmp_path)
+    assert rows == {BATCH // 4}
 
 
 def test_tensorboard_events_are_written(uninterrupted: tuple[Path, TrainState]) -> None:

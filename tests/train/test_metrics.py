@@ -100,6 +100,12 @@ def test_a_falling_loss_and_the_first_steps_are_no_spikes():
     assert monitor.spikes == []
 
 
+def test_a_loss_that_is_constant_but_for_rounding_has_no_spike():
+    monitor = LossMonitor()
+    losses(monitor, [2.0] * 39 + [2.0 + 1e-9])
+    assert monitor.spikes == []
+
+
 def test_old_losses_leave_the_window():
     monitor = LossMonitor(window=30)
     losses(monitor, [9.0, 1.0] * 50 + [1.0] * 30)
