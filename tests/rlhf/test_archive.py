@@ -152,7 +152,9 @@ def test_every_sample_drawn_is_in_the_file(tmp_path: Path) -> None:
 
 def test_sample_depends_on_nothing_but_its_key(tmp_path: Path) -> None:
     samples = {s.key: s for s in drawn(tmp_path / "a.jsonl")}
-    for s in drawn(tmp_path / "b.jsonl", num_samples=2, prompts=(3, 1), batch_size=1):
+    later = drawn(tmp_path / "b.jsonl", num_samples=2, prompts=(3, 1), batch_size=1, seed=1)
+    assert [s.seed for s in later] == [1, 2, 1, 2]
+    for s in later:
         assert samples[s.key] == s
 
 

@@ -11,6 +11,7 @@ from llama2_jax.rlhf.annotator.raters import (
     Rater,
     RatersConfig,
     agreement,
+    choose_raters,
     judge,
     judge_together,
     make_raters,
@@ -169,6 +170,23 @@ def test_several_raters_make_one_judgement_by_median_and_majority():
     assert together.rating == rating_of(abs(strengths[1]), config.thresholds)
     assert together.unsafe == (False, True)
     assert together.annotator_id == "rater 0+rater 1+rater 2"
+
+
+def test_everybody_judges_about_as_often():
+    config = RatersConfig()
+    raters, counts = make_raters(config), Counter()
+    for comparison in copies(RIGHT, WRONG, 400):
+        chosen = choose_raters(comparison, raters, config)
+        assert len(set(chosen)) == config.raters_per_item == 3
+        counts.update(chosen)
+    assert min(counts[rater] for rater in raters) > 0.7 * 400 * 3 / 8
+
+
+def test_raters_differ_in_how_they_err_and_their_mean_is_that_of_the_config():
+    errors = [one.label_error for one in make_raters(RatersConfig(num_raters=999, label_error=0.1))]
+    assert min(errors) < 0.06  # even from 0.05 to 0.15
+    assert max(errors) > 0.14
+    assert sum(errors) / len(errors) == pytest.approx(0.1, rel=0.05)
 
 
 def test_bins():
