@@ -21,6 +21,7 @@ from llama2_jax.data.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+AGAIN = "tokenise again (good shards are kept)"
 
 
 class TokenisedCorpus:
@@ -94,12 +95,11 @@ class TokenisedCorpus:
             ids = self._read(shard, begin + start, stop - start).astype(np.int32)
         except OSError as error:
             raise DataError(f"{self._place(shard, index)} cannot be read: {error}") from error
-        again = "tokenise again (good shards are kept)"
         if len(ids) < stop - start:
-            raise DataError(f"{self._place(shard, index)}: the file ends before it; {again}")
+            raise DataError(f"{self._place(shard, index)}: the file ends before it; {AGAIN}")
         begins_right = start > 0 or stop == 0 or ids[0] == self.manifest["bos_id"]
         if not begins_right or ids.max(initial=0) >= self.manifest["vocab_size"]:
-            raise DataError(f"{self._place(shard, index)}: the shard is damaged; {again}")
+            raise DataError(f"{self._place(shard, index)}: the shard is damaged; {AGAIN}")
         return ids
 
     def _read(self, shard: int, first: int, count: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = read_json_file(path)
     except DataError as error:
-        raise DataError(f"{error}; delete it and tokenise again (good shards are kept)") from error
+        raise DataError(f"{error}; delete it and {AGAIN}") from error
     if not isinstance(manifest, dict) or not {"shards", "recipe"} <= manifest.keys():
         raise DataError(f"{path} is no manifest of a corpus; move it away, or use another folder")
     return manifest
@@ -157,12 +157,12 @@ def read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
     try:
         lengths = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}; tokenise again (good shards are kept)") from error
+        raise DataError(f"{path} cannot be read: {error}; {AGAIN}") from error
     found = len(lengths), int(lengths.sum(dtype=np.int64))
     if found != (shard["documents"], shard["tokens"]):
         raise DataError(
             f"{path} has {found[0]} documents of {found[1]} tokens, the manifest says "
-            f"{shard['documents']} of {shard['tokens']}; tokenise again (good shards are kept)"
+            f"{shard['documents']} of {shard['tokens']}; {AGAIN}"
         )
     return lengths
 
@@ -205,6 +205,5 @@ def _check_size(path: Path, expected: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size != expected:
         raise DataError(
-            f"{path} has {size} bytes, the manifest says {expected}: "
-            "the shard is damaged; tokenise again (good shards are kept)"
+            f"{path} has {size} bytes, the manifest says {expected}: the shard is damaged; {AGAIN}"
         )

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama2_jax.data.tokenizer import Piece, SentencePieceTokenizer
+from llama2_jax.data.tokenizer.words import SPACE
 
-_BOUNDARY = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
 
 
@@ -63,13 +63,13 @@ def _added_tokens(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
 
 
 def _normalizers(prefix: bool) -> list[dict[str, Any]]:
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _BOUNDARY}
-    return [{"type": "Prepend", "prepend": _BOUNDARY}, replace] if prefix else [replace]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    return [{"type": "Prepend", "prepend": SPACE}, replace] if prefix else [replace]
 
 
 def _decoders(prefix: bool) -> list[dict[str, Any]]:
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _BOUNDARY}, "content": " "},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
