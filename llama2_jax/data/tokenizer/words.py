@@ -7,7 +7,7 @@ next, and the ids of a text are those of its words. Most words come again, and a
 import itertools
 import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 SPACE = "\u2581"  # SentencePiece's
 WORDS = re.compile(r" *[^ \n]+| +|\n")  # with the spaces before it
@@ -31,9 +31,9 @@ def by_words(encode: Encode, *, adds_space: bool) -> Encode:
       adds_space: ``encode`` puts a space before a text.
     """
     before = len(encode("\n"))
-    known: dict[str, array[int]] = {}
+    known: dict[str, Sequence[int]] = {}
 
-    def ids_of(word: str) -> array[int]:
+    def ids_of(word: str) -> Sequence[int]:
         found = known.get(word)
         if found is None:
             found = array("i", encode("\n" + word)[before:])  # behind a line end no space is added
