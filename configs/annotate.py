@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.collection.num_batches = 1
     config.collection.prompts_per_batch = 100_000  # 1.4 M in 14 batches (Table 6)
     config.collection.prompts_in_first = 0  # of batch 1; 0 = as many as in every other
+    config.collection.first_prompt = 0  # of this run, from 1; 0 = behind earlier batches of these sizes
     config.collection.temperatures = (0.7, 1.0)  # the paper: varied, without numbers
     config.collection.max_resamples = 2  # of a pair whose answers are equal or cannot be used
     config.collection.unfinished = "exclude"  # answers that the limit cut off; or "keep"

@@ -3,14 +3,17 @@
 python -m experiments.annotate --config=configs/annotate.py:paper --workdir=DIR [--config.FIELD=VALUE ...]
 
 See ``configs/annotate.py``. The new and the previous model answer prompts, an annotator compares:
-simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled, so
-that a run that waits for people does not sample twice; a killed one goes on with the batch it was in.
+simulated people, reward models, or people who fill in a sheet. ``pairs.jsonl`` holds what was sampled: a
+killed run goes on with the batch it was in, and a filled sheet is read from the workdir alone, whatever has
+become of the models and the prompts since.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
@@ -23,6 +26,7 @@ from llama2_jax.data.preferences import (
     Preference,
     Split,
     group_by,
+    hold_out,
     rating_shares,
     split_by_prompt,
     statistics,
@@ -30,14 +34,14 @@ from llama2_jax.data.preferences import (
 )
 from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
 from llama2_jax.data.shards import file_sha256
-from llama2_jax.data.tokenizer import Tokenizer
-from llama2_jax.files import writes
+from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llama2_jax.files import write_text, writes
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator import raters
-from llama2_jax.rlhf.annotator.comparison import Annotator
-from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
+from llama2_jax.rlhf.annotator.comparison import Annotator, Judgement
+from llama2_jax.rlhf.annotator.file import INSTRUCTIONS, SKIP, read_sheet, write_sheet
 from llama2_jax.rlhf.annotator.model import Score, model_annotator
 from llama2_jax.rlhf.annotator.protocol import (
     CollectionConfig,
@@ -65,10 +69,21 @@ def run(config: Any, workdir: Path) -> None:
     _check_config(config)
     if open_workdir(config, workdir):
         return
+    sheet = workdir / "sheet.csv"
+    with files_at_rest(workdir):
+        filled_in = config.annotator == "file" and sheet.exists()
+    if filled_in:
+        pairs, dropped = pairs_of_sheet(config, workdir)
+        judgements = read_sheet(sheet, [pair.comparison for pair in pairs])
+        conclude(config, workdir, pairs, dropped, judgements, load_tokenizer(workdir / "tokenizer"))
+        return
     collection = build(CollectionConfig, config.collection, name="collection")
     prompts = read_prompts_to_train_on(config.prompts)
+    asked = asked_prompts(prompts, collection)
     if config.annotator == "simulated":
-        _check_prompts(prompts, collection)
+        _check_prompts(asked)
+    heldout = {"heldout_fraction": config.heldout.fraction, "seed": config.heldout.seed}
+    hold_out(asked, [one.messages for one in asked], **heldout, what="prompt")  # nothing? hours before
     partitioner = open_mesh(config)
     models = {
         one.name: load(one.path, partitioner=partitioner, **config.model)
@@ -77,19 +92,31 @@ def run(config: Any, workdir: Path) -> None:
     }
     tokenizer = models[config.new.name].require_tokenizer()
     prompt_rows(prompts, tokenizer, models[config.new.name].template)  # a bad one is named at once
-    sheet = workdir / "sheet.csv"
-    asked = asked_prompts(prompts, collection)
-    annotate = make_annotator(config, sheet, models[config.new.name], asked)  # it may refuse: hours before
-    pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
-    comparisons = [pair.comparison for pair in pairs]
-    with files_at_rest(workdir):
-        filled_in = sheet.exists()
-    if config.annotator == "file" and not filled_in:
+    if config.annotator == "file":
+        pairs, _ = sampled_pairs(config, workdir, prompts, models, collection)
         if writes():
-            write_sheet(sheet, comparisons)
-        print(f"{len(comparisons)} comparisons are in {sheet}; fill it in and run this again")
+            tokenizer.save(workdir / "tokenizer")
+            write_text(workdir / "instructions.txt", INSTRUCTIONS)
+            write_sheet(sheet, [pair.comparison for pair in pairs])
+        print(f"{len(pairs)} comparisons are in {sheet}; fill it in (instructions.txt) and run this again")
         return
-    judged = zip(pairs, annotate(comparisons), strict=True)
+    annotate = make_annotator(config, models[config.new.name], asked)  # it may refuse: hours before
+    pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
+    conclude(config, workdir, pairs, dropped, annotate([pair.comparison for pair in pairs]), tokenizer)
+
+
+def conclude(
+    config: Any,
+    workdir: Path,
+    pairs: Sequence[SampledPair],
+    dropped: Counter[str],
+    judgements: Sequence[Judgement | None],
+    tokenizer: Tokenizer,
+) -> None:
+    """Write what the pairs were judged to be; the workdir is done."""
+    judged = [(pair, one) for pair, one in zip(pairs, judgements, strict=True) if one is not None]
+    if len(judged) < len(pairs):
+        dropped = dropped + Counter({SKIP: len(pairs) - len(judged)})
     preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
     split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
     write_preferences(workdir / "preferences_train.jsonl", split.train)
@@ -97,6 +124,7 @@ def run(config: Any, workdir: Path) -> None:
     results = describe(config, split, tokenizer)
     results["dropped"] = dict(dropped)
     if config.annotator == "simulated":
+        comparisons = [pair.comparison for pair in pairs]
         results["agreement"] = raters.agreement(comparisons, build_raters(config))
     write_json(workdir / "results.json", results)
     write_report(workdir, results, preferences)
@@ -121,16 +149,45 @@ def _check_config(config: Any) -> None:
             require(bool(config.judge[name]), f"config.judge.{name} is empty; name a trained reward model")
 
 
-def _check_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> None:
+def _check_prompts(asked: Sequence[Prompt]) -> None:
     """Simulated people know the simulated world only; said before anything is sampled."""
-    for prompt in asked_prompts(prompts, collection):
+    for prompt in asked:
         identify(prompt.messages)
 
 
 def asked_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> list[Prompt]:
     """Those of all batches of this run."""
-    batches = range(collection.first_batch, collection.first_batch + collection.num_batches)
+    batches = collection.batches
+    end = collection.prompts_before(batches.stop)
+    if end > len(prompts):
+        logging.warning(
+            "batches %d to %d end with prompt %d of a file of %d, which begins again",
+            batches.start, batches.stop - 1, end, len(prompts),
+        )  # fmt: skip
     return [prompt for batch in batches for prompt in batch_prompts(prompts, collection, batch)]
+
+
+def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Counter[str]]:
+    """The pairs that people were asked about, and how many were dropped before.
+
+    Raises:
+      ConfigError: the config has other batches, or does not name the models as they were named.
+    """
+    sheet, note = workdir / "sheet.csv", read_json(workdir / "pairs.json")
+    pairs = [pair_from_row(row) for row in read_rows(workdir / "pairs.jsonl")]
+    made_from = note["made_from"]
+    for field in ("first_batch", "num_batches"):
+        made, asked = made_from["collection"][field], config.collection[field]
+        require(
+            made == asked,
+            f"{sheet} was made with config.collection.{field} = {made}, not {asked}; undo the change, and "
+            "collect further batches in another --workdir",
+        )
+    names = list(made_from["models"])
+    require(
+        config.new.name == names[0], f"{sheet} was made with config.new.name = {names[0]}; keep that name"
+    )
+    return pairs, Counter(note["dropped"])
 
 
 def sampled_pairs(
@@ -157,8 +214,7 @@ def sampled_pairs(
         rows = map(pair_from_row, read_rows(path) if note.exists() else [])
         pairs = [pair for pair in rows if pair.batch <= known["last_batch"]]
     dropped = Counter(known["dropped"])
-    wanted = range(collection.first_batch, collection.first_batch + collection.num_batches)
-    batches = [batch for batch in wanted if batch > known["last_batch"]]
+    batches = [batch for batch in collection.batches if batch > known["last_batch"]]
     if not batches:  # the models need not be laid out for sampling
         return pairs, dropped
     sample = make_sampler(config, {name: for_decoding(model) for name, model in models.items()})
@@ -183,10 +239,9 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
         return {"dropped": {}, "last_batch": -1}
     known = read_json(note)
     if known["made_from"] != made_from:
-        made = [file for file in (path, note, path.with_name("sheet.csv")) if file.exists()]
         raise ConfigError(
             f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
-            f"change, or delete {' and '.join(map(str, made))} to sample again"
+            f"change, or delete it and {note} to sample again"
         )
     return known
 
@@ -208,10 +263,8 @@ def make_sampler(config: Any, models: dict[str, LoadedModel]) -> SampleFunction:
     return sample
 
 
-def make_annotator(config: Any, sheet: Path, policy: LoadedModel, prompts: Sequence[Prompt]) -> Annotator:
-    """Who compares answers of the policy to these prompts."""
-    if config.annotator == "file":
-        return lambda comparisons: read_sheet(sheet, comparisons)
+def make_annotator(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) -> Annotator:
+    """Who compares answers of the policy to these prompts, of those who are no people."""
     if config.annotator == "simulated":
         return raters.simulated(build_raters(config))
     scores = {track: make_score(config, track, policy, prompts) for track in TRACKS}

@@ -79,7 +79,7 @@ def make_sheets(
     key, sheets = workdir / "key.json", workdir / "sheets"
     require(not key.exists(), f"{key} exists, and its sheets may have been filled in; use another --workdir")
     models = {
-        name: read_answers(path, category_key=category_key)
+        name: read_answers(path, task, category_key=category_key)
         for name, path in named_paths(answers, field="--answers").items()
     }
     items = make_items(models, task, num_raters=num_raters, seed=seed)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from llama2_jax.config import require
-from llama2_jax.data.chat import encode_prompt
+from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.data.rated_answers import read_rated_answers
+from llama2_jax.data.records import DataError, Paths
 from llama2_jax.evals.reward_accuracy import RECALL_THRESHOLD
 from llama2_jax.losses.preference import displayed
 from llama2_jax.rlhf.annotator.truth import grade
@@ -17,6 +18,9 @@ JUDGES = {
     "safety_model": f"a safety reward model: its score is below {RECALL_THRESHOLD} (RM-11)",
     "simulated": "the truth of the simulated world",
 }
+
+Answered = tuple[tuple[Message, ...], str]
+"""A prompt and its answer."""
 
 Violating = dict[str, bool | None]
 """By prompt id; None where nobody could tell."""
@@ -53,22 +57,41 @@ def judge_answers(
 
 
 def by_people(samples: Sequence[Sample], path: str) -> Violating:
-    """From what people's evaluation left; answers that all raters skipped are not in it.
+    """From what people's evaluations left; answers that all raters skipped are not in it.
 
     Raises:
       ConfigError: not a single one of these answers is rated there.
+      DataError: an answer that is said to violate and not to.
     """
-    ratings = {(one.messages, one.answer): one.is_unsafe for one in read_rated_answers(path)}
-    found = {
-        sample.prompt.prompt_id: ratings.get((sample.prompt.messages, sample.text.strip()))
-        for sample in samples
-    }
+    ratings = people_ratings(path)
+    found = {sample.prompt.prompt_id: ratings.get(answer_key(sample)) for sample in samples}
     require(
         any(one is not None for one in found.values()),
         f"{path} has {len(ratings)} rated answers, but none of these {len(samples)}; name the "
         "answers.jsonl of their evaluation",
     )
     return found
+
+
+def people_ratings(paths: Paths) -> dict[Answered, bool | None]:
+    """Which answers violate, by ``answer_key``.
+
+    Raises:
+      DataError: files that cannot be read, or an answer that is said to violate and not to.
+    """
+    ratings: dict[Answered, bool | None] = {}
+    for one in read_rated_answers(paths):
+        if ratings.setdefault((one.messages, one.answer), one.is_unsafe) != one.is_unsafe:
+            raise DataError(
+                f"{paths}: the answer {one.answer!r} to {one.messages[-1].content!r} is rated as violating "
+                "and as not violating; keep one row, and have versions that answer alike rated one by one"
+            )
+    return ratings
+
+
+def answer_key(sample: Sample) -> Answered:
+    """How ratings of people name an answer."""
+    return sample.prompt.messages, sample.text.strip()
 
 
 def by_truth(samples: Sequence[Sample]) -> Violating:

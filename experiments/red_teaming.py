@@ -15,16 +15,19 @@ experiments.human_evaluation --task=safety. At last
 
     python -m experiments.red_teaming --step=rejection --workdir=DIR --judge=people --rated=V2=FILE
 
-with the answers.jsonl that their report leaves writes rejection/report.md: the share of the prompts that no
-longer trigger a violation, for every version that is rated. Others may judge all versions that have answered:
---judge=safety_model (with --safety_rm) and --judge=simulated, the truth of the simulated world.
+with the answers.jsonl that their report leaves (a pattern, if there are several) writes rejection/report.md:
+the share of the prompts that no longer trigger a violation, for every version that is rated. Others may
+judge all versions that have answered: --judge=safety_model (with --safety_rm) and --judge=simulated, the
+truth of the simulated world.
 
 --step=simulate (--version, --checkpoint) lets simulated people attack a model of the simulated world and
 writes such logs into DIR/logs. Steps that sample go on where they were when they are given again. More logs
-may be reported at any time; only new prompts are then answered.
+may be reported at any time; only new prompts are then answered, and with --rated=VERSION=FILE only what is
+not rated yet is given to people.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +35,7 @@ from absl import flags
 
 from experiments import checkpoint_flags
 from experiments.answer_rows import check_models
-from experiments.red_team_judges import JUDGES, judge_answers
+from experiments.red_team_judges import JUDGES, Answered, answer_key, judge_answers, people_ratings
 from experiments.red_team_report import write_red_team_report, write_rejection_report
 from experiments.settings import flag_values, keep_settings
 from llama2_jax.answers import model_version
@@ -75,12 +78,13 @@ def main() -> None:
     require(not lacking, f"--step={args.step} needs {', '.join(lacking)}")
     require("/" not in (args.version or ""), f"--version={args.version} names files; give one without /")
     workdir = Path(args.workdir)
+    rated = named_paths(args.rated or [], field="--rated")
     if args.step == "report":
         report(workdir, args.sessions, args.dialogues, risk_areas=args.risk_areas)
     elif args.step == "answers":
-        answer(workdir, args.version, partial(sample, workdir))
+        ratings = people_ratings(rated[args.version]) if args.version in rated else {}
+        answer(workdir, args.version, partial(sample, workdir), rated=ratings)
     elif args.step == "rejection":
-        rated = named_paths(args.rated or [], field="--rated")
         reject(workdir, args.judge, rated, args.safety_rm, batch_size=args.batch_size)
     else:
         simulate(workdir, args.version, partial(sample, workdir), num_people=args.people, seed=args.seed)
@@ -99,20 +103,36 @@ def report(workdir: Path, sessions: Paths, dialogues: Paths, *, risk_areas: Sequ
     write_rows(workdir / "findings.jsonl", map(finding_row, findings))
     write_prompts(workdir / "prompts.jsonl", prompts)
     write_red_team_report(workdir, list(known.values()), attacks, findings)
+    versions = dict.fromkeys(session.version for session in known.values())
     print(f"{len(prompts):,} violating prompts are in {workdir / 'prompts.jsonl'}, report.md beside it")
+    print(f"Versions, oldest first: {', '.join(versions)}")
 
 
-def answer(workdir: Path, version: str, ask: AnswerFunction) -> None:
-    """Let a version answer the prompts that broke those before it."""
+def answer(
+    workdir: Path, version: str, ask: AnswerFunction, *, rated: Collection[Answered] = frozenset()
+) -> None:
+    """Let a version answer the prompts that broke those before it.
+
+    Args:
+      rated: answers that people need not see again.
+    """
     prompts = distinct_prompts(findings_before(workdir, version))
     # without labels: logs in which one was corrected ask for no new answer
     samples = ask(_archive(workdir, version), [Prompt(one.prompt_id, one.messages) for one in prompts])
     completions = workdir / "completions" / f"{version}.jsonl"
-    write_rows(completions, map(_completion_row, prompts, samples))
-    print(f"{len(samples):,} answers are in {completions}; people rate them with")
+    rows = [
+        _completion_row(prompt, drawn)
+        for prompt, drawn in zip(prompts, samples, strict=True)
+        if answer_key(drawn) not in rated
+    ]
+    if not rows:
+        print(f"all {len(samples):,} answers are rated")
+        return
+    write_rows(completions, rows)
+    print(f"{len(rows):,} answers are in {completions}; people rate them with")
     print(
         "python -m experiments.human_evaluation --step=sheets --task=safety --category=risk_category "
-        f"--answers={version}={completions} --workdir={workdir / 'people' / version}"
+        f"--answers={version}={completions} --workdir={_unused(workdir / 'people' / version)}"
     )
 
 
@@ -217,6 +237,12 @@ def _answers(workdir: Path, version: str, prompts: Sequence[Prompt]) -> list[Sam
     return [by_id[prompt.prompt_id] for prompt in prompts]
 
 
+def _unused(folder: Path) -> Path:
+    """It, or the first of folder-2, folder-3 and so on, that people are not asked in already."""
+    more = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([folder], more) if not (one / "key.json").exists())
+
+
 def _archive(workdir: Path, version: str) -> Path:
     return workdir / "answers" / f"{version}.jsonl"
 
@@ -236,7 +262,7 @@ if __name__ == "__main__":  # flags are global: defined here, so that the module
     flags.DEFINE_string("version", None, "answers, simulate: name of the checkpoint.")
     flags.DEFINE_string("checkpoint", None, f"answers, simulate: {checkpoint_flags.SOURCE}")
     flags.DEFINE_enum("judge", None, list(JUDGES), "rejection: who says which answers violate.")
-    flags.DEFINE_multi_string("rated", None, "rejection, people: VERSION=FILE of rated answers; repeatable.")
+    flags.DEFINE_multi_string("rated", None, "answers, rejection: VERSION=FILE of rated answers; repeatable.")
     flags.DEFINE_string("safety_rm", None, "rejection, safety_model: workdir of the reward model.")
     flags.DEFINE_integer("people", 24, "simulate: how many.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 16, "Rows computed together.", lower_bound=1)

@@ -1,11 +1,15 @@
 """Sheets for people (CSV): columns that they are shown, and empty ones that they fill in.
 
-The first column that is shown names the row. A text that a spreadsheet would take for a formula, such
-as an answer that begins with a list ("- "), gets an apostrophe in front.
+The first column that is shown names the row. A text that a spreadsheet would take for a formula, such as an
+answer that begins with a list ("- "), or for a date or another number ("1/2", "007"), gets an apostrophe in
+front. People may share a sheet: each gets some of its rows, with the first line, and ``sheet.csv`` comes back
+as ``sheet.part1.csv``, ``sheet.part2.csv`` and so on, which are read in its place.
 """
 
 import csv
+import glob
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +21,11 @@ from llama2_jax.data.tokenizer import shared_prefix
 from llama2_jax.files import written_whole
 
 FORMULA = ("=", "+", "-", "@")
+NUMBER_THAT_STAYS = re.compile(r"0|[1-9]\d{0,14}")
+TAKEN_FOR_ANOTHER = re.compile(  # numbers, dates and truth values, one line
+    r"[$€£(]?[.\d].{0,30}|true|false|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[\W_]{0,2}\d.{0,20}",
+    re.IGNORECASE,
+)
 NAMED = 5  # rows that an error names
 SHOWN = 80  # characters of a text in an error
 DELIMITERS = (",", ";", "\t")
@@ -52,15 +61,10 @@ def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: 
       DataError: no CSV in UTF-8, no such columns, or rows that are missing, unknown, twice or changed.
     """
     columns = (*shown[0], *filled_in)
-    rows = _csv_rows(Path(path), columns)
-    lacking = [column for column in columns if not rows or column not in rows[0]]
-    if lacking:
-        raise DataError(
-            f"{path} has no column {', '.join(lacking)}, or no rows; its first line must be "
-            f"{','.join(columns)} as it was written, put it back"
-        )
     name = columns[0]
-    known = {row[name]: row for row in shown}
+    rows = [row for part in _parts(Path(path)) for row in _csv_rows(part, columns)]
+    rows = [row | {name: _name(row[name])} for row in rows]
+    known = {_name(row[name]): row for row in shown}
     _check_rows(path, rows, known, name)
     _check_cells(path, rows, known, name)
     by_name = {row[name]: row for row in rows}
@@ -68,16 +72,16 @@ def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: 
 
 
 def read_column(path: str | Path, rows: Sequence[Row], column: str, choices: Mapping[str, T]) -> list[T]:
-    """What the texts of a column stand for; capitals and space around them do not matter.
+    """What the texts of a column stand for; capitals, space around them and "_" for space do not matter.
 
     Raises:
       DataError: texts that are not one of ``choices``: how many, in which rows, and what may stand there.
     """
-    found = [row[column].strip().lower() for row in rows]
+    found = ["_".join(row[column].lower().split()) for row in rows]
     wrong = [index for index, text in enumerate(found) if text not in choices]
     if wrong:
         name = next(iter(rows[0]))
-        places = ", ".join(f"{name} {rows[index][name]} has {found[index]!r}" for index in wrong[:NAMED])
+        places = ", ".join(f"{name} {rows[index][name]} has {found[index]!a}" for index in wrong[:NAMED])
         raise DataError(
             f"{path}: {len(wrong)} of {len(rows)} rows have no valid {column}: {places}; it must be one of "
             f"{', '.join(choices)}"
@@ -86,16 +90,30 @@ def read_column(path: str | Path, rows: Sequence[Row], column: str, choices: Map
 
 
 def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    turned = TAKEN_FOR_ANOTHER.fullmatch(text) and not NUMBER_THAT_STAYS.fullmatch(text)
+    return f"'{text}" if turned or text.startswith(FORMULA) else text
+
+
+def _name(cell: str) -> str:
+    """A row's name, with or without the apostrophe of ``_cell``."""
+    return cell.removeprefix("'").strip()
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part*.csv")) or [path]
 
 
 def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows as a spreadsheet saved them, which takes the delimiter from the country it is set to."""
+    """The rows as a spreadsheet saved them, which takes the delimiter from the country it is set to.
+
+    Rows without any text, which spreadsheets leave where cells were touched, are left out.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
         delimiter = max(DELIMITERS, key=(text.splitlines() or [""])[0].count)
         sheet = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-        rows, names = list(sheet), list(sheet.fieldnames or ())
+        rows = [row for row in sheet if any(isinstance(text, str) and text.strip() for text in row.values())]
+        names = list(sheet.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path} is not CSV in UTF-8 ({error}); open it in the programme that saved it and save it as "
@@ -104,6 +122,12 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     twice = [column for column in columns if names.count(column) > 1]
     if twice:
         raise DataError(f"{path} has several columns {', '.join(twice)}; leave the one that counts")
+    lacking = [column for column in columns if not rows or column not in names]
+    if lacking:
+        raise DataError(
+            f"{path} has no column {', '.join(lacking)}, or no rows; its first line must be "
+            f"{','.join(columns)} as it was written, put it back"
+        )
     return rows
 
 

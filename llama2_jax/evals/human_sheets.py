@@ -1,13 +1,13 @@
 """Answers of models to blind sheets for people, and back (Llama 2, sections 3.4.2, 4.4 and A.3.7).
 
 Helpfulness: two answers side by side, which is better on a scale of 7 points (HUM-6). Safety: one
-answer on a scale of 5 (SEV-2). Quality: one answer on a scale of 7 (MBE-2). A rater's sheet says nothing
-about models: sides and order are drawn for each rater anew, and whose answer stood where is in the
-items, which raters do not get. A system prompt is shown only where all models had the same, since one of
+answer on a scale of 5 (SEV-2). Quality: one answer on a scale of 7 (MBE-2). A rater's sheet says whose it is
+and nothing about models: sides and order are drawn for each rater anew, and whose answer stood where is in
+the items, which raters do not get. A system prompt is shown only where all models had the same, since one of
 its own may tell a model (HUM-5).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from llama2_jax.data import sheets
 from llama2_jax.data.chat import Message
 from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.prompts import asked_messages
-from llama2_jax.data.records import check, text_of
+from llama2_jax.data.records import DataError, check, text_of
 from llama2_jax.data.sources import to_messages
 
 COMPARING = "helpfulness"
@@ -110,23 +110,28 @@ class Rated(NamedTuple):
         return self.item.models[-1]
 
 
-def read_answers(path: str | Path, *, category_key: str = "") -> list[Answered]:
+def read_answers(path: str | Path, task: str, *, category_key: str = "") -> list[Answered]:
     """Rows as ``experiments.generate`` writes them: "prompt" or "messages", and "completion".
 
     Args:
       category_key: key of a row's category, a text or several in a list; "" for none.
 
     Raises:
-      DataError: a row of another form, or a dialogue that stands twice (file, line, reason).
+      DataError: a row of another form, or a dialogue that stands twice (file, line, reason): with whatever
+        system prompts where models are compared, else with the same.
     """
-    seen: set[tuple[Message, ...]] = set()
+    seen: set[tuple[str, tuple[Message, ...]]] = set()
 
     def parse(row: dict[str, Any]) -> Answered:
         messages = asked_messages(row)
         system = messages.pop(0).content if messages[0].role == "system" else ""
         dialogue = tuple(messages)
-        check(dialogue not in seen, "this dialogue stands twice, system prompts apart; leave one out")
-        seen.add(dialogue)
+        if task == COMPARING:
+            name, twice = ("", dialogue), "this dialogue stands twice, system prompts apart"
+        else:
+            name, twice = (system, dialogue), "this dialogue stands twice"
+        check(name not in seen, f"{twice}; leave one out")
+        seen.add(name)
         categories = _texts(row, category_key) if category_key else ()
         return Answered(dialogue, text_of(row, "completion").strip(), system, categories)
 
@@ -156,7 +161,7 @@ def make_items(
     ours, *others = models
     require(task != COMPARING or bool(others), f"only {ours} was given; name a model to compare it with")
     first = {one.messages: one for one in models[ours]}
-    systems: dict[tuple[Message, ...], set[str]] = {}
+    systems: dict[tuple[Message, ...], dict[str, set[str]]] = {}  # of each dialogue, by model
     for name, answers in models.items():
         strange = [one for one in answers if one.messages not in first]
         require(
@@ -165,7 +170,10 @@ def make_items(
             "the first model; let it answer them too, or leave them out",
         )
         for one in answers:
-            systems.setdefault(one.messages, set()).add(one.system)
+            systems.setdefault(one.messages, {}).setdefault(name, set()).add(one.system)
+    tell_models = {
+        dialogue for dialogue, own in systems.items() if len(set(map(frozenset, own.values()))) > 1
+    }
     if task == COMPARING:
         groups = [{ours: first[one.messages], name: one} for name in others for one in models[name]]
     else:
@@ -173,7 +181,7 @@ def make_items(
     rng = Random(f"items {seed}")
     rng.shuffle(groups)
     return [
-        _item(str(number), group, systems, swapped=tuple(rng.random() < 0.5 for _ in range(num_raters)))
+        _item(str(number), group, tell_models, swapped=tuple(rng.random() < 0.5 for _ in range(num_raters)))
         for number, group in enumerate(groups, start=1)
     ]
 
@@ -181,13 +189,13 @@ def make_items(
 def _item(
     item_id: str,
     answered: Mapping[str, Answered],
-    systems: Mapping[tuple[Message, ...], set[str]],
+    tell_models: Collection[tuple[Message, ...]],
     *,
     swapped: tuple[bool, ...],
 ) -> Item:
     own = tuple(answered.values())
     dialogue = own[0].messages
-    system = own[0].system if len(systems[dialogue]) == 1 else ""
+    system = own[0].system if dialogue not in tell_models else ""
     return Item(
         item_id,
         messages=(*([Message("system", system)] if system else []), *dialogue),
@@ -220,13 +228,15 @@ def read_ratings(paths: Sequence[Path], items: Sequence[Item], task: str) -> lis
     """The ratings of all sheets, in the order of the raters and of ``items``.
 
     Raises:
-      DataError: rows that are missing, unknown, twice or changed, or a rating that is none.
+      DataError: rows that are missing, unknown, twice or changed, a rating that is none, or the sheet of
+        another rater.
     """
     by_rater = [_read_sheet(path, items, rater, task) for rater, path in enumerate(paths)]
     return [Rated(item, ratings) for item, ratings in zip(items, zip(*by_rater, strict=True), strict=True)]
 
 
 def _read_sheet(path: Path, items: Sequence[Item], rater: int, task: str) -> list[int | None]:
+    _check_rater(path, items, rater)
     rows = sheets.read_sheet(path, [_shown(item, rater) for item in items], ("rating",))
     choices = [*map(str, range(1, len(SCALES[task]) + 1)), SKIP]
     found = sheets.read_column(path, rows, "rating", dict(zip(choices, [*_written(task), None], strict=True)))
@@ -236,9 +246,28 @@ def _read_sheet(path: Path, items: Sequence[Item], rater: int, task: str) -> lis
     return [-one if one and item.swapped[rater] else one for item, one in pairs]
 
 
+def _check_rater(path: Path, items: Sequence[Item], rater: int) -> None:
+    """Refuse the sheet of another rater, on which A may be what is B on this one's."""
+    for other in range(len(items[0].swapped)):
+        if other != rater and _is_sheet_of(path, items, other):
+            raise DataError(f"{path} is the sheet of rater {other + 1}; put that of rater {rater + 1} there")
+
+
+def _is_sheet_of(path: Path, items: Sequence[Item], rater: int) -> bool:
+    try:
+        sheets.read_sheet(path, [_named(item, rater) for item in items], ("rating",))
+    except DataError:
+        return False
+    return True
+
+
 def _written(task: str) -> list[int]:
     """The scale as it is numbered on the sheet: of comparisons 1 is for A, which is ours unless swapped."""
     return list(reversed(SCALES[task])) if task == COMPARING else list(SCALES[task])
+
+
+def _named(item: Item, rater: int) -> dict[str, str]:
+    return {"item_id": item.item_id, "rater": str(rater + 1)}
 
 
 def _shown(item: Item, rater: int) -> dict[str, str]:
@@ -246,7 +275,7 @@ def _shown(item: Item, rater: int) -> dict[str, str]:
     titles = ("A", "B") if len(answers) == 2 else ("answer",)
     texts = (answer or "(no answer)" for answer in answers)
     return {
-        "item_id": item.item_id,
+        **_named(item, rater),
         "dialogue": sheets.dialogue_cell(item.messages),
         **dict(zip(titles, texts, strict=True)),
     }

@@ -35,6 +35,52 @@ def test_no_cell_is_a_formula(sheet):
     assert len(read_sheet(sheet, SHOWN, ("mark",))) == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["1-1", "1/2", "3.10", "007", "50%", "1234567890123456", "$5", "TRUE", "May 5", "jan-45", ".5", "1e5"],
+)
+def test_no_cell_becomes_a_date_or_another_number(tmp_path, text):
+    shown = [{"name": text, "text": text}]
+    path = tmp_path / "sheet.csv"
+    write_sheet(path, shown, ("mark",))
+    assert read(path) == [{"name": f"'{text}", "text": f"'{text}", "mark": ""}]
+    for row in (
+        {"name": text, "text": text, "mark": "x"},
+        {"name": f"'{text} ", "text": f"'{text}", "mark": "x"},
+    ):
+        write(path, [row])
+        (found,) = read_sheet(path, shown, ("mark",))
+        assert (found["name"], found["mark"]) == (text, "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["12", "0", "Perhaps 5 of them", "It is 7.", "7 is the answer, since 3 + 4 are 7.", "1.\n2."]
+)
+def test_other_texts_stay_as_they_are(tmp_path, text):
+    write_sheet(tmp_path / "sheet.csv", [{"name": text}], ("mark",))
+    assert read(tmp_path / "sheet.csv")[0]["name"] == text
+
+
+def test_rows_without_text_do_not_count(sheet):
+    write(sheet, [*read(sheet), {"name": "", "text": " ", "mark": ""}])
+    assert len(read_sheet(sheet, SHOWN, ("mark",))) == 3
+
+
+def test_a_shared_sheet_comes_back_in_parts(sheet):
+    rows = [{**row, "mark": row["name"]} for row in read(sheet)]
+    write(sheet.with_name("sheet.part1.csv"), rows[2:])
+    with pytest.raises(DataError, match="has 1 rows: by name 2 missing"):
+        read_sheet(sheet, SHOWN, ("mark",))
+    with sheet.with_name("sheet.part2.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        out = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        out.writeheader()
+        out.writerows(rows[:2])
+    assert [row["mark"] for row in read_sheet(sheet, SHOWN, ("mark",))] == ["1", "2", "3"]
+    sheet.with_name("sheet.part3.csv").write_text("name,mark\n1,1\n")
+    with pytest.raises(DataError, match="sheet.part3.csv has no column text"):
+        read_sheet(sheet, SHOWN, ("mark",))
+
+
 def test_a_column_stands_for_values(sheet):
     rows = [{**row, "mark": mark} for row, mark in zip(read(sheet), ("1", " B ", "b"), strict=True)]
     write(sheet, rows[::-1])
@@ -45,6 +91,9 @@ def test_a_column_stands_for_values(sheet):
         DataError, match="2 of 3 rows have no valid mark: name 2 has 'b', name 3 has 'b'; .* one of 1$"
     ):
         read_column(sheet, found, "mark", {"1": 10})
+    assert read_column(sheet, [{"mark": "Much  Better "}], "mark", {"much_better": 3}) == [3]
+    with pytest.raises(DataError, match=r"name 1 has '\\u0430'"):  # a Cyrillic one looks like "a"
+        read_column(sheet, [{"name": "1", "mark": "\u0430"}], "mark", {"a": 1})
 
 
 def test_rows_are_those_that_were_written(sheet):
@@ -100,7 +149,7 @@ def test_a_cell_that_a_spreadsheet_changed(tmp_path):
     path = tmp_path / "sheet.csv"
     write_sheet(path, shown, ("mark",))
     rows = read(path)
-    write(path, [{**row, "text": row["text"].replace("1/2", "01-Feb")} for row in rows])
+    write(path, [{**row, "text": row["text"].removeprefix("'").replace("1/2", "01-Feb")} for row in rows])
     with pytest.raises(DataError) as error:
         read_sheet(path, shown, ("mark",))
     message = str(error.value)

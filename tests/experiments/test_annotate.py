@@ -21,6 +21,7 @@ from llama2_jax.data.preferences import (
     split_by_prompt,
 )
 from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
+from llama2_jax.data.records import DataError
 from llama2_jax.rlhf.annotator.comparison import Comparison
 from llama2_jax.rlhf.annotator.protocol import Collected, CollectionConfig, SampledPair, Variant
 from llama2_jax.rlhf.annotator.truth import grade
@@ -208,11 +209,11 @@ def test_pairs_of_another_config_or_of_other_prompts_are_not_taken(finished, pro
     config, workdir = finished
     (workdir / "DONE").unlink()
     write_prompts(tmp_path / "prompts.jsonl", read_prompts(prompts)[::-1])
-    files = f"{workdir / 'pairs.jsonl'} and {workdir / 'pairs.json'} to"
+    files = f"delete it and {workdir / 'pairs.json'} to"
     for path, seed in ((prompts, 1), (tmp_path / "prompts.jsonl", config.collection.seed)):
         other = make_config(path, previous__path=str(pretrained_workdir()), collection__seed=seed)
         with pytest.raises(
-            ConfigError, match=f"was sampled with another config or other prompts.* delete {re.escape(files)}"
+            ConfigError, match=f"was sampled with another config or other prompts.* {re.escape(files)}"
         ):
             annotate.run(other, workdir)
     annotate.run(config, workdir)  # as it was
@@ -220,23 +221,30 @@ def test_pairs_of_another_config_or_of_other_prompts_are_not_taken(finished, pro
 
 
 def test_people_fill_in_a_sheet(prompts, tmp_path, capsys):
-    config = make_config(prompts, annotator="file", source="people", collection__num_batches=1)
-    annotate.run(config, tmp_path)
+    given = {"annotator": "file", "source": "people", "collection__num_batches": 1}
+    annotate.run(make_config(prompts, **given), tmp_path)
     assert f"comparisons are in {tmp_path / 'sheet.csv'}; fill it in" in capsys.readouterr().out
+    assert "unsafe_b" in (tmp_path / "instructions.txt").read_text()
     assert not (tmp_path / "DONE").exists()
-    other = make_config(prompts, annotator="file", collection__num_batches=1, collection__seed=1)
-    with pytest.raises(ConfigError, match=r"pairs.json and .*sheet.csv to sample again"):
-        annotate.run(other, tmp_path)
     with (tmp_path / "sheet.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         row.update(preferred="b", rating="better", unsafe_a="no", unsafe_b="no", annotator_id="Eva")
+    rows[0].update(preferred="skip")
     with (tmp_path / "sheet.csv").open("w", newline="") as file:
         sheet = csv.DictWriter(file, list(rows[0]))
         sheet.writeheader()
         sheet.writerows(rows)
-    annotate.run(config, tmp_path)
-    shown = {row["comparison_id"]: row for row in rows}
+    for changes, field in (
+        ({"collection__num_batches": 2}, "num_batches = 1, not 2"),
+        ({"new__name": "V2"}, "name = new"),
+    ):
+        with pytest.raises(ConfigError, match=f"sheet.csv was made with config.*{field}"):
+            annotate.run(make_config(prompts, **given | changes), tmp_path)
+    # weeks later the prompts and the models are others
+    annotate.run(make_config("gone.jsonl", new__path="gone", **given), tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["dropped"]["skip"] == 1
+    shown = {row["comparison_id"].removeprefix("'"): row for row in rows[1:]}
     found = rows_of(tmp_path)
     assert len(found) == len(shown)
     for row in found:
@@ -271,6 +279,20 @@ def test_a_judge_of_the_other_kind_is_refused(prompts, tmp_path):
     config = make_config(prompts, annotator="model", collection__num_batches=1, **judges)
     with pytest.raises(ConfigError, match="is a safety reward model; name one trained for helpfulness"):
         annotate.run(config, tmp_path)
+
+
+def test_too_few_prompts_to_hold_any_out_are_said_before_sampling(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotate, "load", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(DataError, match="leave nothing held out with heldout_fraction = 0.001"):
+        annotate.run(make_config(prompts, heldout__fraction=0.001), tmp_path)
+
+
+def test_a_file_that_begins_again_is_said(prompts, caplog):
+    read = read_prompts(prompts)
+    assert len(annotate.asked_prompts(read, CollectionConfig(prompts_per_batch=12, num_batches=2))) == 24
+    assert not caplog.records
+    annotate.asked_prompts(read, CollectionConfig(prompts_per_batch=13, num_batches=2))
+    assert "batches 1 to 2 end with prompt 26 of a file of 24, which begins again" in caplog.text
 
 
 def test_prompts_of_another_world_are_refused_before_sampling(tmp_path, monkeypatch):

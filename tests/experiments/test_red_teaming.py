@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments import human_evaluation, red_teaming
+from experiments.red_team_judges import people_ratings
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import encode_prompt
 from llama2_jax.data.prompts import read_prompts
@@ -125,10 +126,12 @@ def test_later_logs_add_prompts_and_keep_answers(tmp_path):
     red_teaming.reject(tmp_path, "simulated", {}, None, batch_size=4)
 
 
-def test_people_judge_through_the_sheets_of_their_evaluation(tmp_path):
+def test_people_judge_through_the_sheets_of_their_evaluation(tmp_path, capsys):
     reported(tmp_path)
+    assert "Versions, oldest first: SFT, V1" in capsys.readouterr().out
     red_teaming.answer(tmp_path, "V2", scripted(THEFT[:1]))
-    people = tmp_path / "people"
+    people = tmp_path / "people" / "V2"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--workdir={people}")
     human_evaluation.make_sheets(
         people, [f"V2={tmp_path / 'completions' / 'V2.jsonl'}"], task="safety", num_raters=1, seed=0,
         category_key="risk_category",
@@ -148,10 +151,29 @@ def test_people_judge_through_the_sheets_of_their_evaluation(tmp_path):
     assert "| V2 | 3 | 66.7 % [" in (text := (tmp_path / "rejection" / "report.md").read_text())
     assert "] | 1 |" in text  # not judged
 
+    red_teaming.answer(
+        tmp_path, "V2", scripted(THEFT[:1]), rated=people_ratings(str(people / "answers.jsonl"))
+    )
+    printed = capsys.readouterr().out.splitlines()[-1]
+    (left,) = (tmp_path / "completions" / "V2.jsonl").read_text().splitlines()
+    assert THEFT[2] in left  # what nobody could tell is asked again
+    assert printed.endswith(f"--workdir={tmp_path / 'people' / 'V2-2'}")
+
     other = {"messages": [{"role": "user", "content": "?"}], "answer": "x", "harm": 0, "is_unsafe": False}
     strange = runs.write_lines(tmp_path / "strange.jsonl", [other])
     with pytest.raises(ConfigError, match="has 1 rated answers, but none of these 4"):
         red_teaming.reject(tmp_path, "people", {"V2": str(strange)}, None, batch_size=4)
+
+
+def test_an_answer_that_violates_and_does_not_is_refused(tmp_path):
+    row = {"messages": [{"role": "user", "content": "?"}], "answer": "x", "harm": 0, "is_unsafe": False}
+    path = runs.write_lines(tmp_path / "twice.jsonl", [row, row])
+    assert list(people_ratings(path).values()) == [False]
+    runs.write_lines(path, [row, row | {"is_unsafe": True}])
+    with pytest.raises(
+        DataError, match="answer 'x' to '\\?' is rated as violating and as not violating; keep one"
+    ):
+        people_ratings(path)
 
 
 @pytest.mark.parametrize(

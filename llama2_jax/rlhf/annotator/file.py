@@ -1,7 +1,7 @@
 """Annotation by people: a sheet (CSV) of blind pairs to fill in, and its reading.
 
-Each row has a dialogue and two answers, a and b, in random order; no model is named. People fill in
-preferred (a or b), rating, on the safety track unsafe_a and unsafe_b (yes or no), and annotator_id.
+Each row has a dialogue and two answers, a and b, in random order; no model is named. ``INSTRUCTIONS`` says
+what people fill in.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,25 @@ from llama2_jax.data.records import DataError
 from llama2_jax.rlhf.annotator.comparison import Comparison, Judgement
 
 FILLED_IN = ("preferred", "rating", "unsafe_a", "unsafe_b", "annotator_id")
-PREFERRED = {"a": True, "b": False}
+SKIP = "skip"
+PREFERRED = {"a": True, "b": False, SKIP: None}
+RATED = {**{rating: rating for rating in RATINGS}, "negligibly_better": "unsure"}  # one level, "/ unsure"
 UNSAFE = {"yes": True, "no": False}
+INSTRUCTIONS = f"""\
+Each row has a dialogue and two answers, a and b, to its last message. Write into the columns
+
+preferred: a or b, the answer that you prefer; you must choose, also where they are alike.
+  Track helpfulness: which answer is more helpful, that is, does more fully what was asked, and truthfully?
+  Track safety: which answer is safer? Of two safe ones: which is more helpful?
+  {SKIP} only where a row cannot be judged at all; then leave its other columns empty.
+rating: how much better it is, one of
+  {", ".join(text.replace("_", " ") for text in RATED)} (the last two mean the same)
+unsafe_a, unsafe_b: on the track safety only, whether the answer is unsafe: yes or no
+annotator_id: who you are, in every row
+
+Change nothing else, and save the sheet as CSV in UTF-8.
+"""
+"""What people are asked (PREF-2 to PREF-4)."""
 
 
 def write_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> None:
@@ -26,8 +43,8 @@ def write_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> None:
     sheets.write_sheet(path, [_shown(comparison) for comparison in comparisons], FILLED_IN)
 
 
-def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """The judgements of a filled sheet, in the order of ``comparisons``.
+def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judgement | None]:
+    """The judgements of a filled sheet, in the order of ``comparisons``; None for one that was skipped.
 
     Raises:
       DataError: rows that are missing, unknown, twice or changed, or fields without a valid answer
@@ -35,7 +52,17 @@ def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judg
     """
     rows = sheets.read_sheet(path, [_shown(comparison) for comparison in comparisons], FILLED_IN)
     preferred = sheets.read_column(path, rows, "preferred", PREFERRED)
-    ratings = sheets.read_column(path, rows, "rating", {rating: rating for rating in RATINGS})
+    judged = iter(_judgements(path, rows, preferred))
+    return [None if first is None else next(judged) for first in preferred]
+
+
+def _judgements(
+    path: str | Path, rows: Sequence[sheets.Row], preferred: Sequence[bool | None]
+) -> list[Judgement]:
+    """Of the rows that were not skipped."""
+    judged = [(row, first) for row, first in zip(rows, preferred, strict=True) if first is not None]
+    rows = [row for row, _ in judged]
+    ratings = sheets.read_column(path, rows, "rating", RATED)
     on_safety = [row for row in rows if row["track"] == "safety"]
     labels = [sheets.read_column(path, on_safety, f"unsafe_{side}", UNSAFE) for side in "ab"]
     unsafe = dict(zip((row["comparison_id"] for row in on_safety), zip(*labels, strict=True), strict=True))
@@ -45,7 +72,7 @@ def read_sheet(path: str | Path, comparisons: Sequence[Comparison]) -> list[Judg
         raise DataError(f"{path}: comparison {unnamed}: annotator_id is empty; say who compared")
     return [
         Judgement(first, rating, unsafe.get(row["comparison_id"]), annotator)
-        for row, first, rating, annotator in zip(rows, preferred, ratings, annotators, strict=True)
+        for (row, first), rating, annotator in zip(judged, ratings, annotators, strict=True)
     ]
 
 

@@ -1,10 +1,10 @@
 """How comparisons are collected: two variants answer each prompt, somebody compares (PREF-1, 5, 6).
 
 Batch n (a week of the paper) takes the next prompts of the file, so that a file in the order of
-difficulty is a curriculum (PREF-11). Each prompt is answered once by the new and once by the
-previous model, at temperatures drawn for it; with one model only, at two different temperatures. The
-order in which two answers are shown is random. Pairs that nobody could compare are sampled again,
-then dropped and counted.
+difficulty is a curriculum (PREF-11); ``first_prompt`` begins elsewhere. Each prompt is answered once by the
+new and once by the previous model, at temperatures drawn for it; with one model only, at two different
+temperatures. The order in which two answers are shown is random. Pairs that nobody could compare are
+sampled again, then dropped and counted.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class CollectionConfig:
     num_batches: int = 1
     prompts_per_batch: int = 1000
     prompts_in_first: int = 0  # of batch 1; 0 = as many as in every other
+    first_prompt: int = 0  # of batch first_batch, from 1; 0 = behind batches before it of the sizes above
     temperatures: tuple[float, ...] = (0.7, 1.0)  # one is drawn for each answer (PREF-1)
     max_resamples: int = 2  # of a pair whose answers are equal or cannot be used
     unfinished: str = "exclude"  # a reward model reads every answer with the end that these lack; or "keep"
@@ -36,16 +37,28 @@ class CollectionConfig:
     def __post_init__(self) -> None:
         for name in ("first_batch", "num_batches", "prompts_per_batch"):
             require(getattr(self, name) > 0, f"{name} = {getattr(self, name)} must be positive")
-        require(
-            self.prompts_in_first >= 0, f"prompts_in_first = {self.prompts_in_first} must not be negative"
-        )
-        require(self.max_resamples >= 0, f"max_resamples = {self.max_resamples} must not be negative")
+        for name in ("prompts_in_first", "first_prompt", "max_resamples"):
+            require(getattr(self, name) >= 0, f"{name} = {getattr(self, name)} must not be negative")
         require_choice("unfinished", self.unfinished, UNFINISHED)
         require(
             len(set(self.temperatures)) > 1 and min(self.temperatures) > 0,
             f"temperatures = {self.temperatures} must be at least two different positive numbers: "
             "the answers to be compared are sampled at varied temperature",
         )
+
+    @property
+    def batches(self) -> range:
+        """Of this run, counted from 1."""
+        return range(self.first_batch, self.first_batch + self.num_batches)
+
+    def batch_size(self, batch: int) -> int:
+        """Prompts of a batch, counted from 1."""
+        return self.prompts_in_first or self.prompts_per_batch if batch == 1 else self.prompts_per_batch
+
+    def prompts_before(self, batch: int) -> int:
+        """Prompts of the file that stand before those of a batch."""
+        counted = range(self.first_batch if self.first_prompt else 1, batch)
+        return max(self.first_prompt - 1, 0) + sum(map(self.batch_size, counted))
 
 
 class Variant(NamedTuple):
@@ -87,16 +100,14 @@ def batch_prompts(prompts: Sequence[Prompt], config: CollectionConfig, batch: in
     Raises:
       ConfigError: a batch is larger than the file, so a prompt would stand in it twice.
     """
-    later = config.prompts_per_batch
-    first_size = config.prompts_in_first or later
-    size = first_size if batch == 1 else later
+    size = config.batch_size(batch)
     field = "prompts_in_first" if batch == 1 and config.prompts_in_first else "prompts_per_batch"
     require(
         size <= len(prompts),
         f"{field} = {size} is more than the {len(prompts)} prompts of the file; "
         f"lower config.collection.{field}",
     )
-    first = 0 if batch == 1 else first_size + (batch - 2) * later
+    first = config.prompts_before(batch)
     return [prompts[index % len(prompts)] for index in range(first, first + size)]
 
 

@@ -4,7 +4,15 @@ import pytest
 
 from llama2_jax.data.records import DataError
 from llama2_jax.rlhf.annotator.comparison import Judgement
-from llama2_jax.rlhf.annotator.file import read_sheet, write_sheet
+from llama2_jax.rlhf.annotator.file import (
+    FILLED_IN,
+    INSTRUCTIONS,
+    RATED,
+    SKIP,
+    UNSAFE,
+    read_sheet,
+    write_sheet,
+)
 from tests.rlhf.annotator.asked import compare
 
 COMPARISONS = [
@@ -44,6 +52,18 @@ def test_a_filled_sheet_is_read_in_the_order_of_the_comparisons(sheet):
     assert read_sheet(sheet, COMPARISONS[::-1]) == judged[::-1]
 
 
+def test_a_row_that_nobody_can_judge_is_skipped_and_needs_no_more(sheet):
+    fill_in(sheet, [{"preferred": "Skip"}, FILLED[1] | {"rating": "Negligibly better"}])
+    assert read_sheet(sheet, COMPARISONS) == [None, Judgement(True, "unsure", (False, True), "Ben")]
+    fill_in(sheet, [FILLED[0], {"preferred": "skip", "unsafe_a": "", "rating": "", "annotator_id": ""}])
+    assert read_sheet(sheet, COMPARISONS)[1] is None
+
+
+def test_instructions_name_every_column_and_what_may_stand_there():
+    words = INSTRUCTIONS.replace(" ", "_")
+    assert all(text in words for text in (*FILLED_IN, *RATED, *UNSAFE, SKIP))
+
+
 def test_line_ends_of_a_spreadsheet_do_not_matter(sheet):
     fill_in(sheet)
     sheet.write_bytes(b"\xef\xbb\xbf" + sheet.read_bytes().replace(b'8"",\n', b'8"",\r\n'))
@@ -66,7 +86,7 @@ def test_a_sheet_is_never_overwritten(sheet):
         (
             0,
             {"preferred": ""},
-            "1 of 2 rows have no valid preferred: comparison_id 1-a has ''; it must be one of a, b",
+            "1 of 2 rows have no valid preferred: comparison_id 1-a has ''; it must be one of a, b, skip",
         ),
         (0, {"rating": "good"}, "1-a has 'good'; it must be one of significantly_better, better"),
         (0, {"annotator_id": " "}, "1-a: annotator_id is empty"),

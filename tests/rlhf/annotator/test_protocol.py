@@ -85,6 +85,21 @@ def test_after_a_larger_first_batch_the_next_ones_go_on_behind_it():
         run(prompts_in_first=41)
 
 
+def test_a_run_may_begin_at_a_prompt_of_its_own():
+    config = CollectionConfig(
+        first_batch=3, num_batches=2, prompts_per_batch=5, prompts_in_first=20, first_prompt=9
+    )
+    numbers = [
+        [PROMPTS.index(one) for one in batch_prompts(PROMPTS, config, batch)] for batch in config.batches
+    ]
+    assert numbers == [list(range(8, 13)), list(range(13, 18))]
+    first = CollectionConfig(prompts_per_batch=5, prompts_in_first=7, first_prompt=2, num_batches=2)
+    numbers = [
+        [PROMPTS.index(one) for one in batch_prompts(PROMPTS, first, batch)] for batch in first.batches
+    ]
+    assert numbers == [list(range(1, 8)), list(range(8, 13))]
+
+
 def test_a_batch_beyond_the_file():
     with pytest.raises(ConfigError, match="prompts_per_batch = 41 is more than the 40 prompts of the file"):
         run(prompts_per_batch=41)
