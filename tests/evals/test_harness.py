@@ -105,6 +105,27 @@ def test_long_texts_are_read_in_windows_of_the_context():
     assert found == [pytest.approx(wanted, rel=1e-4), 0]
 
 
+def test_windows_of_a_long_text_score_each_token_once_with_as_much_context_as_there_is():
+    lm, ids = with_context(16), encode("The small model reads a longer story after the rain. " * 9)[:40]
+    text = loaded().require_tokenizer().decode(ids)
+    assert encode(text) == ids
+    windows = list(lm._windows(text))
+    assert [(len(context), len(rest)) for context, rest in windows] == [(1, 16), (1, 16), (9, 8)]
+    assert [token for _, rest in windows for token in rest] == ids
+    assert [context for context, _ in windows] == [[1], ids[15:16], ids[23:32]]
+
+
+def test_a_text_begins_with_bos_where_the_tokenizer_says_so():
+    """Once, and not at all for tokenizers such as those of GPT-2's kind."""
+    tokenizer = byte_level_tokenizer()
+    assert not tokenizer.begins_with_bos
+    without = HarnessLM(loaded()._replace(tokenizer=tokenizer), batch_size=4)
+    context, rest = without._pair("ab", " cd")
+    assert tokenizer.decode(context) == "ab"
+    assert [*context, *rest] == tokenizer.encode("ab cd")
+    assert harness()._pair("The small", " model")[0] == [1, *encode("The small")]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_completions_end_before_the_first_stop_text(batch_size):
     prompts = ["The small model", "What is a token?", "The rain"]

@@ -1,6 +1,7 @@
 """Every config file, every variant; the paper's numbers as goldens."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def test_config_loads_is_locked_and_short(name: str) -> None:
     assert all(leaves(part) < 100 for part in parts if hasattr(part, "items"))
     with pytest.raises(AttributeError):
         config.a_key_that_is_not_there = 1
+
+
+def fields_of(section: Any, prefix: str = "config") -> set[str]:
+    found = {prefix}
+    for name, value in section.items():
+        dotted = f"{prefix}.{name}"
+        found |= fields_of(value, dotted) if hasattr(value, "items") else {dotted}
+    return found
+
+
+def test_fields_that_the_docs_name_exist() -> None:
+    texts = [
+        page.read_text(encoding="utf-8") for page in (*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md")
+    ]
+    named = {field for text in texts for field in re.findall(r"`(?:--)?(config\.[a-z_.]+)[=`]", text)}
+    assert len(named) > 40
+    assert named - set.union(*map(fields_of, map(get_config, NAMES))) == {"config.json"}  # a file
 
 
 @pytest.mark.parametrize(("stage", "variant"), VARIANTS)

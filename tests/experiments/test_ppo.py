@@ -135,6 +135,31 @@ def test_the_combined_reward_uses_the_tags() -> None:
     assert 0 < sum(tags) < len(rows)
 
 
+def test_the_threshold_of_safety_is_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A safety score of 0 is a probability of 0.5: safe beside 0.15, and not beside 0.6."""
+    monkeypatch.setattr(ppo, "reward_model_scores", lambda model, params, rollout, parts: np.array([params]))
+    models: Any = {
+        kind: SimpleNamespace(model=None, params=score)
+        for kind, score in (("helpfulness", 7.0), ("safety", 0.0))
+    }
+    nothing: Any = None
+    batch: Any = SimpleNamespace(is_safety_B=np.array([False]))
+    stopwatch: Any = SimpleNamespace(run=lambda name, function, *args, **options: function(*args, **options))
+    for threshold, wanted in ((0.15, 7.0), (0.6, 0.0)):
+        config = PPOConfig(prompt_length=1, response_length=1, safety_threshold=threshold)
+        assert ppo.make_score(models, config)(nothing, batch, stopwatch).combined_B == [wanted]
+
+
+def test_the_value_model_learns_at_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ppo, "Learner", lambda *args, **options: options)
+    config = config_of(optimizer__learning_rate=1e-3, optimizer__beta2=0.9, value__learning_rate=2e-3)
+    nothing: Any = None
+    made: Any = ppo.make_learner(config, nothing, load(saved_policy()), nothing, nothing, nothing)
+    rates = [made[f"{name}_optimizer"].learning_rate for name in ("policy", "value")]
+    assert rates == [1e-3, 2e-3]
+    assert made["value_optimizer"].beta2 == 0.9
+
+
 def test_a_rule_stands_in_the_place_of_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the function that docs/alignment.md shows."""
     page = (runs.REPOSITORY / "docs" / "alignment.md").read_text(encoding="utf-8")

@@ -12,12 +12,12 @@ from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.doctor import DoctorError
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.ppo_iteration import PromptBatch, Scores, Stopwatch, _means
-from llama2_jax.rlhf.rollouts import draw_seeds, response_mask, response_values
+from llama2_jax.rlhf.rollouts import draw_seeds, response_logprobs, response_mask, response_values
 from llama2_jax.rlhf.update import make_experience, policy_loss, value_loss
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.structs import ResponseValues, Rollout
+from llama2_jax.structs import Experience, ResponseValues, Rollout
 from llama2_jax.train.optimizer import ScheduleState, with_num_steps
 from tests.model.tiny import assert_trees_close
 from tests.rlhf import tiny_ppo
@@ -309,6 +309,39 @@ def losses(params):
         return one.loss_sum + two.loss_sum, (one, two)
 
     return functools.partial(jax.jit(jax.value_and_grad(total, has_aux=True)), params)
+
+
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5)])
+def test_returns_are_of_the_configured_discount_and_lambda(discount, gae_lambda):
+    config = dataclasses.replace(SMALL, whitening="none", discount=discount, gae_lambda=gae_lambda)
+    zeros, values = np.zeros((1, 2), np.float32), np.array([[0.3, 0.7]], np.float32)
+    found, _ = make_experience(
+        rollout_of([2], length=2),
+        np.ones(1),
+        zeros,
+        zeros,
+        ResponseValues(values, np.zeros(1)),
+        config=config,
+    )
+    last = 1 - 0.7
+    first = discount * 0.7 - 0.3 + discount * gae_lambda * last
+    np.testing.assert_allclose(found.returns_BC, [[first + 0.3, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("clip", "value_clip", "coef"), [(0.2, 0.2, 0.1), (0.4, 0.5, 0.3)])
+def test_losses_are_clipped_and_weighted_as_configured(params, clip, value_clip, coef):
+    """Every ratio is 1.5 with an advantage of 1; every value is half-way to its return, 2 away."""
+    config = dataclasses.replace(SMALL, clip_range=clip, value_clip_range=value_clip, value_coef=coef)
+    rollout, (policy, value) = rollout_of([5, 2]), params
+    model, value_model = Transformer(tiny_ppo.MODEL), ScoreModel(tiny_ppo.MODEL)
+    behaviour_BC = response_logprobs(model, policy, rollout, temperature=config.temperature) - np.log(1.5)
+    values_BC = response_values(value_model, value, rollout).values_BC
+    batch = Experience(
+        rollout, behaviour_BC, behaviour_BC, np.ones((2, 5), np.float32), values_BC - 1, values_BC + 1
+    )
+    assert policy_loss(model, config)(policy, batch).loss_sum == pytest.approx(-7 * (1 + clip), rel=1e-4)
+    wanted = coef * 7 * 0.5 * (2 - value_clip) ** 2
+    assert value_loss(value_model, config)(value, batch).loss_sum == pytest.approx(wanted, rel=1e-4)
 
 
 def test_nan_in_masked_slots_changes_nothing(losses):

@@ -104,7 +104,7 @@ def test_norm_scales_are_not_decayed_and_everything_else_is():
     assert decay_mask(adapters) == [{"scale_D": False, "a_DR": True}, (True, True)]
 
 
-def adamw_by_hand(params, all_grads, *, rates, clip, decayed):
+def adamw_by_hand(params, all_grads, *, rates, clip, decayed, betas=(0.9, 0.95), epsilon=1e-5, decay=0.1):
     """Three loops of plain numpy: optax semantics, epsilon outside the root, decay times the rate."""
     params = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros(value.shape) for name, value in params.items()}
@@ -113,16 +113,23 @@ def adamw_by_hand(params, all_grads, *, rates, clip, decayed):
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
         for name, grad in grads.items():
             g = grad * min(1.0, clip / norm)
-            m[name] = 0.9 * m[name] + 0.1 * g
-            v[name] = 0.95 * v[name] + 0.05 * g**2
-            update = (m[name] / (1 - 0.9**step)) / (np.sqrt(v[name] / (1 - 0.95**step)) + 1e-5)
-            update += (0.1 if name in decayed else 0.0) * params[name]
+            m[name] = betas[0] * m[name] + (1 - betas[0]) * g
+            v[name] = betas[1] * v[name] + (1 - betas[1]) * g**2
+            update = (m[name] / (1 - betas[0] ** step)) / (
+                np.sqrt(v[name] / (1 - betas[1] ** step)) + epsilon
+            )
+            update += (decay if name in decayed else 0.0) * params[name]
             params[name] = params[name] - rate * update
     return params
 
 
 @pytest.mark.parametrize("scale", [0.01, 3.0], ids=["below_the_clip", "clipped"])
-def test_adamw_equals_three_steps_by_hand(scale):
+@pytest.mark.parametrize(
+    ("clip", "betas", "epsilon", "decay"),
+    [(1.0, (0.9, 0.95), 1e-5, 0.1), (2.0, (0.8, 0.9), 1e-3, 0.3)],
+    ids=["paper", "others"],
+)
+def test_adamw_equals_three_steps_by_hand(scale, clip, betas, epsilon, decay):
     generator = np.random.default_rng(0)
     shapes = {"w_DF": (3, 4), "scale_D": (3,)}
     params = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -134,13 +141,19 @@ def test_adamw_equals_three_steps_by_hand(scale):
         for _ in range(3)
     ]
     all_grads[0]["w_DF"][0, 0] = 1e-6  # where epsilon 1e-5 matters
-    config = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=2)
+    config = OptimizerConfig(
+        learning_rate=0.01, schedule="constant", warmup_steps=2, beta1=betas[0], beta2=betas[1],
+        epsilon=epsilon, weight_decay=decay, grad_clip_norm=clip,
+    )  # fmt: skip
     optimizer = make_optimizer(config, num_steps=10)
     found, state = params, optimizer.init(params)
     for grads in all_grads:
         updates, state = optimizer.update(grads, state, found)
         found = jax.tree.map(jnp.add, found, updates)
-    wanted = adamw_by_hand(params, all_grads, rates=[0.0, 0.005, 0.01], clip=1.0, decayed={"w_DF"})
+    wanted = adamw_by_hand(
+        params, all_grads, rates=[0.0, 0.005, 0.01], clip=clip, decayed={"w_DF"},
+        betas=betas, epsilon=epsilon, decay=decay,
+    )  # fmt: skip
     for name in shapes:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7)
 
