@@ -89,7 +89,11 @@ def load(
         read = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind]
         imported = read(path, template=template)
     config = dataclasses.replace(
-        imported.config, compute_dtype=compute_dtype, remat_policy=remat_policy, attention_impl=attention_impl
+        imported.config,
+        tokenizer_size=_tokenizer_size(imported),
+        compute_dtype=compute_dtype,
+        remat_policy=remat_policy,
+        attention_impl=attention_impl,
     )
     params = place_params(partitioner, imported.params, dtype)
     return LoadedModel(
@@ -100,6 +104,12 @@ def load(
         Transformer(config, partitioner),
         imported.source,
     )
+
+
+def _tokenizer_size(imported: Imported) -> int:
+    """Of ``ModelConfig``: embeddings are often padded to a round number of rows."""
+    tokenizer, rows = imported.tokenizer, imported.config.vocab_size
+    return tokenizer.vocab_size if tokenizer is not None and tokenizer.vocab_size < rows else 0
 
 
 def for_decoding(loaded: LoadedModel) -> LoadedModel:
@@ -181,7 +191,10 @@ def convert(
 def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: str) -> dict[str, Any]:
     """What every checkpoint of ours says about itself."""
     model = dataclasses.asdict(config)
-    del model["attention_impl"]  # of the machine, not of the weights
+    del (
+        model["attention_impl"],
+        model["tokenizer_size"],
+    )  # of the machine and of the tokenizer, not of the weights
     return {
         "model": model,
         "tokenizer_hash": tokenizer.content_hash if tokenizer is not None else "",

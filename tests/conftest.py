@@ -25,7 +25,7 @@ MAPPINGS = Path("/proc/self/maps")  # of memory; Linux lets a process have 65,53
 
 @pytest.fixture(autouse=True, scope="module")
 def _room_for_programs() -> Iterator[None]:
-    """Every compiled program keeps three mappings; at the limit the next compilation aborts the process."""
+    """Every compiled program keeps three mappings, one that decodes 200; at the limit the process aborts."""
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 25_000:
         jax.clear_caches()

@@ -11,12 +11,21 @@ import pytest
 
 from llama2_jax import pretrained
 from llama2_jax.config import ConfigError
+from llama2_jax.generate.decode import generate, row_ids
+from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.pretrained import LoadedModel, load, release_params, save_huggingface, save_native
+from llama2_jax.pretrained import (
+    LoadedModel,
+    for_decoding,
+    load,
+    release_params,
+    save_huggingface,
+    save_native,
+)
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.rules import make_partitioner
-from llama2_jax.train.checkpoint import CheckpointError
+from llama2_jax.train.checkpoint import CheckpointError, read_meta
 from tests.compilations import share
 from tests.experiments import runs
 from tests.interop.models import SHAPES, random_params
@@ -63,6 +72,37 @@ def test_dtype_and_numerics_can_be_chosen() -> None:
     assert loaded.template.name == "chatml"
     with pytest.raises(ConfigError, match="chat template is 'alpaca'; choose one of"):
         load(runs.pretrained_workdir(), template="alpaca")
+
+
+def test_ids_beyond_the_tokenizer_are_never_predicted(tmp_path: Path) -> None:
+    """Embeddings come padded to a round number of rows; the spare ones are not even rare answers."""
+    known = load(runs.pretrained_workdir())
+    size = known.require_tokenizer().vocab_size
+    rows, columns = ((0, 64), (0, 0)), ((0, 0), (0, 64))
+    padded = {
+        **known.params,
+        "embedding_VD": jnp.pad(known.params["embedding_VD"], rows),
+        "unembedding_DV": jnp.pad(known.params["unembedding_DV"], columns),
+    }
+    config = dataclasses.replace(known.config, vocab_size=size + 64)
+    save_huggingface(tmp_path / "hf", known._replace(params=padded, config=config))
+    save_native(tmp_path / "native", known._replace(params=padded, config=config))
+    prompt = known.require_tokenizer().encode("The model", bos=True)
+    wanted = known.model.apply({"params": known.params}, np.array([prompt])).logits_BTV
+    for folder in ("hf", "native"):
+        loaded = load(tmp_path / folder)
+        assert (loaded.config.vocab_size, loaded.config.tokenizer_size) == (size + 64, size)
+        found = loaded.model.apply({"params": loaded.params}, np.array([prompt])).logits_BTV
+        np.testing.assert_allclose(jax.nn.softmax(found)[..., :size], jax.nn.softmax(wanted), atol=1e-6)
+        assert (
+            read_meta(tmp_path / "native")[1]["model"].get("tokenizer_size") is None
+        )  # the tokenizer says it
+    # at this temperature all ids are as likely
+    decoder, sampling = for_decoding(loaded), SamplingConfig(max_new_tokens=50, temperature=1e6)
+    out = generate(decoder.model, decoder.params, [prompt] * 8, sampling, stop_ids=())
+    drawn = np.concatenate([row_ids(out, row)[1] for row in range(8)])
+    assert len(drawn) == 400
+    assert drawn.max() < size
 
 
 def test_each_parameter_is_read_and_placed_before_the_next_is_read(

@@ -85,7 +85,7 @@ def generate(
       seeds: one per row (default 0, 1, ...). What a row draws depends on its seed alone, and its logits on
         its prompt alone up to rounding, which in bfloat16 other companions can change.
       prompt_length: prompts up to this length are padded to it, so that their batches share one
-        compiled shape.
+        compiled shape. Every number of rows and every ``max_new_tokens`` is compiled anew.
 
     Returns:
       Completions on the host; past a row's length tokens are -1 and log-probabilities 0.
@@ -138,7 +138,7 @@ def stream(
     require(chunk > 0, f"chunk = {chunk} must be positive")
     left = room(model, [prompt], sampling)
     # whole chunks: room for the last one, so that every call has the same compiled shape
-    slots = -(-left // chunk) * chunk
+    slots = -(-few_lengths(left, sampling) // chunk) * chunk
     state = start(model, params, [prompt], max_new_tokens=slots, seeds=[seed])
     while left > 0:
         state, part = advance(

@@ -19,7 +19,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 class ModelConfig:
     """Shape and numerics of one Llama-architecture decoder."""
 
-    vocab_size: int
+    vocab_size: int  # rows of the embedding
     model_width: int
     num_layers: int
     num_heads: int
@@ -30,6 +30,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     rope_base: float = 10_000.0
     tie_embeddings: bool = False  # Llama 2 is untied; some imported models are not
+    tokenizer_size: int = 0  # ids from here on are spare rows, which nothing predicts; 0 = there are none
     init_stddev: float = 0.02  # not in the paper (ARCH-12)
     compute_dtype: str = "float32"
     remat_policy: str = "none"
@@ -40,13 +41,13 @@ class ModelConfig:
             "vocab_size", "model_width", "num_layers", "num_heads",
             "num_kv_heads", "feed_forward_width", "max_context",
         )  # fmt: skip
-        for name in (*integers, "head_dim"):
+        for name in (*integers, "head_dim", "tokenizer_size"):
             value = getattr(self, name)
             is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
             require(is_integer, f"model.{name} = {value!r} must be an integer")
         for name in (*integers, "norm_epsilon", "rope_base"):
             require(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)} must be positive")
-        for name in ("head_dim", "init_stddev"):
+        for name in ("head_dim", "tokenizer_size", "init_stddev"):
             require(getattr(self, name) >= 0, f"model.{name} = {getattr(self, name)} must not be negative")
         require(
             self.num_heads % self.num_kv_heads == 0,

@@ -34,6 +34,7 @@ from llama2_jax.structs import KVCache, ModelOutput, Params
 
 Carry = tuple[jax.Array, KVCache | None]
 UNROLLED_LAYERS = 8  # models of up to so many layers are compiled without a loop
+NO_TOKEN = -1e9  # finite, so that entropies and gradients are
 
 
 class Block(nn.Module):
@@ -166,7 +167,7 @@ class Transformer(nn.Module):
         return x_BTD, cache
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Logits in float32, whatever the compute dtype."""
+        """Logits in float32, whatever the compute dtype; of spare rows ``NO_TOKEN``, a probability of 0."""
         tied = self.config.tie_embeddings
         logits_BTV = project(
             hidden_BTD,
@@ -175,6 +176,9 @@ class Transformer(nn.Module):
             outputs_first=tied or not self.stacked,
             out_dtype=jnp.float32,
         )
+        if self.config.tokenizer_size:
+            is_token_V = jnp.arange(self.config.vocab_size) < self.config.tokenizer_size
+            logits_BTV = jnp.where(is_token_V, logits_BTV, NO_TOKEN)
         return self.part.constrain(logits_BTV, "BTV")
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:

@@ -185,8 +185,8 @@ class Checkpointer:
         if rest is not None and have != want:
             raise CheckpointError(
                 f"checkpoint {step} in {self.folder} has {len(have)} arrays beside its parameters, where "
-                f"{len(want)} of other shapes are wanted, as of another optimizer; undo that change, or use "
-                "another workdir"
+                f"{len(want)} of other shapes are wanted, as of another optimizer or an earlier version of "
+                "this code; undo that change, or start from its weights in another workdir"
             )
 
     def _set_aside(self, steps: list[int]) -> None:

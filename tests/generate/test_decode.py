@@ -232,6 +232,11 @@ def test_near_the_context_few_numbers_of_new_tokens_are_compiled(params):
     found += [generate(tiny.MODEL, params, [prompt], sampling) for prompt in prompts[1:]]
     assert advance._cache_size() == compiled
     assert [one.lengths_B.tolist() for one in found] == [[24], [23], [19]]  # the context is 64
+    streamed = [list(stream(tiny.MODEL, params, prompts[0], sampling))]
+    compiled = advance._cache_size()
+    streamed += [list(stream(tiny.MODEL, params, prompt, sampling)) for prompt in prompts[1:]]
+    assert advance._cache_size() == compiled
+    assert [one.tokens_BC[0, : one.lengths_B[0]].tolist() for one in found] == streamed
 
 
 def test_temperatures_and_thresholds_share_one_compiled_loop(params):

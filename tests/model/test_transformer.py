@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.kernels import reference
+from llama2_jax.losses.ppo import entropy
 from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import (
     UNROLLED_LAYERS,
@@ -53,6 +54,24 @@ def test_logits_equal_a_numpy_float64_implementation(changes):
     wanted = np.stack([numpy_llama.forward(params, row, model.config)[0] for row in tokens])
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-5)
+
+
+def test_spare_rows_get_no_probability_and_no_gradient():
+    plain, spared = (tiny.with_config(tokenizer_size=size) for size in (0, 40))
+    params, tokens = tiny.params(), tiny.tokens(2, 11) % 40
+
+    def entropy_of(model, params):
+        return entropy(logits(model, params, tokens)).sum()
+
+    cut = np.asarray(logits(plain, params, tokens))[..., :40]
+    found = jax.nn.log_softmax(logits(spared, params, tokens))
+    np.testing.assert_allclose(found[..., :40], jax.nn.log_softmax(cut), rtol=1e-5, atol=1e-5)
+    assert (np.exp(found[..., 40:]) == 0).all()
+    total, grads = jax.value_and_grad(entropy_of, argnums=1)(spared, params)
+    assert float(total) == pytest.approx(float(entropy(cut).sum()), rel=1e-5)
+    assert (grads["unembedding_DV"][:, 40:] == 0).all()
+    assert np.isfinite(grads["unembedding_DV"]).all()
+    assert np.abs(grads["unembedding_DV"][:, :40]).max() > 0
 
 
 def test_tied_model_has_no_unembedding():
