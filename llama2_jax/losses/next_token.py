@@ -5,7 +5,9 @@ loss = - sum_t mask_t * log softmax(logits_t)[target_t],  logits in float32.
 Sums, never means of means: the caller divides once by the token count of the whole batch.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,12 @@ import jax.numpy as jnp
 from llama2_jax.config import require
 from llama2_jax.shapes import check_shapes
 from llama2_jax.structs import LossSums
+
+Unembed = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""The head of some ids of the vocabulary, those ids, and hidden states (B, C, D) to logits (B, C, V)."""
+
+MapShards = Callable[..., Any]
+"""``Partitioner.map_shards``."""
 
 
 def next_token_sums(logits_BTV: jax.Array, targets_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
@@ -30,44 +38,71 @@ def token_logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     Own losses should take this, too: of ``logits[jnp.arange(T), targets]`` XLA can make a wrong gradient
     where T is split over devices (``docs/scaling.md``).
     """
+    target_BT, lse_BT = _target_and_lse(logits_BTV, targets_BT, jnp.arange(logits_BTV.shape[-1]))
+    return target_BT - lse_BT
+
+
+def _target_and_lse(
+    logits_BTV: jax.Array, targets_BT: jax.Array, ids_V: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The logit of the target, 0 where it is not among the ids, and the log of the sum of exponentials."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     # A comparison instead of a gather: it stays local when V is split over devices.
-    is_target = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
-    target_BT = jnp.where(is_target, logits_BTV, 0.0).sum(axis=-1)
-    return target_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.where(ids_V == targets_BT[..., None], logits_BTV, 0.0).sum(axis=-1)
+    return target_BT, jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
 def chunked_next_token_sums(
-    unembed: Callable[[jax.Array], jax.Array],
+    unembed: Unembed,
+    head: jax.Array,
+    head_dims: str,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
     loss_mask_BT: jax.Array,
     *,
+    vocab_size: int,
     chunk_size: int,
+    map_shards: MapShards,
 ) -> LossSums:
     """The same sums with logits made for ``chunk_size`` positions of each row at a time.
 
-    At most (B, chunk_size, V) logits exist at once, in the forward and the backward pass.
+    At most (B, chunk_size, V) logits exist at once, in the forward and the backward pass. Every device gets
+    its part of the head once and adds up the gradient of that by itself; devices talk before and after the
+    loop alone. In a loop over arrays of all devices XLA gathers the head and adds up its gradient every turn.
 
     Args:
-      unembed: (B, C, D) -> logits (B, C, V).
+      head: weights, and ``head_dims`` their dimension letters.
       chunk_size: must divide T.
     """
-    batch, length, _ = hidden_BTD.shape
+    length = hidden_BTD.shape[1]
     require(
         length % chunk_size == 0,
         f"train.loss_chunk = {chunk_size} does not divide the sequence length {length}; set it to a divisor",
     )
 
-    def chunks(array: jax.Array) -> jax.Array:
-        return array.reshape(batch, length // chunk_size, chunk_size, *array.shape[2:]).swapaxes(0, 1)
+    def local(head: jax.Array, ids_V: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        @jax.checkpoint
+        def body(_: None, chunk: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+            hidden, targets, mask = chunk
+            logits = jnp.where(mask[..., None] > 0, unembed(head, ids_V, hidden), 0.0)
+            return None, _target_and_lse(logits, targets, ids_V)
 
-    @jax.checkpoint
-    def body(sums: LossSums, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[LossSums, None]:
-        hidden, targets, mask = chunk
-        new = next_token_sums(unembed(hidden), targets, mask)
-        return jax.tree.map(jnp.add, sums, new), None
+        size = math.gcd(chunk_size, arrays[0].shape[1])  # where devices share a row
+        _, parts = jax.lax.scan(body, None, tuple(_chunks(array, size) for array in arrays))
+        return tuple(part.swapaxes(0, 1).reshape(1, *arrays[1].shape) for part in parts)
 
-    zero = LossSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), {}, {})
-    sums, _ = jax.lax.scan(body, zero, (chunks(hidden_BTD), chunks(targets_BT), chunks(loss_mask_BT)))
-    return sums
+    # where the vocabulary is split, both are of each part of it
+    target_VBT, lse_VBT = map_shards(
+        local,
+        (head, jnp.arange(vocab_size), hidden_BTD, targets_BT, loss_mask_BT),
+        (head_dims, "V", "BTD", "BT", "BT"),
+        ("VBT", "VBT"),
+    )
+    logprobs_BT = target_VBT.sum(axis=0) - jax.nn.logsumexp(lse_VBT, axis=0)
+    return LossSums(-(logprobs_BT * loss_mask_BT).sum(), loss_mask_BT.astype(jnp.float32).sum(), {}, {})
+
+
+def _chunks(array: jax.Array, size: int) -> jax.Array:
+    """(B, T, ...) -> (T / C, B, C, ...)."""
+    batch, length, *rest = array.shape
+    return array.reshape(batch, length // size, size, *rest).swapaxes(0, 1)

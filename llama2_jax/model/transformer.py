@@ -167,24 +167,47 @@ class Transformer(nn.Module):
         return x_BTD, cache
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Logits in float32, whatever the compute dtype; of spare rows ``NO_TOKEN``, a probability of 0."""
-        tied = self.config.tie_embeddings
-        logits_BTV = project(
+        """Logits in float32, whatever the compute dtype."""
+        logits_BTV = head_logits(
+            self.embedding_VD if self.config.tie_embeddings else self.unembedding,
+            jnp.arange(self.config.vocab_size),
             hidden_BTD,
-            self.embedding_VD if tied else self.unembedding,
+            config=self.config,
             partitioner=self.part,
-            outputs_first=tied or not self.stacked,
-            out_dtype=jnp.float32,
+            outputs_first=not self.stacked,
         )
-        if self.config.tokenizer_size:
-            is_token_V = jnp.arange(self.config.vocab_size) < self.config.tokenizer_size
-            logits_BTV = jnp.where(is_token_V, logits_BTV, NO_TOKEN)
         return self.part.constrain(logits_BTV, "BTV")
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:
         """Logits of every token; keyword arguments as in ``hidden``."""
         hidden_BTD, cache = self.hidden(tokens_BT, **kwargs)
         return ModelOutput(self.unembed(hidden_BTD), cache)
+
+
+def head_logits(
+    weight: jax.Array,
+    ids_V: jax.Array,
+    hidden_BTD: jax.Array,
+    *,
+    config: ModelConfig,
+    partitioner: Partitioner,
+    outputs_first: bool = False,
+) -> jax.Array:
+    """Logits (B, T, V) of the ids that the weight has, float32; of spare rows ``NO_TOKEN``: probability 0.
+
+    Args:
+      weight: (D, V), or (V, D) where it is tied or ``outputs_first``.
+    """
+    logits_BTV = project(
+        hidden_BTD,
+        weight,
+        partitioner=partitioner,
+        outputs_first=outputs_first or config.tie_embeddings,
+        out_dtype=jnp.float32,
+    )
+    if config.tokenizer_size:
+        logits_BTV = jnp.where(ids_V < config.tokenizer_size, logits_BTV, NO_TOKEN)
+    return logits_BTV
 
 
 def init_params(model: Transformer, key: jax.Array) -> Params:

@@ -11,8 +11,8 @@ import optax
 from llama2_jax.config import require
 from llama2_jax.losses.next_token import chunked_next_token_sums, next_token_sums
 from llama2_jax.model.heads import ScoreModel
-from llama2_jax.model.transformer import Transformer, init_params
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.model.transformer import Transformer, head_logits, init_params
+from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import LossSums, Mean, Params, TokenBatch, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -101,12 +101,21 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
         positions_BT=batch.positions_BT,
         method="hidden",
     )
-    unembed = functools.partial(model.apply, {"params": params}, method="unembed")
     if loss_chunk:
+        name = "embedding_VD" if model.config.tie_embeddings else "unembedding_DV"
         return chunked_next_token_sums(
-            unembed, hidden_BTD, batch.targets_BT, batch.loss_mask_BT, chunk_size=loss_chunk
+            functools.partial(head_logits, config=model.config, partitioner=single_device()),
+            params[name],
+            name.rpartition("_")[2],
+            hidden_BTD,
+            batch.targets_BT,
+            batch.loss_mask_BT,
+            vocab_size=model.config.vocab_size,
+            chunk_size=loss_chunk,
+            map_shards=(model.partitioner or single_device()).map_shards,
         )
-    return next_token_sums(unembed(hidden_BTD), batch.targets_BT, batch.loss_mask_BT)
+    logits_BTV = model.apply({"params": params}, hidden_BTD, method="unembed")
+    return next_token_sums(logits_BTV, batch.targets_BT, batch.loss_mask_BT)
 
 
 def split_rows(batch: Any, parts: int) -> Any:

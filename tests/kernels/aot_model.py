@@ -35,10 +35,12 @@ def training_step(devices, impl):
     return update_of(model_on(devices, impl, remat_policy="attention"), num_rows=4, length=512)
 
 
-def update_of(model, *, num_rows, length):
+def update_of(model, *, num_rows, length, loss_chunk=0):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), num_steps=10)
     state = abstract_state(model, optimizer, model.partitioner)
-    step = compile_step(make_update(next_token_loss(model), optimizer), state, model.partitioner)
+    step = compile_step(
+        make_update(next_token_loss(model, loss_chunk=loss_chunk), optimizer), state, model.partitioner
+    )
     with jax.sharding.use_abstract_mesh(model.partitioner.mesh.abstract_mesh):
         tokens = abstract_token_batch(model.partitioner, num_rows, length)
         return step.lower(state, tokens).compile().as_text()

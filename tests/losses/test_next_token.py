@@ -5,6 +5,7 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.losses.next_token import chunked_next_token_sums, next_token_sums, token_logprobs
+from llama2_jax.sharding.rules import single_device
 from tests.model import numpy_llama, tiny
 
 B, T, D, V = 3, 12, 5, 7
@@ -20,7 +21,10 @@ def whole(weight, hidden):
 
 
 def chunked(weight, hidden, chunk_size):
-    return chunked_next_token_sums(lambda h: h @ weight, hidden, TARGETS, MASK, chunk_size=chunk_size)
+    return chunked_next_token_sums(
+        lambda head, _, h: h @ head, weight, "DV", hidden, TARGETS, MASK,
+        vocab_size=V, chunk_size=chunk_size, map_shards=single_device().map_shards,
+    )  # fmt: skip
 
 
 def test_the_sum_is_the_negative_log_likelihood_of_counted_targets():

@@ -44,6 +44,18 @@ def parse(line: str) -> Operation | None:
     return Operation(kind, dtypes[:1] if kind == "send" else dtypes, operands.split(", "), line)
 
 
+def inside_loops(program: str) -> list[str]:
+    """The functions of a compiled program that its loops call."""
+    functions = {text.split(" ", 1)[0]: text for text in re.split(r"\n(?=%[^ ]+ \()", program)}
+    called, waiting = set(), re.findall(r"\bbody=(%[\w.-]+)", program)
+    while waiting:
+        name = waiting.pop()
+        if name not in called:
+            called.add(name)
+            waiting += [one for one in re.findall(r"%[\w.-]+", functions[name]) if one in functions]
+    return [functions[name] for name in called]
+
+
 def test_gradients_are_added_up_in_float32(operations: list[Operation]) -> None:
     sums = [
         dtype
@@ -57,6 +69,26 @@ def test_gradients_are_added_up_in_float32(operations: list[Operation]) -> None:
     # weights themselves travel as they are multiplied
     gathers = [operation for operation in operations if operation.kind == "all-gather"]
     assert {dtype for operation in gathers for dtype in operation.dtypes} == {"bf16"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_in_chunks_gathers_the_head_once_and_adds_up_its_gradient_once(tied: bool) -> None:
+    partitioner = Partitioner(make_mesh(MeshConfig(), tpu_devices("v5e")), "fsdp")
+    config = model_config("nano", vocab_size=640, compute_dtype="bfloat16", tie_embeddings=tied)
+    program = update_of(Transformer(config, partitioner), num_rows=8, length=512, loss_chunk=64)
+    loops = "\n".join(inside_loops(program))
+
+    def of_tables(text: str, kind: str) -> list[str]:
+        """Tables of the vocabulary that are moved there."""
+        moves = [operation for line in text.splitlines() if (operation := parse(line))]
+        shapes = [one.line.split(f" {kind}")[0] for one in moves if one.kind == kind]
+        return [table for shape in shapes for table in re.findall(r"\w+\[(?:64,640|640,64)\]", shape)]
+
+    for kind in ("all-gather", "all-reduce"):
+        assert of_tables(program, kind)
+        assert of_tables(loops, kind) == []
+    sums = ["f32[640,64]", *["f32[64,640]"] * (not tied)]
+    assert sorted(of_tables(program, "all-reduce")) == sorted(sums)
 
 
 def test_nothing_but_sums_passes_between_slices(operations: list[Operation]) -> None:
