@@ -51,10 +51,10 @@ def test_constant_schedule_warms_up_and_stays():
 
 def test_a_warm_up_that_outlasts_the_run_is_said(caplog):
     caplog.set_level(logging.WARNING, logger="absl")
-    make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=2004), num_steps=501)
-    assert (
-        "run of 501 update(s) ends within its warm-up of 2004: the learning rate ends at 25 %" in caplog.text
-    )
+    for _ in range(2):
+        make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=2004), num_steps=501)
+    said = "run of 501 update(s) ends within its warm-up of 2004: the learning rate ends at 25 %"
+    assert caplog.text.count(said) == 1
     make_optimizer(OptimizerConfig(learning_rate=3e-4, warmup_steps=1), num_steps=1)
     assert "run of 1 update(s) ends within its warm-up of 1: the learning rate ends at 0 %" in caplog.text
 
@@ -68,6 +68,7 @@ def test_the_longer_warm_up_holds():
     assert rate(30, num_steps=1000, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(3e-4)
     assert rate(15, num_steps=1000, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(1.5e-4)
     assert rate(5, num_steps=100, warmup_steps=5, warmup_fraction=0.03) == pytest.approx(3e-4)
+    assert rate(1, num_steps=60, warmup_steps=0, warmup_fraction=0.03) == pytest.approx(1.5e-4)  # 1.8 is 2
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,12 @@ def test_the_longer_warm_up_holds():
         ({"schedule": "linear"}, "'linear'.*'cosine'.*'constant'"),
         ({"learning_rate": 0.0}, "learning_rate = 0.0"),
         ({"warmup_steps": -1}, "warmup_steps = -1"),
+        ({"warmup_fraction": -0.1}, "warmup_fraction = -0.1"),
+        ({"weight_decay": -0.1}, "weight_decay = -0.1"),
+        ({"final_fraction": 1.1}, r"final_fraction = 1.1 must be in \[0, 1\]"),
+        ({"beta1": -0.1}, r"beta1 = -0.1 must be in \[0, 1\)"),
+        ({"beta2": 1.0}, r"beta2 = 1.0 must be in \[0, 1\)"),
+        ({"epsilon": 0.0}, "epsilon = 0.0 must be positive"),
         ({"grad_clip_norm": 0.0}, "grad_clip_norm = 0.0"),
     ],
 )
