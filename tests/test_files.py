@@ -1,6 +1,9 @@
 """A process that writes nothing leaves every file to the one that does."""
 
+import errno
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from llama2_jax import files
 from llama2_jax.analysis import figures
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import append_rows, write_rows
-from llama2_jax.files import written_whole
+from llama2_jax.files import held, hold, release, written_whole
 from llama2_jax.train.metrics import MetricsWriter
 from llama2_jax.workdir import mark_done
 
@@ -29,6 +32,28 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+def test_a_lock_names_its_holder_alone_and_lasts_to_the_end_of_the_outer_block(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on another machine\n" * 9)  # a run before
+    with held(tmp_path, another=""):
+        with held(tmp_path / ".." / tmp_path.name, another=""):
+            pass
+        assert not hold(tmp_path, another=""), "it is held already"
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert hold(tmp_path, another="")
+    release(tmp_path)
+
+
+def test_where_there_are_no_locks_a_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    assert not hold(tmp_path, another="")
+    assert f"{tmp_path} cannot be locked ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
+
+
 @pytest.mark.usefixtures("reader")
 def test_nothing_is_written(tmp_path: Path) -> None:
     workdir = tmp_path / "workdir"
@@ -41,6 +66,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     metrics.flush()
     metrics.close()
     mark_done(workdir)
+    assert not hold(workdir, another="")
     assert not files.writes()
     assert list(tmp_path.iterdir()) == []
 
