@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.structs import LossSums, Params, TokenBatch, TrainState
+from llama2_jax.train import loop
 from llama2_jax.train.checkpoint import CheckpointError, Restored, read_meta
-from llama2_jax.train.loop import _check_position, train
+from llama2_jax.train.loop import train
 from llama2_jax.train.metrics import NonFiniteError, read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig, learning_rate
 from llama2_jax.train.run import TrainConfig
@@ -69,6 +71,10 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 def crash() -> None:
     raise RuntimeError("the machine is gone")
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_metrics_of_every_step(uninterrupted: tuple[Path, TrainState]) -> None:
@@ -161,6 +167,7 @@ def test_crashed_run_continues_bit_for_bit(uninterrupted: tuple[Path, TrainState
     assert_bitwise_equal(state, uninterrupted[1])
     assert without_rates(tmp_path) == without_rates(uninterrupted[0])
     assert read_meta(tmp_path)[1] == read_meta(uninterrupted[0])[1]
+    assert read_meta(tmp_path)[1]["config"] == make_run().config
 
 
 def test_run_that_crashed_before_its_first_checkpoint_writes_no_line_twice(
@@ -175,9 +182,6 @@ def test_run_that_crashed_before_its_first_checkpoint_writes_no_line_twice(
 def test_sigterm_saves_and_continues_bit_for_bit(
     uninterrupted: tuple[Path, TrainState], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def terminate() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     previous = signal.getsignal(signal.SIGTERM)
     with caplog.at_level(logging.WARNING), pytest.raises(Preempted) as stopped:
         train(make_run(batches=batches_with(terminate, before_step=6)), make_config(), tmp_path)
@@ -189,6 +193,20 @@ def test_sigterm_saves_and_continues_bit_for_bit(
     state = train(make_run(), make_config(), tmp_path)
     assert_bitwise_equal(state, uninterrupted[1])
     assert without_rates(tmp_path) == without_rates(uninterrupted[0])
+
+
+def test_sigterm_in_the_last_step_finds_the_run_finished(
+    uninterrupted: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    state = train(make_run(batches=batches_with(terminate, before_step=12)), make_config(), tmp_path)
+    assert_bitwise_equal(state, uninterrupted[1])
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    """As in a notebook: Python takes handlers from the main thread alone."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(train, make_run(), make_config(num_steps=1), tmp_path).result()
+    assert checkpoint_steps(tmp_path) == [1]
 
 
 def test_finished_run_returns_its_state_without_training(
@@ -241,6 +259,27 @@ def test_profile_writes_a_trace(tmp_path: Path) -> None:
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_profile_is_of_the_updates_after_the_first_up_to_the_last_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+
+    def listed(start: int) -> Iterator[TokenBatch]:
+        for step in range(start, 10**6):
+            events.append(step + 1)
+            yield batch(step)
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    config = make_config(num_steps=5, profile_steps="2:4")
+    train(make_run(batches=listed), config, tmp_path / "one")
+    assert events == [1, 2, "start", 3, 4, "stop", 5]
+    events.clear()
+    monkeypatch.setattr(loop, "writes", lambda: False)  # another process does
+    train(make_run(batches=listed), config, tmp_path / "other")
+    assert events == [1, 2, 3, 4, 5]
+
+
 def test_profile_range_entered_by_a_resumed_run_and_left_by_the_end(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the machine is gone"):
         train(make_run(batches=batches_with(crash, before_step=6)), make_config(), tmp_path)
@@ -267,7 +306,7 @@ def test_a_run_goes_on_at_its_place_in_the_data_or_not_at_all(
     with pytest.raises(ConfigError, match="made with 8 rows or pairs per update, the config has 16"):
         train(twice, make_config(), uninterrupted[0])
     with pytest.raises(ConfigError, match="of step 12 is of an earlier version of this code"):
-        _check_position(twice, make_config(), Restored(12, None, None, {}))
+        loop._check_position(twice, make_config(), Restored(12, None, None, {}))
     with pytest.raises(ConfigError, match=r"of step 12, the run is to end at step 8"):
         train(make_run(accept_changed_config=True), make_config(num_steps=8), uninterrupted[0])
 
@@ -318,6 +357,12 @@ def test_spikes_of_the_loss_are_kept_over_a_restart(tmp_path: Path) -> None:
     [
         ({"num_steps": 0}, "train.num_steps = 0 must be positive"),
         ({"keep_last": 0}, "train.keep_last = 0 must be positive"),
+        ({"log_every_steps": 0}, "train.log_every_steps = 0 must be positive"),
+        ({"checkpoint_every_steps": 0}, "train.checkpoint_every_steps = 0 must be positive"),
+        ({"accumulation_steps": 0}, "train.accumulation_steps = 0 must be positive"),
+        ({"loss_chunk": -1}, "train.loss_chunk = -1 must not be negative"),
+        ({"eval_every_steps": -1}, "train.eval_every_steps = -1 must not be negative"),
+        ({"keep_every_steps": -1}, "train.keep_every_steps = -1 must not be negative"),
         ({"profile_steps": "5"}, "must be FIRST:LAST"),
         ({"profile_steps": "5:5"}, "must be FIRST:LAST"),
     ],
