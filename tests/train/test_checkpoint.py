@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,9 @@ def test_a_save_that_orbax_would_drop_is_an_error(tmp_path: Path) -> None:
                 save(checkpointer, state_of(step), {})
         checkpointer.discard_from(4)
         assert checkpointer.steps() == [3]
+        save(checkpointer, state_of(4), {})
+        checkpointer.discard_from(4)  # itself too
+        assert checkpointer.steps() == [3]
         save(checkpointer, state_of(4), {"other": True})
     assert stored_steps(tmp_path) == [3, 4]
     assert read_meta(tmp_path) == (4, {"other": True})
@@ -193,12 +197,14 @@ def test_a_failed_restore_renames_nothing_while_no_older_checkpoint_is_read(
     save_steps(tmp_path, [1, 2])
 
     def out_of_memory(*arguments: object) -> None:
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        raise RuntimeError(f"{'/a/long/path' * 99} RESOURCE_EXHAUSTED: out of memory")
 
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         with monkeypatch.context() as patch:
             patch.setattr(checkpointer, "_restore", out_of_memory)
-            with pytest.raises(CheckpointError, match=r"can be read \(the oldest: .*RESOURCE_EXHAUSTED"):
+            with pytest.raises(
+                CheckpointError, match=r"can be read \(the oldest: .{,320} RESOURCE_EXHAUSTED"
+            ):
                 restore(checkpointer, ABSTRACT)
         assert checkpointer.steps() == [1, 2]
         restored = restore(checkpointer, ABSTRACT)
@@ -322,6 +328,18 @@ def test_reading_a_damaged_checkpoint_names_it(tmp_path: Path) -> None:
     garble_meta(newest(tmp_path))
     with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read"):
         read_meta(tmp_path)
+
+
+def test_reading_says_nothing_and_leaves_the_log_as_loud_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, [1])
+    before = absl.logging.get_verbosity()
+    caplog.clear()
+    read_meta(tmp_path)
+    assert stored_steps(tmp_path) == [1]
+    assert not caplog.records
+    assert absl.logging.get_verbosity() == before > absl.logging.ERROR
 
 
 def test_reading_nothing(tmp_path: Path) -> None:
