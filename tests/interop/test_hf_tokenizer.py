@@ -45,6 +45,8 @@ def test_fast_form_of_sentencepiece_gives_the_same_ids():
         assert fast.encode(text, add_special_tokens=False).ids == ids, text
         assert fast.encode(text).ids == [ours.bos_id, *ids]
         assert fast.decode(ids) == ours.decode(ids)
+    halves = [[ours.bos_id, *ours.encode(text)] for text in ("the word", "was")]
+    assert fast.encode("the word", "was").ids == halves[0] + halves[1]
 
 
 def test_fast_form_of_a_released_tokenizer():
@@ -68,6 +70,9 @@ def test_fast_form_of_a_released_tokenizer():
         ("byte_level", "chatml", 2, 2),
         ("byte_level", "llama2", 0, 0),
         ("byte_level", None, 0, 0),
+        ("byte_level", None, -1, None),
+        ("byte_level", "chatml", -1, 2),
+        ("byte_level", "llama2", -1, None),
         ("sentencepiece", "chatml", 2, 2),  # which it has no markers for
     ],
 )
@@ -78,7 +83,8 @@ def test_others_stop_where_we_do(tmp_path, kind, template, eos_id, ends):
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     wanted = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, **sampling}
     assert json.loads((folder / "generation_config.json").read_text()) == wanted
-    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == eos_id
+    named = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    assert named == (eos_id if eos_id >= 0 else None)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,8 @@ def test_the_tokenizer_and_template_survive_the_round_trip(tmp_path, kind, templ
     assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (1, 2)
     settings = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (1, 2)
+    written = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    assert written["clean_up_tokenization_spaces"] is False
 
 
 def test_ids_of_the_config_stand_in_for_unnamed_ones(tmp_path):
@@ -182,6 +190,15 @@ def test_ids_of_the_config_stand_in(tmp_path):
     folder = _without_ids(tmp_path / "m", bos_token_id=3, eos_token_id=[4, 5])  # several: none is the EOS
     tokenizer = load_huggingface(folder).tokenizer
     assert (tokenizer.bos_id, tokenizer.eos_id) == (3, -1)
+
+
+def test_ids_of_the_tokenizer_come_before_those_of_the_config(tmp_path):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.bos_id = 0
+    path = _save(tmp_path / "m", tokenizer) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": 5, "eos_token_id": 5}))
+    found = load_huggingface(tmp_path / "m").tokenizer
+    assert (found.bos_id, found.eos_id) == (0, 2)
 
 
 def test_ids_of_the_config_are_control_pieces_too(tmp_path):

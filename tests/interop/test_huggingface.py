@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy for the safetensors package
@@ -71,15 +72,24 @@ def test_shards_respect_the_limit_and_the_index(tmp_path):
     assert index["metadata"]["total_size"] == sum(
         array.nbytes for array in _read_all(tmp_path / "a").values()
     )
-    for path in files:
-        assert sum(a.nbytes for a in safetensors.numpy.load_file(tmp_path / "a" / path).values()) <= 20_000
+    sizes = [
+        sum(a.nbytes for a in safetensors.numpy.load_file(tmp_path / "a" / path).values()) for path in files
+    ]
+    assert max(sizes) <= 20_000
+    with safetensors.safe_open(tmp_path / "a" / files[0], "np") as file:
+        assert file.metadata() == {"format": "pt"}  # transformers refuses files without it
+    header_length = (tmp_path / "a" / files[0]).read_bytes()[:8]
+    assert int.from_bytes(header_length, "little") % 8 == 0  # values are aligned
+    assert all(a + b > 20_000 for a, b in itertools.pairwise(sizes)), "two of them would fit in one"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_config_json_names_the_dtype(tmp_path, dtype):
     config = SHAPES["plain"]
     save_huggingface(tmp_path / "a", config, random_params(config, dtype=dtype), tokenizer=None)
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == dtype
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert settings["torch_dtype"] == dtype
+    assert settings["attention_dropout"] == 0
 
 
 def test_dtypes_that_differ_are_named_float32(tmp_path):
@@ -95,6 +105,18 @@ def test_a_non_empty_folder_is_left_alone(tmp_path):
     with pytest.raises(FormatError, match="not empty"):
         save_huggingface(tmp_path, config, random_params(config), tokenizer=None)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_an_empty_folder_is_taken_a_file_is_not_and_what_a_killed_save_left_goes(tmp_path):
+    config, params = SHAPES["plain"], random_params(SHAPES["plain"])
+    for name in ("a", "a.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a.partial" / "half").touch()
+    save_huggingface(tmp_path / "a", config, params, tokenizer=None)
+    names = {"a", "a/config.json", "a/generation_config.json", "a/model.safetensors"}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == names
+    with pytest.raises(FormatError, match=r"config\.json exists and is not empty"):
+        save_huggingface(tmp_path / "a" / "config.json", config, params, tokenizer=None)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
@@ -216,6 +238,7 @@ def test_other_wrong_fields_are_named(folder, changes, message):
 def test_null_is_no_value_where_transformers_writes_it(folder):
     before = load_huggingface(folder).config
     _edit(folder, num_key_value_heads=None, head_dim=None, rope_scaling=None, quantization_config=None)
+    _edit(folder, architectures=None)
     assert load_huggingface(folder).config == before
 
 
@@ -320,6 +343,29 @@ def test_missing_files_are_named(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match=r"names model-00001-of-00002.safetensors, which the folder lacks"):
         load_huggingface(folder)
+
+
+def test_an_index_names_what_its_shards_hold_in_the_folder_itself(folder):
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    with pytest.raises(FormatError, match=r"promises a in model\.safetensors, which the shard lacks"):
+        load_huggingface(folder)
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    path.write_text(json.dumps({"weight_map": {"lm_head.weight": "../model.safetensors"}}))
+    with pytest.raises(FormatError, match=r"names \.\./model\.safetensors, which the folder lacks"):
+        load_huggingface(folder)
+
+
+def test_layers_whose_dtypes_differ_are_read_as_float32(folder):
+    path, name = folder / "model.safetensors", "model.layers.{}.mlp.up_proj.weight"
+    tensors = safetensors.numpy.load_file(path)
+    for layer, dtype in enumerate(("float16", "bfloat16")):
+        tensors[name.format(layer)] = tensors[name.format(layer)].astype(DTYPES[dtype])
+    safetensors.numpy.save_file(tensors, path)
+    found = np.asarray(load_huggingface(folder).params["layers"]["feed_forward"]["w_up_DF"])
+    assert found.dtype == np.float32
+    for layer in range(2):
+        np.testing.assert_array_equal(found[layer], tensors[name.format(layer)].T)
 
 
 def test_an_unknown_template_is_reported_before_the_weights_are_read(folder):
