@@ -98,6 +98,19 @@ def test_defaults_of_params_json(tmp_path):
     (folder / "params.json").write_text(json.dumps(settings | {"n_kv_heads": 4}))
     config = load_meta(folder).config
     assert (config.rope_base, config.max_context, config.norm_epsilon) == (1e6, 99, 1e-5)
+    assert load_meta(folder, template="chatml").template == "chatml"
+    nothing = {"ffn_dim_multiplier": None, "use_scaled_rope": None}
+    (folder / "params.json").write_text(json.dumps(SETTINGS | nothing))
+    assert load_meta(folder).config == CONFIG
+
+
+def test_the_width_follows_from_multiple_and_multiplier(tmp_path):
+    folder = _write_folder(tmp_path / "m", random_params(CONFIG))
+    without = {key: value for key, value in SETTINGS.items() if key != "multiple_of"}
+    for settings, width in ((SETTINGS | {"ffn_dim_multiplier": 1.3}, 112), (without, 256)):  # 85 or 110, up
+        (folder / "params.json").write_text(json.dumps(settings))
+        with pytest.raises(FormatError, match=rf"w1.weight is \(96, 32\) in the file, \({width}, 32\) by"):
+            load_meta(folder)
 
 
 def test_missing_and_uneven_shards_are_named(tmp_path):
@@ -111,6 +124,12 @@ def test_missing_and_uneven_shards_are_named(tmp_path):
         load_meta(folder)
     write_torch(second, {"norm.weight": np.ones(32, np.float32)})
     with pytest.raises(FormatError, match=r"consolidated.01.pth lacks layers.0.attention.wq.weight"):
+        load_meta(folder)
+    tensors = {name: tensor.read() for name, tensor in open_torch(folder / "consolidated.00.pth").items()}
+    write_torch(second, tensors | {"output.weight": np.ones((40, 32), np.float32)})
+    with pytest.raises(
+        FormatError, match=r"output.weight has shapes \[\(48, 32\), \(40, 32\)\] in the shards"
+    ):
         load_meta(folder)
 
 
@@ -171,6 +190,8 @@ def test_a_tokenizer_that_does_not_fit_is_reported_before_the_weights_are_read(t
     folder = _write_folder(tmp_path / "m", random_params(CONFIG), settings=SETTINGS | {"n_layers": 3})
     with pytest.raises(FormatError, match=r"missing: layers\.2\."):
         load_meta(folder)
-    sentencepiece_tokenizer().save(folder)
-    with pytest.raises(FormatError, match="tokenizer has 360 tokens, the embedding 96 rows"):
-        load_meta(folder)
+    for place in (tmp_path, folder):  # beside the folder, as Meta ships it, or in it
+        sentencepiece_tokenizer().save(place)
+        message = f"{place / 'tokenizer.model'}: the tokenizer has 360 tokens, the embedding 96 rows"
+        with pytest.raises(FormatError, match=message):
+            load_meta(folder)

@@ -1,4 +1,5 @@
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -84,6 +85,43 @@ def test_a_truncated_archive_is_refused_with_its_size(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(FormatError, match=r"5000 bytes.*truncated"):
         open_torch(path)
+
+
+def _rewrite(path, changes, *, compression=zipfile.ZIP_STORED, extra=b""):
+    """The archive again, with other content of entries; None leaves one out."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()} | changes
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type, info.extra = compression, extra
+            if content is not None:
+                archive.writestr(info, content)
+
+
+def test_values_are_found_behind_extra_fields(tmp_path):
+    """With which torch aligns them."""
+    array = np.arange(12, dtype=np.float32)
+    write_torch(tmp_path / "x.pth", {"a": array})
+    _rewrite(tmp_path / "x.pth", {}, extra=b"FB\x04\x00ZZZZ")
+    np.testing.assert_array_equal(open_torch(tmp_path / "x.pth")["a"].read(), array)
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "message"),
+    [
+        ({"consolidated/byteorder": b"big"}, {}, "big-endian values are not supported"),
+        ({"other/data.pkl": b""}, {}, "found 2 entries named data.pkl, one is needed"),
+        ({"consolidated/data/0": None}, {}, "the archive lacks consolidated/data/0; download"),
+        ({"consolidated/data/0": bytes(44)}, {}, "has 44 bytes, its 12 float32 values need 48, uncompressed"),
+        ({}, {"compression": zipfile.ZIP_DEFLATED}, "has 48 bytes, .* need 48, uncompressed"),
+    ],
+)
+def test_archives_that_hold_values_otherwise_are_refused(tmp_path, changes, how, message):
+    write_torch(tmp_path / "x.pth", {"a": np.zeros(12, np.float32)})
+    _rewrite(tmp_path / "x.pth", changes, **how)
+    with pytest.raises(FormatError, match=message):
+        open_torch(tmp_path / "x.pth")
 
 
 def test_reads_what_torch_saves(tmp_path):
