@@ -1,3 +1,4 @@
+import dataclasses
 import struct
 import sys
 
@@ -33,9 +34,11 @@ def _add_header(writer, config) -> None:
     writer.add_embedding_length(config.model_width)
     writer.add_feed_forward_length(config.feed_forward_width)
     writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
+    if config.num_kv_heads != config.num_heads:  # else it may be left out
+        writer.add_head_count_kv(config.num_kv_heads)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
-    writer.add_rope_freq_base(config.rope_base)
+    if config.rope_base != 10_000.0:  # likewise
+        writer.add_rope_freq_base(config.rope_base)
 
 
 def _write(path, config, params, *, kind="F32", architecture="llama", header=None, extra=None):
@@ -90,6 +93,43 @@ def test_quantised_types_come_back_as_float32(tmp_path, kind, tolerance):
         assert found.dtype == np.float32
         error = np.abs(found - wanted)
         assert 0 < error.max() < tolerance
+
+
+def test_heads_that_the_header_does_not_count_are_those_of_the_queries(tmp_path):
+    config = dataclasses.replace(CONFIG, num_kv_heads=4)
+    assert load_gguf(_write(tmp_path / "x.gguf", config, random_params(config))).config == config
+
+
+def test_values_begin_where_the_alignment_says(tmp_path):
+    params = random_params(CONFIG)
+    path = _write(tmp_path / "x.gguf", CONFIG, params, header=lambda w: w.add_custom_alignment(4096))
+    assert_same_params(load_gguf(path).params, params, CONFIG)
+
+
+def test_header_values_of_every_type(tmp_path):
+    values = {
+        "uint8": 200, "int8": -100, "uint16": 60_000, "int16": -30_000, "uint32": 2**32 - 1,
+        "int32": -(2**31), "uint64": 2**64 - 1, "int64": -(2**63), "float32": 0.5, "float64": 0.1,
+        "bool": True, "string": "é", "array": [["a", "b"], ["c"]],
+    }  # fmt: skip
+
+    def header(writer):
+        for kind, value in values.items():
+            getattr(writer, f"add_{kind}")(f"x.{kind}", value)
+
+    found = open_gguf(_write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header)).metadata
+    assert {kind: found[f"x.{kind}"] for kind in values} == values
+
+
+def test_versions(tmp_path):
+    path = tmp_path / "x.gguf"
+    for version in (2, 3):
+        path.write_bytes((b"GGUF" + struct.pack("<IQQ", version, 0, 0)).ljust(32, b"\0"))
+        assert open_gguf(path) == ({}, {})
+    for version in (1, 4, 3 << 24):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", version, 0, 0))
+        with pytest.raises(FormatError, match=f"GGUF version {version}, only little-endian versions 2 and 3"):
+            open_gguf(path)
 
 
 def test_shape_facts_come_from_the_header(tmp_path):
@@ -169,7 +209,13 @@ def test_a_six_bit_block_by_hand(tmp_path):
             'rope.scaling.type is "yarn", only "none" can be loaded; take',
         ),
         (lambda w: w.add_rope_scaling_factor(4.0), r"rope.scaling.factor is 4.0"),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 2.0), r"rope.scale_linear is 2.0"),
         (lambda w: w.add_expert_count(8), "expert_count is 8"),
+        (
+            lambda w: w.add_array("llama.attention.head_count_kv", [2, 4]),
+            "head_count_kv differs from layer to layer, all layers must be alike; take",
+        ),
+        (lambda w: w.add_value_length(8), "attention.value_length is 8, the head dim 16, they must be equal"),
         (
             lambda w: w.add_rope_dimension_count(8),
             "rope.dimension_count is 8, the head dim 16, they must be equal; take",
@@ -288,13 +334,17 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
         load_gguf(path)
 
 
-def _sentencepiece_header(writer) -> None:
+def _sentencepiece_without_ids(writer) -> None:
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "ab", "▁ab"]
     types = [2, 3, 3, *[6] * 256, *[1] * 5]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(pieces)
     writer.add_token_scores([0.0] * 259 + [-10.0, -11.0, -12.0, -1.0, -2.0])
     writer.add_token_types(types)
+
+
+def _sentencepiece_header(writer) -> None:
+    _sentencepiece_without_ids(writer)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
@@ -308,6 +358,34 @@ def test_sentencepiece_header(tmp_path):
     small = _write(tmp_path / "y.gguf", CONFIG, random_params(CONFIG), header=_sentencepiece_header)
     with pytest.raises(FormatError, match="tokenizer has 264 tokens, the embedding 64 rows"):
         load_gguf(small)
+
+
+def test_sentencepiece_ids_and_prefix_that_the_header_leaves_out_or_not(tmp_path):
+    def without_prefix(writer):
+        _sentencepiece_without_ids(writer)
+        writer.add_add_space_prefix(False)
+
+    config = ModelConfig(**{**vars(CONFIG), "vocab_size": 264})
+    for header, word in ((_sentencepiece_without_ids, 263), (without_prefix, 262)):
+        path = _write(tmp_path / f"{word}.gguf", config, random_params(config), header=header)
+        tokenizer = load_gguf(path).tokenizer
+        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (1, 2, 0)
+        assert tokenizer.encode("ab") == [word]
+
+
+@pytest.mark.parametrize(("name", "ids"), [(None, [2]), ("gpt-2", [2]), ("smollm", [0, 1])])
+def test_pre_tokenizers_keep_digits_together_or_not(tmp_path, name, ids):
+    def header(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(["1", "2", "12"])  # without types: normal ones
+        writer.add_token_merges(["1 2"])
+        if name is not None:
+            writer.add_tokenizer_pre(name)
+
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header)
+    tokenizer = load_gguf(path).tokenizer
+    assert tokenizer.encode("12") == ids
+    assert tokenizer.decode(ids) == "12"
 
 
 def _byte_level_header(writer) -> None:
