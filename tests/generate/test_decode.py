@@ -55,6 +55,10 @@ def test_equal_rows_differ_by_their_seed_only(params):
     rows = [tuple(row) for row in found.tokens_BC.tolist()]
     assert rows[0] == rows[2]
     assert len(set(rows)) == 3
+    unsaid, said = (
+        generate(tiny.MODEL, params, [PROMPTS[0]] * 2, RANDOM, **kw) for kw in ({}, {"seeds": [0, 1]})
+    )
+    np.testing.assert_array_equal(unsaid.tokens_BC, said.tokens_BC)
 
 
 def test_logprobs_equal_score_and_a_full_forward_pass(params, random_batch):
@@ -91,6 +95,19 @@ def test_a_stop_token_ends_its_row_only_and_is_part_of_it(params, greedy_tokens)
     assert found.stopped_B.any()
 
 
+def test_past_the_end_of_a_row_there_is_nothing(params, random_batch):
+    stop = int(random_batch.tokens_BC[0, 2])
+    found = generate(tiny.MODEL, params, PROMPTS, RANDOM, seeds=SEEDS, stop_ids=(stop,))
+    past = np.arange(NEW) >= found.lengths_B[:, None]
+    assert 0 < past.sum() < past[0].sum() * 4
+    for values, nothing in (
+        (found.tokens_BC, -1),
+        (found.raw_logprobs_BC, 0),
+        (found.sample_logprobs_BC, 0),
+    ):
+        assert ((values == nothing) == past).all()
+
+
 def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
     def run(stop_ids):
         state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(len(PROMPTS)))
@@ -117,6 +134,11 @@ def test_rows_end_at_the_context_of_the_model(params):
         wanted = numpy_llama.greedy(tiny.params(), prompt, tiny.CONFIG, int(length))
         assert found.tokens_BC[row, :length].tolist() == wanted
     assert not found.stopped_B.any()
+    # what a row would draw after its end stops it no more
+    others = set(range(tiny.CONFIG.vocab_size)) - set(found.tokens_BC.flat)
+    again = generate(tiny.MODEL, params, prompts, GREEDY, stop_ids=tuple(others))
+    np.testing.assert_array_equal(again.tokens_BC, found.tokens_BC)
+    assert not again.stopped_B.any()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 import functools
 
 import numpy as np
+import pytest
 
 from llama2_jax.generate import until
-from llama2_jax.generate.decode import generate, row_ids
+from llama2_jax.generate.decode import LogitsError, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.until import CHUNK, generate_until
 from llama2_jax.sharding.mesh import MeshConfig
@@ -70,11 +71,22 @@ def test_rows_end_at_the_context_and_complete_ones_are_not_asked_again(monkeypat
     assert asked.count(0) == 1
 
 
-def test_any_number_of_rows_on_a_mesh():
+def test_logits_that_are_no_numbers_are_an_error():
+    broken = {**tiny.params(), "embedding_VD": np.full_like(tiny.params()["embedding_VD"], np.nan)}
+    with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
+        generate_until(
+            tiny.MODEL, broken, PROMPTS, GREEDY,
+            is_complete=lambda row, ids: False, stop_ids=(), seeds=[0, 1, 2],
+        )  # fmt: skip
+
+
+def test_any_number_of_rows_on_a_mesh(monkeypatch):
+    calls = calls_of(monkeypatch)
     partitioner = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, fsdp=2, tensor=2))
     model = tiny.MODEL.clone(partitioner=partitioner)
     found = generate_until(
         model, place_tree(partitioner, tiny.params()), PROMPTS, GREEDY,
         is_complete=lambda row, ids: len(ids) >= 5, stop_ids=(), seeds=[0, 1, 2],
     )  # fmt: skip
+    assert calls == [CHUNK]  # rows that fill the mesh are not waited for
     assert found == [row[:CHUNK] for row in wanted(GREEDY)]
