@@ -162,12 +162,17 @@ def test_two_runs_are_bitwise_equal(impl):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(6, 2), (300, 290)])
 @pytest.mark.parametrize("impl", ["reference", "chunked", "xla"])
-def test_more_queries_than_keys_see_nothing_at_first(impl):
-    given = exact.inputs(6, batch=1, poison=False)
-    out, _ = dispatch.attention(given.q, given.k[:, :2], given.v[:, :2], impl=impl)
-    assert (np.asarray(out)[:, :4] == 0).all()
-    np.testing.assert_allclose(out[:, 4, :, :], given.v[:, 0], rtol=1e-6)  # two query heads, two key heads
+def test_more_queries_than_keys_see_nothing_at_first(impl, queries, keys):
+    given = exact.inputs(queries, batch=1, poison=False)
+    out, lse = dispatch.attention(
+        given.q, given.k[:, :keys], given.v[:, :keys], impl=impl, needs_lse=impl != "xla"
+    )
+    blind = queries - keys
+    assert (np.asarray(out)[:, :blind] == 0).all()
+    np.testing.assert_allclose(out[:, blind], given.v[:, 0], rtol=1e-6)  # two query heads, two key heads
+    assert lse is None or (np.isneginf(lse) == (np.arange(queries) < blind)[None, :, None]).all()
 
 
 def test_splash_equals_the_loops():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama2_jax.kernels import cached, reference
+from llama2_jax.kernels import cached, dispatch, reference
 
 BATCH, SLOTS, KV_HEADS, HEAD_DIM = 3, 11, 2, 8
 
@@ -51,6 +51,12 @@ def test_it_equals_the_reference(length, groups):
     np.testing.assert_allclose(found, plain(q, k, v, mask), rtol=1e-5, atol=1e-6)
     assert (np.asarray(found)[2] == 0).all()  # sees no key: zero, not NaN
     assert (np.asarray(found)[:2] != 0).all()
+
+
+def test_several_tokens_are_not_given_to_a_kernel_for_one():
+    (q, k, v), mask = inputs(4, groups=2), ragged_mask(4)
+    found = dispatch.decode(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, impl="tpu_interpret")
+    np.testing.assert_allclose(found, plain(q, k, v, mask), rtol=1e-5, atol=1e-6)
 
 
 def test_what_empty_slots_hold_changes_nothing():

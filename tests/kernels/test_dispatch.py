@@ -7,6 +7,7 @@ import pytest
 
 from llama2_jax.config import ConfigError
 from llama2_jax.kernels import dispatch, implementations, ranges
+from tests.kernels import exact
 
 IDS = np.ones((1, 8), np.int32)
 
@@ -39,6 +40,15 @@ def arrays(heads=4, kv_heads=2, head_dim=64, length=8, keys=8, dtype=jnp.float32
         ("cudnn", "cuda", {"segment_ids_BT": IDS}, {"dtype": jnp.bfloat16}, r"cannot keep documents apart"),
         ("cudnn", "cuda", {}, {}, r"takes bfloat16 or float16, not float32"),
         ("xla", "cpu", {"needs_lse": True}, {}, r"no log-sum-exp"),
+        ("splash", "tpu", {"needs_lse": True}, {}, r"no log-sum-exp"),
+        ("cudnn", "cuda", {"needs_lse": True}, {"dtype": jnp.bfloat16}, r"no log-sum-exp"),
+        (
+            "cudnn",
+            "cuda",
+            {},
+            {"keys": 12, "dtype": jnp.bfloat16},
+            r"queries must be the same tokens as keys",
+        ),
         ("splash", "tpu", {"causal": False}, {}, r"causal only"),
         ("splash", "tpu", {}, {"keys": 12}, r"queries must be the same tokens as keys"),
         ("flash", "cpu", {}, {}, r"attention_impl"),
@@ -49,6 +59,32 @@ def test_what_is_not_served_is_refused(impl, platform, kwargs, shapes, message):
         dispatch.attention(
             *arrays(**shapes), impl=impl, placement=dispatch.unsharded(platform, "8.0"), **kwargs
         )
+
+
+def test_queries_split_over_devices_are_not_the_same_tokens_as_keys():
+    placement = dispatch.unsharded("tpu")._replace(query_shards=2)
+    with pytest.raises(ConfigError, match="the same tokens as keys, not split over 'sequence'"):
+        dispatch.attention(*arrays(), impl="splash", placement=placement)
+
+
+def test_key_heads_are_repeated_until_every_shard_has_whole_ones():
+    given = exact.inputs(20, groups=2, kv_heads=3)
+    wanted = dispatch.attention(*given[:3], segment_ids_BT=given.segments)
+
+    def in_halves(function, arguments, dims, out_dims):
+        def half(number):
+            return function(
+                *(
+                    jnp.split(array, 2, axis=2)[number] if len(names) == 4 else array
+                    for array, names in zip(arguments, dims, strict=True)
+                )
+            )
+
+        return tuple(jnp.concatenate(parts, axis=2) for parts in zip(half(0), half(1), strict=True))
+
+    placement = dispatch.unsharded("cpu")._replace(head_shards=2, map_shards=in_halves)
+    found = dispatch.attention(*given[:3], segment_ids_BT=given.segments, placement=placement)
+    np.testing.assert_allclose(found.out_BTNH, wanted.out_BTNH, rtol=1e-5, atol=1e-6)
 
 
 def hopper_refusals(monkeypatch, version=(0, 11, 2), **changes):
@@ -153,6 +189,19 @@ def test_lengths_that_cudnn_does_not_take_are_refused(monkeypatch):
     placement = dispatch.unsharded("gpu", "9.0")
     with pytest.raises(ConfigError, match="'cudnn' cannot serve this: Unsupported .* 513. Use 'hopper' or"):
         dispatch.attention(q, k, v, impl="cudnn", placement=placement)
+
+
+def test_cudnn_is_told_scale_and_causality(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: told.append(how) or q)
+    q, k, v = arrays(dtype=jnp.bfloat16)
+    for causal in (True, False):
+        dispatch.attention(
+            q, k, v, impl="cudnn", causal=causal, scale=0.3, placement=dispatch.unsharded("gpu", "9.0")
+        )
+    assert told == [
+        {"scale": 0.3, "is_causal": causal, "implementation": "cudnn"} for causal in (True, False)
+    ]
 
 
 def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(monkeypatch):

@@ -27,6 +27,7 @@ def test_document_ranges_by_hand():
 def test_a_shorter_row_of_queries_ends_with_the_keys():
     found = ranges.row_ranges(1, 2, 5)
     np.testing.assert_array_equal(found.end_BT, [[4, 5]])
+    np.testing.assert_array_equal(ranges.row_ranges(1, 2, 5, causal=False).end_BT, [[5, 5]])
 
 
 @pytest.mark.parametrize("causal", [True, False])
