@@ -13,7 +13,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.preference_batches import encode_response
 from llama2_jax.interop.huggingface import load_huggingface
-from llama2_jax.interop.huggingface_reward import load_huggingface_reward
+from llama2_jax.interop.huggingface_reward import load_huggingface_reward, save_huggingface_reward
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.heads import ScoreModel, last_token_scores, token_scores
 from llama2_jax.rlhf.reward_checkpoint import (
@@ -24,6 +24,7 @@ from llama2_jax.rlhf.reward_checkpoint import (
 )
 from llama2_jax.rlhf.reward_model import ANY, score_rows
 from tests.experiments import runs
+from tests.interop.tokenizers_for_tests import byte_level_tokenizer
 from tests.rlhf.small_policy import saved_policy, saved_reward_model, stacked_policy
 from tests.train.tiny_run import assert_bitwise_equal
 
@@ -54,6 +55,8 @@ def test_ours_comes_back_bitwise_and_says_what_it_is_for(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     assert settings["architectures"] == ["LlamaForSequenceClassification"]
     assert (settings["id2label"], settings["pad_token_id"]) == ({"0": "safety"}, 0)  # <unk>
+    assert settings["label2id"] == {"safety": 0}
+    assert load_huggingface_reward(folder, template="chatml").model.template == "chatml"
     assert load_huggingface_reward(folder).pad_id == 0
     found = tensors(folder)
     assert found["score.weight"].shape == (1, 32)
@@ -96,6 +99,15 @@ def test_a_model_of_others_may_be_taken_for_any_kind(folder: Path) -> None:
     assert found.version.startswith("any-")
 
 
+def test_without_unk_there_is_no_padding_token(tmp_path: Path) -> None:
+    ours = load_reward_model(saved_reward_model("safety", 3))
+    save_huggingface_reward(
+        tmp_path / "rm", ours.config, ours.params,
+        tokenizer=byte_level_tokenizer(), template="llama2", label="safety", pad_id=-1,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "rm" / "config.json").read_text())["pad_token_id"] is None
+
+
 def test_the_version_changes_with_the_weights(folder: Path) -> None:
     before = load_reward_model(folder).version
     found = tensors(folder)
@@ -120,6 +132,7 @@ def test_what_is_no_reward_model_is_refused(folder: Path, tmp_path: Path) -> Non
     [
         (None, r"score\.weight is missing"),
         (np.zeros((2, 32), np.float32), r"float32 of shape \(2, 32\), it must be of floats and \(1, 32\)"),
+        (np.zeros((1, 16), np.float32), r"float32 of shape \(1, 16\), it must be of floats and \(1, 32\)"),
         (np.zeros((1, 32), np.int32), "score.weight is int32"),
     ],
 )

@@ -40,10 +40,12 @@ KNOWN = [
     ("chatml", CHATML),
     ("chatml", LOOP),  # older texts leave the opening of an answer to the model
     ("chatml", "{% if not add_generation_prompt is defined %}x{% endif %}" + CHATML),
-    ("chatml", "{%- if tools is not none %}You have tools.{% endif %}" + CHATML),
+    ("chatml", "{%- if tools is not none or documents is not none %}You have tools.{% endif %}" + CHATML),
     ("chatml", "{% for m in messages %}{% if m['content'] is not string %}{{ raise_exception('No text') }}"
      "{% endif %}{% generation %}{{ " + TURN + " }}{% endgeneration %}{% endfor %}" + OPENING),
     ("chatml", LAST_UNCLOSED + OPENING),
+    ("chatml", "{% for m in messages %}\n    {% if not m.content %}\n    {% continue %}\n    {% endif %}\n"
+     "{{ " + TURN + " }}{% endfor %}\n" + OPENING),
     ("chatml_bos", "{{- bos_token -}}\n" + CHATML + "\n"),
     ("chatml_bos", "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ " + TURN + " }}"
      "{% endfor %}" + OPENING),
@@ -64,6 +66,8 @@ UNKNOWN = {
     "no space before EOS": LLAMA2.replace("' ' + eos_token", "eos_token"),
     "a default system prompt": LLAMA2.replace("system = false", "system = 'Vous êtes Bob.'"),
     "a default unless tagged": LLAMA2.replace("{% else %}", UNLESS_TAGGED + "{% else %}", 1),
+    "a system prompt in the last turn": LLAMA2.replace("loop.index0 == 0 and", "loop.last and"),
+    "a greeting": "{% if messages | length == 1 %}Hello.{% endif %}" + CHATML,
     "no system message": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('') }}{% endif %}"
     + CHATML,
     "a default of ChatML": "{% set text = 'You are Bob.' %}" + DEFAULT + CHATML,
