@@ -47,6 +47,16 @@ def test_fast_form_of_sentencepiece_gives_the_same_ids():
         assert fast.decode(ids) == ours.decode(ids)
     halves = [[ours.bos_id, *ours.encode(text)] for text in ("the word", "was")]
     assert fast.encode("the word", "was").ids == halves[0] + halves[1]
+    without = tokenizers.Tokenizer.from_str(json.dumps(fast_tokenizer(_without_bos("sentencepiece"))))
+    assert without.encode("the word").ids == ours.encode("the word")
+
+
+def test_unknown_characters_beside_one_another_are_one_token_without_bytes():
+    ours = sentencepiece_tokenizer(byte_fallback=False, vocab_size=104)
+    fast = tokenizers.Tokenizer.from_str(json.dumps(fast_tokenizer(ours)))
+    ids = ours.encode("the ЖЖЖ word")
+    assert ids.count(ours.unk_id) == 1
+    assert fast.encode("the ЖЖЖ word", add_special_tokens=False).ids == ids
 
 
 def test_fast_form_of_a_released_tokenizer():
@@ -214,7 +224,7 @@ def test_ids_of_the_config_are_control_pieces_too(tmp_path):
     assert tokenizer.decode([*tokenizer.encode("hi"), 2]) == "hi"
 
 
-@pytest.mark.parametrize("value", [True, 9999, "3"])
+@pytest.mark.parametrize("value", [True, 267, 9999, "3"])  # of 267 tokens
 def test_ids_of_the_config_that_are_none_are_refused(tmp_path, value):
     folder = _without_ids(tmp_path / "m", bos_token_id=value)
     with pytest.raises(FormatError, match=r"config\.json: bos_token_id is .*; it must be the number of a"):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -87,9 +88,18 @@ def test_shards_respect_the_limit_and_the_index(tmp_path):
 def test_config_json_names_the_dtype(tmp_path, dtype):
     config = SHAPES["plain"]
     save_huggingface(tmp_path / "a", config, random_params(config, dtype=dtype), tokenizer=None)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def test_config_json_says_what_readers_would_not_guess(tmp_path):
+    config = dataclasses.replace(SHAPES["rope_500k"], init_stddev=0.05)
+    save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=None)
     settings = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert settings["torch_dtype"] == dtype
-    assert settings["attention_dropout"] == 0
+    wanted = {
+        "rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "initializer_range": 0.05, "hidden_act": "silu", "attention_dropout": 0.0,
+    }  # fmt: skip
+    assert {key: settings.get(key) for key in wanted} == wanted
 
 
 def test_dtypes_that_differ_are_named_float32(tmp_path):
@@ -170,6 +180,7 @@ def _edit(folder, **changes) -> None:
         ({"attention_bias": True}, "attention_bias is true, only false can"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
+        ({"hidden_act": "x" * 99}, r'hidden_act is "x{59}\.\.\., only'),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 'type is "linear", only "default"'),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 'rope_type is "llama3"'),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rope_type is "yarn"'),
@@ -308,6 +319,10 @@ def test_a_stored_tied_head_is_accepted(tmp_path):
     tensors = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, path)
     assert_same_params(load_huggingface(tmp_path / "a").params, random_params(config), config)
+    head = {"lm_head.weight": tensors.pop("model.embed_tokens.weight")}
+    safetensors.numpy.save_file(tensors | head, path)
+    with pytest.raises(FormatError, match=r"missing: model\.embed_tokens\.weight"):
+        load_huggingface(tmp_path / "a")
 
 
 @pytest.mark.parametrize("kept", [4, 100, 20_000])
