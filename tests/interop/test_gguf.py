@@ -67,6 +67,8 @@ def test_float_types_keep_their_values_and_dtype(tmp_path, kind):
     assert loaded.config == CONFIG
     assert loaded.tokenizer is None
     assert loaded.template == "llama2"
+    none = _write(tmp_path / "none.gguf", CONFIG, params, header=lambda w: w.add_tokenizer_model("no_vocab"))
+    assert load_gguf(none).tokenizer is None
     for path in (
         "embedding_VD",
         "layers/attention/w_k_DKH",
@@ -119,6 +121,18 @@ def test_header_values_of_every_type(tmp_path):
 
     found = open_gguf(_write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=header)).metadata
     assert {kind: found[f"x.{kind}"] for kind in values} == values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [struct.pack("<I", 99), struct.pack("<IQ", 8, 1) + b"\xff", struct.pack("<IQ", 8, 9) + b"abc"],
+    ids=["type", "text", "length"],
+)
+def test_a_damaged_header_is_refused(tmp_path, value):
+    key = struct.pack("<Q", 1) + b"k"
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + value)
+    with pytest.raises(FormatError, match="end inside the header, or the header is damaged"):
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_versions(tmp_path):

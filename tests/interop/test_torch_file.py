@@ -1,4 +1,5 @@
 import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -111,6 +112,8 @@ def test_values_are_found_behind_extra_fields(tmp_path):
     ("changes", "how", "message"),
     [
         ({"consolidated/byteorder": b"big"}, {}, "big-endian values are not supported"),
+        ({"consolidated/data.pkl": pickle.dumps([1], 2)}, {}, "holds a list, a state dict .* is needed"),
+        ({"consolidated/data.pkl": b"\x80\x02"}, {}, "the pickle is damaged"),
         ({"other/data.pkl": b""}, {}, "found 2 entries named data.pkl, one is needed"),
         ({"consolidated/data/0": None}, {}, "the archive lacks consolidated/data/0; download"),
         ({"consolidated/data/0": bytes(44)}, {}, "has 44 bytes, its 12 float32 values need 48, uncompressed"),
