@@ -122,6 +122,13 @@ def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
     assert int(state.count) == NEW
 
 
+def test_rows_end_where_the_cache_is_full(params, greedy_tokens):
+    state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(4))
+    _, out = advance(tiny.MODEL, params, state, GREEDY.numbers, stop_ids=(), num_tokens=NEW + 3)
+    assert out.lengths_B.tolist() == [NEW] * 4
+    assert out.tokens_BC.tolist() == [[*row, -1, -1, -1] for row in greedy_tokens]
+
+
 def test_rows_end_at_the_context_of_the_model(params):
     context = tiny.CONFIG.max_context
     prompts = [tiny.tokens(context - 3).tolist(), tiny.tokens(context - 1, seed=1).tolist()]

@@ -92,6 +92,10 @@ def test_logits_that_are_no_numbers_are_an_error():
         score(tiny.MODEL, broken, [[1], [2], [3], [4], [5, 6]], batch_size=2)
     with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
         score_continuations(tiny.MODEL, broken, [([1], [2])])
+    with pytest.raises(
+        LogitsError, match="the logits of row 1 are not finite"
+    ):  # the shorter one comes first
+        score_continuations(tiny.MODEL, broken, [([1, 2, 3], [4]), ([1], [2])], batch_size=1)
     sampling = SamplingConfig(max_new_tokens=3, temperature=0)
     with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
         generate(tiny.MODEL, broken, [[5, 6]], sampling)
