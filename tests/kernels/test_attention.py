@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from llama2_jax.config import ConfigError
-from llama2_jax.kernels import dispatch, flash_tpu, library, ranges
+from llama2_jax.kernels import chunked, dispatch, flash_tpu, library, ranges
 from llama2_jax.kernels.tiles import Tiles
 from tests.kernels import exact
 
@@ -153,6 +153,19 @@ def test_bfloat16_is_about_as_exact_as_the_plain_form(impl, length, head_dim):
         for name, a in zip(NAMES, found, strict=True)
     )
     assert_about_as_exact(found, plain, exact.attention(given))
+
+
+@pytest.mark.parametrize(("length", "block"), [(192, 64), (300, 128)], ids=["short", "loop"])
+def test_gradients_of_a_key_are_summed_over_queries_in_float32(length, block):
+    """In bfloat16 256 + 1 is 256."""
+    q, k, v = (jnp.ones((1, length, 1, 64), jnp.bfloat16) for _ in range(3))
+    first_key_alone = ranges.KeyRanges(*(jnp.full((1, length), end, jnp.int32) for end in (0, 1)))
+    d_lse = jnp.zeros((1, length, 1)).at[0, [0, block, 2 * block]].set(jnp.array([[256.0], [1.0], [1.0]]))
+    d_out = jnp.broadcast_to(d_lse[..., None], q.shape).astype(jnp.bfloat16)
+    _, pull = jax.vjp(lambda k, v: chunked.attention(q, k, v, first_key_alone, scale=1.0, causal=False), k, v)
+    dk, dv = pull((d_out, d_lse))
+    assert (dk[0, 0] == 258).all()
+    assert (dv[0, 0] == 258).all()
 
 
 @pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])

@@ -180,6 +180,32 @@ def test_a_kernel_that_does_not_decode_says_so_once(capsys):
     )
 
 
+def test_several_tokens_to_a_cache_are_said_to_be_that(capsys):
+    implementations.say_once.cache_clear()
+    q, k, _ = arrays()
+    cache = k.swapaxes(1, 2)
+    dispatch.decode(
+        q, cache, cache, jnp.ones((1, 8, 8), bool), impl="tpu", placement=dispatch.unsharded("tpu")
+    )
+    assert capsys.readouterr().err == (
+        "attention of several tokens to a cache: plain jnp, 'tpu' has no kernel for it\n"
+    )
+
+
+def test_who_decodes_is_chosen_for_the_device(monkeypatch):
+    asked = []
+
+    def choose(impl, request):
+        asked.append((impl, request))
+        return implementations.IMPLEMENTATIONS["chunked"]
+
+    monkeypatch.setattr(dispatch, "choose", choose)
+    q, k, _ = arrays(length=1, dtype=jnp.bfloat16)
+    cache, placement = k.swapaxes(1, 2), dispatch.unsharded("gpu", "9.0")
+    dispatch.decode(q, cache, cache, jnp.ones((1, 1, 8), bool), impl="hopper", placement=placement)
+    assert asked == [("hopper", implementations.Request("gpu", 64, "bfloat16", capability="9.0"))]
+
+
 def test_lengths_that_cudnn_does_not_take_are_refused(monkeypatch):
     def refuse(*args, **kwargs):
         raise NotImplementedError("Unsupported sequence length Q 513, KV 513.")
@@ -212,7 +238,7 @@ def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(mon
 
     by_name = implementations.IMPLEMENTATIONS
     assert chosen("tpu") is by_name["tpu"]
-    assert chosen("tpu", head_dim=96) is chosen("cpu") is by_name["chunked"]
+    assert chosen("tpu", head_dim=96) is chosen("cpu") is chosen("another") is by_name["chunked"]
     monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 2))
     for name in ("gpu", "cuda"):
         assert chosen(name, capability="9.0") is by_name["hopper"]
