@@ -83,6 +83,7 @@ def test_released_sizes_have_heads_of_128_and_context_4096(size, heads):
     config = model_config(size)
     assert (config.head_dim, config.num_heads, config.max_context) == (128, heads, 4096)
     assert (config.norm_epsilon, config.rope_base, config.vocab_size) == (1e-5, 10_000.0, 32_000)
+    assert config.init_stddev == 0.02
 
 
 @pytest.mark.parametrize(
