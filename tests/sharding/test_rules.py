@@ -37,6 +37,8 @@ def test_fewer_kv_heads_than_tensor_shards_are_kept_whole():
 def test_an_indivisible_dimension_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"N = 6 .*DNH\(32, 6, 8\).* 4 devices .*tensor"):
         spec("DNH", (32, 6, 8))
+    with pytest.raises(ConfigError, match=r"N = 1 .*DNH\(32, 1, 8\).* 4 devices"):
+        spec("DNH", (32, 1, 8))
     with pytest.raises(ConfigError, match=r"B = 3 .* 2 devices"):
         PARTITIONER.activation("BT", (3, 16))
 
@@ -90,7 +92,7 @@ def test_whole_rows_per_device_are_accepted(batch_size, accumulation_steps):
 def test_a_batch_that_cannot_be_split_says_which_multiple_to_use():
     with pytest.raises(ConfigError) as error:
         check_batch_size(PARTITIONER, 12, accumulation_steps=4)
-    words = ["batch_size = 12", "8", "data*fsdp = 2", "accumulation_steps = 4", "multiple of 8"]
+    words = ["data.batch_size = 12", "8", "data*fsdp = 2", "accumulation_steps = 4", "multiple of 8"]
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
