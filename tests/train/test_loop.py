@@ -236,6 +236,26 @@ def test_infinite_loss_at_an_evaluated_step_names_the_last_good_checkpoint(tmp_p
         train(make_run(batches=poisoned(6)), make_config(eval_every_steps=3), tmp_path)
 
 
+def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    run = make_run(evaluate=lambda step, params: {"eval/heldout/loss": float("nan")})
+    with pytest.raises(
+        NonFiniteError, match="eval/heldout/loss is nan at step 0; last good checkpoint: none"
+    ):
+        train(run, make_config(), tmp_path)
+
+
+def test_lines_up_to_a_checkpoint_are_on_disk_when_it_is(tmp_path: Path) -> None:
+    """A killed run that continues from there will not write them again."""
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.extend(line["step"] for line in read_metrics(tmp_path) if "train/loss" in line)
+
+    config = make_config(num_steps=6, log_every_steps=100)
+    train(make_run(batches=batches_with(look, before_step=6)), config, tmp_path)
+    assert seen == [1, 2, 3, 4]
+
+
 def test_parameters_that_overflow_are_never_saved(tmp_path: Path) -> None:
     optimizer = OptimizerConfig(learning_rate=3e38, warmup_steps=0)
     with pytest.raises(

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from llama2_jax.config import ConfigError
+from llama2_jax.model.transformer import init_params
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import LossSums, Mean, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -178,6 +179,15 @@ def test_another_seed_gives_other_weights():
     first, second = fresh_state(0), fresh_state(1)
     assert not np.array_equal(first.params["embedding_VD"], second.params["embedding_VD"])
     assert int(first.step) == 0
+    always = init_params(tiny.MODEL, jax.random.split(jax.random.key(1))[0])  # what seed 1 always gave
+    tiny.assert_trees_close(second.params, always, rtol=0, atol=1e-7)
+
+
+def test_an_update_takes_the_memory_of_the_state_unless_told_otherwise():
+    state = state_from_params(tiny.params(), SGD, single_device())
+    step = compile_step(make_update(next_token_loss(tiny.MODEL), SGD), state, single_device())
+    step(state, BATCH)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
 def test_abstract_state_matches_the_real_one():
