@@ -122,6 +122,12 @@ def test_the_loop_ends_as_soon_as_every_row_stopped(params, greedy_tokens):
     assert int(state.count) == NEW
 
 
+def test_prompts_up_to_a_given_length_are_padded_to_it(params):
+    for prompt, slots in ((PROMPTS[2], 24), (PROMPTS[0], 24), ([*PROMPTS[2], 1], 72)):  # 12, 5 and 13 tokens
+        state = start(tiny.MODEL, params, [prompt], max_new_tokens=NEW, seeds=[0], prompt_length=12)
+        assert state.cache.segment_ids_BS.shape == (1, slots)
+
+
 def test_rows_end_where_the_cache_is_full(params, greedy_tokens):
     state = start(tiny.MODEL, params, PROMPTS, max_new_tokens=NEW, seeds=range(4))
     _, out = advance(tiny.MODEL, params, state, GREEDY.numbers, stop_ids=(), num_tokens=NEW + 3)
