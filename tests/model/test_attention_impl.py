@@ -11,7 +11,7 @@ from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
 from llama2_jax.model.config import model_config
-from llama2_jax.model.transformer import Transformer, decoding_model, unstack
+from llama2_jax.model.transformer import Transformer, abstract_params, decoding_model, unstack
 from llama2_jax.sharding.mesh import MeshConfig
 from llama2_jax.sharding.placement import place_batch, place_tree
 from llama2_jax.sharding.rules import make_partitioner
@@ -89,6 +89,18 @@ def test_a_chunked_loop_longer_than_short_rows(impl):
 def test_a_name_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match=r"model.attention_impl.*flash.*tpu_interpret"):
         model_config("nano", attention_impl="flash")
+
+
+def test_queries_split_over_sequence_are_said_to_be_other_tokens_than_the_keys():
+    model, params = make("splash", "data2_tensor2_sequence2")
+    with pytest.raises(
+        ConfigError, match="queries must be the same tokens as keys, not split over 'sequence'"
+    ):
+        model.apply({"params": params}, tiny.tokens(4, 16))
+
+
+def test_shapes_are_the_same_with_a_kernel_of_another_platform():
+    assert abstract_params(tiny.with_config(attention_impl="tpu").config) == abstract_params(tiny.CONFIG)
 
 
 def test_a_kernel_of_another_platform_is_refused_before_anything_is_compiled():
