@@ -40,14 +40,20 @@ def answers(loaded):
 
 @pytest.mark.parametrize(
     "axes",
-    [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 1, "tensor": 4, "data": 2}],
+    [
+        {"fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"fsdp": 1, "tensor": 4, "data": 2},
+        {"fsdp": 2, "tensor": 2, "sequence": 2},
+    ],
     ids=str,
 )
 def test_weights_are_whole_but_for_tensor_and_answers_the_same(axes):
     loaded = for_decoding(loaded_on(mesh_of(**axes)))
-    parts = {name: axes.get(name, 1) for name in ("data", "fsdp", "tensor")}
+    parts = {name: axes.get(name, 1) for name in ("data", "fsdp", "tensor", "sequence")}
     assert dict(loaded.model.partitioner.mesh.shape) == {
-        "data": parts["data"] * parts["fsdp"], "fsdp": 1, "tensor": parts["tensor"], "sequence": 1
+        "data": parts["data"] * parts["fsdp"], "fsdp": 1,
+        "tensor": parts["tensor"], "sequence": parts["sequence"],
     }  # fmt: skip
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params):
         held = leaf.size // np.prod(leaf.sharding.shard_shape(leaf.shape))
