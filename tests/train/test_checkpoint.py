@@ -75,6 +75,7 @@ def test_stored_steps_are_those_that_are_complete(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").is_dir()  # reading removes nothing
     save_steps(tmp_path, [1, 2])
     assert stored_steps(tmp_path) == [1, 2]
+    assert not (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").exists()  # a run gets its space back
 
 
 def newest(workdir: Path) -> Path:
