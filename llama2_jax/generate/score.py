@@ -88,7 +88,7 @@ def score_continuations(
     results: dict[int, Continuation] = {}
     for chosen, tokens_BT, segment_ids_BT in _batches(model, rows, batch_size):
         scores = on_host(_next_scores(model, params, tokens_BT, segment_ids_BT))
-        check_logprobs(scores.last_logprobs_BV[: len(chosen)], chosen)
+        check_logprobs(scores.last_logprobs_BV[: len(chosen)], [pairs_of[rows[row]][0] for row in chosen])
         for place, row in enumerate(chosen):
             own = _NextScores(*(leaf[place] for leaf in scores))
             results |= {index: _continuation(*pairs[index], own) for index in pairs_of[rows[row]]}

@@ -151,7 +151,8 @@ def save_huggingface(
     tensors = file_tensors(config, params, style="huggingface")
     settings = folder_settings(config, tensors, tokenizer)
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}  # HFW-4
-    ends = _answer_ends(tokenizer, template) or settings["eos_token_id"]
+    ends = _answer_ends(tokenizer, template)
+    ends = settings["eos_token_id"] if ends is None else ends  # 0 is an id
     generation = {"bos_token_id": settings["bos_token_id"], "eos_token_id": ends} | sampling
     files = {"config.json": settings, "generation_config.json": generation}
     write_folder(

@@ -96,6 +96,12 @@ def test_logits_that_are_no_numbers_are_an_error():
         LogitsError, match="the logits of row 1 are not finite"
     ):  # the shorter one comes first
         score_continuations(tiny.MODEL, broken, [([1, 2, 3], [4]), ([1], [2])], batch_size=1)
+    table = np.array(tiny.params()["embedding_VD"])
+    table[4] = np.nan
+    with pytest.raises(LogitsError, match="the logits of row 2"):  # the first two share a row
+        score_continuations(
+            tiny.MODEL, {**broken, "embedding_VD": table}, [([1], [2]), ([1], [3]), ([4], [5])]
+        )
     sampling = SamplingConfig(max_new_tokens=3, temperature=0)
     with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
         generate(tiny.MODEL, broken, [[5, 6]], sampling)

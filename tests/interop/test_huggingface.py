@@ -6,8 +6,10 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy for the safetensor
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data.tokenizer.json_file import byte_level_from_merges
 from llama2_jax.interop import huggingface
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.interop.huggingface import load_huggingface, save_huggingface
@@ -115,6 +117,17 @@ def test_a_non_empty_folder_is_left_alone(tmp_path):
     with pytest.raises(FormatError, match="not empty"):
         save_huggingface(tmp_path, config, random_params(config), tokenizer=None)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_answers_may_end_with_id_0(tmp_path):
+    markers = ["<|im_end|>", "<|im_start|>"]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = byte_level_from_merges(
+        [*markers, *alphabet], [], token_types=[3] * 2 + [1] * len(alphabet), bos_id=1, eos_id=-1
+    )
+    config = dataclasses.replace(SHAPES["plain"], vocab_size=tokenizer.vocab_size)
+    save_huggingface(tmp_path / "a", config, random_params(config), tokenizer=tokenizer, template="chatml")
+    assert json.loads((tmp_path / "a" / "generation_config.json").read_text())["eos_token_id"] == 0
 
 
 def test_an_empty_folder_is_taken_a_file_is_not_and_what_a_killed_save_left_goes(tmp_path):
