@@ -1,6 +1,7 @@
 """Grouped-query self-attention with rotary positions and an optional key/value cache."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -49,8 +50,10 @@ class Attention(nn.Module):
         to_v = projection(self, "w_v_DKH", init, kv_shape)
         to_out = projection(self, "w_o_NHD", residual_init(cfg), o_shape)
 
-        q_BTNH = apply_rotary(to_q(x_BTD), info.cos, info.sin)
-        k_BTKH = apply_rotary(to_k(x_BTD), info.cos, info.sin)
+        rotate = functools.partial(
+            apply_rotary, cos=info.cos, sin=info.sin, platform=self.partitioner.platform
+        )
+        q_BTNH, k_BTKH = rotate(to_q(x_BTD)), rotate(to_k(x_BTD))
         v_BTKH = to_v(x_BTD)
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.model.config import ModelConfig
@@ -121,13 +122,35 @@ def rotary_angles(positions_BT: jax.Array, *, head_dim: int, base: float) -> tup
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def apply_rotary(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the pairs (2i, 2i+1) of each head by their angle: Meta's interleaved layout (ARCH-4)."""
+def apply_rotary(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array, *, platform: str = "cpu") -> jax.Array:
+    """Rotate the pairs (2i, 2i+1) of each head by their angle: Meta's interleaved layout (ARCH-4).
+
+    A TPU cannot take every second number of a row without copies of the whole array; there neighbours change
+    places in a product with a permutation, which is exact.
+    """
+    if platform == "tpu" and x_BTNH.dtype.itemsize == 2:
+        return _rotated_by_product(x_BTNH, cos, sin)
     pairs = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+
+
+@jax.custom_vjp
+def _rotated_by_product(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    place_H = np.arange(x_BTNH.shape[-1])
+    swap_HH = np.zeros((len(place_H), len(place_H)), x_BTNH.dtype)
+    swap_HH[place_H ^ 1, place_H] = np.where(place_H % 2, 1, -1)  # -odd, even, -odd, even, ...
+    swapped_BTNH = jnp.einsum("BTNH,HJ->BTNJ", x_BTNH, swap_HH, preferred_element_type=jnp.float32)
+    cos, sin = (jnp.repeat(angle, 2, axis=-1)[:, :, None, :] for angle in (cos, sin))
+    return (x_BTNH.astype(jnp.float32) * cos + swapped_BTNH * sin).astype(x_BTNH.dtype)
+
+
+_rotated_by_product.defvjp(
+    lambda x_BTNH, cos, sin: (_rotated_by_product.fun(x_BTNH, cos, sin), (cos, sin)),
+    lambda angles, d_out: (_rotated_by_product.fun(d_out, angles[0], -angles[1]), None, None),  # back again
+)
 
 
 def projection(
@@ -177,7 +200,8 @@ def project(
     """The last ``contract`` dims of ``x`` (B, T, ...) times the first of ``weight``, in the dtype of ``x``.
 
     Rows are flattened to one 2-D product where a device holds whole rows: XLA:CPU would copy and
-    transpose the operands of the weight gradient otherwise (a quarter of the time of the layer).
+    transpose the operands of the weight gradient otherwise (a quarter of the time of the layer). XLA:TPU
+    would where they are.
 
     Args:
       outputs_first: with the last of ``weight``. Where rows are few, as when decoding, XLA:CPU takes
@@ -186,7 +210,8 @@ def project(
     """
     out_dtype = out_dtype or x.dtype
     kept = weight.shape[:-contract] if outputs_first else weight.shape[contract:]
-    if partitioner.axis_size("sequence") > 1:
+    trains_on_tpu = partitioner.platform == "tpu" and not outputs_first
+    if trains_on_tpu or partitioner.axis_size("sequence") > 1:
         if outputs_first:
             weight = jnp.moveaxis(weight, range(-contract, 0), range(contract))
         return multiply(x, weight, contract, out_dtype)

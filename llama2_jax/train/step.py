@@ -102,9 +102,10 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
         method="hidden",
     )
     if loss_chunk:
+        partitioner = model.partitioner or single_device()
         name = "embedding_VD" if model.config.tie_embeddings else "unembedding_DV"
         return chunked_next_token_sums(
-            functools.partial(head_logits, config=model.config, partitioner=single_device()),
+            functools.partial(head_logits, config=model.config, partitioner=partitioner),
             params[name],
             name.rpartition("_")[2],
             hidden_BTD,
@@ -112,7 +113,7 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
             batch.loss_mask_BT,
             vocab_size=model.config.vocab_size,
             chunk_size=loss_chunk,
-            map_shards=(model.partitioner or single_device()).map_shards,
+            map_shards=partitioner.map_shards,
         )
     logits_BTV = model.apply({"params": params}, hidden_BTD, method="unembed")
     return next_token_sums(logits_BTV, batch.targets_BT, batch.loss_mask_BT)

@@ -97,6 +97,20 @@ def test_rope_rotates_interleaved_pairs_as_complex_numbers(head_dim, base):
     np.testing.assert_allclose(found, wanted, atol=2e-3)  # a float32 angle of 4095 has 2.4e-4 of error
 
 
+def test_rope_on_a_tpu_gives_the_same_bits_and_gradients():
+    x, d_out = np.random.default_rng(0).standard_normal((2, 2, 5, 3, 16))
+    x, d_out = jnp.asarray(x, jnp.bfloat16), jnp.asarray(d_out, jnp.bfloat16)
+    angles = rotary_angles(np.array([[0, 1, 2, 3, 4], [7, 0, 1, 4095, 2]]), head_dim=16, base=10_000.0)
+
+    def turned(platform):
+        found, transpose = jax.vjp(lambda x: apply_rotary(x, *angles, platform=platform), x)
+        return found, *transpose(d_out)
+
+    for found, wanted in zip(turned("tpu"), turned("cpu"), strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_rope_scores_depend_on_the_distance_only():
     q, k = np.random.default_rng(1).standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
 
