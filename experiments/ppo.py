@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from experiments.corpora import keep_tokenizer
 from experiments.models import check_safety_model, open_mesh
@@ -235,6 +236,8 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
         keep_best_up_to(run, state, progress, best)
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
+    first: dict[str, float] = {}  # metrics of this start
+    said: set[str] = set()
     closing = contextlib.closing
     with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:
         if state.iteration == 0:
@@ -243,6 +246,8 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             state, sampled, metrics = run.learner.iterate(state, _batch(run, state.iteration), run.score)
             require_finite(state.iteration, metrics, last_checkpoint=checkpointer.newest())
             writer.write(state.iteration, metrics)
+            first = first or metrics
+            _say_once(doctor.symptoms(metrics, first), said, state.iteration)
             _keep_samples(run, state.iteration, sampled)
             shown.step(state.iteration, _line(metrics))
             if state.iteration % run.config.eval.every_steps == 0 or state.iteration == last:
@@ -265,6 +270,13 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
             kept = state._replace(policy=state.policy._replace(params=params))
             save(run, kept, progress, checkpointer)
     wait_for_all(f"end of PPO in {run.workdir}")  # what the first process wrote can be read
+
+
+def _say_once(symptoms: dict[str, str], said: set[str], iteration: int) -> None:
+    for name, text in symptoms.items():
+        if name not in said:
+            logging.warning("iteration %d, %s: %s", iteration, name, text)
+    said.update(symptoms)
 
 
 def _kept_line(progress: Progress) -> str:

@@ -2,10 +2,10 @@
 
 Each check is about a fact that must hold if everything before it was done right, so a failure is a
 mistake of code, files or machine, except for the guard's, which says that the reward is being
-hacked.
+hacked. What may be meant, as a policy that moves fast, is said and stops nothing (``symptoms``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from llama2_jax.structs import Params
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 START_TOLERANCE = 1e-6  # the same programme on the same weights: exactly 0 is expected
 SAMPLER_TOLERANCE = 0.01  # mean |difference of probabilities|; below 0.005 is healthy
+MOST_CLIPPED = 0.5  # of the tokens of an iteration
+LEAST_ENTROPY = 0.1  # of that of the first iteration
+MOST_PENALTY = 3.0  # of the divergence, in standard deviations of the score
 
 
 class DoctorError(UserError, RuntimeError):
@@ -99,6 +102,34 @@ def check_guard(
             f"score fell by {drop:.3f} to {guard:.3f}, allowed is {largest_drop}: the policy exploits the "
             "reward models; take an earlier checkpoint, raise ppo.kl_coef, or train new reward models"
         )
+
+
+def symptoms(metrics: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+    """What the metrics of an iteration say of a run that goes astray, by the name of the metric.
+
+    Args:
+      first: those of an earlier iteration, the first that is known.
+    """
+    found = {}
+    if (clipped := metrics["ppo/clip_fraction"]) > MOST_CLIPPED:
+        found["ppo/clip_fraction"] = (
+            f"{clipped:.0%} of the tokens have a ratio outside the clip range: the policy moves too far in "
+            "an iteration; lower optimizer.learning_rate, or take fewer mini-batches"
+        )
+    if (entropy := metrics["ppo/entropy"]) < LEAST_ENTROPY * first["ppo/entropy"]:
+        found["ppo/entropy"] = (
+            f"the entropy fell from {first['ppo/entropy']:.3g} to {entropy:.3g} nats per token: answers "
+            "are becoming one and the same; read samples.jsonl, raise ppo.kl_coef or lower the learning rate"
+        )
+    sigma = metrics["ppo/sigma"]
+    penalty = metrics["ppo/beta_sigma"] * metrics["ppo/kl_per_answer"]
+    if 0 < MOST_PENALTY * sigma < penalty:
+        found["ppo/kl_per_answer"] = (
+            f"the divergence from the reference, {metrics['ppo/kl_per_answer']:.3g} nats per answer, costs "
+            f"{penalty / sigma:.1f} standard deviations of the score, more than a better answer can win; "
+            "lower optimizer.learning_rate, or go back to an earlier checkpoint"
+        )
+    return found
 
 
 def checksum(params: Params) -> int:

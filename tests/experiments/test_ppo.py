@@ -160,6 +160,17 @@ def test_the_value_model_learns_at_a_rate_of_its_own(monkeypatch: pytest.MonkeyP
     assert made["value_optimizer"].beta2 == 0.9
 
 
+def test_a_policy_that_runs_away_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo.doctor, "MOST_CLIPPED", 0.1)
+    ppo.run(config_of(train__num_iterations=3, optimizer__learning_rate=0.1), tmp_path)
+    assert sum(line.get("ppo/clip_fraction", 0) > 0.1 for line in read_metrics(tmp_path)) > 1
+    said = [record.message for record in caplog.records if "of the tokens have a ratio" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("iteration ")
+
+
 def test_a_rule_stands_in_the_place_of_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the function that docs/alignment.md shows."""
     page = (runs.REPOSITORY / "docs" / "alignment.md").read_text(encoding="utf-8")

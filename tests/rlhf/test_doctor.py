@@ -61,6 +61,34 @@ def test_guard(reward, guard, stops):
         check()
 
 
+HEALTHY = {
+    "ppo/clip_fraction": 0.2,
+    "ppo/entropy": 2.0,
+    "ppo/sigma": 2.0,
+    "ppo/beta_sigma": 0.02,
+    "ppo/kl_per_answer": 30.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "message"),
+    [
+        ("ppo/clip_fraction", 0.55, "55% of the tokens have a ratio outside the clip range"),
+        ("ppo/entropy", 0.15, "the entropy fell from 2 to 0.15 nats per token"),
+        ("ppo/kl_per_answer", 400.0, "400 nats per answer, costs 4.0 standard deviations of the score"),
+    ],
+)
+def test_symptoms_say_what_goes_astray(metric, value, message):
+    assert doctor.symptoms(HEALTHY, HEALTHY) == {}
+    found = doctor.symptoms(HEALTHY | {metric: value}, HEALTHY)
+    assert list(found) == [metric]
+    assert message in found[metric]
+
+
+def test_scores_without_spread_say_nothing_of_the_divergence():
+    assert doctor.symptoms(HEALTHY | {"ppo/sigma": 0.0, "ppo/kl_per_answer": 400.0}, HEALTHY) == {}
+
+
 def test_a_checksum_depends_on_every_bit_and_its_place_and_not_on_the_mesh():
     params = jax.tree.map(jnp.asarray, tiny.params())
     whole = doctor.checksum(params)
