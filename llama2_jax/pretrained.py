@@ -67,6 +67,8 @@ def load(
 ) -> LoadedModel:
     """Open a workdir of ours, a Hugging Face folder, a Meta folder or a GGUF file.
 
+    Ids beyond the tokenizer, spare rows of an embedding that was padded, get no probability.
+
     Args:
       dtype: of the parameters in memory, float32, bfloat16 or float16; None keeps that of the file, bitwise.
       compute_dtype, remat_policy, attention_impl: as in ``ModelConfig``; a checkpoint does not decide how it
