@@ -59,6 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain = pretrain.get_config(size)
     config.sft = sft.get_config(size)
     config.annotate = annotate.get_config(general)
+    with config.annotate.unlocked():
+        del config.annotate.collection.first_prompt  # a round goes on behind the one before it
     config.helpfulness_rm = reward_model.get_config(f"helpfulness,size={size}")
     config.safety_rm = reward_model.get_config(f"safety,size={size}")
     config.guard_rm = reward_model.get_config(f"guard,size={size}")  # RM-18; without data.public: none

@@ -8,6 +8,7 @@ killed run goes on with the batch it was in, and a filled sheet is read from the
 become of the models and the prompts since.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,16 @@ from absl import logging
 from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.answers import model_version, sample_answers
-from llama2_jax.config import ConfigError, build, read_json, require, require_choice, to_plain, write_json
+from llama2_jax.config import (
+    ConfigError,
+    build,
+    changes,
+    read_json,
+    require,
+    require_choice,
+    to_plain,
+    write_json,
+)
 from llama2_jax.data.jsonl import read_rows, write_rows
 from llama2_jax.data.preferences import (
     REJECTED_SAFE,
@@ -34,6 +44,7 @@ from llama2_jax.data.preferences import (
 )
 from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
 from llama2_jax.data.shards import file_sha256
+from llama2_jax.data.sheets import is_there
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import write_text, writes
 from llama2_jax.generate.sampling import SamplingConfig
@@ -61,6 +72,7 @@ from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.workdir import mark_done, open_workdir
 
+SAMPLED_BY = ("collection", "sampling")  # sections of the config
 ANNOTATORS = ("simulated", "model", "file")
 
 
@@ -71,11 +83,11 @@ def run(config: Any, workdir: Path) -> None:
         return
     sheet = workdir / "sheet.csv"
     with files_at_rest(workdir):
-        filled_in = config.annotator == "file" and sheet.exists()
+        filled_in = config.annotator == "file" and is_there(sheet)
     if filled_in:
         pairs, dropped = pairs_of_sheet(config, workdir)
         judgements = read_sheet(sheet, [pair.comparison for pair in pairs])
-        conclude(config, workdir, pairs, dropped, judgements, load_tokenizer(workdir / "tokenizer"))
+        conclude(config, workdir, pairs, dropped, judgements, _tokenizer(config, workdir))
         return
     collection = build(CollectionConfig, config.collection, name="collection")
     prompts = read_prompts_to_train_on(config.prompts)
@@ -105,6 +117,12 @@ def run(config: Any, workdir: Path) -> None:
     conclude(config, workdir, pairs, dropped, annotate([pair.comparison for pair in pairs]), tokenizer)
 
 
+def _tokenizer(config: Any, workdir: Path) -> Tokenizer:
+    """That of the new model, which earlier versions of this programme did not keep in the workdir."""
+    kept = workdir / "tokenizer"
+    return load_tokenizer(kept) if kept.exists() else load(config.new.path).require_tokenizer()
+
+
 def conclude(
     config: Any,
     workdir: Path,
@@ -117,6 +135,7 @@ def conclude(
     judged = [(pair, one) for pair, one in zip(pairs, judgements, strict=True) if one is not None]
     if len(judged) < len(pairs):
         dropped = dropped + Counter({SKIP: len(pairs) - len(judged)})
+    require(bool(judged), f"all {len(pairs)} comparisons in {workdir} were skipped; there is nothing to keep")
     preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
     split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
     write_preferences(workdir / "preferences_train.jsonl", split.train)
@@ -171,23 +190,34 @@ def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Count
     """The pairs that people were asked about, and how many were dropped before.
 
     Raises:
-      ConfigError: the config has other batches, or does not name the models as they were named.
+      ConfigError: they were sampled in another way, or from models of other names.
     """
-    sheet, note = workdir / "sheet.csv", read_json(workdir / "pairs.json")
-    pairs = [pair_from_row(row) for row in read_rows(workdir / "pairs.jsonl")]
-    made_from = note["made_from"]
-    for field in ("first_batch", "num_batches"):
-        made, asked = made_from["collection"][field], config.collection[field]
-        require(
-            made == asked,
-            f"{sheet} was made with config.collection.{field} = {made}, not {asked}; undo the change, and "
-            "collect further batches in another --workdir",
-        )
-    names = list(made_from["models"])
-    require(
-        config.new.name == names[0], f"{sheet} was made with config.new.name = {names[0]}; keep that name"
+    note = read_json(workdir / "pairs.json")
+    made_from = _known_origin(note)
+    names = [config.new.name, *[config.previous.name] * bool(config.previous.path)]
+    lines = changes(
+        {key: made_from[key] for key in SAMPLED_BY} | {"names": list(made_from["models"])},
+        _sampled_by(config) | {"names": names},
     )
+    require(
+        not lines,
+        f"{workdir / 'sheet.csv'} was made with another config:\n  "
+        + "\n  ".join(lines)
+        + "\nundo the change, "
+        "and collect further batches in another --workdir",
+    )
+    pairs = [pair_from_row(row) for row in read_rows(workdir / "pairs.jsonl")]
     return pairs, Counter(note["dropped"])
+
+
+def _sampled_by(config: Any) -> dict[str, Any]:
+    return {name: json.loads(json.dumps(to_plain(config[name]))) for name in SAMPLED_BY}
+
+
+def _known_origin(note: dict[str, Any]) -> dict[str, Any]:
+    """What pairs were made from; a field that was added since stands at its default."""
+    made_from = note["made_from"]
+    return made_from | {"collection": {"first_prompt": 0} | made_from["collection"]}
 
 
 def sampled_pairs(
@@ -204,7 +234,7 @@ def sampled_pairs(
     """
     path, note = workdir / "pairs.jsonl", workdir / "pairs.json"
     made_from = {
-        **{name: to_plain(config[name]) for name in ("collection", "sampling")},
+        **_sampled_by(config),
         "models": {name: model_version(model) for name, model in models.items()},
         "prompts": file_sha256(config.prompts),
     }
@@ -238,7 +268,7 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
     if not note.exists():
         return {"dropped": {}, "last_batch": -1}
     known = read_json(note)
-    if known["made_from"] != made_from:
+    if _known_origin(known) != made_from:
         raise ConfigError(
             f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
             f"change, or delete it and {note} to sample again"

@@ -64,7 +64,7 @@ from llama2_jax.sharding.processes import on_host, require_agreement, wait_for_a
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import Params, PPOState, Rollout
 from llama2_jax.train.checkpoint import Checkpointer, read_params
-from llama2_jax.train.metrics import MetricsWriter, require_finite
+from llama2_jax.train.metrics import MetricsWriter, read_metrics, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
 from llama2_jax.train.stopping import StopRequest, end_early
@@ -236,7 +236,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
         keep_best_up_to(run, state, progress, best)
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
-    first: dict[str, float] = {}  # metrics of this start
+    first = next((line for line in read_metrics(run.workdir) if "ppo/entropy" in line), {})
     said: set[str] = set()
     closing = contextlib.closing
     with closing(checkpointer), closing(best), closing(writer), closing(shown), StopRequest() as stop:

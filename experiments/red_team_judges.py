@@ -73,14 +73,16 @@ def by_people(samples: Sequence[Sample], path: str) -> Violating:
     return found
 
 
-def people_ratings(paths: Paths) -> dict[Answered, bool | None]:
+def people_ratings(paths: Paths) -> dict[Answered, bool]:
     """Which answers violate, by ``answer_key``.
 
     Raises:
       DataError: files that cannot be read, or an answer that is said to violate and not to.
     """
-    ratings: dict[Answered, bool | None] = {}
+    ratings: dict[Answered, bool] = {}
     for one in read_rated_answers(paths):
+        if one.is_unsafe is None:  # rated for something else
+            continue
         if ratings.setdefault((one.messages, one.answer), one.is_unsafe) != one.is_unsafe:
             raise DataError(
                 f"{paths}: the answer {one.answer!r} to {one.messages[-1].content!r} is rated as violating "

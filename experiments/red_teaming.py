@@ -82,6 +82,8 @@ def main() -> None:
     if args.step == "report":
         report(workdir, args.sessions, args.dialogues, risk_areas=args.risk_areas)
     elif args.step == "answers":
+        others = sorted(rated.keys() - {args.version})
+        require(not others, f"--rated names {', '.join(others)}, --version {args.version}; name that one")
         ratings = people_ratings(rated[args.version]) if args.version in rated else {}
         answer(workdir, args.version, partial(sample, workdir), rated=ratings)
     elif args.step == "rejection":
@@ -238,8 +240,8 @@ def _answers(workdir: Path, version: str, prompts: Sequence[Prompt]) -> list[Sam
 
 
 def _unused(folder: Path) -> Path:
-    """It, or the first of folder-2, folder-3 and so on, that people are not asked in already."""
-    more = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    """It, or the first of round2, round3 and so on in it, that people are not asked in already."""
+    more = (folder / f"round{number}" for number in itertools.count(2))
     return next(one for one in itertools.chain([folder], more) if not (one / "key.json").exists())
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from llama2_jax import pretrained
 from llama2_jax.config import ConfigError
-from llama2_jax.generate.decode import generate, row_ids
+from llama2_jax.generate.decode import PromptError, generate, row_ids
 from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.generate.score import score
 from llama2_jax.interop.file_leaf import FileLeaf
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
 from llama2_jax.pretrained import (
@@ -97,6 +98,8 @@ def test_ids_beyond_the_tokenizer_are_never_predicted(tmp_path: Path) -> None:
         assert (
             read_meta(tmp_path / "native")[1]["model"].get("tokenizer_size") is None
         )  # the tokenizer says it
+    with pytest.raises(PromptError, match=f"row 0 has token id {size}"):
+        score(loaded.model, loaded.params, [[*prompt, size]])
     # at this temperature all ids are as likely
     decoder, sampling = for_decoding(loaded), SamplingConfig(max_new_tokens=50, temperature=1e6)
     out = generate(decoder.model, decoder.params, [prompt] * 8, sampling, stop_ids=())

@@ -39,6 +39,11 @@ def dialogue_cell(messages: Iterable[Message]) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether the sheet, or a part of it, exists."""
+    return any(part.exists() for part in _parts(Path(path)))
+
+
 def write_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: Sequence[str]) -> None:
     """Write the sheet; it appears when it is complete.
 
@@ -63,6 +68,8 @@ def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: 
     columns = (*shown[0], *filled_in)
     name = columns[0]
     rows = [row for part in _parts(Path(path)) for row in _csv_rows(part, columns)]
+    if not rows:
+        raise DataError(f"{path} has no rows; put back the {len(shown)} that were written")
     rows = [row | {name: _name(row[name])} for row in rows]
     known = {_name(row[name]): row for row in shown}
     _check_rows(path, rows, known, name)
@@ -100,7 +107,7 @@ def _name(cell: str) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part*.csv")) or [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part*.[cC][sS][vV]")) or [path]
 
 
 def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -122,11 +129,10 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     twice = [column for column in columns if names.count(column) > 1]
     if twice:
         raise DataError(f"{path} has several columns {', '.join(twice)}; leave the one that counts")
-    lacking = [column for column in columns if not rows or column not in names]
+    lacking = [column for column in columns if column not in names]
     if lacking:
         raise DataError(
-            f"{path} has no column {', '.join(lacking)}, or no rows; its first line must be "
-            f"{','.join(columns)} as it was written, put it back"
+            f"{path} has no column {', '.join(lacking)}; put its first line back: {','.join(columns)}"
         )
     return rows
 

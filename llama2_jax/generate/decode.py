@@ -345,7 +345,7 @@ def check_prompts(
                 f"prompt {row} has {len(prompt)} tokens, the model's context is {config.max_context} "
                 "and at least one token must be left to generate; shorten the prompt"
             )
-        check_ids(prompt, config.vocab_size, where=f"prompt {row}")
+        check_ids(prompt, config.num_ids, where=f"prompt {row}")
     require_same_rows("prompts", prompts)
 
 

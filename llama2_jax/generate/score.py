@@ -82,7 +82,7 @@ def score_continuations(
                 f"pair {index} has {len(context)} tokens of context and {len(continuation)} of continuation; "
                 "give one of each at least: a context can be BOS"
             )
-        check_ids(continuation[-1:], model.config.vocab_size, where=f"pair {index}")
+        check_ids(continuation[-1:], model.config.num_ids, where=f"pair {index}")
         pairs_of.setdefault((*context, *continuation[:-1]), []).append(index)
     rows = list(pairs_of)
     results: dict[int, Continuation] = {}
@@ -120,7 +120,7 @@ def _batches(
                 f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "
                 "split it"
             )
-        check_ids(row, model.config.vocab_size, where=f"row {index}")
+        check_ids(row, model.config.num_ids, where=f"row {index}")
     require_same_rows("rows to score", rows)
     shards = model.partitioner.batch_shards if model.partitioner else 1
     batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh

@@ -87,7 +87,8 @@ def chunked_next_token_sums(
             logits = jnp.where(mask[..., None] > 0, unembed(head, ids_V, hidden), 0.0)
             return None, _target_and_lse(logits, targets, ids_V)
 
-        size = math.gcd(chunk_size, arrays[0].shape[1])  # where devices share a row
+        own = arrays[0].shape[1]
+        size = math.gcd(max(chunk_size * own // length, 1), own)  # where devices share a row
         _, parts = jax.lax.scan(body, None, tuple(_chunks(array, size) for array in arrays))
         return tuple(part.swapaxes(0, 1).reshape(1, *arrays[1].shape) for part in parts)
 

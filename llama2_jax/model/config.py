@@ -66,6 +66,11 @@ class ModelConfig:
         require_choice("model.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         require_choice("model.attention_impl", self.attention_impl, ATTENTION_NAMES)
 
+    @property
+    def num_ids(self) -> int:
+        """Ids that stand for something."""
+        return self.tokenizer_size or self.vocab_size
+
 
 def feed_forward_width(model_width: int, *, multiple_of: int, multiplier: float | None = None) -> int:
     """SwiGLU width of the reference code (ARCH-7): 2/3 of 4D, scaled, rounded up."""

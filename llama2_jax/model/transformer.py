@@ -206,7 +206,7 @@ def head_logits(
         out_dtype=jnp.float32,
     )
     if config.tokenizer_size:
-        logits_BTV = jnp.where(ids_V < config.tokenizer_size, logits_BTV, NO_TOKEN)
+        logits_BTV = jnp.where(ids_V < config.num_ids, logits_BTV, NO_TOKEN)
     return logits_BTV
 
 

@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from llama2_jax.data.records import DataError
-from llama2_jax.data.sheets import read_column, read_sheet, write_sheet
+from llama2_jax.data.sheets import is_there, read_column, read_sheet, write_sheet
 
 SHOWN = [
     {"name": "1", "text": "- a\n- b"},
@@ -68,6 +68,12 @@ def test_rows_without_text_do_not_count(sheet):
 
 def test_a_shared_sheet_comes_back_in_parts(sheet):
     rows = [{**row, "mark": row["name"]} for row in read(sheet)]
+    sheet.rename(sheet.with_name("kept elsewhere.csv"))
+    assert not is_there(sheet)
+    sheet.with_name("sheet.part0.CSV").write_text("name,text,mark\n")  # whoever had nothing left to do
+    assert is_there(sheet)
+    with pytest.raises(DataError, match="sheet.csv has no rows; put back the 3 that were written"):
+        read_sheet(sheet, SHOWN, ("mark",))
     write(sheet.with_name("sheet.part1.csv"), rows[2:])
     with pytest.raises(DataError, match="has 1 rows: by name 2 missing"):
         read_sheet(sheet, SHOWN, ("mark",))
@@ -105,11 +111,11 @@ def test_rows_are_those_that_were_written(sheet):
     )
     with pytest.raises(DataError, match=message):
         read_sheet(sheet, SHOWN, ("mark",))
-    with pytest.raises(DataError, match="no column rank, or no rows"):
+    with pytest.raises(DataError, match="no column rank; put its first line back: name,text,rank"):
         read_sheet(sheet, SHOWN, ("rank",))
     sheet.write_text("")
     with pytest.raises(
-        DataError, match="no column name, text, mark, or no rows; its first line must be name,text,mark"
+        DataError, match="no column name, text, mark; put its first line back: name,text,mark"
     ):
         read_sheet(sheet, SHOWN, ("mark",))
 

@@ -235,12 +235,16 @@ def test_people_fill_in_a_sheet(prompts, tmp_path, capsys):
         sheet = csv.DictWriter(file, list(rows[0]))
         sheet.writeheader()
         sheet.writerows(rows)
-    for changes, field in (
-        ({"collection__num_batches": 2}, "num_batches = 1, not 2"),
-        ({"new__name": "V2"}, "name = new"),
+    for changes, line in (
+        ({"collection__num_batches": 2}, "collection.num_batches: 1 -> 2"),
+        ({"sampling__max_new_tokens": 7}, "sampling.max_new_tokens: 6 -> 7"),
+        ({"new__name": "V2"}, r"names: \['new'\] -> \['V2'\]"),
     ):
-        with pytest.raises(ConfigError, match=f"sheet.csv was made with config.*{field}"):
+        with pytest.raises(ConfigError, match=f"sheet.csv was made with another config:\n  {line}"):
             annotate.run(make_config(prompts, **given | changes), tmp_path)
+    note = json.loads((tmp_path / "pairs.json").read_text())
+    del note["made_from"]["collection"]["first_prompt"]  # of before there was this field
+    (tmp_path / "pairs.json").write_text(json.dumps(note))
     # weeks later the prompts and the models are others
     annotate.run(make_config("gone.jsonl", new__path="gone", **given), tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["dropped"]["skip"] == 1

@@ -157,7 +157,10 @@ def test_people_judge_through_the_sheets_of_their_evaluation(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()[-1]
     (left,) = (tmp_path / "completions" / "V2.jsonl").read_text().splitlines()
     assert THEFT[2] in left  # what nobody could tell is asked again
-    assert printed.endswith(f"--workdir={tmp_path / 'people' / 'V2-2'}")
+    assert printed.endswith(f"--workdir={people / 'round2'}")
+    (people / "round2").mkdir()
+    (people / "round2" / "answers.jsonl").write_bytes((people / "answers.jsonl").read_bytes())
+    assert len(people_ratings(f"{people}/**/answers.jsonl")) == 3
 
     other = {"messages": [{"role": "user", "content": "?"}], "answer": "x", "harm": 0, "is_unsafe": False}
     strange = runs.write_lines(tmp_path / "strange.jsonl", [other])
@@ -169,6 +172,8 @@ def test_an_answer_that_violates_and_does_not_is_refused(tmp_path):
     row = {"messages": [{"role": "user", "content": "?"}], "answer": "x", "harm": 0, "is_unsafe": False}
     path = runs.write_lines(tmp_path / "twice.jsonl", [row, row])
     assert list(people_ratings(path).values()) == [False]
+    graded = {key: row[key] for key in ("messages", "answer")} | {"quality": 7}
+    assert list(people_ratings(runs.write_lines(path, [graded, row])).values()) == [False]
     runs.write_lines(path, [row, row | {"is_unsafe": True}])
     with pytest.raises(
         DataError, match="answer 'x' to '\\?' is rated as violating and as not violating; keep one"
