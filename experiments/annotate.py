@@ -8,7 +8,6 @@ killed run goes on with the batch it was in, and a filled sheet is read from the
 become of the models and the prompts since.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +71,6 @@ from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.workdir import mark_done, open_workdir
 
-SAMPLED_BY = ("collection", "sampling")  # sections of the config
 ANNOTATORS = ("simulated", "model", "file")
 
 
@@ -196,7 +194,7 @@ def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Count
     made_from = _known_origin(note)
     names = [config.new.name, *[config.previous.name] * bool(config.previous.path)]
     lines = changes(
-        {key: made_from[key] for key in SAMPLED_BY} | {"names": list(made_from["models"])},
+        {key: made_from[key] for key in ("collection", "sampling")} | {"names": list(made_from["models"])},
         _sampled_by(config) | {"names": names},
     )
     require(
@@ -211,7 +209,9 @@ def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Count
 
 
 def _sampled_by(config: Any) -> dict[str, Any]:
-    return {name: json.loads(json.dumps(to_plain(config[name]))) for name in SAMPLED_BY}
+    """All fields, also those that a config leaves at their defaults."""
+    collection = build(CollectionConfig, config.collection, name="collection")
+    return {"collection": to_plain(collection), "sampling": to_plain(config.sampling)}
 
 
 def _known_origin(note: dict[str, Any]) -> dict[str, Any]:
