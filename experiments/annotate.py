@@ -131,8 +131,7 @@ def conclude(
 ) -> None:
     """Write what the pairs were judged to be; the workdir is done."""
     judged = [(pair, one) for pair, one in zip(pairs, judgements, strict=True) if one is not None]
-    if len(judged) < len(pairs):
-        dropped = dropped + Counter({SKIP: len(pairs) - len(judged)})
+    dropped = dropped + Counter({SKIP: len(pairs) - len(judged)})  # a sum leaves out what is 0
     require(bool(judged), f"all {len(pairs)} comparisons in {workdir} were skipped; there is nothing to keep")
     preferences = [to_preference(pair, judgement, source=config.source) for pair, judgement in judged]
     split = split_by_prompt(preferences, heldout_fraction=config.heldout.fraction, seed=config.heldout.seed)
@@ -191,33 +190,25 @@ def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Count
       ConfigError: they were sampled in another way, or from models of other names.
     """
     note = read_json(workdir / "pairs.json")
-    made_from = _known_origin(note)
-    names = [config.new.name, *[config.previous.name] * bool(config.previous.path)]
+    made_from = note["made_from"]
+    names = [one.name for one in (config.new, config.previous) if one.path]
     lines = changes(
-        {key: made_from[key] for key in ("collection", "sampling")} | {"names": list(made_from["models"])},
-        _sampled_by(config) | {"names": names},
+        _sampled_by(made_from) | {"names": list(made_from["models"])}, _sampled_by(config) | {"names": names}
     )
     require(
         not lines,
-        f"{workdir / 'sheet.csv'} was made with another config:\n  "
-        + "\n  ".join(lines)
-        + "\nundo the change, "
-        "and collect further batches in another --workdir",
+        f"{workdir / 'sheet.csv'} was made with another config:"
+        + "".join(f"\n  {line}" for line in lines)
+        + "\nundo the change, and collect further batches in another --workdir",
     )
     pairs = [pair_from_row(row) for row in read_rows(workdir / "pairs.jsonl")]
     return pairs, Counter(note["dropped"])
 
 
-def _sampled_by(config: Any) -> dict[str, Any]:
-    """All fields, also those that a config leaves at their defaults."""
-    collection = build(CollectionConfig, config.collection, name="collection")
-    return {"collection": to_plain(collection), "sampling": to_plain(config.sampling)}
-
-
-def _known_origin(note: dict[str, Any]) -> dict[str, Any]:
-    """What pairs were made from; a field that was added since stands at its default."""
-    made_from = note["made_from"]
-    return made_from | {"collection": {"first_prompt": 0} | made_from["collection"]}
+def _sampled_by(sections: Any) -> dict[str, Any]:
+    """Of a config or of what pairs were made from; a field that it lacks stands at its default."""
+    collection = build(CollectionConfig, sections["collection"], name="collection")
+    return {"collection": to_plain(collection), "sampling": to_plain(sections["sampling"])}
 
 
 def sampled_pairs(
@@ -268,7 +259,7 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
     if not note.exists():
         return {"dropped": {}, "last_batch": -1}
     known = read_json(note)
-    if _known_origin(known) != made_from:
+    if known["made_from"] | _sampled_by(known["made_from"]) != made_from:
         raise ConfigError(
             f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
             f"change, or delete it and {note} to sample again"

@@ -105,9 +105,8 @@ def report(workdir: Path, sessions: Paths, dialogues: Paths, *, risk_areas: Sequ
     write_rows(workdir / "findings.jsonl", map(finding_row, findings))
     write_prompts(workdir / "prompts.jsonl", prompts)
     write_red_team_report(workdir, list(known.values()), attacks, findings)
-    versions = dict.fromkeys(session.version for session in known.values())
     print(f"{len(prompts):,} violating prompts are in {workdir / 'prompts.jsonl'}, report.md beside it")
-    print(f"Versions, oldest first: {', '.join(versions)}")
+    print(f"Versions, oldest first: {', '.join(attacked_versions(workdir))}")
 
 
 def answer(

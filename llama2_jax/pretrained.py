@@ -193,10 +193,8 @@ def convert(
 def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: str) -> dict[str, Any]:
     """What every checkpoint of ours says about itself."""
     model = dataclasses.asdict(config)
-    del (
-        model["attention_impl"],
-        model["tokenizer_size"],
-    )  # of the machine and of the tokenizer, not of the weights
+    del model["attention_impl"]  # of the machine, not of the weights
+    del model["tokenizer_size"]  # of the tokenizer
     return {
         "model": model,
         "tokenizer_hash": tokenizer.content_hash if tokenizer is not None else "",

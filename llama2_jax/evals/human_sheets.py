@@ -126,11 +126,12 @@ def read_answers(path: str | Path, task: str, *, category_key: str = "") -> list
         messages = asked_messages(row)
         system = messages.pop(0).content if messages[0].role == "system" else ""
         dialogue = tuple(messages)
-        if task == COMPARING:
-            name, twice = ("", dialogue), "this dialogue stands twice, system prompts apart"
-        else:
-            name, twice = (system, dialogue), "this dialogue stands twice"
-        check(name not in seen, f"{twice}; leave one out")
+        apart = task == COMPARING
+        name = ("" if apart else system, dialogue)
+        check(
+            name not in seen,
+            f"this dialogue stands twice{', system prompts apart' if apart else ''}; leave one out",
+        )
         seen.add(name)
         categories = _texts(row, category_key) if category_key else ()
         return Answered(dialogue, text_of(row, "completion").strip(), system, categories)
@@ -236,8 +237,11 @@ def read_ratings(paths: Sequence[Path], items: Sequence[Item], task: str) -> lis
 
 
 def _read_sheet(path: Path, items: Sequence[Item], rater: int, task: str) -> list[int | None]:
-    _check_rater(path, items, rater)
-    rows = sheets.read_sheet(path, [_shown(item, rater) for item in items], ("rating",))
+    try:
+        rows = sheets.read_sheet(path, [_shown(item, rater) for item in items], ("rating",))
+    except DataError:
+        _check_rater(path, items, rater)  # the better reason
+        raise
     choices = [*map(str, range(1, len(SCALES[task]) + 1)), SKIP]
     found = sheets.read_column(path, rows, "rating", dict(zip(choices, [*_written(task), None], strict=True)))
     if task != COMPARING:
