@@ -57,7 +57,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    package_data={"llama2_jax.sharding": ["h200.txtpb"], "llama2_jax.evals.harness_tasks": ["*.yaml"]},
+    package_data={"llama2_jax.sharding": ["*.txtpb"], "llama2_jax.evals.harness_tasks": ["*.yaml"]},
     # experiments/ and tools/ run from the repository root; installed, they would hide others of those names
     packages=find_packages(include=["llama2_jax*"]),
     install_requires=RUNTIME,

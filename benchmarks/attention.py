@@ -71,8 +71,8 @@ GPU = Plan(
         Shape("mha_d64", 4, 4096, 32, 32, head_dim=64),
         Shape("mha_16k", 1, 16_384, 32, 32),
     ),
-    ("hopper", "cudnn"),
-    of_first_shape=("xla", "triton"),
+    ("hopper", "cudnn", "triton"),
+    of_first_shape=("xla", "chunked"),
     calls=10,
     matrix_size=8192,
 )
@@ -118,7 +118,8 @@ def measure(plan: Plan | None = None, *, repeats: int = 20) -> dict[str, Any]:
     rows = []
     for (shape, impl), found in zip(cases, ready, strict=True):
         if "error" not in found:
-            calls = 1 if impl == "xla" else plan.calls  # so slow that starting it does not count
+            is_slow = impl in plan.of_first_shape  # so that starting it does not count
+            calls = 1 if is_slow else plan.calls
             found = tried(functools.partial(speed, found["programs"], shape, repeats=repeats, calls=calls))
         rows.append({"shape": shape._asdict(), "impl": impl, **found})
     return {"matrix_rate_flops": rate, "numerics": checks, "rows": rows}
@@ -149,9 +150,9 @@ def numerics(impl: str) -> dict[str, Any]:
 
 
 def _errors(impl: str, length: int, groups: int, head_dim: int) -> dict[str, list[float]]:
-    has_documents = impl not in ("cudnn", "triton")
+    has_documents = impl != "cudnn"
     if not has_documents:
-        length = -(-length // 128) * 128  # they do not take every length
+        length = -(-length // 128) * 128  # it does not take every length
     exact, plain = (
         _plain_gradients(length, groups, head_dim, dtype, has_documents) for dtype in ("float32", "bfloat16")
     )
@@ -219,21 +220,9 @@ def texts(result: dict[str, Any]) -> list[str]:
 
 def _attend(impl: str, *, has_documents: bool) -> Callable[..., jax.Array]:
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        if impl == "triton":
-            return _triton(q, k, v, ids if has_documents else None)
         return dispatch.attention(q, k, v, segment_ids_BT=ids if has_documents else None, impl=impl).out_BTNH
 
     return attend
-
-
-def _triton(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array | None) -> jax.Array:
-    """The deprecated kernel that ships with jax; it has no grouped heads."""
-    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
-
-    names = ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    blocks = BlockSizes(block_q=128, block_k=128, **dict.fromkeys(names, 64))
-    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    return mha(q, k, v, ids, sm_scale=q.shape[-1] ** -0.5, causal=True, block_sizes=blocks)
 
 
 @functools.cache

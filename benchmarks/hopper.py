@@ -24,7 +24,7 @@ from benchmarks.record import record
 from llama2_jax.config import ConfigError
 
 IMPL = "hopper"
-BESIDE = ["cudnn", "xla", "triton"]
+BESIDE = ["cudnn", "triton", "xla", "chunked"]
 
 
 def parts(beside: list[str]) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """The pretraining updates of the paper's configs compiled ahead of time for pods: memory per chip.
 
 pip install -e ".[aot]" && python -m benchmarks.pods_aot
-pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.pods_aot --chip=h200
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.pods_aot --chip=h200  # or a100
 
 What ``experiments.pretrain --config=configs/pretrain.py:SIZE`` compiles there (4,194,304 tokens in a
 batch, bfloat16, float32 master weights and AdamW, full remat), for chips that are not attached. What the
@@ -23,7 +23,7 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import prepare, tpu_devices
-from llama2_jax.sharding.unattached_gpu import hopper_devices
+from llama2_jax.sharding.unattached_gpu import CHIPS, gpu_devices
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import abstract_state, compile_step, make_update, next_token_loss
 
@@ -49,6 +49,12 @@ PODS: dict[str, list[Pod]] = {
         ("34b", 4, "h200:8", {"train.accumulation_steps": 4}),
         ("70b", 8, "h200:8", {}),
         ("70b", 8, "h200:8", {"mesh.data": 2, "mesh.fsdp": 32, "train.accumulation_steps": 2}),
+    ],
+    "a100": [  # of 80 GB
+        ("7b", 1, "a100:8", {"train.accumulation_steps": 16}),
+        ("13b", 1, "a100:8", {"train.accumulation_steps": 16}),
+        ("34b", 4, "a100:8", {"train.accumulation_steps": 4}),
+        ("70b", 8, "a100:8", {"train.accumulation_steps": 4}),
     ],
 }
 
@@ -119,8 +125,8 @@ def compile_next_token(config: Any, shape: ModelConfig, devices: list[Any]) -> d
 def devices_of(topology: str, pods: int) -> list[Any]:
     """Chips that are not there: slices of TPUs, or hosts of GPUs."""
     chip, _, size = topology.partition(":")
-    if chip == "h200":
-        return hopper_devices(int(size), hosts=pods)
+    if chip in CHIPS:
+        return gpu_devices(chip, int(size), hosts=pods)
     return tpu_devices(chip, topology, num_slices=pods)
 
 

@@ -1,7 +1,7 @@
 """An iteration of PPO with the paper's configs compiled ahead of time for pods: memory per chip.
 
 pip install -e ".[aot]" && python -m benchmarks.ppo_aot
-pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.ppo_aot --chip=h200
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.ppo_aot --chip=h200  # or a100
 
 What ``experiments.ppo --config=configs/ppo.py:SIZE`` compiles there, with a value model and two reward models
 of the policy's size: 512 prompts of up to 1,024 tokens, as long answers. What the compiler says; nothing
@@ -44,6 +44,12 @@ PODS: dict[str, list[Pod]] = {
         ("13b", 1, "h200:8", {"ppo.sample_batch_size": 128}),
         ("34b", 4, "h200:8", {}),
         ("70b", 8, "h200:8", {}),
+    ],
+    "a100": [  # of 80 GB
+        ("7b", 1, "a100:8", {"ppo.sample_batch_size": 128}),
+        ("13b", 2, "a100:8", {"ppo.sample_batch_size": 128}),
+        ("34b", 4, "a100:8", {}),
+        ("70b", 8, "a100:8", {}),
     ],
 }
 

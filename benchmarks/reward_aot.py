@@ -1,7 +1,7 @@
 """Updates of reward models with the paper's configs compiled ahead of time for pods: memory per chip.
 
 pip install -e ".[aot]" && python -m benchmarks.reward_aot
-pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.reward_aot --chip=h200
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.reward_aot --chip=h200  # or a100
 
 What ``experiments.reward_model --config=configs/reward_model.py:helpfulness,size=SIZE`` compiles there: 512
 pairs, packed. How many rows these are follows from their lengths: here a lognormal draw with a mean of 494
@@ -40,6 +40,12 @@ PODS: dict[str, list[Pod]] = {
         ("13b", 1, "h200:8", {}),
         ("34b", 4, "h200:8", {}),
         ("70b", 8, "h200:8", {}),
+    ],
+    "a100": [  # of 80 GB
+        ("7b", 1, "a100:8", {}),
+        ("13b", 2, "a100:8", {}),
+        ("34b", 4, "a100:8", {}),
+        ("70b", 8, "a100:8", {}),
     ],
 }
 

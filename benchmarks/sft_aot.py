@@ -1,7 +1,7 @@
 """Updates of supervised fine-tuning with the paper's numbers compiled ahead of time: memory per chip.
 
 pip install -e ".[aot]" && python -m benchmarks.sft_aot
-pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.sft_aot --chip=h200
+pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.sft_aot --chip=h200  # or a100
 
 What ``experiments.sft --config=configs/sft.py:SIZE`` compiles there (64 packed rows of 4,096 tokens,
 bfloat16, float32 master weights and AdamW, full remat). What the compiler says; nothing is executed.
@@ -23,6 +23,13 @@ PODS: dict[str, list[Pod]] = {
         ("13b", 1, "h200:8", {}),
         ("34b", 1, "h200:8", {"train.accumulation_steps": 8}),
         ("70b", 2, "h200:8", {"train.accumulation_steps": 4}),
+    ],
+    "a100": [  # of 80 GB
+        ("7b", 1, "a100:4", {"train.accumulation_steps": 4}),
+        ("7b", 1, "a100:8", {}),
+        ("13b", 1, "a100:8", {}),
+        ("34b", 2, "a100:8", {"train.accumulation_steps": 4}),
+        ("70b", 4, "a100:8", {"train.accumulation_steps": 2}),
     ],
 }
 

@@ -23,7 +23,7 @@ from llama2_jax.sharding.mesh import AXES
 from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import prepare, tpu_devices
-from llama2_jax.sharding.unattached_gpu import hopper_devices
+from llama2_jax.sharding.unattached_gpu import gpu_devices
 from llama2_jax.structs import PreferenceBatch, TokenBatch, TrainState
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from llama2_jax.train.step import StepFunction, abstract_state, compile_step, make_update, next_token_loss
@@ -51,7 +51,7 @@ def _four_v5p() -> Partitioner:
 
 
 def _one_h200() -> Partitioner:
-    return Partitioner(Mesh(np.array(hopper_devices()).reshape(1, 1, 1, 1), AXES), "single")
+    return Partitioner(Mesh(np.array(gpu_devices("h200")).reshape(1, 1, 1, 1), AXES), "single")
 
 
 def _text(row: dict[str, Any]) -> str:

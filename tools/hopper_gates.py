@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from llama2_jax.config import require_choice
 from llama2_jax.kernels import decode_hopper, flash_hopper
 from llama2_jax.kernels.ranges import document_ranges
-from llama2_jax.sharding.unattached_gpu import KernelFacts, compile_for_hopper, kernel_facts
+from llama2_jax.sharding.unattached_gpu import KernelFacts, compile_for_gpu, kernel_facts
 from tools import command_line
 
 BATCH, KV_HEADS = 2, 4
@@ -64,7 +64,7 @@ def compile_gradients(case: Case, length: int) -> Any:
     q = (BATCH, length, heads, case.head_dim), case.dtype
     kv = (BATCH, length, KV_HEADS, case.head_dim), case.dtype
     segments, lse = ((BATCH, length), jnp.int32), ((BATCH, length, heads), jnp.float32)
-    return compile_for_hopper(function, q, kv, kv, segments, q, lse)
+    return compile_for_gpu("h200", function, q, kv, kv, segments, q, lse)
 
 
 def compile_decoding(case: Case, length: int) -> Any:
@@ -72,7 +72,7 @@ def compile_decoding(case: Case, length: int) -> Any:
     attend = functools.partial(decode_hopper.decode_attention, scale=case.head_dim**-0.5, split=case.variant)
     q = (BATCH, case.groups * KV_HEADS, case.head_dim), case.dtype
     cache = (BATCH, KV_HEADS, length, case.head_dim), case.dtype
-    return compile_for_hopper(attend, q, cache, cache, ((BATCH, length), jnp.bool_))
+    return compile_for_gpu("h200", attend, q, cache, cache, ((BATCH, length), jnp.bool_))
 
 
 def failures(facts: KernelFacts) -> list[str]:

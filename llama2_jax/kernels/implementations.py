@@ -37,6 +37,7 @@ class Implementation:
     run: Callable[..., Any]
     platforms: tuple[str, ...] = ()  # empty: all
     capability: str = ""  # of a GPU; empty: any
+    least_capability: float = 0.0
     least_jax: tuple[int, int] = (0, 0)
     head_dims: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -55,6 +56,11 @@ class Implementation:
         elif self.capability and request.capability != self.capability:
             found.append(
                 f"it runs on GPUs of compute capability {self.capability}, this one has "
+                f"{request.capability or 'none'}"
+            )
+        elif _number(request.capability) < self.least_capability:
+            found.append(
+                f"it runs on GPUs of compute capability {self.least_capability} or later, this one has "
                 f"{request.capability or 'none'}"
             )
         if jax.version.__version_info__[:2] < self.least_jax:
@@ -128,6 +134,13 @@ def _cudnn(inputs: Inputs) -> Any:
     return library.cudnn(*inputs[:3], scale=inputs.scale, causal=inputs.causal), None
 
 
+def _triton(inputs: Inputs) -> Any:
+    from llama2_jax.kernels import library
+
+    ids_BT = inputs.segment_ids_BT
+    return library.triton(*inputs[:3], ids_BT, scale=inputs.scale, causal=inputs.causal), None
+
+
 def _hopper(inputs: Inputs) -> Any:
     from llama2_jax.kernels import flash_hopper
 
@@ -182,8 +195,13 @@ IMPLEMENTATIONS = {
         _cudnn, platforms=("gpu", "cuda"), head_dims=(64, 128), dtypes=HALF, documents=False, lse=False,
         some_queries=False,
     ),
+    # jax's own Triton kernel, for GPUs from A100 on: documents are masked, not skipped
+    "triton": Implementation(
+        _triton, platforms=("gpu", "cuda"), least_capability=8.0, head_dims=(64, 128), dtypes=HALF,
+        lse=False, some_queries=False,
+    ),
 }  # fmt: skip
-_GPU = ("hopper", "chunked")
+_GPU = ("hopper", "triton", "chunked")
 PREFERRED = {"cpu": ("chunked",), "tpu": ("tpu", "chunked"), "gpu": _GPU, "cuda": _GPU}
 NAMES = ("auto", *IMPLEMENTATIONS)
 
@@ -212,6 +230,13 @@ def choose(impl: str, request: Request) -> Implementation:
 def say_once(what: str, how: str) -> None:
     """One line on the standard error, of every text only once."""
     print(f"{what}: {how}", file=sys.stderr)
+
+
+def _number(capability: str) -> float:
+    try:
+        return float(capability)
+    except ValueError:  # none, or that of another vendor
+        return 0.0
 
 
 def _either(choices: tuple[Any, ...]) -> str:

@@ -1,4 +1,6 @@
-"""Attention of others behind our arguments: XLA and cuDNN through ``jax.nn``, and jax's splash kernel."""
+"""Attention of others behind our arguments: XLA, cuDNN, and the splash and Triton kernels of jax."""
+
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from llama2_jax.config import ConfigError
 from llama2_jax.kernels.ranges import KeyRanges, range_mask
 
-SPLASH_MULTIPLE = 128  # of the length of a row
+MULTIPLE = 128  # of the length of a row, for splash and Triton
 
 
 def xla(
@@ -54,17 +56,10 @@ def splash(
     """The causal splash kernel that ships with jax; documents are masked, not skipped."""
     batch, length, heads, _ = q_BTNH.shape
     groups = heads // k_BTKH.shape[2]
-    padding = -length % SPLASH_MULTIPLE
-    padded = length + padding
-
-    def pad(array: jax.Array) -> jax.Array:
-        return jnp.pad(array, ((0, 0), (0, padding), *[(0, 0)] * (array.ndim - 2)))
-
-    q_BKGTH = (
-        pad(q_BTNH * scale).reshape(batch, padded, -1, groups, q_BTNH.shape[-1]).transpose(0, 2, 3, 1, 4)
-    )
-    k_BKTH, v_BKTH = (pad(array).swapaxes(1, 2) for array in (k_BTKH, v_BTKH))
-    segment_ids_BT = pad(segment_ids_BT)
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT = map(_padded, (q_BTNH * scale, k_BTKH, v_BTKH, segment_ids_BT))
+    padded = q_BTNH.shape[1]
+    q_BKGTH = q_BTNH.reshape(batch, padded, -1, groups, q_BTNH.shape[-1]).transpose(0, 2, 3, 1, 4)
+    k_BKTH, v_BKTH = (array.swapaxes(1, 2) for array in (k_BTKH, v_BTKH))
     mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((padded, padded))] * groups)
     block = next(size for size in (512, 256, 128) if padded % size == 0)
     kernel = splash_kernel.make_splash_mqa(
@@ -83,3 +78,40 @@ def splash(
     ids = splash_kernel.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT)
     out_BKGTH = jax.vmap(over_heads)(q_BKGTH, k_BKTH, v_BKTH, ids)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, padded, heads, -1)[:, :length]
+
+
+def triton(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    scale: float,
+    causal: bool,
+    interpret: bool = False,
+) -> jax.Array:
+    """The Triton kernel that ships with jax; documents are masked, not skipped, and key heads repeated.
+
+    It runs again in the backward pass wherever layers are recomputed: what it keeps has no name.
+    """
+    with warnings.catch_warnings():  # it says that it is deprecated; jax has no other for these GPUs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention as kernel
+
+    length, groups = q_BTNH.shape[1], q_BTNH.shape[2] // k_BTKH.shape[2]
+    k_BTNH, v_BTNH = (jnp.repeat(array, groups, axis=2) for array in (k_BTKH, v_BTKH))
+    # the largest that spill no registers, by the compiler (tests/kernels/test_triton_gates.py)
+    blocks = kernel.BlockSizes(
+        block_q=128, block_k=64, block_q_dkv=32, block_kv_dkv=64, block_q_dq=64, block_kv_dq=32
+    )
+    out_BTNH = kernel.mha(
+        *map(_padded, (q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)),
+        sm_scale=scale, causal=causal, block_sizes=blocks, num_warps=8, interpret=interpret,
+    )  # fmt: skip
+    return out_BTNH[:, :length]
+
+
+def _padded(array: jax.Array) -> jax.Array:
+    """Rows (axis 1) of zeros behind, up to a multiple of ``MULTIPLE``."""
+    padding = -array.shape[1] % MULTIPLE
+    return jnp.pad(array, ((0, 0), (0, padding), *[(0, 0)] * (array.ndim - 2)))

@@ -1,4 +1,4 @@
-"""An H200 that is not attached: programs are compiled for it by the real compilers.
+"""GPUs that are not attached: programs are compiled for them by the real compilers.
 
 Needs the CUDA plugin of jax's own version X, and tools of CUDA 13:
 ``pip install --no-deps jax-cuda13-plugin==X jax-cuda13-pjrt==X`` and
@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 
 import jax
 
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, require_choice
 from llama2_jax.sharding.unattached import compile_on
 
-_TARGET = Path(__file__).with_name("h200.txtpb")
+CHIPS = ("h200", "a100", "a10")
+"""What a chip is to the compiler stands in ``CHIP.txtpb``; an A10 is as the GeForce RTX 30 and the A40."""
 _ARRIVE_INJECTED = "C7519"  # an instruction before a product that it may use the registers; costs nothing
 
 
-def hopper_devices(count: int = 1, *, hosts: int = 1) -> list[Any]:
-    """H200s to compile for, ``count`` on each host.
+def gpu_devices(chip: str, count: int = 1, *, hosts: int = 1) -> list[Any]:
+    """GPUs of ``CHIPS`` to compile for, ``count`` on each host.
 
     Raises:
-      ConfigError: the CUDA plugin is not installed, or jax was started without JAX_PLATFORMS=cpu.
+      ConfigError: there is no such chip, the CUDA plugin is not installed, or jax was started without
+        JAX_PLATFORMS=cpu.
     """
+    require_choice("chip", chip, CHIPS)
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError(
             "the CUDA compiler is not installed; pip install --no-deps "
@@ -39,18 +42,17 @@ def hopper_devices(count: int = 1, *, hosts: int = 1) -> list[Any]:
         raise ConfigError("to compile for a GPU that is not attached start Python with JAX_PLATFORMS=cpu")
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(
-        platform="cuda", target_config=_TARGET.read_text(), topology=f"1x{hosts}x{count}"
-    )
+    target = Path(__file__).with_name(f"{chip}.txtpb").read_text()
+    found = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x{hosts}x{count}")
     return list(found.devices)
 
 
-def compile_for_hopper(function: Callable[..., Any], *arrays: tuple[tuple[int, ...], Any]) -> Any:
-    """Compile a function of arrays of these (shape, dtype) for one H200.
+def compile_for_gpu(chip: str, function: Callable[..., Any], *arrays: tuple[tuple[int, ...], Any]) -> Any:
+    """Compile a function of arrays of these (shape, dtype) for one GPU of ``CHIPS``.
 
     The compiler does not refuse what does not fit: compare ``memory_analysis()`` with the memory of the chip.
     """
-    return compile_on(hopper_devices()[0], function, *arrays)
+    return compile_on(gpu_devices(chip)[0], function, *arrays)
 
 
 class KernelFacts(NamedTuple):

@@ -1,6 +1,10 @@
 """Programs of a small model compiled for a mesh of devices that are not there; what is in them as text."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,26 @@ from llama2_jax.train.step import abstract_state, compile_step, make_update, nex
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra aot)"
 )
+
+REPOSITORY = Path(__file__).parents[2]
+# installed apart: where jax finds a CUDA plugin and no GPU, it complains in every process
+GPU_COMPILERS = Path(os.environ.get("LLAMA2_JAX_AOT_HOPPER", Path(sys.prefix) / "aot_hopper"))
+needs_gpu_compilers = pytest.mark.skipif(
+    not (GPU_COMPILERS / "jax_cuda13_plugin").exists(),
+    reason="the CUDA compilers are not installed (make $(VENV)/aot_hopper; they need Python 3.12)",
+)
+
+
+def run_with_gpu_compilers(
+    code_or_module: list[str], *, compilers: object = GPU_COMPILERS, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(compilers), **variables}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a program for another machine cannot be read back
+    environment.pop("XLA_FLAGS")  # those of conftest.py are for quick tests on a CPU
+    return subprocess.run(
+        [sys.executable, *code_or_module],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def model_on(devices, impl, **changes):

@@ -188,16 +188,25 @@ def test_more_queries_than_keys_see_nothing_at_first(impl, queries, keys):
     assert lse is None or (np.isneginf(lse) == (np.arange(queries) < blind)[None, :, None]).all()
 
 
-def test_splash_equals_the_loops():
-    given = exact.inputs(200, groups=2, head_dim=128, batch=2, poison=False)
-    wanted = exact.attention(given._replace(d_lse=np.zeros_like(given.d_lse)))
+@pytest.mark.parametrize(
+    ("kernel", "head_dim", "length", "how"),
+    [
+        ("splash", 128, 200, {}),
+        ("triton", 128, 200, {"causal": True}),
+        ("triton", 64, 300, {"causal": True}),
+        ("triton", 64, 140, {"causal": False}),
+    ],
+)
+def test_kernels_of_jax_equal_the_loops(kernel, head_dim, length, how):
+    given = exact.inputs(length, groups=2, head_dim=head_dim, batch=2, poison=False)
+    wanted = exact.attention(given._replace(d_lse=np.zeros_like(given.d_lse)), scale=0.1, **how)
 
-    def attend_splash(q, k, v, segments):
-        out = library.splash(q, k, v, segments, scale=128**-0.5, interpret=True)
-        # rows of padding see one another in splash; the interface zeroes them
+    def attend(q, k, v, segments):
+        out = getattr(library, kernel)(q, k, v, segments, scale=0.1, interpret=True, **how)
+        # rows of padding see one another in them; the interface zeroes them
         return jnp.where((segments != 0)[..., None, None], out, 0), None
 
-    out, _, *grads = exact.results(attend_splash, given)
+    out, _, *grads = exact.results(attend, given)
     for name, a, b in zip(("out", "dq", "dk", "dv"), (out, *grads), (wanted[0], *wanted[2:]), strict=True):
         assert exact.error(a, b) < 5e-6, name
 

@@ -49,6 +49,9 @@ def arrays(heads=4, kv_heads=2, head_dim=64, length=8, keys=8, dtype=jnp.float32
             {"keys": 12, "dtype": jnp.bfloat16},
             r"queries must be the same tokens as keys",
         ),
+        ("triton", "cuda", {}, {}, r"takes bfloat16 or float16, not float32"),
+        ("triton", "cuda", {"needs_lse": True}, {"dtype": jnp.bfloat16}, r"no log-sum-exp"),
+        ("triton", "tpu", {}, {"dtype": jnp.bfloat16}, r"'triton' cannot serve this: it runs on gpu or cuda"),
         ("splash", "tpu", {"causal": False}, {}, r"causal only"),
         ("splash", "tpu", {}, {"keys": 12}, r"queries must be the same tokens as keys"),
         ("flash", "cpu", {}, {}, r"attention_impl"),
@@ -110,6 +113,14 @@ def test_what_the_hopper_kernels_serve(monkeypatch):
 )
 def test_what_the_hopper_kernels_refuse(changes, reason, monkeypatch):
     assert hopper_refusals(monkeypatch, **changes) == [reason]
+
+
+@pytest.mark.parametrize("capability", ["7.5", "", "gfx942"])
+def test_jax_triton_kernel_needs_an_ampere_gpu(capability):
+    request = implementations.Request("gpu", 128, "bfloat16", capability=capability)
+    has = capability or "none"
+    reason = f"it runs on GPUs of compute capability 8.0 or later, this one has {has}"
+    assert implementations.IMPLEMENTATIONS["triton"].refusals(request) == [reason]
 
 
 def test_decoding_is_refused_in_the_same_way():
@@ -230,7 +241,7 @@ def test_cudnn_is_told_scale_and_causality(monkeypatch):
     ]
 
 
-def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(monkeypatch):
+def test_auto_takes_a_kernel_where_one_serves_and_the_loop_elsewhere(monkeypatch):
     def chosen(platform, head_dim=64, dtype="bfloat16", capability=""):
         return implementations.choose(
             "auto", implementations.Request(platform, head_dim, dtype, capability=capability)
@@ -242,10 +253,11 @@ def test_auto_takes_a_kernel_of_ours_where_one_serves_and_the_loop_elsewhere(mon
     monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 2))
     for name in ("gpu", "cuda"):
         assert chosen(name, capability="9.0") is by_name["hopper"]
-        assert chosen(name, capability="8.0") is by_name["chunked"]
+        assert chosen(name, capability="8.0") is chosen(name, capability="12.0") is by_name["triton"]
+        assert chosen(name, capability="7.5") is chosen(name, capability="gfx942") is by_name["chunked"]
         assert chosen(name, capability="9.0", dtype="float32") is by_name["chunked"]
     monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
-    assert chosen("gpu", capability="9.0") is by_name["chunked"]
+    assert chosen("gpu", capability="9.0") is by_name["triton"]
 
 
 def test_padding_may_hold_anything_and_gets_no_gradient():

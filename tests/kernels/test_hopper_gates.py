@@ -1,31 +1,13 @@
 """The Hopper kernels compiled by the real compilers for an H200 that is not there."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-# installed apart: where jax finds a CUDA plugin and no GPU, it complains in every process
-COMPILERS = Path(os.environ.get("LLAMA2_JAX_AOT_HOPPER", Path(sys.prefix) / "aot_hopper"))
+from tests.kernels.aot_model import needs_gpu_compilers
+from tests.kernels.aot_model import run_with_gpu_compilers as run
 
-pytestmark = pytest.mark.skipif(
-    not (COMPILERS / "jax_cuda13_plugin").exists(),
-    reason="the CUDA compilers are not installed (make $(VENV)/aot_hopper; they need Python 3.12)",
-)
-
-
-def run(code_or_module: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(COMPILERS)}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a program for another machine cannot be read back
-    environment.pop("XLA_FLAGS")  # those of conftest.py are for quick tests on a CPU
-    return subprocess.run(
-        [sys.executable, *code_or_module],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+pytestmark = needs_gpu_compilers
 
 
 @pytest.mark.parametrize(
@@ -62,9 +44,9 @@ def test_the_gate_catches_a_tile_that_does_not_fit():
 
 
 MODEL = """
-from llama2_jax.sharding.unattached_gpu import hopper_devices
+from llama2_jax.sharding.unattached_gpu import gpu_devices
 from tests.kernels import aot_model
-devices = hopper_devices(4)
+devices = gpu_devices("h200", 4)
 programs = aot_model.training_step(devices, "hopper"), *aot_model.generation(devices, "hopper")
 for program in programs:
     calls = [line for line in program.splitlines() if "custom-call(" in line and "mosaic_gpu" in line]
@@ -81,10 +63,6 @@ def test_a_training_step_and_generation_on_a_mesh_run_the_kernels():
 
 
 def test_the_same_call_without_the_compilers_says_what_is_missing():
-    code = "from llama2_jax.sharding.unattached_gpu import hopper_devices; hopper_devices()"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    code = "from llama2_jax.sharding.unattached_gpu import gpu_devices; gpu_devices('h200')"
+    ran = run(["-c", code], compilers="")
     assert "ConfigError: the CUDA compiler is not installed; pip install --no-deps" in ran.stderr
