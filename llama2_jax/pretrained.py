@@ -119,8 +119,7 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
 
     Weights that were split along ``fsdp`` are whole on every device then, but for what ``tensor`` splits.
     """
-    partitioner = (loaded.model.partitioner or single_device()).gathered()
-    sampler = make_sampler(loaded.model, partitioner)
+    sampler = make_sampler(loaded.model, loaded.model.partitioner.gathered())
     return loaded._replace(
         config=sampler.model.config, model=sampler.model, params=sampler.weights(loaded.params)
     )

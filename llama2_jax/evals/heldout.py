@@ -10,7 +10,6 @@ from llama2_jax.data.loader import single_pass
 from llama2_jax.data.packing import Rows
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.placement import place_batch, process_slice
-from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import LossSums, Params, TokenBatch
 from llama2_jax.train.step import loss_sums
 
@@ -28,10 +27,9 @@ def heldout_loss(
     Raises:
       ConfigError: no token counts, or the batch does not divide over the processes.
     """
-    partitioner = model.partitioner or single_device()
     nats = tokens = 0.0
-    batches = single_pass(rows, batch_size=batch_size, **process_slice(partitioner))
-    placed = (place_batch(partitioner, batch) for batch in batches)
+    batches = single_pass(rows, batch_size=batch_size, **process_slice(model.partitioner))
+    placed = (place_batch(model.partitioner, batch) for batch in batches)
     running = (_batch_sums(model, params, batch, loss_chunk=loss_chunk) for batch in placed)
     sums = next(running, None)
     while sums is not None:

@@ -36,7 +36,6 @@ from llama2_jax.model.cache import empty_cache
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.processes import on_host, require_same_rows
-from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Completions, KVCache, Params
 
 LENGTH_MULTIPLE = 64  # of padded prompts and of new tokens
@@ -114,7 +113,7 @@ def fill_rows(
 ) -> tuple[list[Sequence[int]], list[int]]:
     """Whole rows for every device of a mesh: the last prompt again, whose results are to be dropped."""
     count = len(prompts)
-    missing = -count % model.partitioner.batch_shards if model.partitioner and count > 1 else 0
+    missing = -count % model.partitioner.batch_shards if count > 1 else 0
     return [*prompts, *[prompts[-1]] * missing], [*seeds, *[0] * missing]
 
 
@@ -225,7 +224,6 @@ def advance(
     """
     num_slots = state.cache.segment_ids_BS.shape[1]
     batch = state.seeds_B.shape[0]
-    partitioner = model.partitioner or single_device()
     empty = Completions(
         tokens_BC=jnp.full((batch, num_tokens), -1, jnp.int32),
         lengths_B=jnp.zeros((batch,), jnp.int32),
@@ -241,7 +239,7 @@ def advance(
     def draw(column: jax.Array, state: DecodeState, out: Completions) -> _Drawn:
         live_B = is_live(state)
         # whole rows, though the vocabulary may be split: choosing passes over them many times
-        logits_BV = partitioner.constrain(state.logits_BV, "B.")
+        logits_BV = model.partitioner.constrain(state.logits_BV, "B.")
         tokens_B, raw_B, drawn_B = sample(logits_BV, row_keys(state.seeds_B, state.count), sampling)
         stopped_B = state.stopped_B | (live_B & _is_any(tokens_B, stop_ids))
         out = Completions(

@@ -122,7 +122,7 @@ def _batches(
             )
         check_ids(row, model.config.num_ids, where=f"row {index}")
     require_same_rows("rows to score", rows)
-    shards = model.partitioner.batch_shards if model.partitioner else 1
+    shards = model.partitioner.batch_shards
     batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(rows), batch_size):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import check_shapes
-from llama2_jax.sharding.rules import Partitioner
+from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
 
 
@@ -25,7 +25,7 @@ class ScoreModel(nn.Module):
     """Token ids in, one float32 scalar per token out."""
 
     config: ModelConfig
-    partitioner: Partitioner | None = None
+    partitioner: Partitioner = dataclasses.field(default_factory=single_device)
     pad_id: int = -1  # where answers end is looked for before it (HFW-5); -1: every id of a row counts
 
     def setup(self) -> None:

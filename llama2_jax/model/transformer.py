@@ -74,13 +74,12 @@ class Transformer(nn.Module):
     """Token ids in, logits out."""
 
     config: ModelConfig
-    partitioner: Partitioner | None = None
+    partitioner: Partitioner = dataclasses.field(default_factory=single_device)
     stacked: bool = True  # False: the layout for decoding, see ``decoding_model``
 
     def setup(self) -> None:
         """Declare the parameters."""
-        cfg = self.config
-        part = self.partitioner or single_device()
+        cfg, part = self.config, self.partitioner
         init = nn.initializers.normal(cfg.init_stddev)
         self.embedding_VD = self.param("embedding_VD", init, (cfg.vocab_size, cfg.model_width), jnp.float32)
         block = _remat(Block, cfg.remat_policy)
@@ -102,7 +101,6 @@ class Transformer(nn.Module):
             if not self.stacked:
                 name, shape = outputs_first_name(name), shape[::-1]
             self.unembedding = self.param(name, init, shape, jnp.float32)
-        self.part = part
 
     def _unroll(self) -> int:
         """Layers per turn of the loop.
@@ -134,7 +132,7 @@ class Transformer(nn.Module):
           cache: earlier tokens. Slots ``index`` to ``index + T`` must be free.
           is_prompt: the cache is empty, so the tokens attend to one another alone.
         """
-        cfg = self.config
+        cfg, part = self.config, self.partitioner
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones_like(tokens_BT)
         require(
@@ -144,8 +142,8 @@ class Transformer(nn.Module):
         )
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        x_BTD = look_up(self.embedding_VD, jnp.maximum(tokens_BT, 0), cfg.compute_dtype, self.part)
-        x_BTD = self.part.constrain(x_BTD, "BTD")
+        x_BTD = look_up(self.embedding_VD, jnp.maximum(tokens_BT, 0), cfg.compute_dtype, part)
+        x_BTD = part.constrain(x_BTD, "BTD")
         if cache is not None:
             cache = claim_slots(cache, segment_ids_BT, positions_BT, is_prompt=is_prompt)
         angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
@@ -173,10 +171,10 @@ class Transformer(nn.Module):
             jnp.arange(self.config.vocab_size),
             hidden_BTD,
             config=self.config,
-            partitioner=self.part,
+            partitioner=self.partitioner,
             outputs_first=not self.stacked,
         )
-        return self.part.constrain(logits_BTV, "BTV")
+        return self.partitioner.constrain(logits_BTV, "BTV")
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> ModelOutput:
         """Logits of every token; keyword arguments as in ``hidden``."""
@@ -216,7 +214,7 @@ def init_params(model: Transformer, key: jax.Array) -> Params:
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    return (model.partitioner or single_device()).make(init, key)
+    return model.partitioner.make(init, key)
 
 
 def decoding_model(model: Transformer) -> Transformer:

@@ -206,7 +206,7 @@ def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, f
 def abstract_score_params(model: ScoreModel) -> Params:
     """Shapes, dtypes and shardings of the parameters, without memory."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return (model.partitioner or single_device()).abstract(shapes)
+    return model.partitioner.abstract(shapes)
 
 
 def check_same_text(reward_model: RewardModel, tokenizer: Tokenizer, template: Template) -> None:

@@ -23,7 +23,6 @@ from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
 from llama2_jax.shapes import filled, padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
 from llama2_jax.sharding.processes import on_host, require_same_rows
-from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
 from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.step import Loss
@@ -104,9 +103,8 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
       NonFiniteError: a score that is NaN or infinite.
     """
     model = reward_model.model
-    partitioner = model.partitioner or single_device()
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
-    check_batch_size(partitioner, batch_size, field="batch_size")
+    check_batch_size(model.partitioner, batch_size, field="batch_size")
     context = reward_model.config.max_context
     for number, row in enumerate(rows):
         require(
@@ -119,7 +117,7 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     scores: dict[tuple[int, ...], np.float32] = {}
     for first in range(0, len(distinct), batch_size):
         chosen = distinct[first : first + batch_size]
-        batch = place_rows(partitioner, _pad(filled(chosen, batch_size), context))
+        batch = place_rows(model.partitioner, _pad(filled(chosen, batch_size), context))
         found = on_host(_batch_scores(model, reward_model.params, batch))
         scores |= zip(chosen, found, strict=False)
     scores_B = np.array([scores[tuple(row)] for row in rows], np.float32)

@@ -12,7 +12,7 @@ from llama2_jax.config import require
 from llama2_jax.losses.next_token import chunked_next_token_sums, next_token_sums
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, head_logits, init_params
-from llama2_jax.sharding.rules import Partitioner, single_device
+from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import LossSums, Mean, Params, TokenBatch, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -102,10 +102,9 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
         method="hidden",
     )
     if loss_chunk:
-        partitioner = model.partitioner or single_device()
         name = "embedding_VD" if model.config.tie_embeddings else "unembedding_DV"
         return chunked_next_token_sums(
-            functools.partial(head_logits, config=model.config, partitioner=partitioner),
+            functools.partial(head_logits, config=model.config, partitioner=model.partitioner),
             params[name],
             name.rpartition("_")[2],
             hidden_BTD,
@@ -113,7 +112,7 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
             batch.loss_mask_BT,
             vocab_size=model.config.vocab_size,
             chunk_size=loss_chunk,
-            map_shards=partitioner.map_shards,
+            map_shards=model.partitioner.map_shards,
         )
     logits_BTV = model.apply({"params": params}, hidden_BTD, method="unembed")
     return next_token_sums(logits_BTV, batch.targets_BT, batch.loss_mask_BT)

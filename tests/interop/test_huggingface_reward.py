@@ -78,7 +78,7 @@ def test_the_score_is_read_before_trailing_padding_tokens(folder: Path) -> None:
 
 
 def test_padding_inside_a_row_is_a_token_like_others() -> None:
-    model = ScoreModel(stacked_policy().config, None, 2)
+    model = ScoreModel(stacked_policy().config, pad_id=2)
     tokens, lengths = (
         np.array([[1, 2, 30, 2, 7, 7], [2, 2, 2, 2, 2, 2]], np.int32),
         np.array([4, 0], np.int32),
