@@ -5,6 +5,7 @@ store matrices as (out, in); we store kernels as (in, out) with heads apart. Eve
 reads or writes foreign weights is driven by ``TABLE``.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -98,16 +99,10 @@ def rows(config: ModelConfig) -> tuple[Row, ...]:
 
 def slots(config: ModelConfig, style: str) -> Iterator[tuple[str, Slot]]:
     """(name in the file, slot) of every tensor, layer by layer in the order of the model."""
-    table = rows(config)
-    per_layer = [row for row in table if row.per_layer]
-    first = table.index(per_layer[0])
-    for row in table[:first]:
-        yield getattr(row, style), Slot(row, None)
-    for layer in range(config.num_layers):
-        for row in per_layer:
+    for per_layer, group in itertools.groupby(rows(config), key=lambda row: row.per_layer):
+        layers = range(config.num_layers) if per_layer else [None]
+        for layer, row in itertools.product(layers, group):
             yield getattr(row, style).format(layer=layer), Slot(row, layer)
-    for row in table[first + len(per_layer) :]:
-        yield getattr(row, style), Slot(row, None)
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:

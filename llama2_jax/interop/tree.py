@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from llama2_jax.interop.file_leaf import FileLeaf
@@ -67,7 +68,8 @@ def file_tensors(config: ModelConfig, params: Params, *, style: str) -> dict[str
     Raises:
       FormatError: ``params`` is not the tree of ``config``.
     """
-    leaves = flatten(params)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
     _check_leaves(config, leaves)
 
     def tensor(slot: Slot) -> LazyTensor:
@@ -96,14 +98,3 @@ def _check_leaves(config: ModelConfig, leaves: Mapping[str, Any]) -> None:
             "the parameters are not those of this config; pass the config they were made with\n  "
             + "\n  ".join(problems)
         )
-
-
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """``{"layers/attention/w_q_DNH": array, ...}`` from the nested dict."""
-    leaves: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            leaves |= flatten(value, f"{prefix}{name}/")
-        else:
-            leaves[prefix + name] = value
-    return leaves
