@@ -2,11 +2,27 @@
 
 import json
 import math
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from llama2_jax.interop.imported import FormatError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``.
+
+    Raises:
+      FormatError: not UTF-8, not JSON (with line and column), or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # Unicode and JSON errors are ValueErrors
+        raise FormatError(f"{path} is not valid JSON: {error}; download or copy it again") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a {type(value).__name__}, an object is needed; copy it again")
+    return value
 
 
 def require_keys(settings: dict[str, Any], keys: Iterable[str], *, where: Path) -> None:
@@ -67,12 +83,12 @@ def read_number(settings: dict[str, Any], key: str, default: float | None = None
 
 def read_text(settings: dict[str, Any], key: str, default: str | None = None, *, where: Path) -> str:
     """A text; see ``read_field``."""
-    return read_field(settings, key, default, fits=_is(str), rule="text", where=where)
+    return read_field(settings, key, default, fits=is_a(str), rule="text", where=where)
 
 
 def read_flag(settings: dict[str, Any], key: str, default: bool, *, where: Path) -> bool:
     """True or false; see ``read_field``."""
-    return read_field(settings, key, default, fits=_is(bool), rule="true or false", where=where)
+    return read_field(settings, key, default, fits=is_a(bool), rule="true or false", where=where)
 
 
 def read_token_id(
@@ -110,11 +126,13 @@ def read_list(
 
 
 def read_object(settings: dict[str, Any], key: str, *, where: Path) -> dict[str, Any]:
-    """A JSON object, empty where the key is absent; see ``read_field``."""
-    return read_field(settings, key, {}, fits=_is(dict), rule="an object or null", where=where)
+    """A JSON object, empty where the key is absent or null; see ``read_field``."""
+    fits = is_a(dict | None)
+    return read_field(settings, key, {}, fits=fits, rule="an object or null", where=where) or {}
 
 
-def _is(kind: type) -> Callable[[Any], bool]:
+def is_a(kind: type | types.UnionType) -> Callable[[Any], bool]:
+    """For ``fits``: whether a value is of this type."""
     return lambda value: isinstance(value, kind)
 
 

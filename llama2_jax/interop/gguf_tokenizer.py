@@ -10,7 +10,7 @@ from llama2_jax.data.tokenizer import (
     byte_level_from_merges,
     sentencepiece_from_pieces,
 )
-from llama2_jax.interop.fields import read_flag, read_list, read_text, read_token_id
+from llama2_jax.interop.fields import is_a, read_flag, read_list, read_text, read_token_id
 from llama2_jax.interop.imported import FormatError
 
 _KEY = "tokenizer.ggml."
@@ -42,7 +42,7 @@ def header_tokenizer(metadata: dict[str, Any], *, where: Path) -> Tokenizer | No
 
 def _sentencepiece(metadata: dict[str, Any], where: Path) -> Tokenizer:
     tokens = _texts(metadata, "tokens", where)
-    scores = read_list(metadata, _KEY + "scores", fits=_is_float, of="decimal numbers", where=where)
+    scores = read_list(metadata, _KEY + "scores", fits=is_a(float), of="decimal numbers", where=where)
     token_id = functools.partial(read_token_id, metadata, count=len(tokens), where=where)
     return sentencepiece_from_pieces(
         tokens,
@@ -79,18 +79,10 @@ _KINDS = {"llama": _sentencepiece, "gpt2": _byte_level}
 
 
 def _texts(metadata: dict[str, Any], name: str, where: Path) -> list[str]:
-    return read_list(metadata, _KEY + name, fits=_is_text, of="texts", where=where)
+    return read_list(metadata, _KEY + name, fits=is_a(str), of="texts", where=where)
 
 
 def _types(metadata: dict[str, Any], count: int, where: Path) -> list[int]:
     """GGUF's token types, which are SentencePiece's; all normal where there are none."""
     key, fits = _KEY + "token_type", range(1, 7).__contains__
     return read_list(metadata, key, [1] * count, fits=fits, of="types, 1 to 6", where=where)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)

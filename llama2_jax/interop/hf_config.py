@@ -30,13 +30,7 @@ _REQUIRED = (
     "num_attention_heads",
     "intermediate_size",
 )
-_NULLABLE = (  # null says the same as no field
-    "num_key_value_heads",
-    "head_dim",
-    "rope_parameters",
-    "rope_scaling",
-    "quantization_config",
-)
+_NULLABLE = ("num_key_value_heads", "head_dim")  # null says the same as no field
 _PLAIN = {
     "model_type": "llama",
     "attention_bias": False,

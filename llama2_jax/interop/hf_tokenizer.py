@@ -7,10 +7,9 @@ from typing import Any
 from llama2_jax.config import write_json
 from llama2_jax.data.chat import TEMPLATES
 from llama2_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from llama2_jax.interop.fields import read_field, read_token_id
+from llama2_jax.interop.fields import read_field, read_json, read_token_id
 from llama2_jax.interop.hf_fast_tokenizer import bos_first, fast_tokenizer
 from llama2_jax.interop.imported import FormatError, check_vocabulary
-from llama2_jax.interop.json_file import read_json
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +24,10 @@ def _say_bos(path: Path, tokenizer: JsonTokenizer) -> None:
     """Have the post-processor of a ``tokenizer.json`` put BOS first, for ``transformers``, unless it does."""
     if JsonTokenizer(path.read_text(encoding="utf-8"), bos_id=tokenizer.bos_id).begins_with_bos:
         return
-    content = read_json(path)
-    rule, present = (
-        bos_first(tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id),
-        content.get("post_processor"),
-    )
-    both = {"type": "Sequence", "processors": [present, rule]}
-    write_json(path, content | {"post_processor": both if present else rule})
+    content, rule = read_json(path), bos_first(tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
+    if present := content.get("post_processor"):
+        rule = {"type": "Sequence", "processors": [present, rule]}
+    write_json(path, content | {"post_processor": rule})
 
 
 def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size: int) -> Tokenizer | None:
@@ -48,7 +44,7 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, JsonTokenizer):
         bos_id, eos_id = (
-            own if own >= 0 else _config_id(folder, settings, role, vocab_size)
+            own if own >= 0 else config_id(settings, role, count=vocab_size, where=folder / "config.json")
             for role, own in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
         )
         if (bos_id, eos_id) != (tokenizer.bos_id, tokenizer.eos_id):
@@ -57,11 +53,12 @@ def load_folder_tokenizer(folder: Path, settings: dict[str, Any], *, vocab_size:
     return tokenizer
 
 
-def _config_id(folder: Path, settings: dict[str, Any], role: str, count: int) -> int:
+def config_id(settings: dict[str, Any], role: str, *, count: int, where: Path) -> int:
+    """The token, one of ``count``, that config.json names for "bos", "eos" or "pad"; -1 for none."""
     key = f"{role}_token_id"
     if settings.get(key) is None or isinstance(settings[key], list):  # of several, none is the one
         return -1
-    return read_token_id(settings, key, count=count, where=folder / "config.json")
+    return read_token_id(settings, key, count=count, where=where)
 
 
 def read_template_text(folder: Path) -> str | None:

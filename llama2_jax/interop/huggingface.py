@@ -15,10 +15,10 @@ import numpy as np
 from llama2_jax.config import require_choice, write_json
 from llama2_jax.data.chat import get_template, stop_ids
 from llama2_jax.data.tokenizer import Tokenizer, TokenizerError
+from llama2_jax.interop.fields import read_json
 from llama2_jax.interop.hf_config import CLASSIFIER, is_classifier, model_settings, read_model_config
 from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from llama2_jax.interop.templates import JINJA, guess_template
 from llama2_jax.interop.torch_file import open_torch

@@ -9,16 +9,16 @@ take EOS for it, and then the EOS that ends an answer is passed over as well: ``
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llama2_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from llama2_jax.interop.fields import read_field, read_token_id
+from llama2_jax.interop.fields import read_json, read_object
 from llama2_jax.interop.hf_config import CLASSIFIER, is_classifier
+from llama2_jax.interop.hf_tokenizer import config_id
 from llama2_jax.interop.huggingface import folder_settings, open_folder, write_folder
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
-from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import FLOAT_DTYPES
 from llama2_jax.interop.tree import file_params, file_tensors
 from llama2_jax.model.config import ModelConfig
@@ -58,8 +58,8 @@ def load_huggingface_reward(folder: Path | str, *, template: str | None = None) 
     source = f"Hugging Face folder {folder}"
     return ImportedReward(
         Imported(opened.config, params, opened.tokenizer, opened.template, source),
-        _label(opened.settings, folder),
-        _pad_id(opened.settings, opened.config.vocab_size, folder),
+        str(read_object(opened.settings, "id2label", where=folder / "config.json").get("0", "")),
+        config_id(opened.settings, "pad", count=opened.config.vocab_size, where=folder / "config.json"),
     )
 
 
@@ -74,21 +74,6 @@ def _read_head(tensor: LazyTensor | None, width: int, folder: Path) -> np.ndarra
             f"(1, {width}): a reward model gives one score, not a score for each of several labels"
         )
     return tensor.read()[0]
-
-
-def _label(settings: dict[str, Any], folder: Path) -> str:
-    rule = "an object, number -> name"
-    where = folder / "config.json"
-    names = read_field(
-        settings, "id2label", {}, fits=lambda value: isinstance(value, dict), rule=rule, where=where
-    )
-    return str(names.get("0", ""))
-
-
-def _pad_id(settings: dict[str, Any], count: int, folder: Path) -> int:
-    if settings.get("pad_token_id") in (None, -1):
-        return -1
-    return read_token_id(settings, "pad_token_id", count=count, where=folder / "config.json")
 
 
 def save_huggingface_reward(

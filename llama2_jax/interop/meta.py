@@ -13,9 +13,8 @@ import numpy as np
 
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llama2_jax.interop.fields import read_count, read_number, require_keys, require_plain
+from llama2_jax.interop.fields import read_count, read_json, read_number, require_keys, require_plain
 from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
-from llama2_jax.interop.json_file import read_json
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row, embedding_rows
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import file_params
