@@ -20,7 +20,7 @@ from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 AGAIN = "tokenise again (good shards are kept)"
 
 
@@ -67,9 +67,9 @@ class TokenisedCorpus:
         """Check that the corpus was made with this tokenizer. Raises ConfigError if not."""
         _check_tokenizer(self.folder, self.manifest, tokenizer.content_hash)
         for name in ("bos_id", "eos_id"):  # they may stand in another file than what is hashed
-            found, given = self.manifest.get(name), getattr(tokenizer, name)
+            found, given = self.manifest[name], getattr(tokenizer, name)
             require(
-                found in (given, None),  # eos_id is not in manifests of before
+                found == given,
                 f"{self.folder} was made with {name} {found}, the tokenizer given has {given}; tokenise the "
                 "corpus again or use its tokenizer",
             )
@@ -137,7 +137,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = read_json_file(path)
     except DataError as error:
         raise DataError(f"{error}; delete it and {AGAIN}") from error
-    if not isinstance(manifest, dict) or not {"shards", "recipe"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not {"format_version", "recipe", "shards"} <= manifest.keys():
         raise DataError(f"{path} is no manifest of a corpus; move it away, or use another folder")
     return manifest
 
@@ -174,7 +174,7 @@ def _finished_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} is missing; run (or finish) "
             f"python -m tools.tokenize_corpus --output={folder}"
         )
-    version = manifest.get("format_version", 1)
+    version = manifest["format_version"]
     if version != FORMAT_VERSION:
         raise DataError(
             f"{folder} has format {version}, this code reads {FORMAT_VERSION}; tokenise the text again"

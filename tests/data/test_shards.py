@@ -227,9 +227,9 @@ def test_what_is_no_document_is_an_index_error(inputs, tokenizer_path, tmp_path)
 
 def test_a_folder_of_another_format_is_called_that(inputs, tokenizer_path, tmp_path):
     manifest = write_shards(inputs, tmp_path / "out", tokenizer_path)
-    del manifest["format_version"]
+    manifest["format_version"] = 2
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="has format 1, this code reads 2; tokenise the text again"):
+    with pytest.raises(DataError, match="has format 2, this code reads 1; tokenise the text again"):
         TokenisedCorpus.open(tmp_path / "out")
 
 
@@ -443,7 +443,7 @@ def test_large_vocabulary_uses_32_bits(tmp_path):
     shards._write_shard(tmp_path, "shard-00000", iter([shards._Document(ids.tobytes(), 3, 1)]), "recipe")
     info = json.loads((tmp_path / "shard-00000.json").read_text())
     manifest = {
-        "format_version": 2,
+        "format_version": 1,
         "recipe": "recipe",
         "dtype": "<u4",
         "vocab_size": 70_001,
