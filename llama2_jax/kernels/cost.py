@@ -13,13 +13,11 @@ class Cost(NamedTuple):
 
     steps: int  # of the grid for each key/value head
     flops: int  # of the matrix products
-    loaded_bytes: (
-        int  # of tiles of queries (and their gradients), keys and values; a tile that stays is not loaded
-    )
+    loaded_bytes: int  # tiles of queries (and their gradients), keys, values; one that stays is not loaded
 
 
-def kernel_costs(segment_ids_BT: np.ndarray, layout: Layout, *, value_bytes: int = 2) -> dict[str, Cost]:
-    """Costs of ``forward``, ``dq`` and ``dkv``; rows of one document give the plain causal cost."""
+def kernel_costs(segment_ids_BT: np.ndarray, layout: Layout) -> dict[str, Cost]:
+    """Costs of ``forward``, ``dq`` and ``dkv`` in bfloat16; of rows of one document the plain causal cost."""
     work = layout.work(document_ranges(segment_ids_BT))
     by_query, by_key = visits_by_query(work), visits_by_key(work)
 
@@ -32,7 +30,7 @@ def kernel_costs(segment_ids_BT: np.ndarray, layout: Layout, *, value_bytes: int
         return Cost(
             steps,
             products_done * 2 * layout.tile_rows * layout.key_tile * layout.head_dim * layout.kv_heads,
-            (rows + keys) * layout.head_dim * layout.kv_heads * value_bytes,
+            (rows + keys) * layout.head_dim * layout.kv_heads * 2,
         )
 
     return {

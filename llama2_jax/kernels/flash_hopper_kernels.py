@@ -91,9 +91,8 @@ def forward(
         kept: hopper.Kept, lse_shared: Ref, k_ring: hopper.Ring, v_ring: hopper.Ring, turn: Ref,
     ) -> None:  # fmt: skip
         row, head = lax.axis_index("row"), lax.axis_index("head")
-        tile = (
-            tiles - 1 - lax.axis_index("tile")
-        )  # late queries see most: of each head the longest loops begin first
+        # late queries see most: of each head the longest loops begin first
+        tile = tiles - 1 - lax.axis_index("tile")
         q_shared, seen_shared = kept.arrays
 
         def copy() -> None:

@@ -118,10 +118,6 @@ def _tpu(inputs: Inputs, *, interpret: bool = False) -> Any:
     return flash_tpu.attention(*inputs[:4], scale=inputs.scale, causal=inputs.causal, interpret=interpret)
 
 
-def _tpu_interpret(inputs: Inputs) -> Any:
-    return _tpu(inputs, interpret=True)
-
-
 def _splash(inputs: Inputs) -> Any:
     from llama2_jax.kernels import library
 
@@ -153,10 +149,6 @@ def _decode_tpu(*arrays: jax.Array, scale: float, interpret: bool = False) -> ja
     return decode_tpu.decode_attention(*arrays, scale=scale, interpret=interpret)
 
 
-def _decode_tpu_interpret(*arrays: jax.Array, scale: float) -> jax.Array:
-    return _decode_tpu(*arrays, scale=scale, interpret=True)
-
-
 def _decode_hopper(*arrays: jax.Array, scale: float) -> jax.Array:
     from llama2_jax.kernels import decode_hopper
 
@@ -178,8 +170,8 @@ IMPLEMENTATIONS = {
     ),
     # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
     "tpu_interpret": Implementation(
-        _tpu_interpret, dtypes=("bfloat16", "float32"), leaves_padding_zero=True,
-        decode=_decode_tpu_interpret,
+        functools.partial(_tpu, interpret=True), dtypes=("bfloat16", "float32"), leaves_padding_zero=True,
+        decode=functools.partial(_decode_tpu, interpret=True),
     ),
     # jax's own TPU kernel: documents are masked, not skipped
     "splash": Implementation(

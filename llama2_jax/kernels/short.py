@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llama2_jax.kernels.ranges import KeyRanges
+from llama2_jax.kernels.ranges import KeyRanges, range_mask
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import finish, start_backward
 
@@ -109,8 +109,6 @@ def _masked_scores(
 
     Scaled in float32: a scaled query in bfloat16 would be rounded a second time.
     """
-    index_S = jnp.arange(keys.stop)
-    first_BT, end_BT = ranges.first_BT[:, rows, None], ranges.end_BT[:, rows, None]
-    mask_BTS = (index_S >= first_BT) & (index_S < end_BT)
+    mask_BTS = range_mask(KeyRanges(*(array[:, rows] for array in ranges)), keys.stop)
     scores = _dot("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, keys])
     return jnp.where(mask_BTS[:, None, None], scores * call.scale, NEGATIVE)
