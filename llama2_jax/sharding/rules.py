@@ -7,6 +7,7 @@ activation must be whole.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,24 +17,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llama2_jax.config import ConfigError, require, require_choice
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh, require_all_processes
 
-Rules = dict[str, str | tuple[str, ...]]
+Rules = dict[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Dimension letter -> mesh axis or axes; letters not listed are replicated."""
+    """Dimension letter -> mesh axes; letters not listed are replicated."""
 
     parameters: Rules
     activations: Rules
 
 
-_BATCH: Rules = {"B": ("data", "fsdp"), "T": "sequence"}
-_TENSOR: Rules = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+_BATCH: Rules = {"B": ("data", "fsdp"), "T": ("sequence",)}
+_WIDTH: Rules = {"D": ("fsdp",)}
+_TENSOR: Rules = dict.fromkeys("NKFV", ("tensor",))
 
 PRESETS = {
     "single": Preset(parameters={}, activations={}),
-    "fsdp": Preset(parameters={"D": "fsdp"}, activations=_BATCH),
-    "fsdp_tensor": Preset(parameters={"D": "fsdp", **_TENSOR}, activations={**_BATCH, **_TENSOR}),
+    "fsdp": Preset(parameters=_WIDTH, activations=_BATCH),
+    "fsdp_tensor": Preset(parameters=_WIDTH | _TENSOR, activations=_BATCH | _TENSOR),
 }
 
 # With fewer key/value heads than tensor shards the heads are kept whole on every shard (ABL-5).
@@ -54,7 +56,7 @@ class Partitioner:
         require_choice("mesh.preset", self.preset, PRESETS)
         preset = PRESETS[self.preset]
         rules = (*preset.parameters.values(), *preset.activations.values())
-        used = {axis for axes in rules for axis in ((axes,) if isinstance(axes, str) else axes)}
+        used = {axis for axes in rules for axis in axes}
         idle = {axis: size for axis, size in self.mesh.shape.items() if size > 1 and axis not in used}
         require(
             not idle,
@@ -62,13 +64,9 @@ class Partitioner:
             "another's work; set the axis to 1, or take the preset 'fsdp_tensor'",
         )
 
-    def axis_size(self, axes: str | tuple[str, ...]) -> int:
+    def axis_size(self, *axes: str) -> int:
         """Number of devices along one mesh axis or a product of several."""
-        names = (axes,) if isinstance(axes, str) else axes
-        size = 1
-        for name in names:
-            size *= self.mesh.shape[name]
-        return size
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     @property
     def batch_shards(self) -> int:
@@ -77,7 +75,7 @@ class Partitioner:
 
     def activation_shards(self, letter: str) -> int:
         """Number of parts that a dimension of activations is split into."""
-        return self.axis_size(PRESETS[self.preset].activations.get(letter, ()))
+        return self.axis_size(*PRESETS[self.preset].activations.get(letter, ()))
 
     def spec(self, dims: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
         """PartitionSpec of a tensor with dimension letters ``dims``.
@@ -89,24 +87,25 @@ class Partitioner:
         entries: list[Any] = []
         used: dict[str, str] = {}
         for letter, size in zip(dims, shape, strict=True):
-            axes = rules.get(letter)
+            axes = rules.get(letter, ())
             if letter in REPLICATED_IF_ONE and size == 1:
-                axes = None
-            if axes is not None and size % self.axis_size(axes):
+                axes = ()
+            if size % self.axis_size(*axes):
                 if letter not in REPLICATED_IF_INDIVISIBLE:
                     raise ConfigError(
                         f"dimension {letter} = {size} of a tensor {dims}{shape} is not divisible by "
-                        f"{self.axis_size(axes)} devices of mesh axis {axes}; change the mesh or the size"
+                        f"{self.axis_size(*axes)} devices of mesh axis {', '.join(axes)}; change the "
+                        "mesh or the size"
                     )
-                axes = None
-            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                axes = ()
+            for axis in axes:
                 if axis in used:
                     raise ConfigError(
                         f"preset {self.preset!r} maps both {used[axis]} and {letter} of {dims} to mesh axis "
                         f"{axis!r}; one axis can split only one dimension of a tensor"
                     )
                 used[axis] = letter
-            entries.append(axes)
+            entries.append(axes or None)
         return PartitionSpec(*entries)
 
     def activation(self, dims: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -49,7 +49,7 @@ def test_one_row_and_one_token_are_not_split():
 
 def test_two_dimensions_on_one_axis_are_refused():
     with pytest.raises(ConfigError, match=r"both D and F of DF .*'fsdp'"):
-        PARTITIONER.spec("DF", (32, 48), {"D": "fsdp", "F": ("data", "fsdp")})
+        PARTITIONER.spec("DF", (32, 48), {"D": ("fsdp",), "F": ("data", "fsdp")})
 
 
 def test_no_preset_splits_a_weight_of_the_model_twice():
