@@ -4,15 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llama2_jax.generate.decode import (
-    advance,
-    check_logprobs,
-    check_seeds,
-    few_lengths,
-    fill_rows,
-    room,
-    start,
-)
+from llama2_jax.generate.decode import advance, check_logprobs, few_lengths, fill_rows, room, start
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.processes import on_host
@@ -41,7 +33,6 @@ def generate_until(
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate``.
     """
-    check_seeds(seeds)
     made: list[list[int]] = [[] for _ in prompts]
     num_chunks = -(-few_lengths(room(model, prompts, sampling), sampling) // CHUNK)
     filled = fill_rows(model, prompts, seeds)
