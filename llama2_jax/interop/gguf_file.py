@@ -115,7 +115,7 @@ def open_gguf(path: Path) -> GGUFFile:
                 ) from error
     alignment = read_count(metadata, "general.alignment", 32, where=path)
     start = position + -position % alignment
-    return GGUFFile(metadata, {entry.name: tensor for entry, tensor in _tensors(path, entries, start)})
+    return GGUFFile(metadata, _tensors(path, entries, start))
 
 
 def _read_header(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], list[_Entry], int]:
@@ -139,7 +139,7 @@ def _read_header(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], list[_Ent
     return metadata, entries, cursor.position
 
 
-def _tensors(path: Path, entries: list[_Entry], start: int) -> list[tuple[_Entry, LazyTensor]]:
+def _tensors(path: Path, entries: list[_Entry], start: int) -> dict[str, LazyTensor]:
     gguf = gguf_package()
     types = {entry.name: _type_name(gguf, entry.type_number) for entry in entries}
     refused = [f"{name} is {kind}" for name, kind in types.items() if kind not in SUPPORTED_TYPES]
@@ -157,10 +157,10 @@ def _tensors(path: Path, entries: list[_Entry], start: int) -> list[tuple[_Entry
             f"{path} is truncated: it has {size} bytes, its header describes {needed} bytes; "
             "download or copy it again"
         )
-    return [
-        (entry, _tensor(path, entry, types[entry.name], start + entry.offset, sizes[entry.name]))
+    return {
+        entry.name: _tensor(path, entry, types[entry.name], start + entry.offset, sizes[entry.name])
         for entry in entries
-    ]
+    }
 
 
 def _type_name(gguf: ModuleType, number: int) -> str:
