@@ -142,7 +142,7 @@ class JsonTokenizer:
 
 def byte_level_from_merges(
     tokens: Sequence[str],
-    merges: Sequence[str] | Sequence[tuple[str, str]],
+    merges: Sequence[str],
     *,
     token_types: Sequence[int],
     bos_id: int = -1,
@@ -161,7 +161,7 @@ def byte_level_from_merges(
     """
     if len(tokens) != len(token_types):
         raise TokenizerError(f"{len(tokens)} tokens but {len(token_types)} token types; they must agree")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    pairs = [tuple(merge.split(" ")) for merge in merges]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong is not None:
         raise TokenizerError(f"merge {wrong!r} is not a pair of pieces")

@@ -164,11 +164,11 @@ class SentencePieceTokenizer:
 
     def with_control_pieces(self, pieces: Sequence[str]) -> "SentencePieceTokenizer":
         """The same vocabulary and ``pieces`` behind it, as control ids."""
+        if not pieces:
+            return self
         model = self._proto()
         for piece in pieces:
             model.pieces.add(piece=piece, score=0.0, type=proto.ModelProto.SentencePiece.CONTROL)
-        if not pieces:
-            return self
         return SentencePieceTokenizer(
             model.SerializeToString(deterministic=True), add_bos=self.begins_with_bos
         )
