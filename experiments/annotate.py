@@ -85,7 +85,7 @@ def run(config: Any, workdir: Path) -> None:
     if filled_in:
         pairs, dropped = pairs_of_sheet(config, workdir)
         judgements = read_sheet(sheet, [pair.comparison for pair in pairs])
-        conclude(config, workdir, pairs, dropped, judgements, _tokenizer(config, workdir))
+        conclude(config, workdir, pairs, dropped, judgements, load_tokenizer(workdir / "tokenizer"))
         return
     collection = build(CollectionConfig, config.collection, name="collection")
     prompts = read_prompts_to_train_on(config.prompts)
@@ -113,12 +113,6 @@ def run(config: Any, workdir: Path) -> None:
     annotate = make_annotator(config, models[config.new.name], asked)  # it may refuse: hours before
     pairs, dropped = sampled_pairs(config, workdir, prompts, models, collection)
     conclude(config, workdir, pairs, dropped, annotate([pair.comparison for pair in pairs]), tokenizer)
-
-
-def _tokenizer(config: Any, workdir: Path) -> Tokenizer:
-    """That of the new model, which earlier versions of this programme did not keep in the workdir."""
-    kept = workdir / "tokenizer"
-    return load_tokenizer(kept) if kept.exists() else load(config.new.path).require_tokenizer()
 
 
 def conclude(
@@ -206,9 +200,8 @@ def pairs_of_sheet(config: Any, workdir: Path) -> tuple[list[SampledPair], Count
 
 
 def _sampled_by(sections: Any) -> dict[str, Any]:
-    """Of a config or of what pairs were made from; a field that it lacks stands at its default."""
-    collection = build(CollectionConfig, sections["collection"], name="collection")
-    return {"collection": to_plain(collection), "sampling": to_plain(sections["sampling"])}
+    """Of a config or of what pairs were made from."""
+    return {name: to_plain(sections[name]) for name in ("collection", "sampling")}
 
 
 def sampled_pairs(
@@ -259,7 +252,7 @@ def _read_note(path: Path, note: Path, made_from: dict[str, Any]) -> dict[str, A
     if not note.exists():
         return {"dropped": {}, "last_batch": -1}
     known = read_json(note)
-    if known["made_from"] | _sampled_by(known["made_from"]) != made_from:
+    if known["made_from"] != made_from:
         raise ConfigError(
             f"{path} was sampled with another config or other prompts; use another --workdir, undo the "
             f"change, or delete it and {note} to sample again"

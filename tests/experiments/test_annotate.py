@@ -242,13 +242,6 @@ def test_people_fill_in_a_sheet(prompts, tmp_path, capsys):
     ):
         with pytest.raises(ConfigError, match=f"sheet.csv was made with another config:\n  {line}"):
             annotate.run(make_config(prompts, **given | changes), tmp_path)
-    given_to_recipe = make_config(prompts, **given)
-    with given_to_recipe.unlocked():
-        del given_to_recipe.collection.first_prompt  # a recipe has no such field
-    assert len(annotate.pairs_of_sheet(given_to_recipe, tmp_path)[0]) == len(rows)
-    note = json.loads((tmp_path / "pairs.json").read_text())
-    del note["made_from"]["collection"]["first_prompt"]  # of before there was this field
-    (tmp_path / "pairs.json").write_text(json.dumps(note))
     # weeks later the prompts and the models are others
     annotate.run(make_config("gone.jsonl", new__path="gone", **given), tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["dropped"]["skip"] == 1
