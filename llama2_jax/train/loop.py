@@ -98,12 +98,7 @@ def _restore_or_init(
 
 def _check_position(run: TrainRun, config: TrainConfig, restored: Restored) -> None:
     """Refuse a run that would go on at another place in the data, or that is to end before its checkpoint."""
-    before = restored.meta.get("items_per_step")
-    require(
-        before is not None,
-        f"the checkpoint of step {restored.step} is of an earlier version of this code, which may have taken "
-        "the data in another order; end it with that version, or start from its weights in a new --workdir",
-    )
+    before = restored.meta["items_per_step"]
     require(
         before == run.items_per_step,
         f"the checkpoint of step {restored.step} was made with {before} rows or pairs per update, the config "
