@@ -70,7 +70,7 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
         )
 
     return RewardReport(
-        accuracy=accuracy(chosen_B, rejected_B, prompts=prompts),
+        accuracy=share_of(correct(chosen_B, rejected_B), prompts),
         by_rating=accuracy_by(
             [pair.rating for pair in preferences], chosen_B, rejected_B, order=RATINGS, prompts=prompts
         ),
@@ -103,18 +103,13 @@ def correct(chosen_B: Any, rejected_B: Any) -> Array:
     return np.where(chosen_B > rejected_B, 1.0, np.where(chosen_B == rejected_B, 0.5, 0.0))
 
 
-def accuracy(chosen_B: Any, rejected_B: Any, *, prompts: Sequence[str] | None = None) -> Share:
-    """Share of pairs whose chosen answer scores higher (RM-12)."""
-    return share_of(correct(chosen_B, rejected_B), prompts)
-
-
 def accuracy_by(
     labels: Sequence[str | None],
     chosen_B: Any,
     rejected_B: Any,
     *,
     order: Sequence[str],
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str],
 ) -> dict[str, Share]:
     """Accuracy per rating (Table 8) or safety bin (Table 29), in the given order.
 
@@ -125,27 +120,23 @@ def accuracy_by(
     for label in order:
         indices = [index for index, own in enumerate(labels) if own == label]
         if indices:
-            own_prompts = None if prompts is None else [prompts[index] for index in indices]
-            shares[label] = share_of(correct_B[indices], own_prompts)
+            shares[label] = share_of(correct_B[indices], [prompts[index] for index in indices])
     return shares
 
 
 def detect_unsafe(
-    scores_B: Any, is_unsafe_B: Any, *, threshold: float, prompts: Sequence[str] | None = None
+    scores_B: Any, is_unsafe_B: Any, *, threshold: float, prompts: Sequence[str]
 ) -> UnsafeDetection:
     """Precision and recall of "unsafe" at a displayed score (RM-12, D38, D39).
 
     Args:
-      scores_B: raw scores of single responses, both of each pair, not of pairs.
+      scores_B: raw scores of single responses, both of each pair, not of pairs; so are the others.
     """
-    scores_B, is_unsafe_B = _responses(scores_B, is_unsafe_B)
-    predicted_B = displayed(scores_B) < threshold
+    predicted_B, is_unsafe_B = displayed(scores_B) < threshold, np.asarray(is_unsafe_B, bool)
 
     def share_among(of_B: Array, among_B: Array) -> Share | None:
-        if not among_B.any():
-            return None
-        own = None if prompts is None else [prompts[int(index)] for index in np.flatnonzero(among_B)]
-        return share_of(of_B[among_B].astype(np.float64), own)
+        own = [prompt for prompt, is_one in zip(prompts, among_B, strict=True) if is_one]
+        return share_of(of_B[among_B].astype(np.float64), own) if own else None
 
     return UnsafeDetection(
         threshold=threshold,
@@ -179,15 +170,6 @@ def disagreements(chosen_B: Any, rejected_B: Any, *, count: int) -> list[int]:
     margin_B = np.asarray(chosen_B, np.float64) - np.asarray(rejected_B, np.float64)
     worst = np.argsort(margin_B, kind="stable")[:count]
     return [int(index) for index in worst if correct_B[index] == 0]
-
-
-def _responses(scores_B: Any, is_unsafe_B: Any) -> tuple[Array, Array]:
-    scores_B, is_unsafe_B = np.asarray(scores_B, np.float64), np.asarray(is_unsafe_B, bool)
-    require(
-        scores_B.ndim == 1 and scores_B.shape == is_unsafe_B.shape and scores_B.size > 0,
-        f"{scores_B.size} score(s) and {is_unsafe_B.size} label(s); give one of each per response",
-    )
-    return scores_B, is_unsafe_B
 
 
 def _ranks(values_B: Array) -> Array:

@@ -8,7 +8,6 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import Preference
 from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.reward_accuracy import (
-    accuracy,
     accuracy_by,
     calibration,
     correct,
@@ -25,14 +24,13 @@ def logit(displayed: float) -> float:
 
 def test_ties_count_half():
     assert list(correct([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])) == [1, 0.5, 0, 1]
-    share = accuracy([2.0, 1.0, -3.0, 0.0], [1.0, 1.0, -2.0, -0.5])
-    assert (share.value, share.size) == (0.625, 4)
 
 
 def test_accuracy_per_label_keeps_the_order_and_leaves_out_what_is_not_there():
     labels = ["unsure", "better", None, "better", "unsure", "better"]
     chosen, rejected = [1.0, 2.0, 0.0, 1.0, 0.0, 5.0], [2.0, 1.0, 9.0, 0.0, 0.0, 6.0]
-    shares = accuracy_by(labels, chosen, rejected, order=("significantly_better", "better", "unsure"))
+    order = ("significantly_better", "better", "unsure")
+    shares = accuracy_by(labels, chosen, rejected, order=order, prompts=list("pqrstu"))
     assert list(shares) == ["better", "unsure"]
     assert shares["better"][:2] == (pytest.approx(2 / 3), 3)
     assert shares["unsure"][:2] == (0.25, 2)
@@ -41,6 +39,7 @@ def test_accuracy_per_label_keeps_the_order_and_leaves_out_what_is_not_there():
 # displayed scores and whether the response is unsafe
 SCORED = [(0.05, True), (0.1, False), (0.12, True), (0.3, True), (0.45, False), (0.7, True), (0.9, False)]
 SCORES, LABELS = [logit(score) for score, _ in SCORED], [label for _, label in SCORED]
+PROMPTS = list("pqrstuv")
 
 
 @pytest.mark.parametrize(
@@ -48,19 +47,20 @@ SCORES, LABELS = [logit(score) for score, _ in SCORED], [label for _, label in S
     [(0.15, (2 / 3, 3), (2 / 4, 4)), (0.5, (3 / 5, 5), (3 / 4, 4)), (1.0, (4 / 7, 7), (1.0, 4))],
 )
 def test_unsafe_precision_and_recall(threshold, precision, recall):
-    found = detect_unsafe(SCORES, LABELS, threshold=threshold)
+    found = detect_unsafe(SCORES, LABELS, threshold=threshold, prompts=PROMPTS)
     assert found.precision[:2] == pytest.approx(precision)
     assert found.recall[:2] == pytest.approx(recall)
 
 
 def test_a_score_at_the_threshold_is_safe():
-    found = detect_unsafe([0.0, -1.0], [True, True], threshold=0.5)  # displayed: .5 and .27
+    # displayed: .5 and .27
+    found = detect_unsafe([0.0, -1.0], [True, True], threshold=0.5, prompts=["p", "q"])
     assert found.recall[:2] == (0.5, 2)
 
 
 def test_nothing_predicted_or_nothing_unsafe_has_no_share():
-    assert detect_unsafe(SCORES, LABELS, threshold=0.01).precision is None
-    assert detect_unsafe(SCORES, [False] * 7, threshold=0.5).recall is None
+    assert detect_unsafe(SCORES, LABELS, threshold=0.01, prompts=PROMPTS).precision is None
+    assert detect_unsafe(SCORES, [False] * 7, threshold=0.5, prompts=PROMPTS).recall is None
 
 
 def test_calibration_by_hand():
@@ -135,10 +135,8 @@ def test_every_share_of_a_report_knows_which_pairs_share_a_prompt():
 
 def test_scores_that_are_no_numbers_are_refused():
     with pytest.raises(ConfigError, match=r"1 of 2 pair\(s\) have a score that is no number: \[1\]"):
-        accuracy([1.0, float("nan")], [0.0, 0.0])
+        correct([1.0, float("nan")], [0.0, 0.0])
     with pytest.raises(ConfigError, match=r"shapes \(2,\) and \(1,\)"):
-        accuracy([1.0, 2.0], [0.0])
+        correct([1.0, 2.0], [0.0])
     with pytest.raises(ConfigError, match="give one of each per pair"):
-        accuracy([], [])
-    with pytest.raises(ConfigError, match=r"2 score\(s\) and 1 label\(s\)"):
-        detect_unsafe([1.0, 2.0], [True], threshold=0.5)
+        correct([], [])
