@@ -1,7 +1,7 @@
 """The tables of ``corpus_report``, the paper's own values beside what was counted."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.report import quote, table
@@ -46,7 +46,6 @@ Columns = Mapping[str, CorpusCounts]
 """What was counted, by source; all sources together last, if there are several."""
 
 Axes = Mapping[str, IdentityAxis]
-Rows = Iterator[tuple[str, ...]]
 
 
 def size_table(columns: Columns) -> list[str]:
@@ -62,22 +61,50 @@ def size_table(columns: Columns) -> list[str]:
 
 def pronoun_table(columns: Columns) -> list[str]:
     """Table 9a."""
-    return _table(columns, _pronoun_rows(columns))
+    rows = []
+    for family, (paper, groups) in PAPER_PRONOUNS.items():
+        rows.append((f"any of the {family}", paper, *_any(columns, family)))
+        shares = [_shares(one, family, PRONOUNS[family]).within for one in columns.values()]
+        for group, value in groups.items():
+            rows.append((f"- {group}", value, *(_percent(within[group]) for within in shares)))
+    return _table(columns, rows)
 
 
 def axis_table(columns: Columns, axes: Axes) -> list[str]:
     """Table 9b, how many documents have a term of each axis."""
-    return _table(columns, _axis_rows(columns, axes))
+    rows = []
+    for name, axis in axes.items():
+        paper, _ = PAPER_AXES.get(name, ("", ""))
+        rows.append((quote(name), paper, *_any(columns, name)))
+        if axis.ambiguous:
+            family = with_ambiguous(name, axis)
+            rows.append((f"- {quote(family.removeprefix(f'{name}, '))}", "", *_any(columns, family)))
+    return _table(columns, rows)
 
 
 def term_table(columns: Columns, axes: Axes) -> list[str]:
     """Table 9b, the terms that most documents of each axis have."""
-    return _table(columns, _term_rows(columns, axes))
+    rows = [
+        (quote(name), PAPER_AXES.get(name, ("", ""))[1], *(_top_terms(one, name) for one in columns.values()))
+        for name in axes
+    ]
+    return _table(columns, rows)
 
 
 def language_table(columns: Columns) -> list[str]:
     """Table 10: languages that have their share in any column, the most frequent ones first."""
-    return _table(columns, _language_rows(columns))
+    counts = list(columns.values())
+    kept = {
+        language
+        for one in counts
+        for language, number in one.languages.items()
+        if number >= LEAST_SHARE * one.documents
+    }
+    rows = []
+    for language in sorted(kept, key=lambda language: (-counts[-1].languages[language], language)):
+        paper = f"{PAPER_LANGUAGES[language]:.2f}" if language in PAPER_LANGUAGES else ""
+        rows.append((language, paper, *(_percent(one.languages[language] / one.documents) for one in counts)))
+    return _table(columns, rows)
 
 
 def plain_counts(counts: CorpusCounts, families: Families) -> dict[str, Any]:
@@ -96,44 +123,8 @@ def plain_counts(counts: CorpusCounts, families: Families) -> dict[str, Any]:
     }
 
 
-def _table(columns: Columns, rows: Rows) -> list[str]:
+def _table(columns: Columns, rows: Iterable[Sequence[str]]) -> list[str]:
     return table(("%", "paper", *map(quote, columns)), rows)
-
-
-def _pronoun_rows(columns: Columns) -> Rows:
-    for family, (paper, groups) in PAPER_PRONOUNS.items():
-        yield f"any of the {family}", paper, *_any(columns, family)
-        shares = [_shares(one, family, PRONOUNS[family]).within for one in columns.values()]
-        for group, value in groups.items():
-            yield f"- {group}", value, *(_percent(within[group]) for within in shares)
-
-
-def _axis_rows(columns: Columns, axes: Axes) -> Rows:
-    for name, axis in axes.items():
-        paper, _ = PAPER_AXES.get(name, ("", ""))
-        yield quote(name), paper, *_any(columns, name)
-        if axis.ambiguous:
-            family = with_ambiguous(name, axis)
-            yield f"- {quote(family.removeprefix(f'{name}, '))}", "", *_any(columns, family)
-
-
-def _term_rows(columns: Columns, axes: Axes) -> Rows:
-    for name in axes:
-        _, paper = PAPER_AXES.get(name, ("", ""))
-        yield quote(name), paper, *(_top_terms(one, name) for one in columns.values())
-
-
-def _language_rows(columns: Columns) -> Rows:
-    counts = list(columns.values())
-    kept = {
-        language
-        for one in counts
-        for language, number in one.languages.items()
-        if number >= LEAST_SHARE * one.documents
-    }
-    for language in sorted(kept, key=lambda language: (-counts[-1].languages[language], language)):
-        paper = f"{PAPER_LANGUAGES[language]:.2f}" if language in PAPER_LANGUAGES else ""
-        yield language, paper, *(_percent(one.languages[language] / one.documents) for one in counts)
 
 
 def _any(columns: Columns, family: str) -> Iterator[str]:
