@@ -116,14 +116,12 @@ def _check_archive(config: Any, workdir: Path) -> None:
     """Refuse, while the workdir still has its old config, to mix its samples with others."""
     if not (workdir / "archive.jsonl").exists():
         return
-    old = read_json(workdir / "config.json")["sampling"]
+    old, new = read_json(workdir / "config.json")["sampling"], config.sampling
     for name in FIXED:
-        new = config.sampling[name]
-        was = old.get(name, new)  # absent from a config of other names, which is refused later
         require(
-            was == new,
-            f"the samples in {workdir} were drawn with sampling.{name} = {was}, the config says "
-            f"{new}; use another --workdir or undo the change",
+            old[name] == new[name],
+            f"the samples in {workdir} were drawn with sampling.{name} = {old[name]}, the config says "
+            f"{new[name]}; use another --workdir or undo the change",
         )
 
 
