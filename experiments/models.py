@@ -90,10 +90,8 @@ def load_scorers(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) ->
     """The reward models of the config, refused unless they read what the policy writes."""
     scorers = {}
     for track in TRACKS:
-        if not config[f"{track}_rm"]:
-            continue
-        name = f"{track}_rm"
-        reward_model = load_judge(config, policy, config[name], track, prompts, field=f"config.{name}")
-        score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
-        scorers[track] = Scorer(reward_model.version, score)
+        if path := config[f"{track}_rm"]:
+            reward_model = load_judge(config, policy, path, track, prompts, field=f"config.{track}_rm")
+            score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
+            scorers[track] = Scorer(reward_model.version, score)
     return scorers

@@ -14,6 +14,7 @@ where it stopped.
     RUN/report.md            see ``safety_scaling_report.py``, which reads labels of refusals afterwards
 """
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,10 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check_config(config: Any) -> None:
     """What can be said before anything is read."""
-    for name in ("data.helpfulness", "data.safety", "init_from"):
-        section, _, field = name.rpartition(".")
-        value = config[section][field] if section else config[field]
+    evaluation = (f"evaluate_chat.{name}" for name in ("prompts", "helpfulness_rm", "safety_rm"))
+    for name in ("data.helpfulness", "data.safety", "init_from", *evaluation):
+        value = operator.attrgetter(name)(config)
         require(bool(value), f"config.{name} is empty; name the files or the checkpoint")
-    for name in ("prompts", "helpfulness_rm", "safety_rm"):
-        require(bool(config.evaluate_chat[name]), f"config.evaluate_chat.{name} is empty; name it")
     check_shares(config.data.shares)
     names = [share_name(share) for share in config.data.shares]
     require(
