@@ -65,14 +65,18 @@ def check_heldout(heldout: TokenisedCorpus, contexts: Mapping[str, int]) -> None
     )
 
 
-def read_heldout(path: Path, loaded: LoadedModel, heldout: TokenisedCorpus, **how: int) -> None:
+def read_heldout(
+    path: Path, loaded: LoadedModel, heldout: TokenisedCorpus, *, window: int, longest: int, batch_size: int
+) -> None:
     """Write a row per document to ``path``, the losses of all of its tokens summed.
 
     Args:
-      how: ``window`` and ``batch_size``, see ``document_nats``; ``longest``, of the contexts compared.
+      window, batch_size: see ``document_nats``.
+      longest: of the contexts compared.
     """
-    edges = position_edges(how.pop("longest"), STRETCHES)
+    edges = position_edges(longest, STRETCHES)
     documents = [heldout[index] for index in range(len(heldout))]
+    all_nats = document_nats(loaded.model, loaded.params, documents, window=window, batch_size=batch_size)
     rows = (
         {
             "document": index,
@@ -80,7 +84,7 @@ def read_heldout(path: Path, loaded: LoadedModel, heldout: TokenisedCorpus, **ho
             "nats": float(nats.sum()),
             "nats_by_position": sums_by_position(nats, edges),
         }
-        for index, nats in enumerate(document_nats(loaded.model, loaded.params, documents, **how))
+        for index, nats in enumerate(all_nats)
     )
     write_rows(path, rows)
 

@@ -20,6 +20,15 @@ def num_tokens(variant: Any) -> int:
     return variant.train.num_steps * variant.data.batch_size * variant.data.sequence_length
 
 
+def variant_changes(config: Any, name: str) -> dict[str, Any]:
+    """What one variant has of its own, by dotted paths."""
+    return {
+        f"{section}.{field}": value
+        for section, fields in config.variants[name].items()
+        for field, value in fields.items()
+    }
+
+
 def describe(workdir: Path, config: Any) -> dict[str, Any]:
     """Size of a trained variant, and how long its updates took at their median rate."""
     model = build(ModelConfig, config.model, name="model")
@@ -89,10 +98,8 @@ def _farther(whole: Losses, cut: Losses, edges: list[int], window: int) -> dict[
 def seed_repeats(config: Any) -> list[str]:
     """Variants that differ from the baseline in their seeds alone."""
 
-    def without_seeds(name: str) -> dict[str, dict[str, Any]]:
-        sections = config.variants[name].to_dict().items()
-        kept = {section: {k: v for k, v in own.items() if k != "seed"} for section, own in sections}
-        return {section: own for section, own in kept.items() if own}
+    def without_seeds(name: str) -> dict[str, Any]:
+        return {path: v for path, v in variant_changes(config, name).items() if not path.endswith(".seed")}
 
     baseline = without_seeds(config.baseline)
     return [name for name in config.variants if name != config.baseline and without_seeds(name) == baseline]

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments import ablations_report, pretrain
 from experiments.ablation_readings import Reading, check_heldout, heldout_path, read_heldout, readings
-from experiments.ablation_results import num_tokens
+from experiments.ablation_results import num_tokens, variant_changes
 from experiments.models import open_mesh
 from experiments.settings import keep_settings
 from experiments.stages import run_stage, stage_config
@@ -90,15 +90,6 @@ def variant_config(config: Any, name: str) -> ConfigDict:
             "config.pretrain",
         )
     return stage_config(config, "pretrain", **changes)
-
-
-def variant_changes(config: Any, name: str) -> dict[str, Any]:
-    """What one variant has of its own, by dotted paths."""
-    return {
-        f"{section}.{field}": value
-        for section, fields in config.variants[name].items()
-        for field, value in fields.items()
-    }
 
 
 def check_config(config: Any, variants: dict[str, ConfigDict]) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ablation_readings import STRETCHES, Losses, Reading, heldout_path, read_losses
-from experiments.ablation_results import by_position, compare, describe, num_tokens, seed_repeats
+from experiments.ablation_results import (
+    by_position,
+    compare,
+    describe,
+    num_tokens,
+    seed_repeats,
+    variant_changes,
+)
 from experiments.benchmark_report import metric_rows
 from experiments.report import table, write_report_file
 from llama2_jax.analysis.curves import plot_by_position
@@ -75,11 +82,7 @@ def _models(config: Any, described: Mapping[str, Mapping[str, Any]]) -> list[str
     rows = [
         (
             name,
-            ", ".join(
-                f"{section}.{field} {_shown(value)}"
-                for section, fields in config.variants[name].items()
-                for field, value in fields.items()
-            ),
+            ", ".join(f"{path} {_shown(value)}" for path, value in variant_changes(config, name).items()),
             f"{own['parameters']:,}",
             f"{100 * (own['parameters'] / first - 1):+.2f} %",
             f"{own['cache_bytes_per_token']:,}",
@@ -151,7 +154,7 @@ def _positions(workdir: Path, found: dict[str, Any] | None, readings: Mapping[st
         workdir / "loss_by_position.png", found["edges"], found["loss"], found["difference"],
         baseline=baseline,
     )  # fmt: skip
-    header = ["tokens before", *(f"{name}" for name in found["loss"])]
+    header = ["tokens before", *found["loss"]]
     header += [f"{name} - {baseline}" for name in found["difference"]]
     rows = [
         [
@@ -182,8 +185,8 @@ def _tasks(workdir: Path, variants: Sequence[str], tasks: Sequence[str]) -> list
     for name in variants:
         for task in tasks:
             path = workdir / "benchmarks" / name / task / "results.json"
-            for key, (*_, value, error) in _metrics(read_json(path)).items():
-                cells.setdefault(key, {})[name] = f"{value} ± {error}" if error else value
+            for *key, value, error in metric_rows(read_json(path)):
+                cells.setdefault(tuple(key), {})[name] = f"{value} ± {error}" if error else value
     rows = [(*key, *(own[name] for name in variants)) for key, own in cells.items()]
     header = ("task", "shots", "questions", "metric", *variants)
     return [
@@ -194,10 +197,6 @@ def _tasks(workdir: Path, variants: Sequence[str], tasks: Sequence[str]) -> list
         *table(header, rows),
         "",
     ]
-
-
-def _metrics(found: dict[str, Any]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    return {row[:4]: row for row in metric_rows(found)}
 
 
 def _paper(kind: str) -> list[str]:
