@@ -34,7 +34,11 @@ from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
 from llama2_jax.workdir import mark_done, open_workdir
 
 ATTENTION_BINS = 48
-LISTS = {"training_lists": "training lists", "heldout_lists": "held-out lists"}  # with their titles
+LISTS = {
+    "training_lists": ("training lists", "accuracy.png"),
+    "heldout_lists": ("held-out lists", "accuracy_heldout.png"),
+}
+"""Which values are asked for, with their title and their picture."""
 
 
 class Probe(NamedTuple):
@@ -236,7 +240,7 @@ def draw_pictures(
     config: Any, workdir: Path, results: Mapping[str, Any], seen: Mapping[str, Attention]
 ) -> None:
     """``accuracy.png``, ``accuracy_heldout.png`` and ``attention.png``."""
-    for (lists, title), file in zip(LISTS.items(), ("accuracy.png", "accuracy_heldout.png"), strict=True):
+    for lists, (title, file) in LISTS.items():
         rows = {
             name: [(row.turn, *row.accuracy) for row in found[lists] if row.accuracy is not None]
             for name, found in results.items()
@@ -270,7 +274,7 @@ def write_report(
 ) -> None:
     """Write ``report.md``."""
     lines = ["# Ghost Attention: evaluation", "", "Llama 2, section 3.3, Table 30 and Figures 9, 10 and 28."]
-    for (lists, title), file in zip(LISTS.items(), ("accuracy.png", "accuracy_heldout.png"), strict=True):
+    for lists, (title, file) in LISTS.items():
         turns = [row.turn for row in next(iter(results.values()))[lists]]
         rows = [(name, *map(_accuracy_cell, found[lists])) for name, found in results.items()]
         lines += ["", f"## Right answers by turn, {title}", ""]

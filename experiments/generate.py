@@ -70,7 +70,7 @@ def _complete(
     batch_size: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    stops = _stop_ids(loaded)
+    stops = stop_ids(loaded.tokenizer, loaded.template) if loaded.tokenizer is not None else ()
     for chosen in counted("rows", range(len(rows)), size=batch_size):
         numbers = filled(chosen, min(batch_size, len(rows)))
         batch, seeds = [prompts[number] for number in numbers], [seed + number for number in numbers]
@@ -104,10 +104,6 @@ def prompt_ids(row: dict[str, Any], loaded: LoadedModel, *, where: str) -> list[
     raise ConfigError(
         f"{where} has none of 'prompt', 'tokens', 'messages'; it has {', '.join(row) or 'nothing'}"
     )
-
-
-def _stop_ids(loaded: LoadedModel) -> tuple[int, ...]:
-    return stop_ids(loaded.tokenizer, loaded.template) if loaded.tokenizer is not None else ()
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported
