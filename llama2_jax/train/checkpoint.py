@@ -170,7 +170,7 @@ class Checkpointer:
         """Raise ``CheckpointError`` if the checkpoint is sound but of another model or state."""
         checkpoint = self.folder / str(step)
         try:
-            stored = stored_params(checkpoint)
+            stored = _stored(checkpoint, "params")
             state = _stored(checkpoint, "rest") if (checkpoint / "rest").exists() else None
         except Exception:  # damaged: the caller sets it aside
             return
@@ -266,7 +266,7 @@ def read_params(workdir: Path, abstract: Params, step: int | None = None) -> Par
     """
     step, _ = read_meta(workdir, step)
     try:
-        stored = stored_params(Path(workdir).absolute() / "checkpoints" / str(step))
+        stored = _stored(Path(workdir).absolute() / "checkpoints" / str(step), "params")
         abstract = jax.tree.map(
             lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
             abstract,
@@ -277,12 +277,8 @@ def read_params(workdir: Path, abstract: Params, step: int | None = None) -> Par
     return _read(workdir, step, params=ocp.args.StandardRestore(abstract))[1]["params"]
 
 
-def stored_params(checkpoint: Path) -> Params:
-    """Shapes and dtypes of the parameters in the folder of one checkpoint, without their values."""
-    return _stored(checkpoint, "params")
-
-
 def _stored(checkpoint: Path, item: str) -> Any:
+    """Shapes and dtypes of an item in the folder of one checkpoint, without its values."""
     return ocp.StandardCheckpointHandler().metadata(checkpoint / item).tree
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
 from absl import logging
 
@@ -96,8 +97,7 @@ class LossMonitor:
         require_finite(step, metrics, last_checkpoint=last_checkpoint)
         loss = metrics["train/loss"]
         if len(self._recent) >= 20:
-            mean = sum(self._recent) / len(self._recent)
-            deviation = math.sqrt(sum((x - mean) ** 2 for x in self._recent) / len(self._recent))
+            mean, deviation = np.mean(self._recent), np.std(self._recent)
             if loss > mean + self._sigmas * max(deviation, 1e-6 * abs(mean)):
                 self.spikes.append((step, loss))
                 logging.warning(
