@@ -33,8 +33,6 @@ class PPOConfig:
     sample_batch_size: int = 0  # answers made at a time; 0 = all
     forward_batch_size: int = 0  # answers per pass without gradient; 0 = all
     temperature: float = 1.0  # of sampling and of every log-probability
-    top_p: float = 1.0
-    top_k: int = 0
     kl_coef: float = 0.01  # beta
     kl_placement: str = "reward"
     kl_estimator: str = "k1"
@@ -58,11 +56,6 @@ class PPOConfig:
         require(
             self.temperature > 0,
             f"ppo.temperature = {self.temperature} must be positive: greedy answers explore nothing",
-        )
-        require(
-            self.top_p == 1 and self.top_k == 0,
-            f"ppo.top_p = {self.top_p} and ppo.top_k = {self.top_k}: log-probabilities are of the whole "
-            "vocabulary, so sampling must be too, or the KL turns negative; set top_p = 1 and top_k = 0",
         )
         for name in ("discount", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, f"ppo.{name} = {getattr(self, name)} must be in [0, 1]")
@@ -114,5 +107,5 @@ class PPOConfig:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How answers are drawn."""
-        return SamplingConfig(self.response_length, self.temperature, self.top_p, self.top_k)
+        """How answers are drawn: from the whole vocabulary, or the KL could turn negative."""
+        return SamplingConfig(self.response_length, self.temperature, top_p=1.0)
