@@ -49,9 +49,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every or None,
-            enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # of a killed process or a full disk
-            create=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._saving: int | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 
 from llama2_jax.config import require, to_plain
@@ -19,14 +20,7 @@ from llama2_jax.train.checkpoint import Checkpointer, Restored, require_same_ori
 from llama2_jax.train.optimizer import make_optimizer, with_num_steps
 from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.run import TrainConfig, TrainRun
-from llama2_jax.train.step import (
-    StepFunction,
-    abstract_state,
-    compile_step,
-    init_state,
-    make_update,
-    state_from_params,
-)
+from llama2_jax.train.step import abstract_state, compile_step, init_state, make_update, state_from_params
 from llama2_jax.train.stopping import StopRequest, end_early
 
 
@@ -40,12 +34,14 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     check_batch_size(run.partitioner, run.batch_size, accumulation_steps=config.accumulation_steps)
     require_agreement(f"data of {run.name}", [to_plain(run.meta), config.num_steps, run.items_per_step])
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
-    state, meta = _restore_or_init(run, config, checkpointer)
+    optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
+    state, meta = _restore_or_init(run, config, checkpointer, optimizer)
     start = int(state.step)
     batches = run.batches(start)
     recorder = Recorder(run, config, workdir, start_step=start, meta=meta)
     profile = _Profile(config, workdir)
-    step_function = _step_function(run, config, state)
+    update = make_update(run.loss, optimizer, accumulation_steps=config.accumulation_steps)
+    step_function = compile_step(update, state, run.partitioner)
 
     with (
         contextlib.closing(checkpointer),
@@ -75,10 +71,9 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
 
 
 def _restore_or_init(
-    run: TrainRun, config: TrainConfig, checkpointer: Checkpointer
+    run: TrainRun, config: TrainConfig, checkpointer: Checkpointer, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from, and what its checkpoint says of itself."""
-    optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
     if checkpointer.steps():
         abstract = abstract_state(run.model, optimizer, run.partitioner)
         restored = checkpointer.restore_latest(abstract.params, abstract.opt_state)
@@ -110,12 +105,6 @@ def _check_position(run: TrainRun, config: TrainConfig, restored: Restored) -> N
         f"the checkpoint is of step {restored.step}, the run is to end at step {config.num_steps}; raise the "
         "number of steps, or start in a new --workdir",
     )
-
-
-def _step_function(run: TrainRun, config: TrainConfig, state: TrainState) -> StepFunction:
-    optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
-    update = make_update(run.loss, optimizer, accumulation_steps=config.accumulation_steps)
-    return compile_step(update, state, run.partitioner)
 
 
 def _place(partitioner: Partitioner, batch: Any) -> Any:

@@ -115,7 +115,7 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
     )
 
 
-@functools.cache  # said once, though a run makes its optimizer more than once
+@functools.cache  # said once, though PPO makes two optimizers
 def _check_warm_up(warmup_steps: int, num_steps: int) -> None:
     if warmup_steps >= num_steps > 0:
         logging.warning(
