@@ -10,12 +10,11 @@ responses have 34 tokens on average and 128 at most: packed, as it is trained, a
 """
 
 import argparse
-from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks.record import record, seconds, spread
+from benchmarks.record import record, spread
+from benchmarks.train_step import random_batch, step_seconds
 from llama2_jax.data.preference_batches import EncodedPair, PairLoader
 from llama2_jax.losses.preference import MARGINS
 from llama2_jax.model.config import ModelConfig
@@ -23,10 +22,9 @@ from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.rlhf.reward_model import preference_loss
 from llama2_jax.sharding.rules import single_device
-from llama2_jax.structs import PreferenceBatch, TokenBatch
+from llama2_jax.structs import PreferenceBatch
 from llama2_jax.train.flops import flops_per_token, measured_matrix_rate
-from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import Loss, compile_step, init_state, make_update, next_token_loss
+from llama2_jax.train.step import next_token_loss
 
 ROWS, LENGTH = 8, 128
 STEPS = 40
@@ -49,36 +47,22 @@ def main() -> None:
     chat, scored = Transformer(CONFIG, single_device()), ScoreModel(CONFIG, single_device())
     _report(
         "sft",
-        step_seconds(chat, next_token_loss(chat), _dialogues()),
+        step_seconds(chat, next_token_loss(chat), random_batch(CONFIG.vocab_size, ROWS, LENGTH), steps=STEPS),
         rows=ROWS,
         outputs=CONFIG.vocab_size,
         rate=rate,
     )
     _report(
         "reward_model",
-        step_seconds(scored, preference_loss(scored), _pairs()),
+        step_seconds(scored, preference_loss(scored), _pairs(), steps=STEPS),
         rows=2 * ROWS,
         outputs=1,
         rate=rate,
     )
     packed, alone = _ragged_pairs()
-    _report_ragged(step_seconds(scored, preference_loss(scored), packed), packed, "packed")
-    _report_ragged(step_seconds(scored, preference_loss(scored), alone), alone, "padded")
-
-
-def step_seconds(model: Transformer | ScoreModel, loss: Loss, batch: Any) -> list[float]:
-    """Seconds of each timed update."""
-    partitioner = single_device()
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, warmup_steps=0), num_steps=1000)
-    state = init_state(model, optimizer, partitioner, seed=0)
-    step = compile_step(make_update(loss, optimizer), state, partitioner)
-
-    def update() -> jax.Array:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics["loss"]
-
-    return seconds(update, repeats=STEPS)
+    for batch, layout in ((packed, "packed"), (alone, "padded")):
+        times = step_seconds(scored, preference_loss(scored), batch, steps=STEPS)
+        _report_ragged(times, batch, layout)
 
 
 def _report(name: str, times: list[float], *, rows: int, outputs: int, rate: float) -> None:
@@ -96,20 +80,6 @@ def _report(name: str, times: list[float], *, rows: int, outputs: int, rate: flo
         f"({best * flops / rate:.0%} of {rate / 1e9:,.0f} GFLOP/s)"
     )
     record(name, result, line=line)
-
-
-def _dialogues() -> TokenBatch:
-    """Full rows of which every token counts."""
-    tokens_BT = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (ROWS, LENGTH), dtype=np.int32)
-    ones_BT = np.ones((ROWS, LENGTH), np.int32)
-    return TokenBatch(
-        tokens_BT=tokens_BT,
-        targets_BT=tokens_BT,
-        loss_mask_BT=ones_BT.astype(np.float32),
-        segment_ids_BT=ones_BT,
-        positions_BT=np.arange(LENGTH, dtype=np.int32) * ones_BT,
-        source_ids_B=np.zeros(ROWS, np.int32),
-    )
 
 
 def _pairs() -> PreferenceBatch:

@@ -21,12 +21,13 @@ import numpy as np
 from benchmarks.record import record, seconds, spread
 from llama2_jax.kernels import dispatch
 from llama2_jax.model.config import ModelConfig, model_config
+from llama2_jax.model.heads import ScoreModel
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.sharding.rules import single_device
 from llama2_jax.structs import Params, TokenBatch
 from llama2_jax.train.flops import flops_per_token, measured_matrix_rate, peak_flops
 from llama2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from llama2_jax.train.step import compile_step, init_state, loss_sums, make_update, next_token_loss
+from llama2_jax.train.step import Loss, compile_step, init_state, loss_sums, make_update, next_token_loss
 
 BATCH, LENGTH, VOCAB = 8, 256, 4096
 STEPS = 20
@@ -61,7 +62,7 @@ def large_layer(
     )
     model = Transformer(config, single_device())
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), init_params(model, jax.random.key(0)))
-    tokens = _random_batch(config.vocab_size, batch, length).tokens_BT
+    tokens = random_batch(config.vocab_size, batch, length).tokens_BT
 
     @jax.jit
     def gradient(params: Params) -> Any:
@@ -90,7 +91,7 @@ def large_step(
         size, max_context=length, compute_dtype="bfloat16", remat_policy=remat_policy, attention_impl=impl
     )
     run = functools.partial(
-        update_seconds, config, _random_batch(config.vocab_size, batch, length), loss_chunk=min(512, length)
+        update_seconds, config, random_batch(config.vocab_size, batch, length), loss_chunk=min(512, length)
     )
     flops = flops_per_token(config, length, convention="causal_no_embed")
     return {"remat_policy": remat_policy, **_utilisation(run(steps=steps), batch * length, flops)}
@@ -145,14 +146,17 @@ def _measure_tiny() -> None:
 def update_seconds(
     config: ModelConfig, batch: TokenBatch, *, steps: int = STEPS, loss_chunk: int = 0
 ) -> list[float]:
+    """``step_seconds`` of a language model."""
+    model = Transformer(config, single_device())
+    return step_seconds(model, next_token_loss(model, loss_chunk=loss_chunk), batch, steps=steps)
+
+
+def step_seconds(model: Transformer | ScoreModel, loss: Loss, batch: Any, *, steps: int) -> list[float]:
     """Seconds of each timed update."""
     partitioner = single_device()
-    model = Transformer(config, partitioner)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-4), num_steps=1000)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, warmup_steps=0), num_steps=1000)
     state = init_state(model, optimizer, partitioner, seed=0)
-    step = compile_step(
-        make_update(next_token_loss(model, loss_chunk=loss_chunk), optimizer), state, partitioner
-    )
+    step = compile_step(make_update(loss, optimizer), state, partitioner)
 
     def update() -> jax.Array:
         nonlocal state
@@ -210,10 +214,10 @@ def _config(remat_policy: str) -> ModelConfig:
 
 
 def _batch() -> TokenBatch:
-    return _random_batch(VOCAB, BATCH, LENGTH)
+    return random_batch(VOCAB, BATCH, LENGTH)
 
 
-def _random_batch(vocab_size: int, batch: int, length: int) -> TokenBatch:
+def random_batch(vocab_size: int, batch: int, length: int) -> TokenBatch:
     """Rows of one document."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, (batch, length + 1), dtype=np.int32)
     ones = jnp.ones((batch, length), jnp.int32)
