@@ -20,13 +20,7 @@ from benchmarks.record import record
 from llama2_jax.config import ConfigError
 from llama2_jax.kernels import dispatch, flash_tpu
 from llama2_jax.kernels.cost import kernel_costs
-from llama2_jax.sharding.unattached import (
-    CHIPS,
-    compile_for,
-    prepare,
-    tpu_devices,
-    vector_memory_bytes,
-)
+from llama2_jax.sharding.unattached import CHIPS, compile_for, prepare, tpu_devices, vector_memory_bytes
 
 IMPLEMENTATIONS = ("tpu", "splash", "xla")
 HEAD_DIM = 128

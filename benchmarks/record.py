@@ -15,11 +15,8 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).with_name("results")
-SETTINGS = (
-    "GLIBC_TUNABLES",
-    "XLA_FLAGS",
-    "XLA_CLIENT_MEM_FRACTION",
-)  # environment variables that change how fast a program is
+# environment variables that change how fast a program is
+SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION")
 
 
 def seconds(function: Callable[[], Any], *, repeats: int, warmup: int = 2) -> list[float]:

@@ -115,12 +115,7 @@ def read_key(path: Path) -> Key:
     try:
         fields = read_json(path)
         return Key(**{**fields, "items": [item_from_row(row) for row in fields["items"]]})
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # Unicode and JSON errors are ValueErrors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # Unicode, JSON errors are ValueErrors
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or write sheets "
             "with the same flags into another --workdir and take the key.json from there"

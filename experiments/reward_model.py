@@ -23,13 +23,7 @@ from experiments.reward_report import ScoredPairs, compare_with_people, write_re
 from llama2_jax.config import build, require, require_choice, to_plain
 from llama2_jax.data.pair_scores import write_pair_scores
 from llama2_jax.data.preference_batches import EncodedPairs, PairLoader, encode_pairs, encode_response
-from llama2_jax.data.preferences import (
-    Preference,
-    mix,
-    read_preferences,
-    require_ratings,
-    split_by_prompt,
-)
+from llama2_jax.data.preferences import Preference, mix, read_preferences, require_ratings, split_by_prompt
 from llama2_jax.data.rated_answers import RatedAnswer, ratings, read_rated_answers
 from llama2_jax.data.records import split_paths
 from llama2_jax.data.shards import hashes_of

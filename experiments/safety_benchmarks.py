@@ -36,13 +36,7 @@ from experiments import checkpoint_flags
 from experiments.answer_rows import Numbered, Rows, answer_missing, drawn
 from experiments.generate import complete_rows, prompt_ids
 from experiments.safety_report import write_safety_report
-from experiments.safety_scores import (
-    MEASURES,
-    checked_scores,
-    judge_answers,
-    judged_by,
-    score_sentiments,
-)
+from experiments.safety_scores import MEASURES, checked_scores, judge_answers, judged_by, score_sentiments
 from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.config import require
 from llama2_jax.data.jsonl import read_rows, write_rows

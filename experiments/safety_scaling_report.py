@@ -19,14 +19,7 @@ from absl import flags
 from experiments.chat_report import transcripts
 from experiments.chat_versions import PromptSets, Versions, prompt_sets
 from experiments.report import percent, table, write_report_file
-from experiments.safety_scaling_results import (
-    Labels,
-    all_labels,
-    false_refusals,
-    key,
-    measure,
-    read_versions,
-)
+from experiments.safety_scaling_results import Labels, all_labels, false_refusals, key, measure, read_versions
 from llama2_jax.analysis.safety_plots import Curve, plot_by_share
 from llama2_jax.config import read_json, require, write_json
 from llama2_jax.data.jsonl import write_rows

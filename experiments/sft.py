@@ -18,12 +18,7 @@ from experiments.corpora import keep_tokenizer
 from experiments.models import check_sequence_length, check_training, open_training_mesh
 from experiments.training_report import write_stage_report
 from llama2_jax.config import build, require, to_plain
-from llama2_jax.data.chat import (
-    Message,
-    encode_dialogue,
-    encode_prompt,
-    stop_ids,
-)
+from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, stop_ids
 from llama2_jax.data.loader import DataSource, make_loader
 from llama2_jax.data.packing import PackedDialogues
 from llama2_jax.data.records import BadLines, split_paths

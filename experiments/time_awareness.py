@@ -28,13 +28,7 @@ from experiments.settings import file_version, flag_values, keep_settings
 from llama2_jax.answers import sample_token_rows
 from llama2_jax.config import require, write_json
 from llama2_jax.data.chat import encode_prompt
-from llama2_jax.data.dated_facts import (
-    DatedQuestion,
-    dialogue,
-    draw_questions,
-    probe_questions,
-    read_facts,
-)
+from llama2_jax.data.dated_facts import DatedQuestion, dialogue, draw_questions, probe_questions, read_facts
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.sources import dialogue_row
 from llama2_jax.evals.time_awareness import accuracy, is_right

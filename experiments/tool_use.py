@@ -33,15 +33,7 @@ from llama2_jax.data.records import text_of
 from llama2_jax.evals.chat_text import chat_text, encode_text
 from llama2_jax.evals.math_problems import READERS, Problem, read_problems
 from llama2_jax.evals.text_completion import complete_until
-from llama2_jax.evals.tools import (
-    TOOLS,
-    Tools,
-    Transcript,
-    is_at_call,
-    make_tools,
-    system_prompt,
-    use_tools,
-)
+from llama2_jax.evals.tools import TOOLS, Tools, Transcript, is_at_call, make_tools, system_prompt, use_tools
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch

@@ -64,10 +64,7 @@ def _numbers(
     rows = [
         ("updates", f"{results['updates']:,}"),
         ("tokens seen", f"{results['tokens_seen']:,}"),
-        (
-            "training loss, first and last update",
-            f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token",
-        ),
+        ("training loss, first and last update", f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token"),
     ]
     for name, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
         values = [line[f"eval/heldout/{name}"] for line in metrics if f"eval/heldout/{name}" in line]

@@ -144,11 +144,7 @@ def save_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     _require_stacked(loaded)
     template = loaded.template.name if loaded.tokenizer is not None else None
     write_huggingface(
-        folder,
-        loaded.config,
-        jax.device_get(loaded.params),
-        tokenizer=loaded.tokenizer,
-        template=template,
+        folder, loaded.config, jax.device_get(loaded.params), tokenizer=loaded.tokenizer, template=template
     )
 
 

@@ -4,23 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llama2_jax.config import require_choice
-from llama2_jax.data.chat import (
-    TRAIN_ON,
-    Message,
-    Template,
-    TrainOn,
-    check_special_tags,
-    validate_dialogue,
-)
-from llama2_jax.data.records import (
-    BadLines,
-    OnBadLine,
-    Paths,
-    check,
-    check_characters,
-    read_records,
-    text_of,
-)
+from llama2_jax.data.chat import TRAIN_ON, Message, Template, TrainOn, check_special_tags, validate_dialogue
+from llama2_jax.data.records import BadLines, OnBadLine, Paths, check, check_characters, read_records, text_of
 
 
 class TrainingDialogue(NamedTuple):

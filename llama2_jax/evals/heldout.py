@@ -37,14 +37,8 @@ def heldout_loss(
         nats += float(sums.loss_sum)
         tokens += float(sums.weight)
         sums = ahead
-    require(
-        tokens > 0,
-        "the held-out set has no counted token; give dialogues with answers, or longer texts",
-    )
-    return {
-        "eval/heldout/loss": nats / tokens,
-        "eval/heldout/bits_per_byte": nats / math.log(2) / num_bytes,
-    }
+    require(tokens > 0, "the held-out set has no counted token; give dialogues with answers, or longer texts")
+    return {"eval/heldout/loss": nats / tokens, "eval/heldout/bits_per_byte": nats / math.log(2) / num_bytes}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss_chunk"))

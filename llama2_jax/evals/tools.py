@@ -39,15 +39,9 @@ CALL_LINE = re.compile(r"[^\S\n]*CALL_API[^\n]*")
 REFERENCE = re.compile(r"<result_([0-9]{1,4})>|\bresult_([0-9]{1,4})\b")
 QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
-OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR = (
-    "ok",
-    "malformed",
-    "unknown tool",
-    "unknown result",
-    "error",
-)
-OUTCOMES = (OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR)
+OUTCOMES = ("ok", "malformed", "unknown tool", "unknown result", "error")
 """What can become of a call; a query that the search does not know is a ``TOOL_ERROR``."""
+OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR = OUTCOMES
 
 ANSWERED, CALL_LIMIT, NO_ROOM = "answered", "limit of calls", "beyond the context"
 

@@ -19,13 +19,7 @@ from llama2_jax.model.heads import ScoreModel, last_token_scores
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
-from llama2_jax.rlhf.rollouts import (
-    map_rows,
-    response_logprobs,
-    response_values,
-    row_lengths,
-    sample_rollout,
-)
+from llama2_jax.rlhf.rollouts import map_rows, response_logprobs, response_values, row_lengths, sample_rollout
 from llama2_jax.rlhf.update import make_epoch, make_experience, policy_loss, value_loss
 from llama2_jax.sharding.placement import place_leaf, place_rows
 from llama2_jax.sharding.processes import on_host
