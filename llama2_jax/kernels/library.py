@@ -99,13 +99,16 @@ def triton(
         from jax.experimental.pallas.ops.gpu import attention as kernel
 
     length, groups = q_BTNH.shape[1], q_BTNH.shape[2] // k_BTKH.shape[2]
-    k_BTNH, v_BTNH = (jnp.repeat(array, groups, axis=2) for array in (k_BTKH, v_BTKH))
+
+    def repeated(array: jax.Array) -> jax.Array:  # in float32: so are gradients of a head summed
+        return jnp.repeat(array.astype(jnp.float32), groups, axis=2).astype(array.dtype)
+
     # the largest that spill no registers, by the compiler (tests/kernels/test_triton_gates.py)
     blocks = kernel.BlockSizes(
         block_q=128, block_k=64, block_q_dkv=32, block_kv_dkv=64, block_q_dq=64, block_kv_dq=32
     )
     out_BTNH = kernel.mha(
-        *map(_padded, (q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)),
+        *map(_padded, (q_BTNH, repeated(k_BTKH), repeated(v_BTKH), segment_ids_BT)),
         sm_scale=scale, causal=causal, block_sizes=blocks, num_warps=8, interpret=interpret,
     )  # fmt: skip
     return out_BTNH[:, :length]

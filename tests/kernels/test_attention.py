@@ -211,6 +211,21 @@ def test_kernels_of_jax_equal_the_loops(kernel, head_dim, length, how):
         assert exact.error(a, b) < 5e-6, name
 
 
+def test_gradients_of_a_key_head_are_summed_in_float32_by_triton():
+    given = exact.inputs(128, groups=8, batch=1, dtype=jnp.bfloat16, poison=False)
+
+    def gradients(k, v):
+        call = functools.partial(library.triton, scale=0.1, causal=True, interpret=True)
+        _, pull = jax.vjp(lambda k, v: call(given.q, k, v, given.segments), k, v)
+        return pull(jnp.asarray(given.d_out))
+
+    one_for_eight = gradients(given.k, given.v)
+    one_for_one = gradients(*(jnp.repeat(array, 8, axis=2) for array in (given.k, given.v)))
+    for found, heads in zip(one_for_eight, one_for_one, strict=True):
+        summed = heads.astype(jnp.float32).reshape(*given.k.shape[:3], 8, -1).sum(3)
+        np.testing.assert_array_equal(found, summed.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("impl", ["reference", "chunked", "tpu_interpret"])
 def test_fewer_queries_than_keys_are_the_last_ones(impl):
     given = exact.inputs(140, batch=2, poison=False)
