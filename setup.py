@@ -35,7 +35,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     # compiles for TPUs that are not there; its licence is Google's, so it stays out of everything else
     "aot": ["libtpu", "flatbuffers"],
-    # the same for an H200; with it jax looks for a GPU, so it is best installed apart (Makefile)
+    # the same for NVIDIA GPUs; with it jax looks for a GPU, so it is best installed apart (Makefile)
     "aot-hopper": [
         "jax-cuda13-plugin>=0.11,<0.13",
         "nvidia-cuda-runtime>=13,<13.1",

@@ -2,11 +2,11 @@
 
 python -m benchmarks.attention
 
-On a GPU beside cuDNN, XLA and the Triton kernel of jax, on a CPU beside the plain form and XLA. Numbers
-before times: errors against float32, NaN in padding, two runs bitwise equal. A failure there is recorded and
-nothing of that implementation is measured. Times are medians on random inputs that together are larger than
-the cache of the chip. FLOPs as published figures count them: 4 B N T^2 H forward, halved because causal, and
-2.5 times that backward.
+On a GPU beside cuDNN, jax's Triton kernel, XLA and the loop in jnp, on a CPU beside the plain form and XLA.
+Numbers before times: errors against float32, NaN in padding, two runs bitwise equal. A failure there is
+recorded and nothing of that implementation is measured. Times are medians on random inputs that together are
+larger than the cache of the chip. FLOPs as published figures count them: 4 B N T^2 H forward, halved because
+causal, and 2.5 times that backward.
 """
 
 import argparse
