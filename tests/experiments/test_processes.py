@@ -143,8 +143,11 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("stage", "field"),
-    [("sft", "data__dialogues"), ("sft", "data__heldout"), ("reward_model", "data__heldout")],
-)
+    [
+        ("sft", "data__dialogues"), ("sft", "data__heldout"), ("reward_model", "data__heldout"),
+        ("rejection_sampling", "prompts"),
+    ],
+)  # fmt: skip
 def test_processes_that_see_other_files_stop(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], stage: str, field: str
 ) -> None:
@@ -152,13 +155,20 @@ def test_processes_that_see_other_files_stop(
     make = {
         "sft": functools.partial(runs.sft_config, base, train__num_steps=2),
         "reward_model": functools.partial(test_reward_model.config, init_from=str(saved_policy())),
+        "rejection_sampling": test_rejection_sampling.config_of,
     }[stage]
-    whole = runs.DIALOGUES if stage == "sft" else test_reward_model.file(24, 1)
+    whole = {
+        "sft": runs.DIALOGUES,
+        "reward_model": test_reward_model.file(24, 1),
+        "rejection_sampling": Path(test_rejection_sampling.config_of().prompts),
+    }[stage]
     lines = whole.read_text(encoding="utf-8").splitlines()
+    # as many prompts in another order: nothing but what they say tells them apart
+    others = lines[::-1] if stage == "rejection_sampling" else lines[: len(lines) // 2]
     folders = [tmp_path / "0", tmp_path / "1"]
-    for folder, count in zip(folders, (len(lines), len(lines) // 2), strict=True):
+    for folder, seen in zip(folders, (lines, others), strict=True):
         folder.mkdir()
-        (folder / "d.jsonl").write_text("\n".join(lines[:count]), encoding="utf-8")
+        (folder / "d.jsonl").write_text("\n".join(seen), encoding="utf-8")
     work = [(stage, make(**MESH, **{field: "d.jsonl"}), tmp_path / "run")]
     assert run(work, processes=2, folders=folders) == 2
     assert "the processes of this run do not agree" in capfd.readouterr().err
