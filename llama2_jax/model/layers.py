@@ -55,47 +55,57 @@ def scaled(x: jax.Array, scale_D: jax.Array) -> jax.Array:
 
 
 def _scaled_forward(x: jax.Array, scale_D: jax.Array) -> tuple[jax.Array, Any]:
-    return scaled.fun(x, scale_D), (x, scale_D)
+    cast_D = scale_D.astype(x.dtype)  # kept so, its parts are gathered once: see ``multiply``
+    return scaled.fun(x, cast_D), (x, cast_D, jnp.zeros((), scale_D.dtype))
 
 
 def _scaled_backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, scale_D = kept
+    x, scale_D, like = kept
     over_tokens = tuple(range(x.ndim - 1))
     d_scale_D = (d_out.astype(jnp.float32) * x.astype(jnp.float32)).sum(over_tokens)
-    return d_out * scale_D.astype(d_out.dtype), d_scale_D.astype(scale_D.dtype)
+    return d_out * scale_D, d_scale_D.astype(like.dtype)
 
 
 scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def multiply(x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def multiply(
+    x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any, keep_cast: bool = True
+) -> jax.Array:
     """The last ``contract`` dims of ``x`` times the first of ``weight``, which is cast to the dtype of ``x``.
 
     The gradient of a float32 weight comes in float32, before devices add up their parts of it. By itself
     JAX would give it the dtype of ``x``: in bfloat16 a sum over devices loses digits with each of them.
     The gradient of the result is rounded to the dtype of ``x`` first, also that of float32 logits.
+
+    Args:
+      keep_cast: the backward pass finds the cast weight, for which XLA gathers its parts once, where the
+        product is recomputed shortly before or its gradient follows at once. Else it finds the weight
+        itself, which takes no memory from the forward pass to the backward pass.
     """
     return jnp.tensordot(x, weight.astype(x.dtype), contract, preferred_element_type=out_dtype)
 
 
 def _multiply_forward(
-    x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any
+    x: jax.Array, weight: jax.Array, contract: int, out_dtype: Any, keep_cast: bool
 ) -> tuple[jax.Array, Any]:
-    return multiply.fun(x, weight, contract, out_dtype), (x, weight)
+    cast = weight.astype(x.dtype)
+    like = jnp.zeros((), weight.dtype)
+    return multiply.fun(x, cast, contract, out_dtype), (x, cast if keep_cast else weight, like)
 
 
 def _multiply_backward(
-    contract: int, out_dtype: Any, kept: Any, d_out: jax.Array
+    contract: int, out_dtype: Any, keep_cast: bool, kept: Any, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, weight = kept
+    x, weight, like = kept
     d_out = d_out.astype(x.dtype)
     outputs, rows = list(range(contract - weight.ndim, 0)), list(range(x.ndim - contract))
     d_x = jnp.tensordot(d_out, weight.astype(x.dtype), (outputs, outputs))
     # outputs first, then turned, as JAX does: in float32 results stay the same to the bit
     d_weight = jnp.tensordot(d_out, x, (rows, rows), preferred_element_type=jnp.float32)
     d_weight = jnp.moveaxis(d_weight, range(-contract, 0), range(contract))
-    return d_x, d_weight.astype(weight.dtype)
+    return d_x, d_weight.astype(like.dtype)
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -159,7 +169,7 @@ def projection(
     """A weight of ``module``, declared in the layout that it says, as the function that multiplies by it.
 
     Args:
-      module: with ``partitioner`` and ``outputs_first``.
+      module: with ``config``, ``partitioner`` and ``outputs_first``.
       name: of the layout for training, inputs first, as ``shape``.
     """
     inputs = input_dims(name)
@@ -169,7 +179,12 @@ def projection(
 
     def multiplied(x: jax.Array) -> jax.Array:
         product = project(
-            x, weight, partitioner=module.partitioner, contract=inputs, outputs_first=module.outputs_first
+            x,
+            weight,
+            partitioner=module.partitioner,
+            contract=inputs,
+            outputs_first=module.outputs_first,
+            keep_cast=module.config.remat_policy != "none",
         )
         return checkpoint_name(product, "product")  # what the remat policy "dots" keeps
 
@@ -196,6 +211,7 @@ def project(
     contract: int = 1,
     outputs_first: bool = False,
     out_dtype: Any = None,
+    keep_cast: bool = True,
 ) -> jax.Array:
     """The last ``contract`` dims of ``x`` (B, T, ...) times the first of ``weight``, in the dtype of ``x``.
 
@@ -207,6 +223,7 @@ def project(
       outputs_first: with the last of ``weight``. Where rows are few, as when decoding, XLA:CPU takes
         half the time with the weight on the left, whose rows it then reads once and in order; the
         barriers keep it from turning the product around again.
+      keep_cast: as in ``multiply``.
     """
     out_dtype = out_dtype or x.dtype
     kept = weight.shape[:-contract] if outputs_first else weight.shape[contract:]
@@ -214,16 +231,16 @@ def project(
     if trains_on_tpu or partitioner.axis_size("sequence") > 1:
         if outputs_first:
             weight = jnp.moveaxis(weight, range(-contract, 0), range(contract))
-        return multiply(x, weight, contract, out_dtype)
+        return multiply(x, weight, contract, out_dtype, keep_cast)
     rows = x.reshape(-1, math.prod(x.shape[-contract:]))
     if not outputs_first:
-        product = multiply(rows, weight.reshape(rows.shape[1], -1), 1, out_dtype)
+        product = multiply(rows, weight.reshape(rows.shape[1], -1), 1, out_dtype, keep_cast)
     elif x.shape[1] == 1:
         weight = weight.astype(x.dtype).reshape(-1, rows.shape[1])
         turned = jnp.matmul(weight, jax.lax.optimization_barrier(rows.T), preferred_element_type=out_dtype)
         product = jax.lax.optimization_barrier(turned).T
     else:
-        product = multiply(rows, weight.reshape(-1, rows.shape[1]).T, 1, out_dtype)
+        product = multiply(rows, weight.reshape(-1, rows.shape[1]).T, 1, out_dtype, keep_cast)
     return product.reshape(*x.shape[:2], *kept)
 
 

@@ -65,12 +65,15 @@ def test_gradients_of_bfloat16_are_summed_over_tokens_in_float32():
         ((2, 3, 4, 5), (4, 5, 8), 2, "btnh,nhd->btd", "btd,nhd->btnh", "btnh,btd->nhd"),
     ],
 )
+@pytest.mark.parametrize("keep_cast", [True, False])
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
-def test_multiply_and_its_gradients(x_shape, weight_shape, contract, forward, dx, dweight, out_dtype):
+def test_multiply_and_its_gradients(
+    x_shape, weight_shape, contract, forward, dx, dweight, out_dtype, keep_cast
+):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(x_shape), jnp.bfloat16)
     weight = jnp.asarray(rng.standard_normal(weight_shape), jnp.float32)
-    found, pull = jax.vjp(lambda x, weight: multiply(x, weight, contract, out_dtype), x, weight)
+    found, pull = jax.vjp(lambda x, weight: multiply(x, weight, contract, out_dtype, keep_cast), x, weight)
     d_out = jnp.asarray(rng.standard_normal(found.shape), out_dtype)
     d_x, d_weight = pull(d_out)
     x64, weight64, d64 = (np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, weight, d_out))

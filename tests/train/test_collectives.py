@@ -1,7 +1,6 @@
 """What devices tell each other in an update: a program for two TPU slices, by the real TPU compiler."""
 
 import re
-from typing import NamedTuple
 
 import pytest
 
@@ -11,17 +10,9 @@ from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.sharding.unattached import tpu_devices
 from tests.kernels.aot_model import needs_tpu_compiler, update_of
+from tests.train.programs import Operation, inside_loops, parse
 
 pytestmark = needs_tpu_compiler
-
-
-class Operation(NamedTuple):
-    """A line of the compiled program that moves data between devices."""
-
-    kind: str
-    dtypes: list[str]  # of its operands
-    operands: list[str]
-    line: str
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +22,6 @@ def operations() -> list[Operation]:
     model = Transformer(model_config("nano", compute_dtype="bfloat16", remat_policy="full"), partitioner)
     program = update_of(model, num_rows=8, length=128)
     return [operation for line in program.splitlines() if (operation := parse(line))]
-
-
-def parse(line: str) -> Operation | None:
-    """The operation of a line, if it moves data between devices."""
-    kinds = "all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute|send"
-    match = re.search(rf" = (.*?) ({kinds})(?:-start)?\((.*?)\), ", line)
-    if not match:
-        return None
-    shapes, kind, operands = match.groups()
-    dtypes = re.findall(r"\b(bf16|f32|s32|u32|pred)\[", shapes)
-    return Operation(kind, dtypes[:1] if kind == "send" else dtypes, operands.split(", "), line)
-
-
-def inside_loops(program: str) -> list[str]:
-    """The functions of a compiled program that its loops call."""
-    functions = {text.split(" ", 1)[0]: text for text in re.split(r"\n(?=%[^ ]+ \()", program)}
-    called, waiting = set(), re.findall(r"\bbody=(%[\w.-]+)", program)
-    while waiting:
-        name = waiting.pop()
-        if name not in called:
-            called.add(name)
-            waiting += [one for one in re.findall(r"%[\w.-]+", functions[name]) if one in functions]
-    return [functions[name] for name in called]
 
 
 def test_gradients_are_added_up_in_float32(operations: list[Operation]) -> None:
