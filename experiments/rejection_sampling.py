@@ -53,6 +53,7 @@ class Picked(NamedTuple):
     """What the report tells about."""
 
     samples: list[Sample]  # of all rounds
+    bag: Sequence[Sample]  # those to pick from
     drawn: list[Sample]  # of this round, at the chosen temperature
     excluded: dict[str, int]  # reason -> samples that cannot be trained on
     best: list[Sample]
@@ -78,11 +79,12 @@ def run(config: Any, workdir: Path) -> None:
     count = config.samples_per_prompt
     keys = {s.key for s in draw_samples(config, archive, policy, prompts, temperature, count=count)}
     samples = score(read_archives(config.archives, own=archive))
-    usable, excluded = without_flaws(bag_of(config, samples), policy.template, config.pick.unfinished)
+    bag = bag_of(config, samples)
+    usable, excluded = without_flaws(bag, policy.template, config.pick.unfinished)
     best = pick_best(usable)
     write_rows(workdir / "dialogues.jsonl", (training_row(sample) for sample in best))
     drawn = [sample for sample in samples if sample.key in keys]
-    write_report(workdir, config, Picked(samples, drawn, excluded, best, temperature, curves))
+    write_report(workdir, config, Picked(samples, bag, drawn, excluded, best, temperature, curves))
     mark_done(workdir)
 
 
@@ -251,7 +253,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
     pool_PC = displayed(pool_scores(picked.drawn))
     curves = expected_curves(pool_PC)
     rounds = by_round(picked.samples, {config.round: picked.temperature})
-    sizes = Counter(sample.prompt.prompt_id for sample in picked.samples).values()
+    sizes = Counter(sample.prompt.prompt_id for sample in picked.bag).values()
     plot_best_of_n(workdir / "best_of_n.png", curves)
     pictures = ["![maximum and median reward of N samples](best_of_n.png)"]
     if picked.temperature_curves:
@@ -273,6 +275,8 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
         "finished_fraction": float(np.mean([sample.stopped for sample in picked.drawn])),
         "kl_bound": kl_bound(pool_PC.shape[1]),
         "samples": len(picked.samples),
+        "candidates": len(picked.bag),
+        "candidate_prompts": len(sizes),
         "fewest_and_most_of_a_prompt": (min(sizes), max(sizes)),
         "excluded": picked.excluded,
         "dialogues": len(picked.best),
@@ -325,8 +329,9 @@ def _numbers(results: dict[str, Any]) -> list[str]:
         f"expected median of {count}": f"{results['median_by_n'][-1]:.3f}",
         f"KL(best of {count}, policy), at most": f"{results['kl_bound']:.2f} nats per answer",
         "samples in the archive, all rounds and temperatures": f"{results['samples']:,}",
-        "of them for one prompt, the best of which is picked": f"{fewest} to {most}",
-        "of these not to be trained on": excluded or "none",
+        "of them to pick from": f"{results['candidates']:,}, for {results['candidate_prompts']:,} prompts",
+        "for one prompt, the best of which is picked": f"{fewest} to {most}",
+        "of those to pick from not to be trained on": excluded or "none",
         "dialogues to train on": f"{results['dialogues']:,}",
         "their mean reward": f"{results['picked_reward']:.3f}",
         "picked from round": ", ".join(f"{r}: {n:,}" for r, n in results["picks_by_round"].items()),

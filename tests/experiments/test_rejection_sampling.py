@@ -198,7 +198,15 @@ def test_last_round_alone(tmp_path: Path) -> None:
         reward__threshold=0.99,
     )
     rejection_sampling.run(config, tmp_path / "run")
-    assert results(tmp_path / "run")["picks_by_round"] == {"2": 2}
+    found = results(tmp_path / "run")
+    assert found["picks_by_round"] == {"2": 2}
+    # round 1: 4 samples of 6 prompts and, of 2 of them, 4 more at the other temperature; round 2: 4 of 2
+    assert found["samples"] == 40
+    assert (found["candidates"], found["candidate_prompts"]) == (8, 2)
+    assert found["fewest_and_most_of_a_prompt"] == [4, 4]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| of them to pick from | 8, for 2 prompts |" in report
+    assert "| for one prompt, the best of which is picked | 4 to 4 |" in report
     drawn = [s for s in read_archives([tmp_path / "run" / "archive.jsonl"]) if s.round == 2]
     assert len(drawn) == 8
     assert all(s.scores["combined"] == s.scores["safety"] for s in drawn)  # none is as safe as 0.99
