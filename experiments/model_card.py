@@ -29,6 +29,7 @@ from llama2_jax.train.checkpoint import read_meta
 
 STATED = {
     "developers": "Model developers",
+    "variations": "Variations",
     "dates": "Model dates",
     "status": "Status",
     "comments": "Where to send comments",

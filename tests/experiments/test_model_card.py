@@ -24,6 +24,7 @@ def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
         "name": "Small-1",
         "license": "apache-2.0",
         "developers": "Some people",
+        "variations": "Small-1 and its chat model",
         "ethics": "Has | seen *no* English.",
     }
     (tmp_path / "card.json").write_text(json.dumps(said))
@@ -46,6 +47,7 @@ def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
     config = load(runs.fine_tuned_workdir()).config
     assert cells["Parameters"] == f"{parameter_count(config):,}"
     assert cells["Model developers"] == "Some people"
+    assert cells["Variations"] == "Small-1 and its chat model"
     assert cells["Model dates"] == "not stated"
     assert "language, dates" in done.stdout
     assert "# Small-1\n" in body
