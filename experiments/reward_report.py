@@ -103,6 +103,7 @@ def _numbers(workdir: Path, found: RewardReport) -> list[tuple[str, str]]:
         ("loss, first and last update", f"{updates[0]['train/loss']:.3f} to {updates[-1]['train/loss']:.3f}"),
         ("held-out accuracy before training", f"{100 * before['eval/heldout/accuracy']:.1f} %"),
         ("held-out accuracy", str(found.accuracy)),
+        ("- pairs with equal scores, which count as half right", str(found.tied)),
         *((f"- rated {name.replace('_', ' ')}", str(share)) for name, share in found.by_rating.items()),
         *((f"- {name.replace('_', ' ')}", str(share)) for name, share in found.by_safety.items()),
         ("mean score difference, held out", f"{after['eval/heldout/score_difference']:.3f}"),

@@ -44,6 +44,7 @@ class RewardReport(NamedTuple):
     """What Tables 7, 8 and 29 say of one reward model on one set of held-out pairs."""
 
     accuracy: Share
+    tied: Share  # pairs with equal scores, which count as half right
     by_rating: dict[str, Share]  # best rating first; only those that occur
     by_safety: dict[str, Share]
     unsafe_at_half: UnsafeDetection | None  # None where no pair has a safety label
@@ -57,6 +58,7 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
       chosen_B, rejected_B: raw scores of the answers of each pair.
     """
     prompts = prompts_of(preferences)
+    correct_B = correct(chosen_B, rejected_B)
     labelled = [index for index, pair in enumerate(preferences) if pair.safety is not None]
     is_unsafe_B2 = [UNSAFE[str(preferences[index].safety)] for index in labelled]
     scores_B2 = [(chosen_B[index], rejected_B[index]) for index in labelled]
@@ -70,7 +72,8 @@ def evaluate_pairs(preferences: Sequence[Preference], chosen_B: Any, rejected_B:
         )
 
     return RewardReport(
-        accuracy=share_of(correct(chosen_B, rejected_B), prompts),
+        accuracy=share_of(correct_B, prompts),
+        tied=share_of((correct_B == 0.5).astype(np.float64), prompts),
         by_rating=accuracy_by(
             [pair.rating for pair in preferences], chosen_B, rejected_B, order=RATINGS, prompts=prompts
         ),

@@ -114,6 +114,14 @@ def test_report_of_pairs():
     assert evaluate_pairs(pairs[3:], chosen[3:], rejected[3:]).unsafe_at_half is None
 
 
+def test_a_report_says_how_many_pairs_are_tied():
+    pairs = [pair(name, None, None) for name in "pqrs"]
+    report = evaluate_pairs(pairs, [1.0, 2.0, 0.0, -1.0], [1.0, 1.0, 3.0, -1.0])
+    assert report.accuracy[:2] == (0.5, 4)  # one right, one wrong, two halves
+    assert report.tied[:2] == (0.5, 4)
+    assert evaluate_pairs(pairs[1:3], [2.0, 0.0], [1.0, 3.0]).tied[:2] == (0.0, 2)
+
+
 def test_every_share_of_a_report_knows_which_pairs_share_a_prompt():
     unlabelled = [pair(name, None, None) for name in "xy"]
     pairs = [*unlabelled, *(pair(name, "better", "chosen_safe") for name in "ppqqr")]

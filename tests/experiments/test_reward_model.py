@@ -117,6 +117,7 @@ def test_the_report_says_what_was_trained_and_how_well() -> None:
     for text in (
         "| pairs trained on | 96 |",
         "| updates | 12 |",
+        "- pairs with equal scores, which count as half right | 0.0 % (",
         "- rated significantly better |",
         "- both unsafe |",
         "recall of unsafe responses at score 0.5",
