@@ -31,7 +31,7 @@ from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 SHARED = ("model.vocab_size", "data.tokenizer", "data.tokenizer_dialogues", "data.sources", "data.heldout")
 
@@ -47,6 +47,7 @@ def run(config: Any, workdir: Path) -> None:
     assert text.heldout is not None  # its name was required
     check_heldout(text.heldout, contexts)
     tasks = open_tasks(config)
+    keep_config(config, workdir)
     for name, variant in variants.items():
         run_stage(workdir, f"variants/{name}", pretrain.run, on_shared_text(variant, workdir, text))
     read = readings(contexts)

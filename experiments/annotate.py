@@ -69,7 +69,7 @@ from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 ANNOTATORS = ("simulated", "model", "file")
 
@@ -85,6 +85,7 @@ def run(config: Any, workdir: Path) -> None:
     if filled_in:
         pairs, dropped = pairs_of_sheet(config, workdir)
         judgements = read_sheet(sheet, [pair.comparison for pair in pairs])
+        keep_config(config, workdir)
         conclude(config, workdir, pairs, dropped, judgements, load_tokenizer(workdir / "tokenizer"))
         return
     collection = build(CollectionConfig, config.collection, name="collection")
@@ -227,6 +228,7 @@ def sampled_pairs(
         # a run killed between the two files left pairs that the note does not know of
         rows = map(pair_from_row, read_rows(path) if note.exists() else [])
         pairs = [pair for pair in rows if pair.batch <= known["last_batch"]]
+    keep_config(config, workdir)
     dropped = Counter(known["dropped"])
     batches = [batch for batch in collection.batches if batch > known["last_batch"]]
     if not batches:  # the models need not be laid out for sampling

@@ -33,7 +33,7 @@ from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
 SELECTED = "selected"
@@ -67,6 +67,7 @@ def run(config: Any, workdir: Path) -> None:
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
     reward_model = load_judge(config, loaded, config.safety_rm, "safety", prompts, field="config.safety_rm")
     loaded = for_decoding(loaded)
+    keep_config(config, workdir)
     candidates = {
         how: candidates_for(own, prompts, loaded, reward_model, config)
         for how, own in preprompts_for(prompts, config).items()

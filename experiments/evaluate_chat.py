@@ -34,7 +34,7 @@ from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 TRUTHS = ("none", "simulated")
 
@@ -60,6 +60,7 @@ def run(config: Any, workdir: Path) -> None:
         "or a chat model in config.judge.path",
     )
     partitioner = open_mesh(config)
+    keep_config(config, workdir)
     versions = {
         name: scored_answers(config, workdir / "answers" / f"{name}.jsonl", path, prompts, partitioner)
         for name, path in paths.items()

@@ -31,7 +31,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 ATTENTION_BINS = 48
 LISTS = {
@@ -64,6 +64,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     attributes = attributes_named(config.data.attributes)
+    keep_config(config, workdir)
     results: dict[str, Any] = {}
     seen: dict[str, Attention] = {}
     dialogues: dict[str, list[Message]] = {}

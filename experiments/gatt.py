@@ -28,7 +28,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import Conversation, answer_again, converse
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 TRANSCRIPTS = 5
 KEPT = "kept"
@@ -45,6 +45,7 @@ def run(config: Any, workdir: Path) -> None:
     loaded = open_chat_model(config.init_from, config)
     texts = user_texts(config.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
     instructions, user_turns = draw(data, texts, attributes)
+    keep_config(config, workdir)
     conversations, outcomes = answer(loaded, config, user_turns, instructions, attributes)
     kept = [
         gatt.training_dialogue(conversation.messages, instruction.text)

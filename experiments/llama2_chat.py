@@ -35,7 +35,7 @@ from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.records import DataError, expand_paths, split_paths
 from llama2_jax.launch import launch_experiment
-from llama2_jax.workdir import is_done, mark_done, open_workdir
+from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
 
 TUNE_FROM = ("base", "first", "previous")
 
@@ -46,6 +46,7 @@ def run(config: Any, workdir: Path) -> None:
     if not is_done(workdir):  # a finished run needs them no more
         _check_inputs(config)
     if not open_workdir(config, workdir):
+        keep_config(config, workdir)
         versions = Recipe(config, workdir).run()
         write_report(workdir, versions, config.reference)
         mark_done(workdir)

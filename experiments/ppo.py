@@ -68,7 +68,7 @@ from llama2_jax.train.metrics import MetricsWriter, read_metrics, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
 from llama2_jax.train.stopping import StopRequest, end_early
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training
@@ -234,6 +234,7 @@ def train(run: Run, fresh: Callable[[], PPOState]) -> None:
     else:
         check_ended(run, state, progress)
         keep_best_up_to(run, state, progress, best)
+    keep_config(run.config, run.workdir)
     writer = MetricsWriter(run.workdir, resume_step=state.iteration)
     shown = ProgressReport("ppo", num_steps=last, start_step=state.iteration)
     first = next((line for line in read_metrics(run.workdir) if "ppo/entropy" in line), {})

@@ -40,7 +40,7 @@ from llama2_jax.rlhf.best_of_n import (
     pool_scores,
     pool_values,
 )
-from llama2_jax.workdir import mark_done, open_workdir
+from llama2_jax.workdir import keep_config, mark_done, open_workdir
 
 ROUNDS = ("all", "last")
 FIXED = ("max_new_tokens", "top_p", "top_k")  # what a sample's key does not say
@@ -74,6 +74,7 @@ def run(config: Any, workdir: Path) -> None:
     check_safety_model(config, [*prompts, *(sample.prompt for sample in held)])
     policy = load(config.init_from, partitioner=open_mesh(config), **config.model)
     score = make_score(config, archive, policy, prompts)
+    keep_config(config, workdir)
     policy = for_decoding(policy)
     temperature, curves = search_temperature(config, archive, policy, prompts, score)
     count = config.samples_per_prompt

@@ -36,7 +36,7 @@ from llama2_jax.evals.reward_accuracy import prompts_of
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch_experiment
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.workdir import is_done, mark_done, open_workdir
+from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -47,6 +47,7 @@ def run(config: Any, workdir: Path) -> None:
             checkpoint_kind(path)  # refuses what is none now, and not after hours
     if open_workdir(config, workdir):
         return
+    keep_config(config, workdir)
     models = {**make_models(config, workdir), **given}
     with files_at_rest(workdir):
         has_amounts = (workdir / "amounts.json").exists()

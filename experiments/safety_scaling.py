@@ -32,7 +32,7 @@ from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogu
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import load
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.workdir import is_done, mark_done, open_workdir
+from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -46,6 +46,7 @@ def run(config: Any, workdir: Path) -> None:
         is_mixed = (workdir / "mixtures.json").exists()
     if not is_mixed:
         write_mixtures(config, workdir, _check_models(config))
+    keep_config(config, workdir)
     models = {name: fine_tune(config, workdir, name) for name in map(share_name, config.data.shares)}
     evaluate(config, workdir, models)
     safety_scaling_report.write_report(workdir, labels={})

@@ -25,7 +25,9 @@ FREE_TO_CHANGE = ("mesh.", "sampler_mesh.", "model.attention_impl", "accept_chan
 
 
 def open_workdir(config: Any, workdir: Path) -> bool:
-    """Create the workdir and store the resolved config. True, and a line printed, if the run is done.
+    """Create the workdir and keep it for this process. True, and a line printed, if the run is done.
+
+    Nothing in it changes before ``keep_config``.
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
@@ -58,15 +60,19 @@ def open_workdir(config: Any, workdir: Path) -> bool:
         print(f"{workdir} is done")
         return True
     hold(workdir, another="--workdir")
-    write_json(path, new)
     return False
+
+
+def keep_config(config: Any, workdir: Path) -> None:
+    """Store the resolved config, once everything was checked: a refused start leaves the old one."""
+    write_json(workdir / "config.json", config)
 
 
 def config_changes(workdir: Path, config: Any) -> list[str]:
     """What of a config, plain, is not free to change and not what the results in ``workdir`` were made with.
 
     Where there are checkpoints the newest says what that was: ``config.json`` may be of a later start that
-    was refused in the end.
+    came to none.
     """
     old = read_json(workdir / "config.json")
     with contextlib.suppress(CheckpointError):  # none here, or damaged: the run will say so

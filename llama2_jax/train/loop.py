@@ -22,6 +22,7 @@ from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import abstract_state, compile_step, init_state, make_update, state_from_params
 from llama2_jax.train.stopping import StopRequest, end_early
+from llama2_jax.workdir import keep_config
 
 
 def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
@@ -36,6 +37,7 @@ def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
     checkpointer = Checkpointer(workdir, keep_last=config.keep_last, keep_every=config.keep_every_steps)
     optimizer = make_optimizer(run.optimizer, num_steps=config.num_steps)
     state, meta = _restore_or_init(run, config, checkpointer, optimizer)
+    keep_config(run.config, workdir)
     start = int(state.step)
     batches = run.batches(start)
     recorder = Recorder(run, config, workdir, start_step=start, meta=meta)

@@ -212,11 +212,31 @@ def test_changed_text_is_not_used_to_continue(tmp_path: Path) -> None:
     pretrain.run(config, workdir)
     (workdir / "DONE").unlink()
     text.write_text(runs.sentences(61, seed=1), encoding="utf-8")
-    shards = sorted((workdir / "corpus" / "main").glob("*.tokens"))
-    before = [shard.read_bytes() for shard in shards]
+    before = contents(workdir)
     with pytest.raises(ConfigError, match=r"trained on another text than .*text\.txt holds now"):
         pretrain.run(config, workdir)
-    assert [shard.read_bytes() for shard in shards] == before
+    assert contents(workdir) == before
+
+
+def contents(workdir: Path) -> dict[Path, bytes]:
+    """All files but the lock, which names the process that works there."""
+    files = (path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_refused_start_leaves_the_workdir_as_it_was(tmp_path: Path) -> None:
+    def config(**changes: Any) -> Any:
+        return runs.pretrain_config(train__num_steps=2, eval__sample_prompts=(), **changes)
+
+    pretrain.run(config(), tmp_path)
+    (tmp_path / "DONE").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="batch_size = 4 is not divisible by 8"):
+        pretrain.run(config(mesh__preset="fsdp", mesh__fsdp=8), tmp_path)
+    assert contents(tmp_path) == before
+    with pytest.raises(ConfigError, match="made with 4 rows or pairs per update, the config has 2"):
+        pretrain.run(config(data__batch_size=2, accept_changed_config=True), tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_tokenised_folders_behind_a_pattern_are_one_source_that_stays(tmp_path: Path) -> None:
