@@ -14,7 +14,7 @@ from llama2_jax.config import require
 from llama2_jax.data.chat import LLAMA2, dialogue_text
 from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders, read_manifest
 from llama2_jax.data.records import OnBadLine, expand_paths
-from llama2_jax.data.shards import file_sha256, write_shards
+from llama2_jax.data.shards import corpus_origin, write_shards
 from llama2_jax.data.sources import read_dialogues, read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from llama2_jax.files import writes
@@ -125,7 +125,7 @@ def _open(
     folders = corpus_folders(path)
     if not folders:
         files = expand_paths(path)
-        _check_same_text(files, target, workdir)
+        _check_same_corpus(corpus_origin(files, tokenizer, on_bad_line=on_bad_line), target, workdir)
         if writes():
             write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line, replace=True)
         wait_for_all(f"{path} is tokenised")
@@ -135,14 +135,21 @@ def _open(
     return corpus
 
 
-def _check_same_text(files: list[Path], target: Path, workdir: Path) -> None:
+def _check_same_corpus(origin: dict[str, Any], target: Path, workdir: Path) -> None:
     """Refuse before a corpus that checkpoints were trained on is replaced."""
     manifest = read_manifest(target)
     if manifest is None or not has_checkpoints(workdir):
         return
-    inputs = manifest["inputs"]
+    old, new = ([entry["sha256"] for entry in one["inputs"]] for one in (manifest, origin))
     require(
-        [entry["sha256"] for entry in inputs] == [file_sha256(file) for file in files],
-        f"the checkpoints in {workdir} were trained on another text than {', '.join(map(str, files))} "
-        "holds now; use another --workdir or restore the files",
+        old == new,
+        f"the checkpoints in {workdir} were trained on another text than "
+        f"{', '.join(entry['name'] for entry in origin['inputs'])} holds now; use another --workdir or "
+        "restore the files",
+    )
+    require(
+        manifest["recipe"] == origin["recipe"],
+        f"{target}, which the checkpoints in {workdir} were trained on, was made from the same text with "
+        "another tokenizer, other settings (config.data.on_bad_line) or another version of this code; undo "
+        "that change, or use another --workdir",
     )

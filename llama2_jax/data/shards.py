@@ -33,6 +33,7 @@ from llama2_jax.data.sources import read_documents
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.files import held, written_whole
 
+MAX_SHARD_TOKENS = 100_000_000
 DOCUMENTS_PER_TASK, CHARACTERS_PER_TASK = 256, 2**22  # whichever is reached first: books are long
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def write_shards(
     tokenizer_path: str | Path,
     *,
     num_workers: int = 1,
-    max_shard_tokens: int = 100_000_000,
+    max_shard_tokens: int = MAX_SHARD_TOKENS,
     text_key: str = "text",
     on_bad_line: OnBadLine = "error",
     replace: bool = False,
@@ -96,7 +97,13 @@ def write_shards(
     for file in files:
         if file.resolve().parent == output.resolve():
             raise DataError(f"{file} lies in {output}, which is for the corpus alone; name another output")
-    origin = _origin(files, load_tokenizer(tokenizer_path), max_shard_tokens, text_key, on_bad_line)
+    origin = corpus_origin(
+        files,
+        load_tokenizer(tokenizer_path),
+        max_shard_tokens=max_shard_tokens,
+        text_key=text_key,
+        on_bad_line=on_bad_line,
+    )
     if (finished := read_manifest(output)) is not None:
         shards = _finished_shards(output, origin["recipe"])
         if finished["shards"] == [asdict(shard) for shard in shards]:
@@ -130,11 +137,19 @@ def hashes_of(paths: Sequence[str]) -> list[str]:
     return [file_sha256(path) for path in expand_paths(paths)] if paths else []
 
 
-def _origin(files: list[Path], tokenizer: Tokenizer, *settings: Any) -> dict[str, Any]:
-    """What the shards are made from; ``recipe`` is a hash of all that their content depends on."""
+def corpus_origin(
+    files: Sequence[Path],
+    tokenizer: Tokenizer,
+    *,
+    max_shard_tokens: int = MAX_SHARD_TOKENS,
+    text_key: str = "text",
+    on_bad_line: OnBadLine = "error",
+) -> dict[str, Any]:
+    """What ``write_shards`` would make its shards from; ``recipe`` is a hash of all that they depend on."""
     inputs = [{"name": f.name, "bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files]
     hashes = [entry["sha256"] for entry in inputs]
     ids = [tokenizer.content_hash, tokenizer.bos_id, tokenizer.eos_id]
+    settings = (max_shard_tokens, text_key, on_bad_line)
     recipe = json.dumps([FORMAT_VERSION, hashes, ids, settings])
     return {
         "format_version": FORMAT_VERSION,

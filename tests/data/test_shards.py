@@ -426,7 +426,7 @@ def test_other_tokenizer_makes_new_shards_and_is_checked(inputs, tokenizer_path,
 def origin_of(**changes) -> dict:
     """Of shards of no files, by a tokenizer with these roles."""
     roles = {"content_hash": "h", "bos_id": 1, "eos_id": 2, "vocab_size": 2**16}
-    return shards._origin([], SimpleNamespace(**roles | changes), 100, "text", "error")
+    return shards.corpus_origin([], SimpleNamespace(**roles | changes))
 
 
 def test_a_tokenizer_with_other_marks_is_another_recipe():

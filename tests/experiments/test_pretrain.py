@@ -13,6 +13,7 @@ import pytest
 
 from experiments import pretrain
 from llama2_jax.config import ConfigError
+from llama2_jax.data import shards
 from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import write_shards
@@ -195,7 +196,7 @@ def test_replaced_tokenizer_is_not_used_to_continue(tmp_path: Path) -> None:
     )
     model = tmp_path / "tokenizer" / "tokenizer.model"
     model.write_bytes((other / "tokenizer" / "tokenizer.model").read_bytes())
-    with pytest.raises(ConfigError, match="tokenizer_hash"):
+    with pytest.raises(ConfigError, match="from the same text with another tokenizer"):
         pretrain.run(config, tmp_path)
     with pytest.raises(ConfigError, match="is not the one the checkpoint of step 2 was trained with"):
         load(tmp_path)
@@ -224,7 +225,9 @@ def contents(workdir: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files}
 
 
-def test_a_refused_start_leaves_the_workdir_as_it_was(tmp_path: Path) -> None:
+def test_a_refused_start_leaves_the_workdir_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def config(**changes: Any) -> Any:
         return runs.pretrain_config(train__num_steps=2, eval__sample_prompts=(), **changes)
 
@@ -236,6 +239,10 @@ def test_a_refused_start_leaves_the_workdir_as_it_was(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     with pytest.raises(ConfigError, match="made with 4 rows or pairs per update, the config has 2"):
         pretrain.run(config(data__batch_size=2, accept_changed_config=True), tmp_path)
+    assert contents(tmp_path) == before
+    monkeypatch.setattr(shards, "FORMAT_VERSION", 0)  # of the shards of another version of this code
+    with pytest.raises(ConfigError, match="or another version of this code; undo that change"):
+        pretrain.run(config(), tmp_path)
     assert contents(tmp_path) == before
 
 
