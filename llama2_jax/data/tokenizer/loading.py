@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from llama2_jax.data.tokenizer.base import Tokenizer, TokenizerError, naming
+from llama2_jax.data.tokenizer.base import CONFIG, Tokenizer, TokenizerError, naming
 from llama2_jax.data.tokenizer.json_file import JsonTokenizer
 from llama2_jax.data.tokenizer.sentencepiece_bpe import SentencePieceTokenizer
 
@@ -12,7 +13,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a tokenizer file, or the one in a folder.
 
     Of a folder with both, ``tokenizer.model`` is taken unless ``tokenizer.json`` has added tokens
-    that it lacks. Those of an ``added_tokens.json`` alone become control pieces.
+    that it lacks. Beside the former alone those of an ``added_tokens.json``, or without it of a
+    ``tokenizer_config.json``, become control pieces.
 
     Raises:
       TokenizerError: nothing there, an unknown kind of file, or added tokens whose ids leave a gap.
@@ -26,7 +28,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         # fine-tuned models add chat markers, often the EOS among them, to this file alone
         return JsonTokenizer.load(fast) if _largest_added_id(fast) >= plain.vocab_size else plain
     if found == model:
-        return _with_added_tokens(SentencePieceTokenizer.load(model), path / "added_tokens.json")
+        return _with_added_tokens(SentencePieceTokenizer.load(model), path)
     if found is None:
         raise TokenizerError(
             f"no tokenizer at {path}; give a .model file, a tokenizer.json, or a folder that holds one"
@@ -44,12 +46,16 @@ def _largest_added_id(path: Path) -> int:
             raise TokenizerError("its added_tokens are no list of ids and texts; copy it again") from error
 
 
-def _with_added_tokens(plain: SentencePieceTokenizer, path: Path) -> SentencePieceTokenizer:
-    """The tokenizer with what an ``added_tokens.json``, text to id, adds to it; itself if there is none."""
+def _with_added_tokens(plain: SentencePieceTokenizer, folder: Path) -> SentencePieceTokenizer:
+    """The tokenizer with what other files of its folder add to it; itself if they add nothing."""
+    path = folder / "added_tokens.json"
+    if not path.is_file():
+        path = folder / CONFIG
     if not path.is_file():
         return plain
     with naming(path):
-        ids = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ids = _ids_of_config(content) if path.name == CONFIG else content
         if not isinstance(ids, dict) or not all(isinstance(token_id, int) for token_id in ids.values()):
             raise TokenizerError("it is no object of texts and their ids; copy it again")
         added = sorted((token_id, text) for text, token_id in ids.items() if token_id >= plain.vocab_size)
@@ -59,3 +65,14 @@ def _with_added_tokens(plain: SentencePieceTokenizer, path: Path) -> SentencePie
                 "pieces, and ids go on from there without a gap; take the two files from one model"
             )
         return plain.with_control_pieces([text for _, text in added])
+
+
+def _ids_of_config(content: Any) -> dict[str, int]:
+    """Text to id of the added tokens that a ``tokenizer_config.json`` names, which has them the other way."""
+    try:
+        tokens = content.get("added_tokens_decoder") or {}
+        return {token["content"]: int(token_id) for token_id, token in tokens.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            "its added_tokens_decoder is no object of ids and their tokens; copy it again"
+        ) from error

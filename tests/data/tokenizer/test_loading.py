@@ -61,6 +61,27 @@ def test_added_tokens_json_alone_gives_control_pieces(tokenizer, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_added_tokens_of_the_config_alone_give_control_pieces(tokenizer, tmp_path):
+    """As the slow tokenizer of ``transformers`` writes them, BOS and EOS among them."""
+    tokenizer.save(tmp_path)
+    size = tokenizer.vocab_size
+    path = tmp_path / "tokenizer_config.json"
+    pieces = {1: "<s>", 2: "</s>", size + 1: "<|im_end|>", size: "<|im_start|>"}
+    decoder = {str(token_id): {"content": piece, "special": True} for token_id, piece in pieces.items()}
+    path.write_text(json.dumps({"add_bos_token": False, "added_tokens_decoder": decoder}))
+    found = load_tokenizer(tmp_path)
+    assert found.vocab_size == size + 2
+    assert [found.special_id(piece) for piece in ("<|im_start|>", "<|im_end|>")] == [size, size + 1]
+    assert not found.begins_with_bos
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))  # it says what it says
+    assert load_tokenizer(tmp_path).vocab_size == size + 1
+    (tmp_path / "added_tokens.json").unlink()
+    for broken in ({"x": {"content": "a"}}, {"1": {}}, {"1": "<s>"}, [1]):
+        path.write_text(json.dumps({"added_tokens_decoder": broken}))
+        with pytest.raises(TokenizerError, match=r"config.json: its added_tokens_decoder is no object"):
+            load_tokenizer(tmp_path)
+
+
 def test_missing_or_broken_files(tmp_path):
     with pytest.raises(TokenizerError, match="no tokenizer at"):
         load_tokenizer(tmp_path)
