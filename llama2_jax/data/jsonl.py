@@ -86,9 +86,7 @@ def read_appended(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> lis
     if not path.exists():
         return []
     records = list(json_lines(path))
-    with path.open("rb") as file:
-        is_whole = _ends_at_a_line(file)
-    if records and not is_whole:
+    if records and not records[-1].is_ended:  # as it was read: meanwhile the file may have grown
         try:
             records[-1].load()
         except ValueError:

@@ -62,6 +62,7 @@ class Record:
 
     where: str
     load: Callable[[], dict[str, Any]]
+    is_ended: bool = True  # False: a line without a line end
 
     def parsed(self, parse: Callable[[dict[str, Any]], T]) -> T:
         """What ``parse`` makes of the row.
@@ -239,7 +240,8 @@ def _json_lines(file: Path) -> Iterator[Record]:
         for number, line in enumerate(lines, start=1):
             content = _without_bom(line) if number == 1 else line
             if content.strip():
-                yield Record(f"{file}, line {number}", partial(_json_row, content))
+                is_ended = content.endswith(b"\n")
+                yield Record(f"{file}, line {number}", partial(_json_row, content), is_ended)
 
 
 def _json_file(file: Path) -> Iterator[Record]:

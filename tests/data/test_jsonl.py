@@ -3,6 +3,7 @@ import gzip
 
 import pytest
 
+from llama2_jax.data import jsonl
 from llama2_jax.data.jsonl import append_rows, parse_rows, read_appended, read_rows, write_rows
 from llama2_jax.data.records import DataError
 
@@ -72,6 +73,20 @@ def test_appended_rows_are_read_without_a_line_that_was_cut_off(tmp_path, caplog
     assert read_appended(path, dict) == ROWS + ROWS
     path.write_bytes(path.read_bytes()[:-1])  # only the newline was lost
     assert read_appended(path, dict) == ROWS + ROWS
+
+
+def test_a_line_that_is_finished_while_the_rows_are_read_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    json_lines = jsonl.json_lines
+
+    def read_while_another_writes(file):
+        yield from json_lines(file)
+        path.write_text('{"a": 1}\n{"a": 2}\n')
+
+    monkeypatch.setattr(jsonl, "json_lines", read_while_another_writes)
+    assert read_appended(path, dict) == [{"a": 1}]
+    assert read_appended(path, dict) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize(
