@@ -76,7 +76,7 @@ ANNOTATORS = ("simulated", "model", "file")
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``preferences_train.jsonl``, ``preferences_heldout.jsonl``, ``results.json``, ``report.md``."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     sheet = workdir / "sheet.csv"
@@ -142,7 +142,7 @@ def conclude(
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require_choice("config.annotator", config.annotator, ANNOTATORS)
     require(bool(config.new.path), "config.new.path is empty; name the newest chat model")

@@ -60,7 +60,7 @@ def run(config: Any, workdir: Path) -> None:
 
     Where no answer beats the original one ``dialogues.jsonl`` is empty: there is nothing to train on.
     """
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
@@ -96,7 +96,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require_choice("data.wording", config.data.wording, preprompts.WORDINGS)
     for name in ("init_from", "safety_rm", "prompts"):

@@ -41,7 +41,7 @@ TRUTHS = ("none", "simulated")
 
 def run(config: Any, workdir: Path) -> None:
     """Sample, judge, report; continues or returns at once if it is done."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     paths = named_paths(config.versions, field="config.versions")
@@ -94,7 +94,7 @@ def judged(
     return judges
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require(bool(config.prompts), "config.prompts is empty; name the file")
     require(

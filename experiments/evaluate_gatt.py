@@ -60,7 +60,7 @@ class Attention(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``results.json``, the pictures and ``report.md``."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     attributes = attributes_named(config.data.attributes)
@@ -82,7 +82,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     models, turns = dict(config.models), tuple(config.eval.turns)
     empty = [name for name, path in models.items() if not path]

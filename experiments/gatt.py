@@ -37,7 +37,7 @@ WRONG = "instruction not kept"
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``dialogues.jsonl``, ``results.json`` and ``report.md``."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     data = config.data
@@ -67,7 +67,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     data = config.data
     require(bool(config.init_from), "config.init_from is empty; name the latest chat model")

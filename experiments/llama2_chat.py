@@ -11,8 +11,8 @@ people are those that ``config.annotate`` names, simulated in the variants that 
 """
 
 import operator
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from experiments import (
@@ -45,6 +45,7 @@ def run(config: Any, workdir: Path) -> None:
     _check_config(config)
     if not is_done(workdir):  # a finished run needs them no more
         _check_inputs(config)
+        Rehearsal(config, workdir).run()
     if not open_workdir(config, workdir):
         keep_config(config, workdir)
         versions = Recipe(config, workdir).run()
@@ -79,6 +80,7 @@ def _check_inputs(config: Any) -> None:
         path = operator.attrgetter(name)(config)
         require(bool(path), f"config.{name} is empty; name a file of prompts")
         require(Path(path).is_file(), f"config.{name} = {path} is no file")
+        read_prompts(path)
     prompts = read_prompts(config.evaluate_chat.prompts)
     sets = prompt_sets(prompts, config.evaluate_chat.borderline_family)
     require(
@@ -143,9 +145,9 @@ class Recipe:
         """All stages; returns the versions of the chat model, oldest first, as name -> checkpoint."""
         base, first = self.config.init_from, self.config.chat_from
         if not base and not first:
-            base = self.stage(pretrain.run, "pretrain", "pretrain")
+            base = self.stage(pretrain, "pretrain", "pretrain")
         if not first:
-            first = self.stage(sft.run, "sft", "sft", init_from=base)
+            first = self.stage(sft, "sft", "sft", init_from=base)
         versions = {"SFT": first}
         for number in range(1, self.config.rounds + 1):
             versions |= self.round(number, base, versions)
@@ -158,16 +160,16 @@ class Recipe:
         (first, *_), (*_, newest) = versions.values(), versions.values()
         models = self.reward_models(number, versions)
         if 0 < config.gatt_after_round == number - 1:  # GATT-5
-            path = self.stage(gatt.run, "gatt", f"{folder}/gatt", init_from=newest)
+            path = self.stage(gatt, "gatt", f"{folder}/gatt", init_from=newest)
             self.keep_dialogues(path)
         if number == config.distillation_round:  # SAFE-1: after safety RLHF
             path = self.stage(
-                context_distillation.run, "context_distillation", f"{folder}/context_distillation",
+                context_distillation, "context_distillation", f"{folder}/context_distillation",
                 init_from=newest, safety_rm=models["safety_rm"],
             )  # fmt: skip
             self.keep_dialogues(path)
         picks = self.stage(
-            rejection_sampling.run, "rejection_sampling", f"{folder}/rejection_sampling",
+            rejection_sampling, "rejection_sampling", f"{folder}/rejection_sampling",
             init_from=newest, round=number, archives=tuple(self.archives), **models,
             skip_prompts=prompts_before(config, number),
             **{"pick.rounds": "last" if number <= config.last_bag_until_round else "all"},
@@ -175,14 +177,14 @@ class Recipe:
         self.archives = [f"{picks}/archive.jsonl"]
         dialogues = [f"{picks}/dialogues.jsonl", *self.extra_dialogues]
         tuned = self.stage(
-            sft.run, "rejection_sampling_sft", f"{folder}/sft",
+            sft, "rejection_sampling_sft", f"{folder}/sft",
             init_from={"base": base, "first": first, "previous": newest}[config.tune_from],
             **{"data.dialogues": ",".join(dialogues)},
         )  # fmt: skip
         if number < config.ppo_from_round:
             return {f"V{number}": tuned}
         guard = self.guard(folder, newest)
-        policy = self.stage(ppo.run, "ppo", f"{folder}/ppo", init_from=tuned, guard_rm=guard, **models)
+        policy = self.stage(ppo, "ppo", f"{folder}/ppo", init_from=tuned, guard_rm=guard, **models)
         return {f"V{number} (no PPO)": tuned, f"V{number}": policy}
 
     def keep_dialogues(self, folder: str) -> None:
@@ -202,14 +204,14 @@ class Recipe:
             "previous.path": versions.get(previous, ""),
             "collection.first_batch": 1 + (number - 1) * self.config.annotate.collection.num_batches,
         }
-        batch = self.stage(annotate.run, "annotate", f"v{number}/preferences", **changes)
+        batch = self.stage(annotate, "annotate", f"v{number}/preferences", **changes)
         self.preferences.append(f"{batch}/preferences_train.jsonl")
         self.heldout.append(f"{batch}/preferences_heldout.jsonl")
         models = {}
         for name in (f"{track}_rm" for track in TRACKS):
             others = self.config[name].data.heldout  # pairs from elsewhere that the config tests with
             models[name] = self.stage(
-                reward_model.run, name, f"v{number}/{name}",
+                reward_model, name, f"v{number}/{name}",
                 init_from=versions[names[-1]],
                 **{
                     "data.preferences": ",".join(self.preferences),
@@ -222,13 +224,13 @@ class Recipe:
         """A reward model on public preferences that nothing is trained on (RM-18); "" without any."""
         if not self.config.guard_rm.data.public:
             return ""
-        return self.stage(reward_model.run, "guard_rm", f"{folder}/guard_rm", init_from=newest)
+        return self.stage(reward_model, "guard_rm", f"{folder}/guard_rm", init_from=newest)
 
     def evaluate(self, versions: dict[str, str]) -> None:
         """All versions side by side, and instructions over turns before and after Ghost Attention."""
         last, made = f"v{self.config.rounds}", [*self.made]
         self.stage(
-            evaluate_chat.run, "evaluate_chat", "evaluation",
+            evaluate_chat, "evaluate_chat", "evaluation",
             versions=tuple(f"{name}={path}" for name, path in versions.items()),
             reference=self.config.reference,
             **{f"{track}_rm": str(self.workdir / last / f"{track}_rm") for track in TRACKS},
@@ -240,15 +242,30 @@ class Recipe:
                 f"models.{name}": versions[f"V{n}"]
                 for name, n in (("without", after), ("with_gatt", after + 1))
             }
-            self.stage(evaluate_gatt.run, "evaluate_gatt", "gatt_evaluation", **models)
+            self.stage(evaluate_gatt, "evaluate_gatt", "gatt_evaluation", **models)
 
-    def stage(self, programme: Callable[[Any, Path], None], section: str, folder: str, **changes: Any) -> str:
+    def stage(self, programme: ModuleType, section: str, folder: str, **changes: Any) -> str:
         """Run one programme in its folder unless it is done; returns the folder."""
         config = stage_config(self.config, section, **changes)
         if is_done(self.workdir / folder):
             check_done_stage(self.workdir, folder, config, filled_in=changes, earlier=self.made)
         self.made.append(folder)
-        return run_stage(self.workdir, folder, programme, config)
+        return run_stage(self.workdir, folder, programme.run, config)
+
+
+class Rehearsal(Recipe):
+    """The same stages without running them: what the last would refuse is said before the first."""
+
+    def stage(self, programme: ModuleType, section: str, folder: str, **changes: Any) -> str:
+        """Check what can be checked of a stage before anything is there; returns the folder."""
+        try:
+            programme.check_config(stage_config(self.config, section, **changes))
+        except ConfigError as error:
+            raise ConfigError(f"config.{section}, for {folder}: {error}") from error
+        return str(self.workdir / folder)
+
+    def keep_dialogues(self, folder: str) -> None:
+        """There are none yet."""
 
 
 if __name__ == "__main__":

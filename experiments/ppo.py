@@ -76,7 +76,7 @@ HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in t
 
 def run(config: Any, workdir: Path) -> None:
     """Train the policy in ``workdir``; continues or returns at once if it is done."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     ppo = build(PPOConfig, config.ppo, name="ppo")
@@ -101,7 +101,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     for name in ("init_from", "helpfulness_rm", "prompts", "heldout_prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")

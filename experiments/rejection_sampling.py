@@ -63,7 +63,7 @@ class Picked(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Write ``archive.jsonl``, ``dialogues.jsonl`` and a report; continues or returns at once if done."""
-    _check_config(config)
+    check_config(config)
     _check_archive(config, workdir)
     if open_workdir(config, workdir):
         return
@@ -89,7 +89,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     for name in ("init_from", "helpfulness_rm", "prompts"):
         require(bool(config[name]), f"config.{name} is empty; name the file or checkpoint")

@@ -69,7 +69,7 @@ class EncodedAnswers(NamedTuple):
 
 def run(config: Any, workdir: Path) -> None:
     """Train a reward model in ``workdir``; continues or returns at once if it is done."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_mesh(config)
@@ -97,7 +97,7 @@ def run(config: Any, workdir: Path) -> None:
     mark_done(workdir)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require_choice("config.kind", config.kind, KINDS)
     require_choice("config.loss.margin", config.loss.margin, MARGINS)

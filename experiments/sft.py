@@ -43,7 +43,7 @@ from llama2_jax.workdir import mark_done, open_workdir
 
 def run(config: Any, workdir: Path) -> None:
     """Fine-tune ``config.init_from`` in ``workdir``; continues or returns at once if it is done."""
-    _check_config(config)
+    check_config(config)
     if open_workdir(config, workdir):
         return
     partitioner = open_training_mesh(config)
@@ -102,7 +102,7 @@ def _warn_of_data(config: Any, epochs: float, both: Collection[str]) -> None:
         )
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
     """What can be said before anything is read."""
     require(bool(config.data.dialogues), "config.data.dialogues is empty; name the files to learn from")
     require(bool(config.init_from), "config.init_from is empty; name the checkpoint to fine-tune")

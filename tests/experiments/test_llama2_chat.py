@@ -15,6 +15,7 @@ from llama2_jax import load
 from llama2_jax.config import ConfigError, to_plain
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts, write_prompts
+from llama2_jax.data.records import DataError
 from llama2_jax.model.config import PAPER_SIZES
 from tests.experiments import runs
 from tests.notebooks.execution import numbers_after, run
@@ -100,6 +101,15 @@ def test_files_that_a_late_stage_wants_are_missed_before_the_first(
         late.update_from_flattened_dict(changes)
         with pytest.raises(ConfigError, match=reason):
             llama2_chat.run(late, tmp_path / "run")
+    bad_prompts = runs.write_lines(tmp_path / "bad.jsonl", [{"prompt_id": "1"}])
+    late = config.copy_and_resolve_references()
+    late.ppo.heldout_prompts = str(bad_prompts)
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 1: "):
+        llama2_chat.run(late, tmp_path / "run")
+    late.ppo.heldout_prompts = config.ppo.heldout_prompts
+    late.ppo.eval.every_steps = 0
+    with pytest.raises(ConfigError, match=r"config\.ppo, for v2/ppo: eval\.every_steps = 0 must be positive"):
+        llama2_chat.run(late, tmp_path / "run")
     changed.sft.data.dialogues = ""
     with pytest.raises(ConfigError, match="config.sft.data.dialogues is empty"):
         llama2_chat.run(changed, tmp_path / "run")
