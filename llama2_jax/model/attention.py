@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from llama2_jax.kernels import dispatch, reference
-from llama2_jax.model.cache import write_slots
+from llama2_jax.model.cache import write_prompt, write_slots
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.layers import apply_rotary, projection, residual_init
 from llama2_jax.sharding.rules import Partitioner
@@ -58,13 +58,14 @@ class Attention(nn.Module):
         q_BTNH = self.partitioner.constrain(q_BTNH, "BTNH")
 
         how: dict[str, Any] = {"impl": cfg.attention_impl, "placement": _placement(self.partitioner)}
-        if cache is not None:
-            cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
         if cache is None or info.is_prompt:
+            if cache is not None:
+                cache, k_BTKH, v_BTKH = write_prompt(cache, layer, k_BTKH, v_BTKH)
             out_BTNH = dispatch.attention(
                 q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=info.segment_ids_BT, **how
             ).out_BTNH
         else:
+            cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
             out_BTNH = dispatch.decode(q_BTNH, k_BKSH, v_BKSH, _mask(info, cache), **how)
         if self.is_mutable_collection("intermediates"):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))

@@ -69,6 +69,24 @@ def write_slots(
     return cache._replace(k_LBKSH=k_LBKSH, v_LBKSH=v_LBKSH), k_LBKSH[layer], v_LBKSH[layer]
 
 
+def write_prompt(
+    cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    """The same for a prompt; return the cache and the keys and values given, for use once they are written.
+
+    By itself XLA would write the slots of all layers at the end, and keep the keys and values of each until
+    then; on a GPU with the queries, where they come from one product.
+    """
+    cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
+    if not isinstance(cache.k_LBKSH, tuple):  # a loop over layers: each turn writes
+        return cache, k_BTKH, v_BTKH
+    # this layer's alone: slots that are not written yet would be copied
+    k_BKSH, v_BKSH, k_BTKH, v_BTKH = jax.lax.optimization_barrier((k_BKSH, v_BKSH, k_BTKH, v_BTKH))
+    k_LBKSH = _with_layer(cache.k_LBKSH, layer, k_BKSH)
+    v_LBKSH = _with_layer(cache.v_LBKSH, layer, v_BKSH)
+    return cache._replace(k_LBKSH=k_LBKSH, v_LBKSH=v_LBKSH), k_BTKH, v_BTKH
+
+
 def _write(
     all_layers: jax.Array | tuple[jax.Array, ...],
     layer: jax.Array | int,
@@ -79,7 +97,13 @@ def _write(
     if not isinstance(all_layers, tuple):
         new = new_BKTH[None].astype(all_layers.dtype)
         return jax.lax.dynamic_update_slice(all_layers, new, (layer, 0, 0, index, 0))
-    assert isinstance(layer, int)
     new = new_BKTH.astype(all_layers[layer].dtype)
     written = jax.lax.dynamic_update_slice(all_layers[layer], new, (0, 0, index, 0))
-    return (*all_layers[:layer], written, *all_layers[layer + 1 :])
+    return _with_layer(all_layers, layer, written)
+
+
+def _with_layer(
+    all_layers: tuple[jax.Array, ...], layer: jax.Array | int, one: jax.Array
+) -> tuple[jax.Array, ...]:
+    assert isinstance(layer, int)
+    return (*all_layers[:layer], one, *all_layers[layer + 1 :])

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from llama2_jax.generate import decode
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.model.config import model_config
-from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.model.transformer import Transformer, abstract_params, decoding_model, unstack
 from llama2_jax.sharding.mesh import AXES
 from llama2_jax.sharding.placement import abstract_token_batch
 from llama2_jax.sharding.rules import Partitioner
@@ -68,6 +68,21 @@ def update_of(model, *, num_rows, length, loss_chunk=0):
     with jax.sharding.use_abstract_mesh(model.partitioner.mesh.abstract_mesh):
         tokens = abstract_token_batch(model.partitioner, num_rows, length)
         return step.lower(state, tokens).compile().as_text()
+
+
+def reading_prompts(device, *, num_layers, num_rows, length):
+    """Prompts read into a cache with as many slots again, by a model on one device as it decodes."""
+    partitioner = Partitioner(Mesh(np.array([device]).reshape(1, 1, 1, 1), AXES), "single")
+    config = model_config("mini", num_layers=num_layers, head_dim=128, compute_dtype="bfloat16")
+    model = decoding_model(Transformer(config, partitioner))
+    params = partitioner.abstract(jax.eval_shape(unstack, abstract_params(config)))
+
+    def rows(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.replicated)
+
+    prompts = rows(num_rows, length), rows(num_rows), rows(num_rows, dtype=jnp.uint32)
+    with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
+        return decode._prefill.lower(model, params, *prompts, num_slots=2 * length).compile()
 
 
 def generation(devices, impl):

@@ -121,6 +121,18 @@ def test_generation_on_a_mesh_runs_the_kernels():
     assert "flash_decode" in advance
 
 
+def test_reading_prompts_keeps_nothing_of_a_layer_but_its_cache():
+    num_rows, length = 16, 1024
+
+    def temporary(num_layers):
+        device, *_ = tpu_devices("v5e")
+        compiled = aot_model.reading_prompts(device, num_layers=num_layers, num_rows=num_rows, length=length)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_a_layer = 2 * num_rows * length * 2 * 128 * 2  # keys and values, two heads of 128, bfloat16
+    assert temporary(8) - temporary(2) < of_a_layer
+
+
 def test_the_room_for_lists_is_that_of_a_device_and_not_of_the_mesh():
     devices = np.array(tpu_devices("v5p", "v5p:2x2x2")).reshape(1, 8, 1, 1)
     partitioner = Partitioner(Mesh(devices, AXES), "fsdp_tensor")
