@@ -26,12 +26,12 @@ from experiments.ablation_results import num_tokens, variant_changes
 from experiments.models import open_mesh
 from experiments.settings import keep_settings
 from experiments.stages import run_stage, stage_config
-from llama2_jax.config import require, require_choice
+from llama2_jax.config import keep_config, require, require_choice
 from llama2_jax.data.corpus import TokenisedCorpus
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 SHARED = ("model.vocab_size", "data.tokenizer", "data.tokenizer_dialogues", "data.sources", "data.heldout")
 

@@ -22,6 +22,7 @@ from llama2_jax.config import (
     ConfigError,
     build,
     changes,
+    keep_config,
     read_json,
     require,
     require_choice,
@@ -69,7 +70,7 @@ from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import prompt_rows
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 ANNOTATORS = ("simulated", "model", "file")
 

@@ -21,7 +21,7 @@ from experiments.models import load_judge, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.context_distillation_plots import plot_increase, plot_scores
 from llama2_jax.answers import Answer, sample_answers
-from llama2_jax.config import build, require, require_choice, to_plain, write_json
+from llama2_jax.config import build, keep_config, require, require_choice, to_plain, write_json
 from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import Message, Template, answer_flaw, encode_prompt
 from llama2_jax.data.jsonl import write_rows
@@ -33,7 +33,7 @@ from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
 SELECTED = "selected"

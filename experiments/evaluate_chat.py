@@ -25,7 +25,7 @@ from experiments.chat_judges import (
 from experiments.chat_report import write_chat_report
 from experiments.chat_versions import PromptSets, Versions, prompt_sets
 from experiments.models import load_scorers, open_mesh
-from llama2_jax.config import build, named_paths, require, require_choice, write_json
+from llama2_jax.config import build, keep_config, named_paths, require, require_choice, write_json
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
@@ -34,7 +34,7 @@ from llama2_jax.pretrained import for_decoding, load
 from llama2_jax.rlhf.annotator.world import identify
 from llama2_jax.rlhf.archive import Sample, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 TRUTHS = ("none", "simulated")
 

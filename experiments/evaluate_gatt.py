@@ -21,7 +21,7 @@ from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
 from llama2_jax.analysis.gatt_plots import plot_accuracy, plot_attention
 from llama2_jax.answers import sample_token_rows
-from llama2_jax.config import build, require, write_json
+from llama2_jax.config import build, keep_config, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt
 from llama2_jax.data.gatt import Attributes, Instruction
@@ -31,7 +31,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 ATTENTION_BINS = 48
 LISTS = {

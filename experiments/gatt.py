@@ -17,7 +17,7 @@ from typing import Any
 from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
 from experiments.models import open_chat_model
 from experiments.report import quote, table, write_report_file
-from llama2_jax.config import build, require, write_json
+from llama2_jax.config import build, keep_config, require, write_json
 from llama2_jax.data import gatt
 from llama2_jax.data.chat import Message
 from llama2_jax.data.gatt import Attributes, Instruction
@@ -28,7 +28,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.rlhf.conversations import Conversation, answer_again, converse
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 TRANSCRIPTS = 5
 KEPT = "kept"

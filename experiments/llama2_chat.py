@@ -30,12 +30,12 @@ from experiments import (
 from experiments.chat_versions import prompt_sets
 from experiments.recipe_report import write_report
 from experiments.stages import check_done_stage, run_stage, stage_config
-from llama2_jax.config import ConfigError, require, require_choice
+from llama2_jax.config import ConfigError, keep_config, require, require_choice
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.records import DataError, expand_paths, split_paths
 from llama2_jax.launch import launch_experiment
-from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 TUNE_FROM = ("base", "first", "previous")
 

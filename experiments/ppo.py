@@ -34,7 +34,7 @@ from experiments.ppo_checkpoints import (
     save_best,
 )
 from experiments.ppo_report import write_ppo_report
-from llama2_jax.config import build, require, require_choice, to_plain
+from llama2_jax.config import build, keep_config, require, require_choice, to_plain
 from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.jsonl import append_rows
 from llama2_jax.data.prompts import read_prompts
@@ -68,7 +68,7 @@ from llama2_jax.train.metrics import MetricsWriter, read_metrics, require_finite
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.progress import ProgressReport
 from llama2_jax.train.stopping import StopRequest, end_early
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 VALUE_STARTS = ("reward_model", "policy")
 HELDOUT_SEED = 1_000_003  # the same seeds at every evaluation, others than in training

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.models import check_safety_model, load_scorers, open_mesh
 from experiments.report import quote, table, write_report_file
 from llama2_jax.analysis.rlhf_plots import plot_best_of_n, plot_rounds, plot_temperatures
-from llama2_jax.config import build, read_json, require, require_choice, write_json
+from llama2_jax.config import build, keep_config, read_json, require, require_choice, write_json
 from llama2_jax.data.chat import UNFINISHED, Message, Template, answer_flaw
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.prompts import Prompt, read_prompts_to_train_on
@@ -40,7 +40,7 @@ from llama2_jax.rlhf.best_of_n import (
     pool_scores,
     pool_values,
 )
-from llama2_jax.workdir import keep_config, mark_done, open_workdir
+from llama2_jax.workdir import mark_done, open_workdir
 
 ROUNDS = ("all", "last")
 FIXED = ("max_new_tokens", "top_p", "top_k")  # what a sample's key does not say

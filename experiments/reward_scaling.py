@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments import annotate, pretrain, reward_model, reward_scaling_report, sft
 from experiments.stages import run_stage, stage_config
-from llama2_jax.config import ConfigError, named_paths, require, write_json
+from llama2_jax.config import ConfigError, keep_config, named_paths, require, write_json
 from llama2_jax.data.chat import LLAMA2, get_template
 from llama2_jax.data.nested import check_shares, nested_subsets, share_name
 from llama2_jax.data.preferences import (
@@ -36,7 +36,7 @@ from llama2_jax.evals.reward_accuracy import prompts_of
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch_experiment
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:

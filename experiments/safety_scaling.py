@@ -22,7 +22,7 @@ from experiments import evaluate_chat, safety_scaling_report, sft
 from experiments.chat_versions import prompt_sets
 from experiments.models import load_scorers, open_mesh
 from experiments.stages import run_stage, stage_config
-from llama2_jax.config import read_json, require, write_json
+from llama2_jax.config import keep_config, read_json, require, write_json
 from llama2_jax.data.chat import Template
 from llama2_jax.data.jsonl import write_rows
 from llama2_jax.data.nested import check_shares, nested_subsets, share_name
@@ -32,7 +32,7 @@ from llama2_jax.data.sources import TrainingDialogue, dialogue_row, read_dialogu
 from llama2_jax.launch import launch_experiment
 from llama2_jax.pretrained import load
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.workdir import is_done, keep_config, mark_done, open_workdir
+from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 
 def run(config: Any, workdir: Path) -> None:

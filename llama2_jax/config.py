@@ -175,3 +175,8 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
             )
         return lines
     return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]
+
+
+def keep_config(config: Any, workdir: Path) -> None:
+    """Store the resolved config, once everything was checked: a refused start leaves the old one."""
+    write_json(workdir / "config.json", config)

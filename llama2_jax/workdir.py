@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from llama2_jax.config import ConfigError, changes, read_json, require, to_plain, write_json
+from llama2_jax.config import ConfigError, changes, read_json, require, to_plain
 from llama2_jax.files import hold, release, written_whole
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
 from llama2_jax.train.checkpoint import CheckpointError, read_meta
@@ -61,11 +61,6 @@ def open_workdir(config: Any, workdir: Path) -> bool:
         return True
     hold(workdir, another="--workdir")
     return False
-
-
-def keep_config(config: Any, workdir: Path) -> None:
-    """Store the resolved config, once everything was checked: a refused start leaves the old one."""
-    write_json(workdir / "config.json", config)
 
 
 def config_changes(workdir: Path, config: Any) -> list[str]:

@@ -12,10 +12,10 @@ from configs.evaluate_chat import get_config as evaluation_config
 from configs.llama2_chat import get_config as recipe_config
 from configs.pretrain import get_config
 from experiments.stages import stage_config
-from llama2_jax.config import ConfigError, to_plain
+from llama2_jax.config import ConfigError, keep_config, to_plain
 from llama2_jax.files import hold, release
 from llama2_jax.train.checkpoint import write_params
-from llama2_jax.workdir import has_checkpoints, is_done, keep_config, mark_done, open_workdir
+from llama2_jax.workdir import has_checkpoints, is_done, mark_done, open_workdir
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from llama2_jax.config import require, to_plain
+from llama2_jax.config import keep_config, require, to_plain
 from llama2_jax.files import writes
 from llama2_jax.kernels.ranges import check_segment_ids
 from llama2_jax.sharding.placement import check_batch_size, place_batch, place_leaf
@@ -22,7 +22,6 @@ from llama2_jax.train.recorder import Recorder
 from llama2_jax.train.run import TrainConfig, TrainRun
 from llama2_jax.train.step import abstract_state, compile_step, init_state, make_update, state_from_params
 from llama2_jax.train.stopping import StopRequest, end_early
-from llama2_jax.workdir import keep_config
 
 
 def train(run: TrainRun, config: TrainConfig, workdir: Path) -> TrainState:
