@@ -82,7 +82,7 @@ def sample(
         sample_logprobs_B = jnp.zeros(tokens_B.shape, jnp.float32)
     else:
         kept_BV = keep_top(logits_BV / sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[-1:]))(keys_B)
+        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[-1:], jnp.float32))(keys_B)
         # behind a barrier: XLA:CPU would make the noise twice
         tokens_B = likeliest(jax.lax.optimization_barrier(kept_BV + noise_BV))
         sample_logprobs_B = _logprobs(kept_BV, tokens_B)
@@ -102,17 +102,17 @@ def likeliest(logits_BV: jax.Array) -> jax.Array:
 def keep_top(
     logits_BV: jax.Array, *, top_p: Array | float | None = None, top_k: Array | int | None = None
 ) -> jax.Array:
-    """Set to -inf what top-k and then the nucleus drop (GEN-5).
+    """Set to -inf what top-k and then the nucleus drop (GEN-5), of logits in any dtype.
 
     A token is kept if fewer than ``top_k`` are likelier, and if the probability of all that are
     likelier is at most ``top_p``: the token that crosses the threshold stays, the top token always.
     Tokens of one probability stay or go together.
     """
     if top_k is not None:
-        ones_BV = jnp.ones_like(logits_BV)
-        logits_BV = _keep_below(jax.nn.softmax(logits_BV, axis=-1), ones_BV, top_k - 1, logits_BV)
+        probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
+        logits_BV = _keep_below(probs_BV, jnp.ones_like(probs_BV), top_k - 1, logits_BV)
     if top_p is not None:
-        probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+        probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
         logits_BV = _keep_below(probs_BV, probs_BV, top_p, logits_BV)
     return logits_BV
 

@@ -48,10 +48,14 @@ def claim_slots(
         )
     if is_prompt and used:
         raise ConfigError(f"a prompt needs an empty cache, this one holds {used} tokens; leave is_prompt out")
-    at = (0, cache.index)
+
+    def write(all_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+        # new ones have 64 bits where jax's x64 mode is on
+        return jax.lax.dynamic_update_slice_in_dim(all_BS, new_BT.astype(all_BS.dtype), cache.index, axis=1)
+
     return cache._replace(
-        segment_ids_BS=jax.lax.dynamic_update_slice(cache.segment_ids_BS, segment_ids_BT, at),
-        positions_BS=jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, at),
+        segment_ids_BS=write(cache.segment_ids_BS, segment_ids_BT),
+        positions_BS=write(cache.positions_BS, positions_BT),
     )
 
 
@@ -96,9 +100,11 @@ def _write(
     new_BKTH = new_BTKH.swapaxes(1, 2)
     if not isinstance(all_layers, tuple):
         new = new_BKTH[None].astype(all_layers.dtype)
-        return jax.lax.dynamic_update_slice(all_layers, new, (layer, 0, 0, index, 0))
+        zero = jnp.zeros_like(index)  # indices must have one dtype, and a Python 0 has that of the mode
+        at = (jnp.asarray(layer, index.dtype), zero, zero, index, zero)
+        return jax.lax.dynamic_update_slice(all_layers, new, at)
     new = new_BKTH.astype(all_layers[layer].dtype)
-    written = jax.lax.dynamic_update_slice(all_layers[layer], new, (0, 0, index, 0))
+    written = jax.lax.dynamic_update_slice_in_dim(all_layers[layer], new, index, axis=2)
     return _with_layer(all_layers, layer, written)
 
 

@@ -6,6 +6,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.generate.decode import PromptError, advance, few_lengths, generate, start, stream
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.score import score
+from llama2_jax.model.transformer import decoding_model, unstack
 from tests.generate.test_sampling import reference_distribution
 from tests.model import numpy_llama, tiny
 
@@ -48,6 +49,18 @@ def test_a_row_is_the_same_alone_and_among_others_in_any_order(params, random_ba
     for i in (1, 2):
         alone = generate(tiny.MODEL, params, [PROMPTS[i]], RANDOM, seeds=[SEEDS[i]])
         np.testing.assert_array_equal(alone.tokens_BC[0], random_batch.tokens_BC[i])
+
+
+def test_tokens_are_the_same_where_64_bits_are_enabled(params, greedy_tokens, random_batch):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        found = [generate(tiny.MODEL, params, PROMPTS, how, seeds=SEEDS) for how in (GREEDY, RANDOM)]
+        unstacked = list(stream(decoding_model(tiny.MODEL), unstack(params), PROMPTS[0], GREEDY))
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert found[0].tokens_BC.tolist() == greedy_tokens
+    assert unstacked == greedy_tokens[0]
+    np.testing.assert_array_equal(found[1].tokens_BC, random_batch.tokens_BC)
 
 
 def test_equal_rows_differ_by_their_seed_only(params):

@@ -46,6 +46,15 @@ def test_nucleus_keeps_the_token_that_crosses(probs, top_p, kept):
     np.testing.assert_array_equal(np.isfinite(found)[0], np.arange(4) < kept)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_logits_of_16_bits_lose_the_same_and_keep_their_dtype(dtype):
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]], dtype))
+    for found, kept in ((keep_top(logits, top_p=0.6), 2), (keep_top(logits, top_k=3), 3)):
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found[0, :kept], logits[0, :kept])
+        assert (found[0, kept:] == -np.inf).all()
+
+
 def test_nucleus_of_certain_tokens_keeps_the_top_one():
     for logits in ([100.0, -100.0, -100.0], [0.0, -np.inf, -np.inf]):
         assert np.isfinite(keep_top(jnp.asarray([logits]), top_p=0.0))[0].tolist() == [True, False, False]
