@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llama2_jax.config import ConfigError, build, require, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
@@ -115,14 +116,26 @@ def _tokenizer_size(imported: Imported) -> int:
 
 
 def for_decoding(loaded: LoadedModel) -> LoadedModel:
-    """The same model as it decodes (``generate.sampler``); drop the argument to free its memory.
+    """The same model as it decodes (``generate.sampler``).
 
     Weights that were split along ``fsdp`` are whole on every device then, but for what ``tensor`` splits.
+    They are laid out leaf by leaf, and one that nothing else holds is freed before the next: so
+    ``for_decoding(load(path))`` takes the memory of one model and its largest leaf. Where the caller has a
+    name for the argument it takes that of two models.
     """
     sampler = make_sampler(loaded.model, loaded.model.partitioner.gathered())
-    return loaded._replace(
-        config=sampler.model.config, model=sampler.model, params=sampler.weights(loaded.params)
-    )
+    found = loaded._replace(config=sampler.model.config, model=sampler.model, params=None)
+    stacked, leaves = loaded.model.stacked, flatten_dict(loaded.params)
+    del loaded  # now ``leaves`` alone holds them
+    decoding: Params = {}
+    while leaves:
+        path, leaf = leaves.popitem()
+        part = unflatten_dict({path: leaf})
+        if stacked:
+            part.setdefault("layers", {})  # else ``unstack`` takes it for laid out already
+        decoding |= jax.block_until_ready(flatten_dict(sampler.weights(part)))
+        del leaf, part
+    return found._replace(params=unflatten_dict(decoding))
 
 
 def release_params(

@@ -240,7 +240,7 @@ def unstack(params: Params) -> Params:
         return _outputs_first(jax.tree.map(lambda leaf: leaf[index], params["layers"]))
 
     rest = _outputs_first({name: value for name, value in params.items() if name != "layers"})
-    num_layers = len(jax.tree.leaves(params["layers"])[0])
+    num_layers = max(map(len, jax.tree.leaves(params["layers"])), default=0)  # 0: the rest alone
     return rest | {f"layer_{index}": layer(index) for index in range(num_layers)}
 
 

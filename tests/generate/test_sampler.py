@@ -1,6 +1,7 @@
 """The layout for decoding on many devices: whole weights in the compute dtype, the same answers."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.data.chat import LLAMA2
-from llama2_jax.generate import decode
+from llama2_jax.generate import decode, sampler
 from llama2_jax.generate.decode import generate
 from llama2_jax.generate.sampler import decoding_params, make_sampler
 from llama2_jax.generate.sampling import SamplingConfig
@@ -103,6 +104,27 @@ def test_a_model_that_is_laid_out_already_stays():
     twice = for_decoding(once)
     assert twice.model == once.model
     jax.tree.map(np.testing.assert_array_equal, twice.params, once.params)
+
+
+def test_opening_takes_one_model_and_its_largest_leaf_if_nobody_holds_the_other(monkeypatch):
+    def live():
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def watched(model, params):
+        made = decoding_params(model, params)
+        seen.append(live() - before)
+        return made
+
+    monkeypatch.setattr(sampler, "decoding_params", watched)
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(tiny.params())]
+    for is_held, most in ((False, sum(sizes) + max(sizes)), (True, 2 * sum(sizes))):
+        gc.collect()
+        before, seen = live(), []
+        loaded = [loaded_on(single_device())]
+        decoder = for_decoding(loaded[0] if is_held else loaded.pop())
+        assert max(seen) == most
+        wanted = decoding_params(tiny.MODEL, tiny.params())
+        jax.tree.map(np.testing.assert_array_equal, decoder.params, wanted)
 
 
 def test_a_sampler_has_nothing_to_recompute():
