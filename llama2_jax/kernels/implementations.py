@@ -45,6 +45,7 @@ class Implementation:
     non_causal: bool = True
     lse: bool = True
     some_queries: bool = True
+    x64: bool = True  # compiles in jax's x64 mode
     leaves_padding_zero: bool = False  # output and gradients are 0 there by themselves, if inputs are finite
     decode: Callable[..., jax.Array] | None = None  # one token against a cache; None: plain jnp
 
@@ -78,6 +79,8 @@ class Implementation:
             found.append("it gives no log-sum-exp that gradients go through")
         if not request.has_all_queries and not self.some_queries:
             found.append("queries must be the same tokens as keys, not split over 'sequence'")
+        if jax.config.jax_enable_x64 and not self.x64:
+            found.append("it does not compile where jax_enable_x64 is on")
         return found
 
 
@@ -166,7 +169,7 @@ IMPLEMENTATIONS = {
     # our kernels
     "tpu": Implementation(
         _tpu, platforms=("tpu",), head_dims=(64, 128), dtypes=("bfloat16", "float32"),
-        leaves_padding_zero=True, decode=_decode_tpu,
+        x64=False, leaves_padding_zero=True, decode=_decode_tpu,
     ),
     # the same kernels in Pallas' interpreter: slow, for tests and for looking into them
     "tpu_interpret": Implementation(
@@ -176,7 +179,7 @@ IMPLEMENTATIONS = {
     # jax's own TPU kernel: documents are masked, not skipped
     "splash": Implementation(
         _splash, platforms=("tpu",), head_dims=(64, 128, 256), dtypes=("bfloat16", "float32"),
-        non_causal=False, lse=False, some_queries=False,
+        non_causal=False, lse=False, some_queries=False, x64=False,
     ),
     # our kernels for H100 and H200
     "hopper": Implementation(
@@ -190,7 +193,7 @@ IMPLEMENTATIONS = {
     # jax's own Triton kernel, for GPUs from A100 on: documents are masked, not skipped
     "triton": Implementation(
         _triton, platforms=("gpu", "cuda"), least_capability=8.0, head_dims=(64, 128), dtypes=HALF,
-        lse=False, some_queries=False,
+        lse=False, some_queries=False, x64=False,
     ),
 }  # fmt: skip
 _GPU = ("hopper", "triton", "chunked")

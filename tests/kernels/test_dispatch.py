@@ -123,6 +123,19 @@ def test_jax_triton_kernel_needs_an_ampere_gpu(capability):
     assert implementations.IMPLEMENTATIONS["triton"].refusals(request) == [reason]
 
 
+@pytest.mark.parametrize(("impl", "platform"), [("tpu", "tpu"), ("splash", "tpu"), ("triton", "cuda")])
+def test_kernels_that_do_not_compile_with_64_bits_enabled_are_refused_and_auto_takes_the_loop(impl, platform):
+    placement, given = dispatch.unsharded(platform, "8.0"), arrays(dtype=jnp.bfloat16)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with pytest.raises(ConfigError, match="it does not compile where jax_enable_x64 is on"):
+            dispatch.attention(*given, impl=impl, placement=placement)
+        out = dispatch.attention(*given, placement=placement).out_BTNH
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    np.testing.assert_array_equal(out, given[2][:, :, :1].repeat(4, axis=2))  # all values are 1
+
+
 def test_decoding_is_refused_in_the_same_way():
     q, k, _ = arrays()
     with pytest.raises(ConfigError, match="it runs on tpu, this is cpu"):
