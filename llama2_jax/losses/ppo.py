@@ -62,7 +62,7 @@ def policy_sums(
             "approx_kl": masked_mean(ratio_BC - 1 - log_ratio_BC, mask_BC),
         },
         totals={
-            "off_policy_tokens": (mask_BC & (off_BC > ratio_tolerance)).sum(),
+            "off_policy_tokens": jnp.where(mask_BC, off_BC > ratio_tolerance, False).sum(),
             "tokens": _count(mask_BC),
         },
     )

@@ -89,6 +89,15 @@ def poisoned(values, mask):
     return jnp.where(mask, values, jnp.nan)
 
 
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.float32])
+def test_a_mask_of_numbers_is_one_of_truth_values(dtype):
+    # ratios 1 and 1.5 count, 2 does not: -1 - 1.2, one token off the policy
+    mask = jnp.asarray([[1, 1, 0]], dtype)
+    sums = policy(row(*np.log([1, 1.5, 2])), row(0, 0, 0), row(1, 1, 1), mask)
+    np.testing.assert_allclose(sums.loss_sum, -2.2, rtol=1e-6)
+    assert (sums.totals["off_policy_tokens"], sums.weight) == (1, 2)
+
+
 def test_nan_in_masked_slots_changes_nothing():
     draw = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     mask = jnp.arange(5) < jnp.asarray([[5], [2], [0]])
