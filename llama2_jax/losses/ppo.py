@@ -5,8 +5,8 @@ With the ratio r = pi(a) / pi_behaviour(a), advantages A, returns R and the clip
   policy = sum max(-A r, -A clip(r, 1 - c, 1 + c))
   value  = sum 1/2 max((v - R)^2, (clip(v, v_old - c, v_old + c) - R)^2)
 
-Arrays are (B, C): column c belongs to response token c. Where ``mask_BC`` is False a slot may hold
-anything, even NaN: it changes nothing and gets gradient 0. Sums, never means of means: the caller
+Arrays are (B, C): column c belongs to response token c. Where ``mask_BC`` is False, or 0, a slot may
+hold anything, even NaN: it changes nothing and gets gradient 0. Sums, never means of means: the caller
 divides once by the token count of the whole mini-batch.
 """
 
