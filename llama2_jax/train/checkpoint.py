@@ -172,12 +172,10 @@ class Checkpointer:
             state = _stored(checkpoint, "rest") if (checkpoint / "rest").exists() else None
         except Exception:  # damaged: the caller sets it aside
             return
-        lines = changes(*(jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (stored, params)))
-        if lines:
+        if lines := _other_shapes(stored, params):
             raise CheckpointError(
                 f"checkpoint {step} in {self.folder} is of a model of other shapes (its own -> the config's):"
-                + "".join(f"\n  {line}" for line in lines)
-                + "\nundo the change of config.model, or use another workdir"
+                f"{lines}\nundo the change of config.model, or use another workdir"
             )
         have, want = (sorted(np.shape(leaf) for leaf in jax.tree.leaves(tree)) for tree in (state, rest))
         if rest is not None and have != want:
@@ -260,24 +258,35 @@ def read_params(workdir: Path, abstract: Params, step: int | None = None) -> Par
     The dtype is that of the file.
 
     Raises:
-      CheckpointError: no complete checkpoint, or a damaged one.
+      CheckpointError: no complete checkpoint, a damaged one, or one of parameters of other names or shapes.
     """
     step, _ = read_meta(workdir, step)
     try:
         stored = _stored(Path(workdir).absolute() / "checkpoints" / str(step), "params")
-        abstract = jax.tree.map(
-            lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
-            abstract,
-            stored,
-        )
     except Exception as error:
         raise _damaged(workdir, step, error) from error
+    if lines := _other_shapes(stored, abstract):
+        raise CheckpointError(
+            f"checkpoint {step} in {workdir} has other parameters (its own -> those wanted):{lines}\n"
+            "ask for those that it has, or name another workdir"
+        )
+    abstract = jax.tree.map(
+        lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
+        abstract,
+        stored,
+    )
     return _read(workdir, step, params=ocp.args.StandardRestore(abstract))[1]["params"]
 
 
 def _stored(checkpoint: Path, item: str) -> Any:
     """Shapes and dtypes of an item in the folder of one checkpoint, without its values."""
     return ocp.StandardCheckpointHandler().metadata(checkpoint / item).tree
+
+
+def _other_shapes(stored: Any, wanted: Any) -> str:
+    """A line for each leaf whose shape differs, empty if none does."""
+    trees = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (stored, wanted))
+    return "".join(f"\n  {line}" for line in changes(*trees))
 
 
 def _read(workdir: Path, step: int | None, **items: Any) -> tuple[int, Any]:

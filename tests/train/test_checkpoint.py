@@ -331,6 +331,17 @@ def test_reading_a_damaged_checkpoint_names_it(tmp_path: Path) -> None:
         read_meta(tmp_path)
 
 
+def test_parameters_of_other_names_or_shapes_are_said_to_be_that_and_not_damaged(tmp_path: Path) -> None:
+    write_params(tmp_path, {"w_DF": jnp.ones((2, 3)), "scale_D": jnp.ones(2)}, {})
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {name: jax.ShapeDtypeStruct((2, 4), jnp.float32, sharding=one) for name in ("w_DF", "w_FD")}
+    with pytest.raises(CheckpointError) as caught:
+        read_params(tmp_path, wanted)
+    lines = ["  scale_D: (2,) -> '(absent)'", "  w_DF: (2, 3) -> (2, 4)", "  w_FD: '(absent)' -> (2, 4)"]
+    assert str(caught.value).splitlines()[1:4] == lines
+    assert "cannot be read" not in str(caught.value)
+
+
 def test_reading_says_nothing_and_leaves_the_log_as_loud_as_it_was(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
