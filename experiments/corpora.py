@@ -125,7 +125,9 @@ def _open(
     folders = corpus_folders(path)
     if not folders:
         files = expand_paths(path)
-        _check_same_corpus(corpus_origin(files, tokenizer, on_bad_line=on_bad_line), target, workdir)
+        if has_checkpoints(workdir) and (manifest := read_manifest(target)) is not None:
+            origin = corpus_origin(files, tokenizer, on_bad_line=on_bad_line)
+            _check_same_corpus(manifest, origin, target, workdir)
         if writes():
             write_shards(files, target, workdir / "tokenizer", on_bad_line=on_bad_line, replace=True)
         wait_for_all(f"{path} is tokenised")
@@ -135,11 +137,8 @@ def _open(
     return corpus
 
 
-def _check_same_corpus(origin: dict[str, Any], target: Path, workdir: Path) -> None:
+def _check_same_corpus(manifest: dict[str, Any], origin: dict[str, Any], target: Path, workdir: Path) -> None:
     """Refuse before a corpus that checkpoints were trained on is replaced."""
-    manifest = read_manifest(target)
-    if manifest is None or not has_checkpoints(workdir):
-        return
     old, new = ([entry["sha256"] for entry in one["inputs"]] for one in (manifest, origin))
     require(
         old == new,
