@@ -1,5 +1,6 @@
 """From the command line to ``run(config, workdir)``, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -180,6 +181,8 @@ def test_a_config_may_be_corrected_before_anything_is_trained(tmp_path: Path) ->
     keep_config(wrong, tmp_path)
     (tmp_path / "checkpoints").mkdir()  # made by a run that was refused later
     assert open_workdir(right, tmp_path) is False
+    keep_config(right, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == right.data.batch_size
 
 
 def test_a_checkpoint_that_was_half_written_is_none(tmp_path: Path) -> None:
