@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llama2_jax.config import ConfigError, build, require, require_choice, write_json
 from llama2_jax.data.chat import Template, get_template
@@ -23,7 +22,7 @@ from llama2_jax.interop.imported import Imported, check_vocabulary
 from llama2_jax.interop.mapping import FLOAT_DTYPES
 from llama2_jax.interop.meta import load_meta
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.model.transformer import Transformer, abstract_params, leaf_by_leaf
 from llama2_jax.sharding.placement import place_leaf, place_parts
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
@@ -125,17 +124,9 @@ def for_decoding(loaded: LoadedModel) -> LoadedModel:
     """
     sampler = make_sampler(loaded.model, loaded.model.partitioner.gathered())
     found = loaded._replace(config=sampler.model.config, model=sampler.model, params=None)
-    stacked, leaves = loaded.model.stacked, flatten_dict(loaded.params)
-    del loaded  # now ``leaves`` alone holds them
-    decoding: Params = {}
-    while leaves:
-        path, leaf = leaves.popitem()
-        part = unflatten_dict({path: leaf})
-        if stacked:
-            part.setdefault("layers", {})  # else ``unstack`` takes it for laid out already
-        decoding |= jax.block_until_ready(flatten_dict(sampler.weights(part)))
-        del leaf, part
-    return found._replace(params=unflatten_dict(decoding))
+    held = [loaded.params]
+    del loaded  # now ``held`` alone holds them
+    return found._replace(params=leaf_by_leaf(held, sampler.weights))
 
 
 def release_params(

@@ -10,11 +10,13 @@ Parameters are a nested dict; layers are scanned, so every leaf under ``layers``
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llama2_jax.config import require
 from llama2_jax.model.attention import Attention, TokenInfo
@@ -242,6 +244,23 @@ def unstack(params: Params) -> Params:
     rest = _outputs_first({name: value for name, value in params.items() if name != "layers"})
     num_layers = max(map(len, jax.tree.leaves(params["layers"])), default=0)  # 0: the rest alone
     return rest | {f"layer_{index}": layer(index) for index in range(num_layers)}
+
+
+def leaf_by_leaf(held: list[Params], lay_out: Callable[[Params], Params]) -> Params:
+    """``lay_out``, which unstacks, of one leaf after another; each is freed before the next if it can be.
+
+    Args:
+      held: a list of the parameters alone, which are taken out of it.
+    """
+    leaves = flatten_dict(held.pop())
+    # even of a leaf outside the layers ``unstack`` must see whether it is laid out already
+    layers: Params = {"layers": {}} if any(path[0] == "layers" for path in leaves) else {}
+    found: Params = {}
+    while leaves:
+        part = layers | unflatten_dict(dict([leaves.popitem()]))
+        found |= jax.block_until_ready(flatten_dict(lay_out(part)))
+        del part
+    return unflatten_dict(found)
 
 
 def _outputs_first(params: Params) -> Params:
