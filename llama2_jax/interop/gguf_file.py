@@ -150,7 +150,7 @@ def _tensors(path: Path, entries: list[_Entry], start: int) -> dict[str, LazyTen
             "Take another quantisation of the model, Q8_0 or Q4_K_M for instance"
         )
     sizes = {entry.name: _byte_count(gguf, entry) for entry in entries}
-    needed = max((start + entry.offset + sizes[entry.name] for entry in entries), default=start)
+    needed = max((start + entry.offset + sizes[entry.name] for entry in entries), default=0)
     size = path.stat().st_size
     if size < needed:
         raise FormatError(

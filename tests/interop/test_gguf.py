@@ -341,6 +341,18 @@ def test_truncated_files_are_reported_with_both_sizes(tmp_path):
         open_gguf(path)
 
 
+def test_a_vocabulary_without_weights_is_not_called_truncated(tmp_path):
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_header(writer, CONFIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert path.stat().st_size % 32  # llama.cpp publishes them so: nothing comes after the header, no padding
+    with pytest.raises(FormatError, match=r"x\.gguf: token_embd\.weight is missing"):
+        load_gguf(path)
+
+
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG))
     monkeypatch.setitem(sys.modules, "gguf", None)
