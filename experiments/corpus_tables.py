@@ -16,7 +16,7 @@ from llama2_jax.analysis.demographics import (
     family_shares,
     top_groups,
 )
-from llama2_jax.analysis.identity_terms import IdentityAxis, with_ambiguous
+from llama2_jax.analysis.identity_terms import AMBIGUOUS
 from llama2_jax.analysis.languages import LEAST_SHARE
 
 TOP = 5
@@ -26,7 +26,7 @@ PAPER_PRONOUNS = {
     GENDER: ("75.23", {"She": "28.45", "He": "50.73", "Unspecified": "86.38"}),
     PERSON: ("94.47", {"1st": "70.71", "2nd": "61.80", "3rd": "93.07"}),
 }
-# Table 9b: any term of the axis, and the five most frequent ones within those
+# Table 9b: any term of the axis, and the five most frequent ones within those, without ambiguous ones
 PAPER_AXES = {
     "Gender and Sex": ("5.91", "female 50.0, male 39.1, feminine 5.4, transgender 4.2, masculine 3.1"),
     "Sexual Orientation": ("6.67", "gay 14.8, lesbian 4.3, lgbt 4.0, lgbtq 3.6, queer 3.5"),
@@ -44,8 +44,6 @@ PAPER_LANGUAGES = {
 
 Columns = Mapping[str, CorpusCounts]
 """What was counted, by source; all sources together last, if there are several."""
-
-Axes = Mapping[str, IdentityAxis]
 
 
 def size_table(columns: Columns) -> list[str]:
@@ -70,20 +68,14 @@ def pronoun_table(columns: Columns) -> list[str]:
     return _table(columns, rows)
 
 
-def axis_table(columns: Columns, axes: Axes) -> list[str]:
+def axis_table(columns: Columns, axes: Iterable[str]) -> list[str]:
     """Table 9b, how many documents have a term of each axis."""
-    rows = []
-    for name, axis in axes.items():
-        paper, _ = PAPER_AXES.get(name, ("", ""))
-        rows.append((quote(name), paper, *_any(columns, name)))
-        if axis.ambiguous:
-            family = with_ambiguous(name, axis)
-            rows.append((f"- {quote(family.removeprefix(f'{name}, '))}", "", *_any(columns, family)))
+    rows = [(quote(name), PAPER_AXES.get(name, ("", ""))[0], *_any(columns, name)) for name in axes]
     return _table(columns, rows)
 
 
-def term_table(columns: Columns, axes: Axes) -> list[str]:
-    """Table 9b, the terms that most documents of each axis have."""
+def term_table(columns: Columns, axes: Iterable[str]) -> list[str]:
+    """Table 9b, the terms that most documents of each axis have, but for ambiguous ones."""
     rows = [
         (quote(name), PAPER_AXES.get(name, ("", ""))[1], *(_top_terms(one, name) for one in columns.values()))
         for name in axes
@@ -132,7 +124,8 @@ def _any(columns: Columns, family: str) -> Iterator[str]:
 
 
 def _top_terms(counts: CorpusCounts, axis: str) -> str:
-    terms = top_groups(counts.mentions, axis, size=TOP)
+    found = top_groups(counts.mentions, axis, size=TOP + len(AMBIGUOUS))
+    terms = [term for term in found if term not in AMBIGUOUS][:TOP]
     within = _shares(counts, axis, terms).within
     return ", ".join(f"{quote(term)} {100 * share:.1f}" for term, share in within.items())
 

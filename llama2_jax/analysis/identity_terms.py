@@ -8,9 +8,9 @@ facebookresearch/ResponsibleNLP.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llama2_jax.analysis.demographics import WORD, Families, fold
 from llama2_jax.data.records import DataError, check
@@ -22,19 +22,12 @@ PAPER_AXES = {
     "race_ethnicity": "Race and Ethnicity",
     "religion": "Religion",
 }
-AMBIGUOUS = frozenset({"straight", "white", "black"})  # mostly not said of people
+AMBIGUOUS = frozenset({"straight", "white", "black"})  # mostly not said of people: not among the top terms
 TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')  # or a text, which is kept
 
 
-class IdentityAxis(NamedTuple):
-    """The terms that count, and those of the file that do not because they are ambiguous."""
-
-    terms: frozenset[str]
-    ambiguous: frozenset[str]
-
-
-def read_identity_axes(path: str | Path) -> dict[str, IdentityAxis]:
-    """Axes by name: the paper's five of a file that has them all, else every axis of the file.
+def read_identity_axes(path: str | Path) -> dict[str, frozenset[str]]:
+    """The terms of each axis: the paper's five of a file that has them all, else every axis of the file.
 
     Terms that stand in both are left to Sexual Orientation and taken from Gender and Sex.
 
@@ -45,22 +38,12 @@ def read_identity_axes(path: str | Path) -> dict[str, IdentityAxis]:
     if set(PAPER_AXES) <= set(axes):
         axes = {PAPER_AXES[key]: axes[key] for key in PAPER_AXES}
         axes["Gender and Sex"] -= axes["Sexual Orientation"]
-    return {name: IdentityAxis(terms - AMBIGUOUS, terms & AMBIGUOUS) for name, terms in axes.items()}
+    return axes
 
 
-def identity_families(axes: dict[str, IdentityAxis]) -> Families:
-    """A family per axis, of which every term is a group; one more where ambiguous terms were taken out."""
-    families = {}
-    for name, axis in axes.items():
-        families[name] = {term: frozenset({term}) for term in axis.terms}
-        if axis.ambiguous:
-            families[with_ambiguous(name, axis)] = {"": axis.terms | axis.ambiguous}
-    return families
-
-
-def with_ambiguous(name: str, axis: IdentityAxis) -> str:
-    """Name of the family of all terms of an axis."""
-    return f"{name}, {' and '.join(sorted(axis.ambiguous))} included"
+def identity_families(axes: Mapping[str, frozenset[str]]) -> Families:
+    """A family per axis, of which every term is a group."""
+    return {name: {term: frozenset({term}) for term in terms} for name, terms in axes.items()}
 
 
 def _read(path: Path) -> dict[str, frozenset[str]]:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from llama2_jax.analysis.demographics import Mention, mention_finder
-from llama2_jax.analysis.identity_terms import IdentityAxis, identity_families, read_identity_axes
+from llama2_jax.analysis.identity_terms import identity_families, read_identity_axes
 from llama2_jax.data.records import DataError
 
 # the form of HolisticBias, with its commas; the terms of the axes are few and our own choice
@@ -20,33 +20,27 @@ NESTED = """{
 }"""
 
 
-def axis(*terms: str, ambiguous: tuple[str, ...] = ()) -> IdentityAxis:
-    return IdentityAxis(frozenset(terms), frozenset(ambiguous))
-
-
 def test_the_five_axes_of_the_paper_in_the_form_of_holistic_bias(tmp_path):
     path = tmp_path / "descriptors.json"
     path.write_text(NESTED, encoding="utf-8")
     assert read_identity_axes(path) == {
-        "Gender and Sex": axis("female"),  # what Sexual Orientation has too is gone
-        "Sexual Orientation": axis("queer", "lgbt", "gay", ambiguous=("straight",)),
-        "Nationality": axis("american"),
-        "Race and Ethnicity": axis("african-american", 'say ",]" again', ambiguous=("black", "white")),
-        "Religion": axis("bahá'í"),
+        "Gender and Sex": {"female"},  # what Sexual Orientation has too is gone
+        "Sexual Orientation": {"queer", "lgbt", "gay", "straight"},
+        "Nationality": {"american"},
+        "Race and Ethnicity": {"black", "african-american", "white", 'say ",]" again'},
+        "Religion": {"bahá'í"},
     }
 
 
 def test_lists_of_ones_own(tmp_path):
     path = tmp_path / "terms.json"
     path.write_text(json.dumps({"Handedness": ["left-handed", "Left-handed "], "age": ["old"]}))
-    assert read_identity_axes(path) == {"Handedness": axis("left-handed"), "age": axis("old")}
+    assert read_identity_axes(path) == {"Handedness": {"left-handed"}, "age": {"old"}}
 
 
-def test_documents_of_an_axis_with_and_without_its_ambiguous_terms():
-    find = mention_finder(identity_families({"race": axis("asian", "latin", ambiguous=("white",))}))
-    both = "race, white included"
-    assert find("White paint") == {Mention(both)}
-    assert find("Latin on white") == {Mention("race"), Mention("race", "latin"), Mention(both)}
+def test_every_term_is_of_its_axis():
+    find = mention_finder(identity_families({"race": frozenset({"asian", "latin", "white"})}))
+    assert find("Latin on white") == {Mention("race"), Mention("race", "latin"), Mention("race", "white")}
     assert find("paint") == set()
 
 

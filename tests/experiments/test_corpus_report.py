@@ -4,8 +4,10 @@ from collections import Counter
 import pytest
 
 from experiments.corpus_report import named_files, sample
-from experiments.corpus_tables import language_table
+from experiments.corpus_tables import axis_table, language_table, term_table
 from llama2_jax.analysis.corpus import CorpusCounts, together
+from llama2_jax.analysis.demographics import mention_finder
+from llama2_jax.analysis.identity_terms import identity_families
 from llama2_jax.config import ConfigError
 from llama2_jax.data.records import DataError
 from tests.experiments.runs import run_program, write_lines
@@ -54,9 +56,9 @@ def test_tables_by_hand(tmp_path, flags):
         "| - 2nd | 61.80 | 0.00 | 100.00 | 33.33 |",
         "| - 3rd | 93.07 | 100.00 | 0.00 | 66.67 |",
         "| nationality | | 66.67 | 0.00 | 50.00 |",
-        "| orientation | | 0.00 | 0.00 | 0.00 |",
-        "| - straight included | | 33.33 | 0.00 | 25.00 |",
+        "| orientation | | 33.33 | 0.00 | 25.00 |",
         "| nationality | | american 100.0 | | american 100.0 |",
+        "| orientation | | | | |",
         "| en | 89.70 | 60.00 | 100.00 | 66.67 |",
         "| de | 0.17 | 20.00 | 0.00 | 16.67 |",
         "| unknown | 8.38 | 20.00 | 0.00 | 16.67 |",
@@ -107,6 +109,17 @@ def test_sources_by_name(tmp_path):
         named_files(["all=a.txt"], field="F")
     with pytest.raises(DataError, match="no file matches"):
         named_files([f"x={tmp_path}/d.txt"], field="F")
+
+
+def test_ambiguous_terms_count_for_their_axis_and_are_not_listed():
+    # three of four documents have a term, and "white" is in as many of these as "latin"
+    texts = ("White paint", "Latin on white", "Latin and Asian", "paint")
+    axes = {"Race": frozenset({"asian", "latin", "white", "black"})}
+    find = mention_finder(identity_families(axes))
+    mentions = Counter(mention for text in texts for mention in find(text))
+    columns = {"web": CorpusCounts(Counter(en=len(texts)), mentions, 0)}
+    assert axis_table(columns, axes)[2:] == ["| Race | | 75.00 |"]
+    assert term_table(columns, axes)[2:] == ["| Race | | latin 66.7, asian 33.3 |"]
 
 
 def test_rare_languages_have_no_row():
