@@ -129,7 +129,7 @@ def grouped(rated: Sequence[Rated]) -> Groups:
         "turns": [("single turn" if number == 1 else "multi turn",) for number in turns],
         "category": [one.item.categories for one in rated],
         "number of turns": [(str(number),) for number in turns],
-        "words of the dialogue": _lengths(rated),
+        "words of prompt and answer": _lengths(rated),
         "system prompt": [(_system_prompt(one.item.with_system),) for one in rated],
     }
     groups: Groups = {}
@@ -152,9 +152,13 @@ def quintiles(values: Sequence[int]) -> dict[int, str]:
 
 
 def _lengths(rated: Sequence[Rated]) -> list[tuple[str, ...]]:
-    """Fifths of the dialogues, each counted once, by their words, those of the system prompt apart."""
+    """Fifths of the dialogues with the answer to them, in comparisons ours, by their words (Figure 31).
+
+    Those of the system prompt do not count, and what is compared with several opponents counts once.
+    """
     dialogues = [
-        tuple(message.content for message in one.item.messages if message.role != "system") for one in rated
+        (*(message.content for message in one.item.messages if message.role != "system"), one.item.answers[0])
+        for one in rated
     ]
     words = {dialogue: sum(len(text.split()) for text in dialogue) for dialogue in dialogues}
     fifths = quintiles(list(words.values()))

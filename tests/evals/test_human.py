@@ -96,7 +96,7 @@ def test_violations_and_mean_rating_by_hand():
 
 def test_groups():
     items = [
-        rated("a", (1,), "one two", categories=("x",)),
+        rated("a", (1,), "one two", categories=("x",), models=("our answer", "theirs is not counted")),
         rated("b", (1,), "one", "two three", "four", categories=("x", "y"), with_system=(True, False)),
         rated("c", (1,), *["word"] * 19, with_system=(True, True)),
     ]
@@ -108,7 +108,8 @@ def test_groups():
         "turns": {"single turn": ["a"], "multi turn": ["b", "c"]},
         "category": {"x": ["a", "b"], "y": ["b"]},
         "number of turns": {"1": ["a"], "2": ["b"], "10": ["c"]},
-        "words of the dialogue": {"2": ["a"], "4": ["b"], "19": ["c"]},
+        # 2 + 2, 4 + 1 and 19 + 1: Figure 31 is of prompt and generation
+        "words of prompt and answer": {"4": ["a"], "5": ["b"], "20": ["c"]},
         "system prompt": {"ours only": ["b"], "with": ["c"], "without": ["a"]},
     }
     assert [list(groups) for groups in grouped(items).values()][2] == ["1", "2", "10"]
