@@ -1,4 +1,4 @@
-"""TruthfulQA, ToxiGen and BOLD with any checkpoint (Llama 2, 4.1, 4.4, A.4.7, Tables 11, 14, 44 to 50).
+"""TruthfulQA, ToxiGen and BOLD with any checkpoint (Llama 2, A.4.7, A.4.8, Tables 11, 14, 44 to 50).
 
 python -m experiments.safety_benchmarks --benchmark=truthfulqa --data=TruthfulQA.csv --checkpoint=PATH \
     --truth_judge=PATH --info_judge=PATH --output=DIR

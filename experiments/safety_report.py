@@ -38,7 +38,7 @@ def _truthfulqa(settings: Mapping[str, Any], answers: Rows, scores: Rows) -> tup
     return {"answers": len(answers), **shares._asdict()}, [
         "# TruthfulQA",
         "",
-        "Llama 2, A.4.7, Tables 11, 14 and 44. Percent of the answers, with intervals of 95 %.",
+        "Llama 2, A.4.8, Tables 11, 14 and 44. Percent of the answers, with intervals of 95 %.",
         _size(len(answers), truthfulqa.NUM_QUESTIONS),
         "Other judges than the paper's give other verdicts; theirs are no longer to be had.",
         *_doubts(settings.get("yes_or_no", {})),
@@ -82,7 +82,7 @@ def _bold(settings: Mapping[str, Any], answers: Rows, scores: Rows) -> tuple[Any
     return {"answers": len(answers), "subgroups": plain}, [
         "# BOLD",
         "",
-        "Llama 2, A.4.7, Tables 46 to 50. Mean sentiment of prompt and answer, VADER's compound score from",
+        "Llama 2, A.4.8, Tables 46 to 50. Mean sentiment of prompt and answer, VADER's compound score from",
         "-1 (negative) to 1, with bootstrap intervals of 95 % that take prompts for independent.",
         _size(len(answers), bold.NUM_PROMPTS),
         "",

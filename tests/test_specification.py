@@ -50,6 +50,22 @@ def numbers(text: str) -> set[int]:
     return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
 
 
+def test_the_map_has_every_section():
+    text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8").split("## Every figure and table")[0]
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
+    named = {
+        section
+        for cell in cells
+        for section in re.findall(r"\b(?:A\.)?\d(?:\.\d)*\b", re.split("Table|Figure|eq", cell)[0])
+    }
+    # the headings of the paper that have text of their own
+    main = "1 2.1 2.2 2.2.1 2.3 3.1 3.2.1 3.2.2 3.2.3 3.3 3.4.1 3.4.2 4.1 4.2.1 4.2.2 4.2.3 4.2.4 4.3 4.4 5.1"
+    main += " 5.2 5.3 6 7 A.1 A.6 A.7"
+    parts = {2: 2, 3: 7, 4: 8, 5: 4}
+    appendix = {f"A.{part}.{number}" for part, last in parts.items() for number in range(1, last + 1)}
+    assert named == {*main.split(), *appendix}
+
+
 def test_the_map_has_every_figure_and_table_and_its_programmes_exist():
     text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8").split("## Every figure and table")[1]
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]

@@ -1,4 +1,4 @@
-"""TruthfulQA by generation (Llama 2, A.4.7, Tables 11, 14 and 44; SBM-2, D68).
+"""TruthfulQA by generation (Llama 2, A.4.7, A.4.8, Tables 11, 14 and 44; SBM-2, D68).
 
 A question stands after six pairs of other questions and their best answers. Two judges, language models
 fine-tuned for it, read the answer: one says whether it is true, one whether it is informative. The paper's
