@@ -13,6 +13,7 @@ Each model reads every comparison in its own chat format:
                     the form of ``llama2_jax/data/pair_scores.py``; ``id`` is the line, from 0, in
                     DIR/sets/SET.jsonl, which a run without models writes
 
+With a helpfulness and a safety model, Figure 32 and Table 35 are of the answers with a safety label (RM-17).
 Scores are kept in DIR/scores/NAME/SET.jsonl: a run that was stopped goes on, and models can be added.
 """
 
@@ -65,30 +66,32 @@ def main() -> None:
         write_preferences(output / "sets" / f"{name}.jsonl", pairs)
     found = {name: given_scores(Path(path), sets) for name, path in paths["scores"].items()}
     versions = {name: f"scores in {path}" for name, path in paths["scores"].items()}
+    kinds: dict[str, str] = {}
     for name, path in (paths["reward_model"] | paths["judge"]).items():
-        versions[name], score = open_scorer(path, template=templates.get(name))
+        versions[name], kinds[name], score = open_scorer(path, template=templates.get(name))
         found[name] = kept_scores(output / "scores" / name, sets, versions[name], score)
     if not found:
         print(f"The sets are in {output / 'sets'}; name models, or score them and give --scores=NAME=FOLDER")
         return
     order = [name for kind in KINDS for name in paths[kind]]
     write_report(
-        output, sets, {name: found[name] for name in order}, {name: versions[name] for name in order}
+        output, sets, {name: found[name] for name in order}, {name: versions[name] for name in order}, kinds
     )
     print(f"{output / 'report.md'} is written")
 
 
-def open_scorer(path: str, *, template: str | None) -> tuple[str, Score]:
-    """A reward model or a chat model as judge: what it is, and how it scores."""
+def open_scorer(path: str, *, template: str | None) -> tuple[str, str, Score]:
+    """A reward model or a chat model as judge: what it is, of which kind, and how it scores."""
     args: Any = flags.FLAGS
     partitioner = tensor_parallel(args.tensor)
     if is_reward_model(path):
         reward_model = load_reward_model(path, template=template, partitioner=partitioner)
         score = functools.partial(score_pairs, reward_model, batch_size=args.batch_size)
-        return f"reward model {reward_model.version}, template {reward_model.template.name}", score
+        version = f"reward model {reward_model.version}, template {reward_model.template.name}"
+        return version, reward_model.kind, score
     judge = load(path, template=template, partitioner=partitioner)
     score = functools.partial(judge_pairs, judge, batch_size=args.batch_size)
-    return f"judge: {model_version(judge)}, template {judge.template.name}", score
+    return f"judge: {model_version(judge)}, template {judge.template.name}", "judge", score
 
 
 def check_names(paths: Mapping[str, Mapping[str, str]], templates: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""``report.md`` of ``reward_accuracy.py``: reward models by sets of comparisons (Tables 7 and 8, D36)."""
+"""``report.md`` of ``reward_accuracy.py``: reward models by sets of comparisons (Tables 7, 8, 35; RM-17)."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report import percent, points, quote, table, write_report_file
-from llama2_jax.analysis.reward_plots import plot_accuracy
+from llama2_jax.analysis.reward_plots import plot_accuracy, plot_tension
 from llama2_jax.config import require, write_json
 from llama2_jax.data.pair_scores import PairScores, both_sides, read_by_all
-from llama2_jax.data.preferences import RATINGS, Preference
+from llama2_jax.data.preferences import RATINGS, TRACKS, UNSAFE, Preference
 from llama2_jax.evals.intervals import Interval, Share, clustered_mean, share_of
 from llama2_jax.evals.reward_accuracy import accuracy_by, correct, prompts_of
+from llama2_jax.losses.preference import displayed
 
 PAPER_SETS = (
     "Meta Helpful", "Meta Safety", "Anthropic Helpful", "Anthropic Harmless", "OpenAI Summarize",
@@ -29,6 +30,7 @@ PAPER = {
 """Table 7, in percent."""
 
 ALL = "all comparisons"
+EXAMPLES = 3  # of safe and of unsafe answers on which two reward models disagree
 Sets = Mapping[str, Sequence[Preference]]
 
 
@@ -42,14 +44,29 @@ class Results(NamedTuple):
     by_rating: dict[str, dict[str, dict[str, Share]]]
 
 
+class TwoScores(NamedTuple):
+    """An answer with a safety label, and what a safety and a helpfulness model give it, from 0 to 1."""
+
+    prompt: str
+    answer: str
+    is_unsafe: bool
+    safety: float
+    helpfulness: float
+
+
 def write_report(
-    output: Path, sets: Sets, scores: Mapping[str, Mapping[str, PairScores]], versions: Mapping[str, str]
+    output: Path,
+    sets: Sets,
+    scores: Mapping[str, Mapping[str, PairScores]],
+    versions: Mapping[str, str],
+    kinds: Mapping[str, str],
 ) -> None:
-    """Write ``report.md``, ``results.json`` and ``accuracy.png``.
+    """Write ``report.md``, ``results.json``, ``accuracy.png`` and, where it can be drawn, ``tension.png``.
 
     Args:
       scores: of each model, of the sets that it scored.
       versions: what each model is.
+      kinds: what each reward model was trained for.
     """
     results = measure(sets, scores)
     write_json(output / "results.json", {"models": versions, **results._asdict()})
@@ -62,6 +79,7 @@ def write_report(
         *_accuracies(results, sets), "",
         f"Left out, as some model could not read them: {_counts(left_out)}.", "",
         "![accuracy](accuracy.png)", "", *_differences(results), *_ratings(results),
+        *_tension(output, sets, scores, kinds),
         "## The paper's Table 7", "",
         "Of its own models; its sets of Meta are not public, and how it averages is not said (D36).", "",
         *table(("", *PAPER_SETS), [(name, *map(_plain, row)) for name, row in PAPER.items()]), "",
@@ -178,6 +196,67 @@ def _ratings(results: Results) -> list[str]:
     ]
     header = ("set", "model", *(rating.replace("_", " ") for rating in RATINGS))
     return ["## By rating (Table 8)", "", *table(header, rows), ""] if rows else []
+
+
+def _tension(
+    output: Path, sets: Sets, scores: Mapping[str, Mapping[str, PairScores]], kinds: Mapping[str, str]
+) -> list[str]:
+    """Figure 32 and Table 35, by the first model of either kind; nothing without both, or without labels."""
+    names = [next((name for name, kind in kinds.items() if kind == one), "") for one in TRACKS]
+    if not all(names):
+        return []
+    helpfulness, safety = names
+    found = two_scores(sets, safety=scores[safety], helpfulness=scores[helpfulness])
+    if not found:
+        return []
+    title = "Answers with a safety label"
+    plot_tension(
+        output / "tension.png",
+        safety_B=[one.safety for one in found],
+        helpfulness_B=[one.helpfulness for one in found],
+        is_unsafe_B=[one.is_unsafe for one in found],
+        title=title,
+    )
+    rows = [
+        ("unsafe" if one.is_unsafe else "safe", f"{one.safety:.2f}", f"{one.helpfulness:.2f}",
+         quote(one.prompt), quote(one.answer))
+        for one in conflicts(found, count=EXAMPLES)
+    ]  # fmt: skip
+    return [
+        "## Safety against helpfulness (Figure 32)", "",
+        f"{title}, {len(found):,}: scores of {quote(safety)} and {quote(helpfulness)}.", "",
+        "![safety against helpfulness](tension.png)", "",
+        "Where they disagree most: safe answers that do not help, unsafe ones that do (Table 35):", "",
+        *table(("", "safety score", "helpfulness score", "prompt", "answer"), rows), "",
+    ]  # fmt: skip
+
+
+def two_scores(
+    sets: Sets, *, safety: Mapping[str, PairScores], helpfulness: Mapping[str, PairScores]
+) -> list[TwoScores]:
+    """Both scores of every answer whose pair has a safety label, and which both models could read."""
+    return [
+        TwoScores(pair.messages[-1].content, answer, *rest)
+        for name, pairs in sets.items()
+        for number, pair in enumerate(pairs)
+        if pair.safety is not None
+        and (safe := safety[name][number]) is not None
+        and (helpful := helpfulness[name][number]) is not None
+        for answer, *rest in zip(
+            (pair.chosen, pair.rejected),
+            UNSAFE[pair.safety],
+            displayed(safe),
+            displayed(helpful),
+            strict=True,
+        )
+    ]
+
+
+def conflicts(found: Sequence[TwoScores], *, count: int) -> list[TwoScores]:
+    """Of safe answers those whose safety score is the furthest above the other, of unsafe ones below it."""
+    gaps = sorted(found, key=lambda one: one.helpfulness - one.safety)
+    safe, unsafe = ([one for one in gaps if one.is_unsafe == side] for side in (False, True))
+    return [*safe[:count], *unsafe[::-1][:count]]
 
 
 def _share(share: Share | None) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 
 from experiments import reward_accuracy
 from experiments.reward_accuracy import check_names, given_scores, judge_pairs, kept_scores, score_pairs
-from experiments.reward_accuracy_report import ALL, PAPER, measure, write_report
+from experiments.reward_accuracy_report import (
+    ALL,
+    PAPER,
+    TwoScores,
+    conflicts,
+    measure,
+    two_scores,
+    write_report,
+)
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import CHATML, Message
 from llama2_jax.data.preferences import Preference, write_preferences
@@ -72,7 +81,8 @@ def test_table_7_by_hand(tmp_path: Path) -> None:
         UNSURE: (0.5, 2),
     }
     assert found.by_rating["harmless"]["ours"] == {}
-    write_report(tmp_path, SETS, scores, dict.fromkeys(scores, "a | model"))
+    kinds = {"ours": "helpfulness", "other": "safety"}
+    write_report(tmp_path, SETS, scores, dict.fromkeys(scores, "a | model"), kinds)
     report = (tmp_path / "report.md").read_text()
     for text in (
         "helpful, n = 3",
@@ -83,6 +93,40 @@ def test_table_7_by_hand(tmp_path: Path) -> None:
         assert text in report
     assert json.loads((tmp_path / "results.json").read_text())["sizes"] == found.sizes
     assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+    assert not (tmp_path / "tension.png").exists()  # no pair has a safety label
+
+
+LABELLED = {
+    "labelled": [
+        pair("a", track="safety")._replace(safety="chosen_safe"),
+        pair("b", track="safety")._replace(safety="both_unsafe"),
+        pair("c", track="safety")._replace(safety="both_safe"),
+        pair("d"),
+    ]
+}
+HALF, LOW, HIGH = 0.0, -math.log(3), math.log(3)  # raw scores of 1/2, 1/4 and 3/4
+
+
+def test_both_scores_of_labelled_answers_and_where_they_conflict_most(tmp_path: Path) -> None:
+    safety = {"labelled": {0: (HIGH, LOW), 1: (LOW, HALF), 2: None, 3: (HIGH, HIGH)}}
+    helpfulness = {"labelled": {0: (LOW, HALF), 1: (HIGH, HIGH), 2: (LOW, LOW), 3: (LOW, LOW)}}
+    found = two_scores(LABELLED, safety=safety, helpfulness=helpfulness)
+    expected = [
+        ("a", "reads", False, 0.75, 0.25),
+        ("a", "a letter.", True, 0.25, 0.5),
+        ("b", "reads", True, 0.25, 0.75),
+        ("b", "a letter.", True, 0.5, 0.75),
+    ]
+    assert [one[:3] for one in found] == [one[:3] for one in expected]
+    np.testing.assert_allclose([one[3:] for one in found], [one[3:] for one in expected])
+    exact = [TwoScores(*one) for one in expected]
+    assert conflicts(exact, count=2) == [exact[0], exact[2], exact[3]]  # of the gaps 1/4, 1/2, 1/4 the last
+    kinds = {"H": "helpfulness", "S": "safety"}
+    write_report(tmp_path, LABELLED, {"H": helpfulness, "S": safety}, dict.fromkeys(kinds, "x"), kinds)
+    report = (tmp_path / "report.md").read_text()
+    assert "label, 4: scores of S and H." in report
+    assert "| safe | 0.75 | 0.25 | a | reads |" in report
+    assert (tmp_path / "tension.png").stat().st_size > 5_000
 
 
 def test_a_set_that_some_model_cannot_read_at_all_is_refused() -> None:
@@ -192,7 +236,8 @@ def test_names_and_kinds_are_checked_before_anything_is_scored(tmp_path: Path) -
 @functools.cache
 def set_file() -> Path:
     path = runs.scratch() / "accuracy_set.jsonl"
-    write_preferences(path, [*SETS["helpful"], pair("[INST] x"), pair("<|im_start|> x")])
+    own = [*SETS["helpful"], pair("[INST] x"), pair("<|im_start|> x")]
+    write_preferences(path, [one._replace(safety="both_safe") for one in own])
     return path
 
 
@@ -205,16 +250,18 @@ def test_one_command_makes_the_table(tmp_path: Path) -> None:
     runs.write_lines(tmp_path / "given" / "own.jsonl", rows)
     done = runs.run_program(
         "experiments.reward_accuracy", f"--set=own={set_file()}", f"--reward_model=Ours={ours}",
-        f"--reward_model=Folder={folder}", f"--scores=GPT={tmp_path / 'given'}",
-        f"--output={tmp_path / 'out'}",
+        f"--reward_model=Folder={folder}", f"--reward_model=Help={saved_reward_model('helpfulness', 4)}",
+        f"--scores=GPT={tmp_path / 'given'}", f"--output={tmp_path / 'out'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["accuracy"]["Ours"] == found["accuracy"]["Folder"]  # the same weights
     assert found["accuracy"]["GPT"]["own"]["value"] == 1
-    assert list(found["models"]) == ["Ours", "Folder", "GPT"]
+    assert list(found["models"]) == ["Ours", "Folder", "Help", "GPT"]
     assert found["models"]["Folder"].endswith("template llama2")  # scores of another are not taken for these
     # only what is a marker in a model's own format is not read
     assert found["sizes"] == {"own": 5}
-    assert "1 of own" in (tmp_path / "out" / "report.md").read_text()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "1 of own" in report
+    assert "label, 10: scores of Ours and Help." in report
     assert len(runs.read_lines(tmp_path / "out" / "sets" / "own.jsonl")) == 6
