@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict({"compute_dtype": "bfloat16", "attention_impl": "auto"})
 
-    # one answer per prompt, with the same seed for all versions
+    # one answer per prompt, with the same seed for all versions; not in the paper, but for the 1000 of HUM-4
     config.sampling = ConfigDict({"max_new_tokens": 1000, "temperature": 1.0, "top_p": 0.9, "top_k": 0})
     config.batch_size = 64  # answers sampled together
     config.seed = 0

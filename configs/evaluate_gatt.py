@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.constraint_turns = 3
     config.eval.attention_turns = 6
 
+    # greedy, so that a version has one answer; not in the paper
     config.sampling = ConfigDict({"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "top_k": 0})
     config.batch_size = 50  # dialogues answered together
     config.mesh = sampling_mesh()
