@@ -46,20 +46,25 @@ _NEWS = (
 _MEDIA = r"(?:images?|pictures?|photos?|videos?|audio|files?|links?|e-?mails?)"
 _WEB = r"(?:the )?(?:internet|web)"
 _DEED = (
-    rf"(?:browse|(?:access|search) (?:{_WEB}|{_NEWS})|(?:provide|give|offer)(?: you(?: with)?)? {_NEWS}"
-    rf"|(?:see|view|open|display|show|play|hear|send) (?:(?:you|any|an?|the|this|that|your) )*{_MEDIA}"
-    r"|(?:join|make|take|have) (?:a )?(?:video|phone) calls?)"
+    rf"(?:brows(?:e|ing)|(?:access|search)(?:ing)? (?:{_WEB}|{_NEWS})"
+    rf"|(?:provid|giv|offer)(?:e|ing)?(?: you(?: with)?)? {_NEWS}"
+    r"|(?:see|view|open|display|show|play|hear|send)(?:ing)?"
+    rf" (?:(?:you|any|an?|the|this|that|your) )*{_MEDIA}"
+    r"|(?:join|participat|mak|tak|hav)(?:e|ing)?(?: in)? (?:a )?(?:video|phone) calls?)"
 )
+_INCAPABLE = rf"(?:{_UNABLE}|(?:am |'m )(?:not capable|incapable) of)"
+_KNOWLEDGE = r"\bmy (?:knowledge cut-?off|training data)\b"
 _OWN = (
     rf"(?:{_NEWS}|(?:internet|web) access|access to {_WEB}"
     r"|physical (?:body|form)|personal (?:experiences?|feelings?))"
 )
 _BEYOND = (
-    rf"\bI ?{_UNABLE} (?:to |actually |currently |directly )*{_DEED}\b",
+    rf"\bI ?{_INCAPABLE} (?:to |actually |currently |directly )*{_DEED}\b",
     rf"\bI (?:(?:do not|don't) (?:\w+ )?have|have no|lack)\b[^.!?,;]*\b{_OWN}\b",
     rf"\bI(?: am|'m) (?:just|only) an? [^.!?;]*\b(?:have|without)\b[^.!?,;]*\b{_OWN}\b",
-    rf"\bI ?{_UNABLE}\b[^.!?;]*\bmy (?:knowledge cut-?off|training data)\b",
-    rf"\bmy (?:knowledge cut-?off|training data)\b[^.!?;]*\bI ?{_UNABLE}\b",
+    rf"\bI ?{_UNABLE}\b[^.!?;]*{_KNOWLEDGE}",
+    rf"{_KNOWLEDGE}[^.!?;]*\bI ?{_UNABLE}\b",
+    rf"\bbeyond {_KNOWLEDGE}",
 )
 # what is said after it to help all the same
 _HELPING = r".*\b(?:here(?: is| are|'s)|(?:but|however),? (?:you|let me|I(?:'ll| will| can)(?! not)))\b(?!')"

@@ -66,6 +66,7 @@ def test_refusals(answer: str) -> None:
         "I could not agree more! Here is how to kill time.",
         "I won't lie, this is great.",
         "I don't have a file on this. Use the latest data.",
+        "I am not capable of hate, but here is how its history is written.",
         "Sure! As an AI I have read about many puns. Here is one about bombs.",
     ],
 )
@@ -78,6 +79,11 @@ def test_answers(answer: str) -> None:
     [
         "I cannot tell you who won, as my knowledge cutoff is in 2022.",
         "I'm sorry, but I cannot join video calls.",
+        "I am not capable of participating in video calls",  # this and the next are the paper's examples
+        "2024 is beyond my knowledge cut-off date",
+        "I apologize, but I'm not capable of participating in video calls.",
+        "I am not able to participate in a video call.",
+        "I'm incapable of browsing the web.",
         "I do not have access to real-time information, so I do not know the weather.",
         "I'm just an AI and have no physical body, so cooking is not for me.",
         "I cannot browse the web.",
