@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.report import settings_table, table, write_report_file
 from llama2_jax.config import read_json, write_json
@@ -11,29 +11,36 @@ from llama2_jax.evals.benchmarks import SUITES, Benchmark, by_size, group_means
 from llama2_jax.model.config import PAPER_SIZES
 
 
+class Result(NamedTuple):
+    """Of one benchmark."""
+
+    percent: float
+    questions: int
+
+
 def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
     """Write ``report.md`` and ``results.json`` from the results of lm_eval in the folders ``names``."""
     found = {name: read_json(output / name / "results.json") for name in names}
     settings = read_json(output / "config.json")
     ours = {
-        benchmark: 100 * result(benchmark, found[benchmark.name])
+        benchmark: result(benchmark, found[benchmark.name])
         for benchmark in itertools.chain(*SUITES.values())
         if benchmark.name in found
     }
-    means = group_means({benchmark.name: value for benchmark, value in ours.items()})
-    write_json(
-        output / "results.json", {"benchmarks": {b.name: value for b, value in ours.items()}, "groups": means}
-    )
+    percents = {benchmark.name: one.percent for benchmark, one in ours.items()}
+    means = group_means(percents)
+    write_json(output / "results.json", {"benchmarks": percents, "groups": means})
     lines = ["# Academic benchmarks", ""]
     lines += settings_table(settings)
     lines += [*_beside_the_paper(ours), *_groups(means), *_all_metrics(found)]
     write_report_file(output, lines)
 
 
-def result(benchmark: Benchmark, found: dict[str, Any]) -> float:
-    """The benchmark's metric as a share, over the questions of all its tasks."""
+def result(benchmark: Benchmark, found: dict[str, Any]) -> Result:
+    """The benchmark's metric over the questions of all its tasks."""
     values = [found["results"][task][benchmark.metric] for task in benchmark.tasks]
-    return by_size(values, [_questions(found, task, benchmark.metric) for task in benchmark.tasks])
+    sizes = [_questions(found, task, benchmark.metric) for task in benchmark.tasks]
+    return Result(100 * by_size(values, sizes), sum(sizes))
 
 
 def _questions(found: dict[str, Any], task: str, metric: str) -> int:
@@ -43,20 +50,29 @@ def _questions(found: dict[str, Any], task: str, metric: str) -> int:
     return sum(_questions(found, part, metric) for part in found["group_subtasks"][task])
 
 
-def _beside_the_paper(ours: dict[Benchmark, float]) -> list[str]:
+def _beside_the_paper(ours: dict[Benchmark, Result]) -> list[str]:
     if not ours:
         return []
     header = (
         "group",
         "benchmark",
         "shots",
+        "questions",
         "here",
         *(f"Llama 2 {size.upper()}" for size in PAPER_SIZES),
         "differs from the paper",
     )
     rows = [
-        (b.group, b.name, str(b.shots), f"{value:.1f}", *map(str, b.published), b.note)
-        for b, value in ours.items()
+        (
+            b.group,
+            b.name,
+            str(b.shots),
+            f"{one.questions:,}",
+            f"{one.percent:.1f}",
+            *map(str, b.published),
+            b.note,
+        )
+        for b, one in ours.items()
     ]
     return [
         "",
