@@ -39,6 +39,7 @@ class Results(NamedTuple):
 
     sizes: dict[str, int]  # comparisons of each set that all its models could read
     accuracy: dict[str, dict[str, Share]]
+    tied: dict[str, dict[str, Share]]  # comparisons with equal scores, which count as half right
     mean_of_sets: dict[str, float]  # each set counted once, of models that scored every set
     difference: dict[str, dict[str, Interval]]  # to the first model, on the same comparisons
     by_rating: dict[str, dict[str, dict[str, Share]]]
@@ -78,7 +79,7 @@ def write_report(
         "those comparisons count that every model which scored it could read.", "",
         *_accuracies(results, sets), "",
         f"Left out, as some model could not read them: {_counts(left_out)}.", "",
-        "![accuracy](accuracy.png)", "", *_differences(results), *_ratings(results),
+        "![accuracy](accuracy.png)", "", *_ties(results, sets), *_differences(results), *_ratings(results),
         *_tension(output, sets, scores, kinds),
         "## The paper's Table 7", "",
         "Of its own models; its sets of Meta are not public, and how it averages is not said (D36).", "",
@@ -107,16 +108,27 @@ def measure(sets: Sets, scores: Mapping[str, Mapping[str, PairScores]]) -> Resul
     }
     for own in complete.values():
         own[ALL] = np.concatenate(list(own.values()))
+    tied = {
+        model: {name: (right_B == 0.5).astype(np.float64) for name, right_B in own.items()}
+        for model, own in right.items()
+    }
     return Results(
         {name: len(own) for name, own in kept.items()},
-        {
-            model: {name: share_of(right_B, prompts[name]) for name, right_B in own.items()}
-            for model, own in right.items()
-        },
+        _shares(right, prompts),
+        _shares(tied, prompts),
         mean_of_sets,
         _to_first(right, prompts),
         {name: _by_rating(name, pairs, scores, kept[name], prompts[name]) for name, pairs in sets.items()},
     )
+
+
+def _shares(
+    cases: Mapping[str, Mapping[str, np.ndarray]], prompts: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Share]]:
+    return {
+        model: {name: share_of(cases_B, prompts[name]) for name, cases_B in own.items()}
+        for model, own in cases.items()
+    }
 
 
 def _to_first(
@@ -171,6 +183,19 @@ def _accuracies(results: Results, sets: Sets) -> list[str]:
         for model, own in results.accuracy.items()
     ]  # fmt: skip
     return table(header, rows)
+
+
+def _ties(results: Results, sets: Sets) -> list[str]:
+    rows = [
+        (quote(model), *(_share(own.get(name)) for name in (*sets, ALL)))
+        for model, own in results.tied.items()
+    ]
+    return [
+        "Comparisons to whose answers a model gave equal scores:",
+        "",
+        *table(("", *map(quote, sets), ALL), rows),
+        "",
+    ]
 
 
 def _differences(results: Results) -> list[str]:

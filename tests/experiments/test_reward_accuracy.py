@@ -68,6 +68,12 @@ def test_table_7_by_hand(tmp_path: Path) -> None:
         "other": {"helpful": third(2 / 3), "harmless": 0.25, ALL: third(2.5 / 5)},
         "part": {"helpful": third(0.5 / 3)},
     }
+    tied = {model: {name: own.value for name, own in shares.items()} for model, shares in found.tied.items()}
+    assert tied == {
+        "ours": {"helpful": 0, "harmless": 0.5, ALL: third(1 / 5)},
+        "other": {"helpful": 0, "harmless": 0.5, ALL: third(1 / 5)},
+        "part": {"helpful": third(1 / 3)},
+    }
     # D36: pairs count once, or sets do
     assert found.mean_of_sets == {"ours": third((2 / 3 + 3 / 4) / 2), "other": third((2 / 3 + 1 / 4) / 2)}
     assert found.difference["other"]["harmless"].value == -0.5
@@ -88,6 +94,7 @@ def test_table_7_by_hand(tmp_path: Path) -> None:
         "helpful, n = 3",
         "| other | 66.7 % [",
         "1 of helpful, 0 of harmless",
+        "| part | 33.3 % [2.8, 89.6] | - | - |",
         "| GPT-4 | 58.6 | 58.1 | - |",
     ):
         assert text in report
