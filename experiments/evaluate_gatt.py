@@ -319,7 +319,9 @@ def _accuracy_cell(row: TurnAccuracy) -> str:
 
 def _constraint_cell(shares: Mapping[str, Any]) -> str:
     both = shares["instructed"], shares["not_instructed"]
-    return ", ".join(percent(Interval.of(one)) for one in both) if all(both) else "no answer fits the context"
+    if not all(both):
+        return "no answer fits the context"
+    return ", ".join(f"{percent(Interval.of(one))} of {one['answers']}" for one in both)
 
 
 if __name__ == "__main__":

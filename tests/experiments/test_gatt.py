@@ -231,6 +231,12 @@ def test_after_an_empty_answer_the_rest_counts_as_wrong(
     for constraint in found["unseen_constraints"].values():
         assert constraint["instructed"]["answers"] == 8
         assert constraint["instructed"]["value"] == 0
+    kept = "0.0 % [0.0, "
+    report = (tmp_path / "run" / "report.md").read_text()
+    constraints = report.split("(GATT-7)")[1].split("## Attention")[0]
+    rows = [row for row in constraints.splitlines() if kept in row]
+    assert len(rows) == len(evaluate_gatt.CONSTRAINTS)
+    assert all(row.count("] of 8") == 4 for row in rows)  # two models, with the instruction and without
 
 
 def test_answers_to_one_message_go_together() -> None:
