@@ -76,13 +76,13 @@ def _check_config(config: Any) -> None:
 
 def _check_inputs(config: Any) -> None:
     """Files that a stage will want hours from now, while nothing has been done yet."""
+    prompts = {}
     for name in _prompt_files(config):
         path = operator.attrgetter(name)(config)
         require(bool(path), f"config.{name} is empty; name a file of prompts")
         require(Path(path).is_file(), f"config.{name} = {path} is no file")
-        read_prompts(path)
-    prompts = read_prompts(config.evaluate_chat.prompts)
-    sets = prompt_sets(prompts, config.evaluate_chat.borderline_family)
+        prompts[name] = read_prompts(path)
+    sets = prompt_sets(prompts["evaluate_chat.prompts"], config.evaluate_chat.borderline_family)
     require(
         len(sets.axes) == 2,
         f"config.evaluate_chat.prompts = {config.evaluate_chat.prompts} has {len(sets.helpfulness)} prompts "
