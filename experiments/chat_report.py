@@ -1,11 +1,12 @@
 """``report.md`` of versions of a chat model: win rates, rewards, and the same prompts through all of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.chat_judges import CRITERIA, TRUTH, scored_tracks
 from experiments.chat_versions import PromptSets, Versions
-from experiments.report import percent, quote, table, write_report_file
+from experiments.report import percent, points, quote, table, write_report_file
 from llama2_jax.analysis.reward_plots import plot_tension
 from llama2_jax.analysis.rlhf_plots import VersionPoint, plot_distributions, plot_win_rates
 from llama2_jax.analysis.safety_plots import plot_score_change
@@ -123,10 +124,17 @@ def _flat(found: dict[str, Any]) -> dict[str, Interval]:
 def _measures(versions: dict[str, dict[str, Interval]]) -> list[str]:
     """One column per version, one row per measure."""
     rows = [
-        (measure.replace("_", " "), *(percent(found[measure]) for found in versions.values()))
+        _measure_row(measure, [found[measure] for found in versions.values()])
         for measure in next(iter(versions.values()))
     ]
     return table(("", *versions), rows)
+
+
+def _measure_row(measure: str, values: Sequence[Interval]) -> tuple[str, ...]:
+    name = measure.replace("_", " ")
+    if measure.endswith("_change"):  # a difference of shares
+        return (f"{name} in points", *map(points, values))
+    return (name, *map(percent, values))
 
 
 def transcripts(versions: Versions, count: int) -> list[str]:

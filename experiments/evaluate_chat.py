@@ -45,6 +45,8 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     paths = named_paths(config.versions, field="config.versions")
+    for path in paths.values():
+        checkpoint_kind(path)  # refuses what is none now, and not once others have answered
     prompts = read_prompts(config.prompts)
     if config.truth == "simulated":
         for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled

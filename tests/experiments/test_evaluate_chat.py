@@ -9,12 +9,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import evaluate_chat as configs
-from experiments import evaluate_chat
+from experiments import chat_report, evaluate_chat
 from experiments.chat_judges import by_truth, truth_of
 from experiments.chat_versions import prompt_sets
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
+from llama2_jax.evals.intervals import Interval
+from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import save_native
 from llama2_jax.rlhf import archive
@@ -261,6 +263,24 @@ def test_change_of_false_refusals_is_paired() -> None:
     # alike everywhere: Wilson's end of 0 of 41, z^2 / (41 + z^2)
     width = 1.959964**2 / (41 + 1.959964**2)
     assert found["before"]["false_refusals_change"] == pytest.approx((0.0, -width, width))
+
+
+def test_a_change_of_a_share_is_reported_in_points() -> None:
+    measures = {
+        "false_refusals": Interval(0.25, 0.2, 0.3),
+        "false_refusals_change": Interval(-0.04, -0.1, 0.02),
+    }
+    assert chat_report._measures({"V1": measures})[2:] == [
+        "| false refusals | 25.0 % [20.0, 30.0] |",
+        "| false refusals change in points | -4.0 [-10.0, +2.0] |",
+    ]
+
+
+def test_a_later_version_that_is_no_checkpoint_is_refused_before_the_first_answers(tmp_path: Path) -> None:
+    config = config_of(versions=(f"first={saved_policy()}", f"second={tmp_path / 'nowhere'}"))
+    with pytest.raises(FormatError, match="nowhere does not exist"):
+        evaluate_chat.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "answers").exists()
 
 
 def test_prompts_are_split_by_what_they_measure() -> None:
