@@ -32,7 +32,7 @@ from llama2_jax.data.jsonl import parse_rows
 from llama2_jax.data.records import text_of
 from llama2_jax.evals.chat_text import chat_text, encode_text
 from llama2_jax.evals.math_problems import READERS, Problem, read_problems
-from llama2_jax.evals.text_completion import complete_until
+from llama2_jax.evals.text_completion import Completion, complete_until
 from llama2_jax.evals.tools import TOOLS, Tools, Transcript, is_at_call, make_tools, system_prompt, use_tools
 from llama2_jax.generate.decode import check_prompts
 from llama2_jax.generate.sampling import SamplingConfig
@@ -121,10 +121,10 @@ def transcripts(
     """Greedy answers to dialogues, with the calls of ``tools`` carried out."""
     sampling = SamplingConfig(max_new_tokens, temperature=0.0)
 
-    def write(begun: Mapping[int, str]) -> dict[int, str]:
+    def write(begun: Mapping[int, str]) -> dict[int, Completion]:
         prompts = {i: _ids(loaded, dialogues[i], text) for i, text in begun.items()}
         fitting = {i: ids for i, ids in prompts.items() if len(ids) < loaded.config.max_context}
-        texts = complete_until(
+        completions = complete_until(
             loaded,
             list(fitting.values()),
             sampling,
@@ -132,7 +132,7 @@ def transcripts(
             seeds=[0] * len(fitting),
             batch_size=batch_size,
         )
-        return dict(zip(fitting, texts, strict=True))
+        return dict(zip(fitting, completions, strict=True))
 
     return use_tools(write, len(dialogues), tools, max_calls=max_calls)
 

@@ -6,6 +6,7 @@ is left out: it separates the two, and metrics compare literally.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from llama2_jax.data.chat import stop_ids
 from llama2_jax.data.tokenizer import text_after
@@ -13,6 +14,13 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.generate.until import generate_until
 from llama2_jax.pretrained import LoadedModel
 from llama2_jax.shapes import filled
+
+
+class Completion(NamedTuple):
+    """What the model wrote after a prompt, and whether it ended by itself."""
+
+    text: str
+    stopped: bool
 
 
 def complete_before(
@@ -25,7 +33,7 @@ def complete_before(
     batch_size: int,
 ) -> list[str]:
     """What the model writes after each prompt, before the first of ``until``; else as ``complete_until``."""
-    texts = complete_until(
+    completions = complete_until(
         loaded,
         prompts,
         sampling,
@@ -33,7 +41,10 @@ def complete_before(
         seeds=seeds,
         batch_size=batch_size,
     )
-    return [text[: min((text.find(stop) for stop in until if stop in text), default=None)] for text in texts]
+    return [
+        text[: min((text.find(stop) for stop in until if stop in text), default=None)]
+        for text, _ in completions
+    ]
 
 
 def complete_until(
@@ -44,7 +55,7 @@ def complete_until(
     is_complete: Callable[[str], bool],
     seeds: Sequence[int],
     batch_size: int,
-) -> list[str]:
+) -> list[Completion]:
     """What the model writes after each prompt, ended soon after ``is_complete`` says so of it.
 
     Args:
@@ -56,13 +67,13 @@ def complete_until(
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate_until``.
     """
-    texts: list[str] = []
+    completions: list[Completion] = []
     for first in range(0, len(prompts), batch_size):
         chosen = range(len(prompts))[first : first + batch_size]
         numbers = filled(chosen, batch_size)
         batch, own_seeds = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
-        texts += _complete_batch(loaded, batch, sampling, is_complete, own_seeds)[: len(chosen)]
-    return texts
+        completions += _complete_batch(loaded, batch, sampling, is_complete, own_seeds)[: len(chosen)]
+    return completions
 
 
 def _complete_batch(
@@ -71,8 +82,9 @@ def _complete_batch(
     sampling: SamplingConfig,
     is_complete: Callable[[str], bool],
     seeds: Sequence[int],
-) -> list[str]:
+) -> list[Completion]:
     tokenizer = loaded.require_tokenizer()
+    stops = stop_ids(tokenizer, loaded.template)
     after_space = [tokenizer.decode(list(prompt))[-1:].isspace() for prompt in prompts]
 
     def text(row: int, ids: list[int]) -> str:
@@ -85,7 +97,11 @@ def _complete_batch(
         prompts,
         sampling,
         is_complete=lambda row, ids: is_complete(text(row, ids)),
-        stop_ids=stop_ids(tokenizer, loaded.template),
+        stop_ids=stops,
         seeds=seeds,
     )
-    return [text(row, ids) for row, ids in enumerate(made)]
+    stopped = [bool(ids) and ids[-1] in stops for ids in made]
+    return [
+        Completion(text(row, ids[:-1] if ended else ids), ended)
+        for row, (ids, ended) in enumerate(zip(made, stopped, strict=True))
+    ]

@@ -43,7 +43,9 @@ OUTCOMES = ("ok", "malformed", "unknown tool", "unknown result", "error")
 """What can become of a call; a query that the search does not know is a ``TOOL_ERROR``."""
 OK, MALFORMED, UNKNOWN_TOOL, UNKNOWN_RESULT, TOOL_ERROR = OUTCOMES
 
-ANSWERED, CALL_LIMIT, NO_ROOM = "answered", "limit of calls", "beyond the context"
+ENDS = ("answered", "cut off", "limit of calls", "beyond the context")
+"""How an answer can end; one that is cut off has reached the most new tokens, or the context."""
+ANSWERED, CUT_OFF, CALL_LIMIT, NO_ROOM = ENDS
 
 Tools = Mapping[str, Callable[[str], str]]
 """Name to what it does with a query; raises ``ToolError``."""
@@ -65,7 +67,7 @@ class Transcript(NamedTuple):
 
     text: str = ""
     calls: tuple[Call, ...] = ()
-    end: str = ""  # ``ANSWERED``, ``CALL_LIMIT`` or ``NO_ROOM``; "" is not yet over
+    end: str = ""  # one of ``ENDS``; "" is not yet over
 
     @property
     def unfinished_calls(self) -> int:
@@ -156,13 +158,18 @@ def _inserted(result: str) -> str:
 
 
 def use_tools(
-    write: Callable[[Mapping[int, str]], Mapping[int, str]], count: int, tools: Tools, *, max_calls: int
+    write: Callable[[Mapping[int, str]], Mapping[int, tuple[str, bool]]],
+    count: int,
+    tools: Tools,
+    *,
+    max_calls: int,
 ) -> list[Transcript]:
     """``count`` answers, with each call's result put in where the model stopped for it.
 
     Args:
-      write: from what the answer i has so far to how the model goes on, at least up to its next call; an
-        answer for which the context has no room is not among them. Called again for those that called.
+      write: from what the answer i has so far to how the model goes on, at least up to its next call, and
+        whether it ended there by itself; an answer for which the context has no room is not among them.
+        Called again for those that called.
       max_calls: a call beyond ends an answer, without a result.
     """
     found = [Transcript()] * count
@@ -170,17 +177,17 @@ def use_tools(
         written = write(begun)
         for i in begun:
             if i in written:
-                found[i] = _continued(found[i], written[i], tools, max_calls=max_calls)
+                found[i] = _continued(found[i], *written[i], tools, max_calls=max_calls)
             else:
                 found[i] = found[i]._replace(end=NO_ROOM)
     return found
 
 
-def _continued(one: Transcript, written: str, tools: Tools, *, max_calls: int) -> Transcript:
+def _continued(one: Transcript, written: str, stopped: bool, tools: Tools, *, max_calls: int) -> Transcript:
     """The transcript with what was written next and, if that came to a call, its result."""
     at = CALL.search(written)
     if at is None:
-        return one._replace(text=one.text + written, end=ANSWERED)
+        return one._replace(text=one.text + written, end=ANSWERED if stopped else CUT_OFF)
     text = one.text + written[: at.end()]  # what the model made up behind the arrow is dropped
     if len(one.calls) == max_calls:
         return one._replace(text=text, end=CALL_LIMIT)
@@ -198,5 +205,5 @@ def call_counts(transcripts: Sequence[Transcript]) -> dict[str, Any]:
         **{outcome: sum(call.outcome == outcome for call in calls) for outcome in OUTCOMES},
         "unfinished": sum(one.unfinished_calls for one in transcripts),
         "answers_left_to_a_result": sum(one.is_a_result for one in transcripts),
-        "ends": {end: sum(one.end == end for one in transcripts) for end in (ANSWERED, CALL_LIMIT, NO_ROOM)},
+        "ends": {end: sum(one.end == end for one in transcripts) for end in ENDS},
     }

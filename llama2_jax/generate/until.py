@@ -28,7 +28,7 @@ def generate_until(
     Args:
       is_complete: whether row i (the first argument) needs no more than the ids it has made (the second);
         asked after every 16 tokens, so that up to 15 ids may follow what it waited for.
-      stop_ids: as of ``generate``; the id that ended a row is not part of the result.
+      stop_ids: as of ``generate``; the one that ended a row is its last.
 
     Raises:
       PromptError, ConfigError, LogitsError: as ``generate``.
@@ -51,8 +51,4 @@ def generate_until(
         if ended_B.all():
             break
         state = state._replace(stopped_B=ended_B)
-    return [_without_end(ids[: sampling.max_new_tokens], stop_ids) for ids in made]
-
-
-def _without_end(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    return ids[:-1] if ids and ids[-1] in stop_ids else ids
+    return [ids[: sampling.max_new_tokens] for ids in made]

@@ -146,7 +146,7 @@ def test_completions_end_before_the_first_stop_text(batch_size):
 
 
 def test_the_stop_text_that_comes_first_ends_a_completion_in_whatever_order_they_are_given(monkeypatch):
-    monkeypatch.setattr(text_completion, "complete_until", lambda *_, **__: ["a\nQ: b\n\nc"])
+    monkeypatch.setattr(text_completion, "complete_until", lambda *_, **__: [("a\nQ: b\n\nc", True)])
     asked = requests("generate_until", ("x", {"until": ["\n\n", "Q:", "\n"], "max_gen_toks": 8}))
     assert harness().generate_until(asked, disable_tqdm=True) == ["a"]
 

@@ -9,12 +9,12 @@ BOTH = make_tools(["SEARCH", "CALCULATOR"], {"Height of Mount Arlen?": "1,200 m"
 
 
 def scripted(*scripts: list[str]):
-    """A model whose answer i goes on with the next text of script i."""
+    """A model whose answer i goes on with the next text of script i, and ends there by itself."""
     asked = []
 
     def write(begun):
         asked.append(dict(begun))
-        return {i: scripts[i].pop(0) for i in begun if scripts[i]}
+        return {i: (scripts[i].pop(0), True) for i in begun if scripts[i]}
 
     return write, asked
 
@@ -116,6 +116,14 @@ def test_a_result_is_the_answer_where_the_model_says_no_number() -> None:
     assert Transcript(f"{call.text} error\n", (failed,), tools.ANSWERED).answer == ""
 
 
+def test_an_answer_that_is_cut_off_has_not_answered_and_is_not_left_to_a_result() -> None:
+    written = [("CALL_API_1: CALCULATOR | 5+3 ->", False), ("The number of pens that Ann has", False)]
+    [found] = use_tools(lambda begun: {i: written.pop(0) for i in begun}, 1, BOTH, max_calls=2)
+    assert (found.end, found.last_result) == (tools.CUT_OFF, "8")
+    assert found.answer == "The number of pens that Ann has"
+    assert tools.call_counts([found])["ends"]["cut off"] == 1
+
+
 def test_a_result_that_the_answer_names_stands_in_its_place() -> None:
     write, _ = scripted(["CALL_API_1: CALCULATOR | 5 * 8 ->", "The answer is result_1, not <result_2>."])
     (one,) = use_tools(write, 1, BOTH, max_calls=1)
@@ -137,7 +145,7 @@ def test_a_call_without_an_arrow_is_counted_and_no_part_of_the_answer() -> None:
     assert counts == {
         "answers_with_a_call": 1, "calls": 1, "ok": 1, "malformed": 0, "unknown tool": 0, "unknown result": 0,
         "error": 0, "unfinished": 1, "answers_left_to_a_result": 0,
-        "ends": {"answered": 2, "limit of calls": 0, "beyond the context": 0},
+        "ends": {"answered": 2, "cut off": 0, "limit of calls": 0, "beyond the context": 0},
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from experiments import tool_use
 from llama2_jax.answers import model_version
 from llama2_jax.data.chat import Message, encode_prompt
 from llama2_jax.evals import tools
+from llama2_jax.evals.text_completion import Completion
 from llama2_jax.evals.tools import Call, Transcript, make_tools
 from llama2_jax.pretrained import for_decoding, load, save_native
 from tests.experiments import runs
@@ -51,7 +52,9 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_a_report(tmp_path: Path) -> N
     assert [(row["id"], row["expected"], row["model"]) for row in rows[1:]] == [
         (n, n, first["model"]) for n in (1, 2)
     ]
-    assert all(row[way]["end"] == "answered" for row in rows for way in ("with_tools", "without_tools"))
+    # the other two are random weights, which do not end within 8 tokens
+    ends = [[row[way]["end"] for way in ("with_tools", "without_tools")] for row in rows]
+    assert ends == [["answered", "answered"], ["cut off", "cut off"], ["cut off", "cut off"]]
     found = json.loads((output / "results.json").read_text())
     assert (found["problems"], found["only_with_tools"], found["only_without_tools"]) == (3, 1, 0)
     assert (found["calls"]["answers_with_a_call"], found["calls"]["ok"]) == (1, 1)
@@ -83,7 +86,7 @@ def test_the_model_writes_and_a_full_context_ends_its_answer(monkeypatch) -> Non
         texts = [loaded.require_tokenizer().decode(prompt) for prompt in prompts]
         read.extend(text.partition("[/INST] ")[2] for text in texts)
         assert is_complete("CALL_API_1: CALCULATOR | 4/2 ->")
-        return ["CALL_API_1: CALCULATOR | 4/2 ->"] * len(prompts)
+        return [Completion("CALL_API_1: CALCULATOR | 4/2 ->", False)] * len(prompts)
 
     monkeypatch.setattr(tool_use, "complete_until", complete_until)
     length = len(tool_use._ids(loaded, DIALOGUE, "CALL_API_1: CALCULATOR | 4/2 -> 2\n"))
