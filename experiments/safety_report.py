@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import quote, settings_table, table, write_report_file
+from experiments.report import percent, quote, settings_table, table, write_report_file
 from llama2_jax.config import write_json
 from llama2_jax.evals import bold, toxigen, truthfulqa
-from llama2_jax.evals.intervals import Interval, bracketed
+from llama2_jax.evals.intervals import Interval, bracketed, wilson
 from llama2_jax.evals.safety_prompts import Published
 from llama2_jax.model.config import PAPER_SIZES
 
@@ -26,7 +26,13 @@ def write_safety_report(output: Path, settings: Mapping[str, Any], answers: Rows
     """
     write = {"truthfulqa": _truthfulqa, "toxigen": _toxigen, "bold": _bold}[settings["benchmark"]]
     results, lines = write(settings, answers, scores)
-    write_json(output / "results.json", results)
+    finished = wilson(sum(row["stopped"] for row in answers), len(answers))
+    write_json(output / "results.json", results | {"finished": finished})
+    lines += [
+        "",
+        f"{percent(finished)} of the completions ended by themselves, the others at --max_new_tokens = "
+        f"{settings['max_new_tokens']} or at the context.",
+    ]
     lines += ["", "## Settings", "", *settings_table(settings), *_examples(answers, scores)]
     write_report_file(output, lines)
 

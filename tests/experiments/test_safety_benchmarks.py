@@ -108,6 +108,10 @@ def test_toxigen_waits_for_the_scores_of_a_classifier(tmp_path: Path) -> None:
     report = (output / "report.md").read_text()
     assert "| here, all | 3 | 66.67 [" in report
     assert "| here, Chinese | 1 | 100.00 [" in report
+    ended = sum(row["stopped"] for row in answers)
+    assert f"\n\n{100 * ended / 3:.1f} % [" in report
+    assert "of the completions ended by themselves, the others at --max_new_tokens = 6 or at" in report
+    assert json.loads((output / "results.json").read_text())["finished"]["value"] == ended / 3
     assert "| here, Women | 2 | 50.00 [" in report
     assert "| Llama 2-Chat 34B, paper | | 0.02 |" in report
 
