@@ -14,7 +14,7 @@ from llama2_jax.model.config import PAPER_SIZES
 class Result(NamedTuple):
     """Of one benchmark."""
 
-    percent: float
+    percent: float | None  # None of no question
     questions: int
 
 
@@ -28,7 +28,7 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
         if benchmark.name in found
     }
     percents = {benchmark.name: one.percent for benchmark, one in ours.items()}
-    means = group_means(percents)
+    means = group_means({name: value for name, value in percents.items() if value is not None})
     write_json(output / "results.json", {"benchmarks": percents, "groups": means})
     lines = ["# Academic benchmarks", ""]
     lines += settings_table(settings)
@@ -37,10 +37,13 @@ def write_benchmark_report(output: Path, names: Sequence[str]) -> None:
 
 
 def result(benchmark: Benchmark, found: dict[str, Any]) -> Result:
-    """The benchmark's metric over the questions of all its tasks."""
-    values = [found["results"][task][benchmark.metric] for task in benchmark.tasks]
+    """The benchmark's metric over the questions of all its tasks.
+
+    It may be of none of them, as F1 of a few questions of QuAC on which people do not agree.
+    """
+    values = [found["results"][task].get(benchmark.metric, 0.0) for task in benchmark.tasks]
     sizes = [_questions(found, task, benchmark.metric) for task in benchmark.tasks]
-    return Result(100 * by_size(values, sizes), sum(sizes))
+    return Result(100 * by_size(values, sizes) if any(sizes) else None, sum(sizes))
 
 
 def _questions(found: dict[str, Any], task: str, metric: str) -> int:
@@ -68,7 +71,7 @@ def _beside_the_paper(ours: dict[Benchmark, Result]) -> list[str]:
             b.name,
             str(b.shots),
             f"{one.questions:,}",
-            f"{one.percent:.1f}",
+            "-" if one.percent is None else f"{one.percent:.1f}",
             *map(str, b.published),
             b.note,
         )

@@ -6,9 +6,9 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from experiments import evaluate_benchmarks
-from experiments.benchmark_report import result
+from experiments.benchmark_report import result, write_benchmark_report
 from experiments.evaluate_benchmarks import Asking, Run, check_origin, chosen_runs, evaluate, open_tasks
-from llama2_jax.config import ConfigError
+from llama2_jax.config import ConfigError, write_json
 from llama2_jax.evals.benchmarks import AGIEVAL, BENCHMARKS, SUITES
 from llama2_jax.pretrained import LoadedModel, load
 from tests.experiments import runs
@@ -187,3 +187,22 @@ def test_tasks_of_one_benchmark_are_weighted_by_their_questions() -> None:
     }
     agieval = next(benchmark for benchmark in BENCHMARKS if benchmark.tasks == AGIEVAL)
     assert result(agieval, found) == (pytest.approx(100 * 651 / 2546), 2546)
+
+
+def test_a_metric_of_no_question_is_no_result(tmp_path: Path) -> None:
+    quac, boolq = (next(one for one in BENCHMARKS if one.name == name) for name in ("QuAC", "BoolQ"))
+    for benchmark, metric in ((quac, "f1_of_all,none"), (boolq, "acc,none")):
+        (task,) = benchmark.tasks
+        found = {
+            "results": {task: {metric: 0.25}},
+            "n-metric": {task: {metric: 1}},
+            "n-shot": {task: 0},
+        }
+        write_json(tmp_path / benchmark.name / "results.json", found)
+    write_json(tmp_path / "config.json", {"limit": 1})
+    write_benchmark_report(tmp_path, ["QuAC", "BoolQ"])
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept == {"benchmarks": {"QuAC": None, "BoolQ": 25.0}, "groups": {}}
+    report = (tmp_path / "report.md").read_text()
+    assert "| QuAC | 0 | 0 | - | 39.4 |" in report
+    assert "| BoolQ | 0 | 1 | 25.0 | 77.4 |" in report
