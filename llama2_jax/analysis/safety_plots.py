@@ -49,7 +49,7 @@ def plot_by_share(
                     color=colour,
                     mfc="none",
                     alpha=0.5,
-                    label=f"{name}, the paper",
+                    label="the paper" if len(curves) == 1 else f"{name}, the paper",
                 )
         axes.set_xticks(places, names)
         axes.set(title=title, xlabel="share of the safety data", ylabel=label)
