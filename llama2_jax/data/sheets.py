@@ -63,8 +63,11 @@ def read_sheet(path: str | Path, shown: Sequence[Mapping[str, str]], filled_in: 
     """The rows of a filled sheet, in the order of ``shown``; ";" or tabs may stand between its cells.
 
     Raises:
-      DataError: no CSV in UTF-8, no such columns, or rows that are missing, unknown, twice or changed.
+      DataError: no sheet, no CSV in UTF-8, no such columns, or rows that are missing, unknown, twice or
+      changed.
     """
+    if not is_there(path):
+        raise DataError(f"{path} does not exist, nor any part of it; put the filled sheet there")
     columns = (*shown[0], *filled_in)
     name = columns[0]
     rows = [row for part in _parts(Path(path)) for row in _csv_rows(part, columns)]

@@ -87,6 +87,14 @@ def test_a_shared_sheet_comes_back_in_parts(sheet):
         read_sheet(sheet, SHOWN, ("mark",))
 
 
+def test_a_sheet_that_did_not_come_back_is_named(sheet):
+    sheet.unlink()
+    with pytest.raises(
+        DataError, match=r"sheet.csv does not exist, nor any part of it; put the filled sheet"
+    ):
+        read_sheet(sheet, SHOWN, ("mark",))
+
+
 def test_a_column_stands_for_values(sheet):
     rows = [{**row, "mark": mark} for row, mark in zip(read(sheet), ("1", " B ", "b"), strict=True)]
     write(sheet, rows[::-1])
