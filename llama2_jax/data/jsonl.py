@@ -45,9 +45,10 @@ def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
       DataError: a line that is not a JSON object, or that ``parse`` refuses with a ValueError or KeyError
         (file, line, reason); no file, or no line at all.
     """
-    rows = [record.parsed(parse) for file in expand_paths(paths) for record in json_lines(file)]
+    files = expand_paths(paths)
+    rows = [record.parsed(parse) for file in files for record in json_lines(file)]
     if not rows:
-        raise DataError(f"{paths} has no rows")
+        raise DataError(f"{', '.join(map(str, files))} has no rows")
     return rows
 
 

@@ -44,6 +44,14 @@ def test_bad_lines_are_named(tmp_path, content, message):
         read_rows(path)
 
 
+def test_files_without_a_row_are_named(tmp_path):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text("\n")
+    with pytest.raises(DataError, match=rf"^{paths[0]}, {paths[1]} has no rows"):
+        read_rows(paths)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no file matches .*none\.jsonl"):
         read_rows(tmp_path / "none.jsonl")
