@@ -171,6 +171,8 @@ def unit_mean(values: Sequence[float] | np.ndarray) -> Interval:
     """A mean of values in [0, 1] with its percentile bootstrap interval, of ``RESAMPLES`` draws.
 
     Where all values are alike the bootstrap would have no width; then Wilson's is taken, as of a share.
+    Of few values it is too narrow: of 3, 5, 10 and 30 ratings from 1 to 5 it holds the mean about 78, 82, 90
+    and 94 times of 100.
 
     Raises:
       ConfigError: no value, or one outside [0, 1].

@@ -102,6 +102,14 @@ def test_a_mean_of_equal_values_is_not_certain() -> None:
     assert unit_mean([0.5] * 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
 
 
+def test_a_mean_of_few_values_is_less_sure_than_its_interval_says() -> None:
+    chances, ratings = np.array([0.12, 0.1, 0.2, 0.31, 0.27]), np.arange(5) / 4
+    rng = np.random.default_rng(0)
+    found = [unit_mean(rng.choice(ratings, 5, p=chances)) for _ in range(150)]
+    covered = np.mean([one.low <= chances @ ratings <= one.high for one in found])
+    assert covered == pytest.approx(0.82, abs=3 * (0.82 * 0.18 / 150) ** 0.5)  # by numpy alone, 4,000 draws
+
+
 def test_groups_of_one_are_independent_cases() -> None:
     values, groups = np.repeat([1.0, 0.0], [300, 100]), [str(i) for i in range(400)]
     assert clustered_share(values, groups) == pytest.approx(wilson(300, 400), abs=1e-4)
