@@ -62,7 +62,12 @@ def row_keys(seeds_B: jax.Array, index: jax.Array) -> jax.Array:
 
     A row's randomness therefore does not depend on its neighbours or its place in the batch.
     """
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), index))(seeds_B)
+
+    def key(seed: jax.Array) -> jax.Array:
+        # threefry, whatever jax's default is: under vmap rbg draws all rows from the first key
+        return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
+
+    return jax.vmap(key)(seeds_B)
 
 
 def sample(

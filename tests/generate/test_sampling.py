@@ -154,6 +154,19 @@ def test_of_equally_likely_tokens_one_candidate_is_the_first(changes):
     assert (np.asarray(drawn) == 0).all()
 
 
+def test_a_row_draws_by_its_own_seed_whatever_generator_is_the_default():
+    numbers = SamplingConfig(temperature=1.0, top_p=1.0).numbers
+
+    def tokens(*seeds):
+        logits_BV = jnp.zeros((len(seeds), 4096))
+        return sample(logits_BV, row_keys(jnp.array(seeds, jnp.uint32), 0), numbers)[0].tolist()
+
+    wanted = tokens(5, 6)
+    with jax.default_prng_impl("rbg"):  # as JAX_DEFAULT_PRNG_IMPL may say
+        assert tokens(5, 6) == wanted
+        assert [*tokens(5), *tokens(6)] == wanted
+
+
 def test_draws_of_one_row_at_successive_tokens_are_independent():
     # the share of equal neighbours is the collision probability of the distribution
     first, second = draw("plain", index=0)[0], draw("plain", index=1)[0]
