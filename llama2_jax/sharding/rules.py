@@ -47,13 +47,18 @@ REPLICATED_IF_ONE = frozenset("BT")
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """A mesh and a preset: answers "where does this tensor live?"."""
+    """A mesh and a preset: answers "where does this tensor live?".
+
+    On one device every preset becomes ``single``, so that a program compiled under one serves all.
+    """
 
     mesh: Mesh
     preset: str = "fsdp"
 
     def __post_init__(self) -> None:
         require_choice("mesh.preset", self.preset, PRESETS)
+        if self.mesh.size == 1:
+            object.__setattr__(self, "preset", "single")
         preset = PRESETS[self.preset]
         rules = (*preset.parameters.values(), *preset.activations.values())
         used = {axis for axes in rules for axis in axes}

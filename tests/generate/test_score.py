@@ -8,11 +8,11 @@ from llama2_jax.config import ConfigError
 from llama2_jax.generate import score as score_module
 from llama2_jax.generate.decode import LogitsError, PromptError, generate, stream
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.generate.score import CHUNK, _next_scores, score, score_continuations
-from llama2_jax.model.transformer import abstract_params
-from llama2_jax.sharding.mesh import MeshConfig
+from llama2_jax.generate.score import CHUNK, _next_logprobs, _next_scores, score, score_continuations
+from llama2_jax.model.transformer import Transformer, abstract_params
+from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
-from llama2_jax.sharding.rules import make_partitioner
+from llama2_jax.sharding.rules import PRESETS, Partitioner, make_partitioner
 from tests.model import numpy_llama, tiny
 
 ROWS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 64, 2, 30)]
@@ -32,6 +32,14 @@ def test_the_batch_size_does_not_matter():
     alone = score(tiny.MODEL, tiny.params(), ROWS, batch_size=2)
     for found, wanted in zip(score(tiny.MODEL, tiny.params(), ROWS, batch_size=8), alone, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_on_one_device_the_presets_share_one_compiled_program():
+    one, compiled = make_mesh(MeshConfig("single")), _next_logprobs._cache_size()
+    for partitioner in (Partitioner(one, preset) for preset in PRESETS):
+        params = place_tree(partitioner, tiny.params())
+        score(Transformer(tiny.CONFIG, partitioner), params, ROWS[:1], batch_size=3)
+    assert _next_logprobs._cache_size() == compiled + 1
 
 
 CONTEXTS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 60)]

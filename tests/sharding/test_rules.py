@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 from llama2_jax.config import ConfigError
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import check_batch_size
-from llama2_jax.sharding.rules import PRESETS, Partitioner, make_partitioner, parameter_dims
+from llama2_jax.sharding.rules import PRESETS, Partitioner, make_partitioner, parameter_dims, single_device
 
 MESH = make_mesh(MeshConfig(fsdp=2, tensor=4))
 PARTITIONER = Partitioner(MESH, "fsdp_tensor")
@@ -94,6 +94,13 @@ def test_a_batch_that_cannot_be_split_says_which_multiple_to_use():
         check_batch_size(PARTITIONER, 12, accumulation_steps=4)
     words = ["data.batch_size = 12", "8", "data*fsdp = 2", "accumulation_steps = 4", "multiple of 8"]
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_one_device_every_preset_is_single(preset):
+    one = Partitioner(make_mesh(MeshConfig(preset="single")), preset)
+    assert one == single_device()
+    assert one.activation("BTV", (8, 4, 56)).spec == PartitionSpec(None, None, None)
 
 
 def test_constrain_is_a_no_op_on_one_device():
