@@ -216,8 +216,8 @@ def project(
     """The last ``contract`` dims of ``x`` (B, T, ...) times the first of ``weight``, in the dtype of ``x``.
 
     Rows are flattened to one 2-D product where a device holds whole rows: XLA:CPU would copy and
-    transpose the operands of the weight gradient otherwise (a quarter of the time of the layer). XLA:TPU
-    would where they are.
+    transpose the operands of the weight gradient otherwise (a quarter of the time of the layer), and in
+    bfloat16 it has no such product unless a sum over devices follows. XLA:TPU would where they are.
 
     Args:
       outputs_first: with the last of ``weight``. Where rows are few, as when decoding, XLA:CPU takes

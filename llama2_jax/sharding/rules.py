@@ -188,6 +188,10 @@ class Partitioner:
         devices = self.mesh.devices.reshape(data * fsdp, 1, *rest)
         return dataclasses.replace(self, mesh=Mesh(devices, self.mesh.axis_names))
 
+    def one_device(self) -> "Partitioner":
+        """The first device alone, for code that ``map_shards`` runs: its arrays are what one device holds."""
+        return dataclasses.replace(self, mesh=Mesh(self.mesh.devices[:1, :1, :1, :1], self.mesh.axis_names))
+
     @property
     def replicated(self) -> NamedSharding:
         """The same value on every device."""

@@ -104,7 +104,7 @@ def loss_sums(model: Transformer, params: Params, batch: TokenBatch, *, loss_chu
     if loss_chunk:
         name = "embedding_VD" if model.config.tie_embeddings else "unembedding_DV"
         return chunked_next_token_sums(
-            functools.partial(head_logits, config=model.config, partitioner=model.partitioner),
+            functools.partial(head_logits, config=model.config, partitioner=model.partitioner.one_device()),
             params[name],
             name.rpartition("_")[2],
             hidden_BTD,

@@ -1,5 +1,6 @@
 """Every preset on eight devices computes what one device computes, and really splits its memory."""
 
+import dataclasses
 import functools
 
 import jax
@@ -71,6 +72,23 @@ def test_loss_and_gradients_equal_one_device(layout):
     wanted, wanted_grads = loss_and_grads("single")
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     tiny.assert_gradients_close(grads, wanted_grads, 1e-5)
+
+
+@pytest.mark.parametrize("layout", ["data2_fsdp2_sequence2", "fsdp2_tensor2_sequence2"])
+def test_in_bfloat16_a_loss_in_chunks_is_the_whole_one_where_devices_share_a_row(layout):
+    part = partitioner(layout)
+    own = Transformer(dataclasses.replace(tiny.CONFIG, compute_dtype="bfloat16"), part)
+    params, batch = place_tree(part, tiny.params()), place_batch(part, BATCH)
+
+    def loss_and_grads_by(chunk):
+        def loss(params):
+            return loss_sums(own, params, batch, loss_chunk=chunk).loss_sum
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (loss, grads), (wanted, wanted_grads) = loss_and_grads_by(8), loss_and_grads_by(0)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    tiny.assert_gradients_close(grads, wanted_grads, 1e-4)
 
 
 def test_the_loss_on_one_device_is_that_of_numpy():
