@@ -18,13 +18,12 @@ from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visit, visits_by_query
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
+from llama2_jax.precision import float32_dot
 
 SHORT = 256  # rows below this length are not worth a loop
 # measured on two CPU cores, see docs/kernels.md
 SMALL_TILES, TILES = Tiles(rows=128, keys=64), Tiles(rows=512, keys=256)
 SMALL = 1024  # rows below this length take small tiles
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class _Call(NamedTuple):
@@ -86,7 +85,7 @@ def _forward(call: _Call, q_BKMH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRang
         peak_KM = jnp.maximum(part.peak_BKM, scores_KMS.max(axis=-1))
         probs_KMS, shrink_KM = jnp.exp(scores_KMS - peak_KM[..., None]), jnp.exp(part.peak_BKM - peak_KM)
         values_KSH = tile.keys(v_BKSH)
-        out_KMH = _dot("KMS,KSH->KMH", probs_KMS.astype(values_KSH.dtype), values_KSH)
+        out_KMH = float32_dot("KMS,KSH->KMH", probs_KMS.astype(values_KSH.dtype), values_KSH)
         new = _Sums(
             peak_KM,
             part.total_BKM * shrink_KM + probs_KMS.sum(axis=-1),
@@ -118,13 +117,17 @@ def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Arra
         keys_KSH, values_KSH = tile.keys(k_BKSH), tile.keys(v_BKSH)
         rows_KMH, d_rows_KMH = tile.rows(q_BKMH), tile.rows(d_out_BKMH)
         probs_KMS = jnp.exp(tile.scores(q_BKMH, k_BKSH) - tile.rows(lse_BKM)[..., None])
-        d_probs_KMS = _dot("KMH,KSH->KMS", d_rows_KMH, values_KSH)
+        d_probs_KMS = float32_dot("KMH,KSH->KMS", d_rows_KMH, values_KSH)
         d_scores_KMS = probs_KMS * (d_probs_KMS - tile.rows(delta_BKM)[..., None])
         d_scores_KMS = d_scores_KMS.astype(values_KSH.dtype)
-        dv_KSH = _dot("KMS,KMH->KSH", probs_KMS.astype(values_KSH.dtype), d_rows_KMH)
+        dv_KSH = float32_dot("KMS,KMH->KSH", probs_KMS.astype(values_KSH.dtype), d_rows_KMH)
         return _Gradients(
-            tile.put_rows(sums.q_BKMH, tile.rows(sums.q_BKMH) + _dot("KMS,KSH->KMH", d_scores_KMS, keys_KSH)),
-            tile.put_keys(sums.k_BKSH, tile.keys(sums.k_BKSH) + _dot("KMS,KMH->KSH", d_scores_KMS, rows_KMH)),
+            tile.put_rows(
+                sums.q_BKMH, tile.rows(sums.q_BKMH) + float32_dot("KMS,KSH->KMH", d_scores_KMS, keys_KSH)
+            ),
+            tile.put_keys(
+                sums.k_BKSH, tile.keys(sums.k_BKSH) + float32_dot("KMS,KMH->KSH", d_scores_KMS, rows_KMH)
+            ),
             tile.put_keys(sums.v_BKSH, tile.keys(sums.v_BKSH) + dv_KSH),
         )
 
@@ -184,7 +187,7 @@ class _Tile:
         )
         index_S = self.key * size + jnp.arange(size)
         is_seen_MS = (index_S >= first_M[:, None]) & (index_S < end_M[:, None])
-        scores_KMS = _dot("KMH,KSH->KMS", self.rows(q_BKMH), self.keys(k_BKSH)) * self.call.scale
+        scores_KMS = float32_dot("KMH,KSH->KMS", self.rows(q_BKMH), self.keys(k_BKSH)) * self.call.scale
         return jnp.where(is_seen_MS, scores_KMS, NEGATIVE)
 
     def _part(self, array: jax.Array, tile: jax.Array, size: int) -> jax.Array:

@@ -21,10 +21,10 @@ from llama2_jax.kernels.flash_tpu import (
     Interpret,
     Ref,
     check_list_bytes,
-    product_precision,
 )
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import LOG2_E, combine, finish
+from llama2_jax.precision import kernel_precision
 
 BLOCK_BYTES = 2**20  # of keys, and of values, per step
 
@@ -199,7 +199,7 @@ def _kernel(
         first = (part * part_blocks + block_ref[part * part_visits + step]) * k.shape[1]
         is_slot = first + jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1), 1) < slots
         v = jnp.where(is_slot, v, jnp.zeros_like(v))
-        precision = product_precision(q.dtype)
+        precision = kernel_precision(q.dtype)
         dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
         scores = dot(q, k, (((2,), (2,)), ((0,), (0,)))) * (scale * LOG2_E)
         scores = jnp.where(mask_ref[...] != 0, scores, NEGATIVE)

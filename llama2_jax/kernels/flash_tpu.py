@@ -39,6 +39,7 @@ from llama2_jax.kernels.ranges import (
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import LOG2_E, finish, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
+from llama2_jax.precision import kernel_precision
 
 LANES = 128
 # Tokens and keys of a tile are multiples of the lanes. With these sizes every kernel in bfloat16 takes less
@@ -248,13 +249,8 @@ class _Step:
         pl.when(self.work == PARTIAL)(lambda: step(True))
 
 
-def product_precision(dtype: Any) -> jax.lax.Precision:
-    """Of the products in a kernel, whatever jax's default says: float32 exactly, less than that as it is."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
 def _dot(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
-    precision = product_precision(a.dtype)
+    precision = kernel_precision(a.dtype)
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 

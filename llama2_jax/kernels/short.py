@@ -14,10 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 from llama2_jax.kernels.ranges import KeyRanges, range_mask
 from llama2_jax.kernels.reference import NEGATIVE
 from llama2_jax.kernels.softmax import finish, start_backward
+from llama2_jax.precision import float32_dot
 
 BLOCK = 64  # queries
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class _Call(NamedTuple):
@@ -68,7 +67,7 @@ def _forward(call: _Call, q_BKGTH: Any, k_BKSH: Any, v_BKSH: Any, ranges: KeyRan
         peak = jnp.maximum(scores.max(axis=-1, keepdims=True), NEGATIVE / 2)
         weights = jnp.exp(scores - peak)
         total = weights.sum(axis=-1, keepdims=True)
-        sums = _dot("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, keys])
+        sums = float32_dot("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, keys])
         out, lse = finish(sums, total, peak)
         outputs.append(out.astype(q_BKGTH.dtype))
         lses.append(lse[..., 0])
@@ -87,13 +86,13 @@ def _backward(call: _Call, residuals: Any, cotangents: tuple[jax.Array, jax.Arra
         queries, d_rows = q_BKGTH[:, :, :, rows], d_out_BKGTH[:, :, :, rows]
         scores = _masked_scores(call, q_BKGTH, k_BKSH, ranges, rows, keys)
         probs = jnp.exp(scores - lse_BKGT[:, :, :, rows, None])
-        d_probs = _dot("BKGTH,BKSH->BKGTS", d_rows, v_BKSH[:, :, keys])
+        d_probs = float32_dot("BKGTH,BKSH->BKGTS", d_rows, v_BKSH[:, :, keys])
         d_scores = (probs * (d_probs - delta_BKGT[:, :, :, rows, None])).astype(v_BKSH.dtype)
-        dv = _dot("BKGTS,BKGTH->BKSH", probs.astype(v_BKSH.dtype), d_rows)
+        dv = float32_dot("BKGTS,BKGTH->BKSH", probs.astype(v_BKSH.dtype), d_rows)
         dv_BKSH = dv_BKSH.at[:, :, keys].add(dv)
-        dk_BKSH = dk_BKSH.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", d_scores, queries))
+        dk_BKSH = dk_BKSH.at[:, :, keys].add(float32_dot("BKGTS,BKGTH->BKSH", d_scores, queries))
         # the scale in float32, see below
-        dq = _dot("BKGTS,BKSH->BKGTH", d_scores, k_BKSH[:, :, keys]) * call.scale
+        dq = float32_dot("BKGTS,BKSH->BKGTH", d_scores, k_BKSH[:, :, keys]) * call.scale
         dqs.append(dq.astype(q_BKGTH.dtype))
     dk_BKSH = (dk_BKSH * call.scale).astype(k_BKSH.dtype)
     return jnp.concatenate(dqs, axis=3), dk_BKSH, dv_BKSH.astype(v_BKSH.dtype), None
@@ -110,5 +109,5 @@ def _masked_scores(
     Scaled in float32: a scaled query in bfloat16 would be rounded a second time.
     """
     mask_BTS = range_mask(KeyRanges(*(array[:, rows] for array in ranges)), keys.stop)
-    scores = _dot("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, keys])
+    scores = float32_dot("BKGTH,BKSH->BKGTS", q_BKGTH[:, :, :, rows], k_BKSH[:, :, keys])
     return jnp.where(mask_BTS[:, None, None], scores * call.scale, NEGATIVE)

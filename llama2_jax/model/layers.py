@@ -12,6 +12,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.model.config import ModelConfig
+from llama2_jax.precision import product_precision
 from llama2_jax.sharding.rules import Partitioner
 
 
@@ -84,7 +85,10 @@ def multiply(
         product is recomputed shortly before or its gradient follows at once. Else it finds the weight
         itself, which takes no memory from the forward pass to the backward pass.
     """
-    return jnp.tensordot(x, weight.astype(x.dtype), contract, preferred_element_type=out_dtype)
+    precision = product_precision(x.dtype)
+    return jnp.tensordot(
+        x, weight.astype(x.dtype), contract, precision=precision, preferred_element_type=out_dtype
+    )
 
 
 def _multiply_forward(
@@ -101,9 +105,10 @@ def _multiply_backward(
     x, weight, like = kept
     d_out = d_out.astype(x.dtype)
     outputs, rows = list(range(contract - weight.ndim, 0)), list(range(x.ndim - contract))
-    d_x = jnp.tensordot(d_out, weight.astype(x.dtype), (outputs, outputs))
+    product = functools.partial(jnp.tensordot, precision=product_precision(x.dtype))
+    d_x = product(d_out, weight.astype(x.dtype), (outputs, outputs))
     # outputs first, then turned, as JAX does: in float32 results stay the same to the bit
-    d_weight = jnp.tensordot(d_out, x, (rows, rows), preferred_element_type=jnp.float32)
+    d_weight = product(d_out, x, (rows, rows), preferred_element_type=jnp.float32)
     d_weight = jnp.moveaxis(d_weight, range(-contract, 0), range(contract))
     return d_x, d_weight.astype(like.dtype)
 
@@ -237,7 +242,12 @@ def project(
         product = multiply(rows, weight.reshape(rows.shape[1], -1), 1, out_dtype, keep_cast)
     elif x.shape[1] == 1:
         weight = weight.astype(x.dtype).reshape(-1, rows.shape[1])
-        turned = jnp.matmul(weight, jax.lax.optimization_barrier(rows.T), preferred_element_type=out_dtype)
+        turned = jnp.matmul(
+            weight,
+            jax.lax.optimization_barrier(rows.T),
+            precision=product_precision(x.dtype),
+            preferred_element_type=out_dtype,
+        )
         product = jax.lax.optimization_barrier(turned).T
     else:
         product = multiply(rows, weight.reshape(-1, rows.shape[1]).T, 1, out_dtype, keep_cast)
