@@ -122,11 +122,14 @@ def _helpfulness(workdir: Path, found: Measured, *, ours: str, rule: str) -> lis
         bars[f"{ours} against {model}"] = overall
         turns = found.groups.get("turns", {})
         bars |= {f"{model}, {name}": own[model] for name, own in turns.items() if model in own}
-    plot_outcomes(workdir / "outcomes.png", bars, title=f"{ours}: wins, ties and losses, by people")
-    panels = {title: _shares(own, "win") for title, own in found.groups.items()}
+    title = f"{ours}: wins, ties and losses, by people"
+    plot_outcomes(workdir / "outcomes.png", {"": bars}, title=title)
+    panels = {
+        grouping: {f"{name}, {model}": one for name, own in groups.items() for model, one in own.items()}
+        for grouping, groups in found.groups.items()
+    }
     if panels:
-        title = f"{ours}: % won, by opponent"
-        plot_panels(workdir / "win_rates.png", panels, list(found.overall), ylabel="% won", title=title)
+        plot_outcomes(workdir / "outcomes_by_group.png", panels, title=title)
     lines = [
         f"# {quote(ours)} compared by people",
         "",
@@ -137,7 +140,7 @@ def _helpfulness(workdir: Path, found: Measured, *, ours: str, rule: str) -> lis
         "",
     ]
     lines += _tables(found, ("against", "n", "win", "tie", "loss", "ties as halves"), _outcome_cells)
-    return [*lines, *(["![by group](win_rates.png)", ""] if panels else [])]
+    return [*lines, *(["![by group](outcomes_by_group.png)", ""] if panels else [])]
 
 
 def _safety(workdir: Path, found: Measured) -> list[str]:

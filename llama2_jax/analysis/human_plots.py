@@ -17,9 +17,26 @@ Panel = Mapping[str, Mapping[str, Share]]
 """Group to model to share; a group may lack models."""
 
 
-def plot_outcomes(path: Path, bars: Mapping[str, Outcomes], *, title: str) -> None:
-    """A bar of wins, ties and losses per line, with the interval of the wins (Figures 1 and 12)."""
-    figure, axes = figures.subplots(figsize=(8, 1.6 + 0.42 * len(bars)))
+def plot_outcomes(path: Path, panels: Mapping[str, Mapping[str, Outcomes]], *, title: str) -> None:
+    """A bar of wins, ties and losses per line, with the interval of the wins (Figures 1, 12, 30 and 31).
+
+    Args:
+      panels: title of each panel, which may be empty, to the name of each line to its outcomes.
+    """
+    heights = [1.2 + 0.42 * len(bars) for bars in panels.values()]
+    figure, rows = figures.subplots(
+        len(panels), figsize=(8, 0.6 + sum(heights)), squeeze=False, sharex=True, height_ratios=heights
+    )
+    for axes, (name, bars) in zip(rows[:, 0], panels.items(), strict=True):
+        _draw_outcomes(axes, bars)
+        axes.set(title=name, xlim=(0, 100))
+    rows[-1, 0].set_xlabel("% of the outcomes; line: 95 % interval of the wins")
+    figure.suptitle(title)
+    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figures.save(figure, path)
+
+
+def _draw_outcomes(axes: Any, bars: Mapping[str, Outcomes]) -> None:
     places = list(range(len(bars)))[::-1]
     ends = [0.0] * len(bars)
     for name, colour in (("win", WIN), ("tie", TIE), ("loss", LOSS)):
@@ -34,16 +51,13 @@ def plot_outcomes(path: Path, bars: Mapping[str, Outcomes], *, title: str) -> No
     lower = [place - 0.24 for place in places]  # below the number
     axes.errorbar(wins, lower, xerr=errors, fmt="none", color="black", linewidth=1, capsize=2)
     axes.set_yticks(places, [f"{name} (n = {one.win.size:,})" for name, one in bars.items()])
-    axes.set(title=title, xlabel="% of the outcomes; line: 95 % interval of the wins", xlim=(0, 100))
     axes.spines[["right", "top"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3)
-    figures.save(figure, path)
 
 
 def plot_panels(
     path: Path, panels: Mapping[str, Panel], models: Sequence[str], *, ylabel: str, title: str
 ) -> None:
-    """Shares of all models by group, a panel per way of grouping (Figures 17 to 19, 30, 31)."""
+    """Shares of all models by group, a panel per way of grouping (Figures 3, 17 to 19)."""
     figure, rows = figures.subplots(len(panels), figsize=(8, 0.6 + 2.8 * len(panels)), squeeze=False)
     for axes, (name, panel) in zip(rows[:, 0], panels.items(), strict=True):
         series = {model: _series(panel, model) for model in models}

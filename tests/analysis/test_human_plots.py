@@ -28,7 +28,7 @@ def test_outcomes_fill_their_bar(tmp_path, figures):
         "a": Outcomes(*map(share, (0.5, 0.3, 0.2, 0.65))),
         "b": Outcomes(*map(share, (0.99, 0.01, 0.0, 1.0))),
     }
-    human_plots.plot_outcomes(tmp_path / "1.png", bars, title="T")
+    human_plots.plot_outcomes(tmp_path / "1.png", {"": bars}, title="T")
     (axes,) = figures[0].axes
     spans = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
     assert spans[::2] == [pytest.approx(one) for one in [(0, 50), (50, 30), (80, 20)]]

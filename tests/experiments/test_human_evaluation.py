@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiments.human_evaluation import make_sheets, report
+from llama2_jax.analysis import figures
 from llama2_jax.config import ConfigError
 from llama2_jax.data.rated_answers import read_rated_answers
 from llama2_jax.data.records import DataError
@@ -50,6 +51,10 @@ def worth(answer: str) -> int:
     return int(answer.removeprefix("worth "))
 
 
+def by_worth(row, rater: str) -> str:
+    return str(4 - (worth(row["A"]) > worth(row["B"])) + (worth(row["A"]) < worth(row["B"])))
+
+
 @pytest.fixture(scope="module")
 def sheets(tmp_path_factory):
     """Ours is worth 3, theirs 1, but for prompts 0 to 2, where it is 5 or 3."""
@@ -73,10 +78,7 @@ def workdir(sheets, tmp_path):
 
 def test_comparisons_end_to_end(workdir):
     workdir /= "helpfulness"
-    fill_in(
-        workdir,
-        lambda row, rater: str(4 - (worth(row["A"]) > worth(row["B"])) + (worth(row["A"]) < worth(row["B"]))),
-    )
+    fill_in(workdir, by_worth)
     report(workdir, rule="majority", weights="quadratic")
     results = json.loads((workdir / "results.json").read_text())
     found = results["overall"]["theirs"]
@@ -91,8 +93,30 @@ def test_comparisons_end_to_end(workdir):
     text = (workdir / "report.md").read_text()
     assert "by the rule majority: the sign of more than half" in text
     assert "| theirs | AC2, quadratic weights, 7 points | 1.000 [1.000, 1.000] |" in text
-    for picture in ("outcomes.png", "win_rates.png"):
+    for picture in ("outcomes.png", "outcomes_by_group.png"):
         assert imread(workdir / picture).shape[2] == 4
+
+
+def test_the_picture_of_groups_shows_losses_too(workdir, monkeypatch):
+    """Who is ahead in a category cannot be told from wins alone (Figures 30 and 31)."""
+    workdir /= "helpfulness"
+    fill_in(workdir, by_worth)
+    drawn, save = {}, figures.save
+
+    def keep(figure, path):
+        drawn[path.name] = figure
+        save(figure, path)
+
+    monkeypatch.setattr(figures, "save", keep)
+    report(workdir, rule="majority", weights="quadratic")
+    (panel,) = [axes for axes in drawn["outcomes_by_group.png"].axes if axes.get_title() == "category"]
+    names = [label.get_text() for label in panel.get_yticklabels()]
+    assert names == ["hateful, theirs (n = 6)", "illicit, theirs (n = 6)"]
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in panel.containers[:3]}
+    # of the hateful prompts, 1, 3 .. 11, the first is lost; of the others 0 is lost and 2 is a tie
+    assert widths["win"] == pytest.approx([500 / 6, 400 / 6])
+    assert widths["tie"] == pytest.approx([0, 100 / 6])
+    assert widths["loss"] == pytest.approx([100 / 6, 100 / 6])
 
 
 def test_safety_end_to_end(workdir):
