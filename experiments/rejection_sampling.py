@@ -262,7 +262,7 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
         pictures.append("![maximum reward by temperature](temperatures.png)")
     if len(rounds) > 1:
         plot_rounds(workdir / "rounds.png", rounds)
-        pictures.append("![reward of the samples of each round](rounds.png)")
+        pictures.append("![helpfulness score of the samples of each round](rounds.png)")
     results = {
         "round": config.round,
         "prompts": len(pool_PC),
@@ -291,22 +291,28 @@ def write_report(workdir: Path, config: Any, picked: Picked) -> None:
 
 
 def by_round(samples: Sequence[Sample], chosen: Mapping[int, float]) -> dict[int, dict[str, float]]:
-    """Expected maximum and median reward of the samples of each round, for as many as all rounds have.
+    """Expected maximum and median helpfulness score of each round's samples, for as many as all rounds have.
+
+    Of prompts for helpfulness alone, as in Figure 26: with those for safety the curves would also follow how
+    many of them a round has.
 
     Args:
       chosen: temperature of rounds where it is known; of others that which most prompts were sampled at, and
         of several, which a search over all prompts leaves, the one with the highest expected maximum.
     """
     pools = {}
-    for number in sorted({sample.round for sample in samples}):
-        drawn = [sample for sample in samples if sample.round == number]
+    helpful = [sample for sample in samples if not sample.prompt.is_safety]
+    for number in sorted({sample.round for sample in helpful}):
+        drawn = [sample for sample in helpful if sample.round == number]
         tried = {
-            temperature: displayed(pool_scores(s for s in drawn if s.temperature == temperature))
+            temperature: displayed(
+                pool_values((s for s in drawn if s.temperature == temperature), _helpfulness)
+            )
             for temperature in sorted({sample.temperature for sample in drawn})
         }
         best = max(tried, key=lambda temperature: (len(tried[temperature]), tried[temperature].max(1).mean()))
         pools[number] = tried[chosen.get(number, best)]
-    count = min(pool.shape[1] for pool in pools.values())
+    count = min((pool.shape[1] for pool in pools.values()), default=0)
     return {
         number: {
             "max": expected_max(pool, count),
@@ -359,6 +365,10 @@ def _examples(drawn: Sequence[Sample], count: int = 4) -> list[str]:
 
 def _reward(sample: Sample) -> float:
     return sample.scores["combined"]
+
+
+def _helpfulness(sample: Sample) -> float:
+    return sample.scores["helpfulness"]
 
 
 if __name__ == "__main__":

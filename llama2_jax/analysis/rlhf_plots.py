@@ -74,13 +74,14 @@ def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, ch
 
 
 def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:
-    """Figure 26: maximum and median reward of ``num_samples`` samples of each round, by one reward model."""
+    """Figure 26: maximum and median score of ``num_samples`` samples of each round, by one reward model."""
     figure, axes = figures.subplots(figsize=(6, 4))
     numbers = sorted(rounds)
     for name, colour in (("max", "tab:blue"), ("median", "tab:orange")):
         label = f"{name} of {rounds[numbers[0]]['num_samples']:.0f}"
         axes.plot(numbers, [rounds[number][name] for number in numbers], "o-", color=colour, label=label)
-    axes.set(title="Reward of the samples of each round", xlabel="round", ylabel="mean reward over prompts")
+    axes.set(title="Samples of each round, prompts for helpfulness", xlabel="round")
+    axes.set(ylabel="helpfulness score, mean over prompts")
     axes.set_xticks(numbers)
     figures.finish(figure, axes, path, loc="best")
 

@@ -215,23 +215,37 @@ def test_last_round_alone(tmp_path: Path) -> None:
         rejection_sampling.run(config, tmp_path / "unfinished")  # and not of those of the round before
 
 
-def test_the_reward_by_round_is_that_of_the_temperature_it_was_sampled_at() -> None:
+def test_the_score_by_round_is_that_of_the_temperature_it_was_sampled_at() -> None:
     """Where a search tried all prompts, counts do not tell which that was."""
-
-    def draw(round: int, temperature: float, scores: Sequence[float]) -> list[Sample]:
-        return [
-            Sample(PROMPTS[i // 2], round, "m", temperature, i % 2, (), "", True, "", {"combined": score}, {})
-            for i, score in enumerate(scores)
-        ]
-
     samples = [
-        *draw(1, 0.7, [0, 0, 0, 0]), *draw(1, 1.0, [1, 0, 1, 0]), *draw(1, 1.3, [9, 9]),  # on one prompt
-        *draw(2, 0.7, [0, 2, 0, 2]), *draw(2, 1.0, [1, 1, 1, 1]),
+        *drawn(1, 0.7, [0, 0, 0, 0]), *drawn(1, 1.0, [1, 0, 1, 0]), *drawn(1, 1.3, [9, 9]),  # on one prompt
+        *drawn(2, 0.7, [0, 2, 0, 2]), *drawn(2, 1.0, [1, 1, 1, 1]),
     ]  # fmt: skip
     found = rejection_sampling.by_round(samples, {2: 1.0})
     one = 1 / (1 + np.exp(-1))
     assert [found[number]["max"] for number in (1, 2)] == pytest.approx([one, one])
     assert found[1]["median"] == pytest.approx((one + 0.5) / 2)
+
+
+def test_the_score_by_round_is_of_prompts_for_helpfulness() -> None:
+    """The second round is as good as the first: what it has more of is prompts for safety (Figure 26)."""
+    first = drawn(1, 1.0, [0, 0]) + drawn(1, 1.0, [9, 9], is_safety=True)
+    second = drawn(2, 1.0, [0, 0]) + drawn(2, 1.0, [9, 9, 9, 9], is_safety=True)
+    found = rejection_sampling.by_round(first + second, {})
+    assert found == {number: {"max": 0.5, "median": 0.5, "num_samples": 2} for number in (1, 2)}
+    assert rejection_sampling.by_round(drawn(1, 1.0, [9, 9], is_safety=True), {}) == {}
+
+
+def drawn(
+    round: int, temperature: float, scores: Sequence[float], *, is_safety: bool = False
+) -> list[Sample]:
+    """Two samples to each prompt; for safety only their combined score is the one given."""
+    prompts = [one for one in PROMPTS if one.is_safety == is_safety]
+    return [
+        Sample(prompts[i // 2], round, "m", temperature, i % 2, (), "", True, "",
+               {"combined": score, "helpfulness": -score if is_safety else score}, {})
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
 
 
 def test_numbers_of_the_report() -> None:
