@@ -116,17 +116,18 @@ def _rows_to_label(asked: Sequence[Sample], labels: Labels) -> list[dict[str, st
 def _draw(workdir: Path, results: dict[str, Any]) -> None:
     """Figures 15 (left) and 33; the distributions of Figure 15 are those of the evaluation."""
     names = list(results["mixtures"])
+    percents = [float(name.removesuffix("%")) for name in names]
     scores = {
         which: Curve(list(own.values()), _paper(which, names)) for which, own in results["reward"].items()
     }
-    plot_by_share(workdir / "rewards.png", names, {"Mean reward": scores}, label="mean reward")
+    plot_by_share(workdir / "rewards.png", percents, {"Mean reward": scores}, label="mean reward")
     rates = {
         f"False refusals, {which} prompts": {
             "here": Curve([found.rate for found in own.values()], _paper(which, names))
         }
         for which, own in results["false_refusals"].items()
     }
-    plot_by_share(workdir / "false_refusals.png", names, rates, label="refused (%)", scale=100)
+    plot_by_share(workdir / "false_refusals.png", percents, rates, label="refused (%)", scale=100)
 
 
 def _paper(which: str, names: Sequence[str]) -> list[float | None]:

@@ -15,7 +15,7 @@ BINS = np.linspace(0, 1, 31)
 
 
 class Curve(NamedTuple):
-    """One measure of every version in order, and where the paper gives it, its values."""
+    """One measure at every share of the data, and where the paper gives it, its values."""
 
     values: Sequence[Range]
     paper: Sequence[float | None]
@@ -23,25 +23,26 @@ class Curve(NamedTuple):
 
 def plot_by_share(
     path: Path,
-    names: Sequence[str],
+    percents: Sequence[float],
     panels: Mapping[str, Mapping[str, Curve]],
     *,
     label: str,
     scale: float = 1.0,
 ) -> None:
-    """Write a PNG with a panel of curves over the versions, evenly spaced (Figures 15 left and 33).
+    """Write a PNG with a panel of curves over the share of the safety data (Figures 15 left and 33).
 
     Args:
+      percents: the shares.
       panels: title -> name of each curve to the curve; the paper's values are drawn hollow.
       label: of the vertical axis; values are multiplied by ``scale``.
     """
     figure, grid = figures.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False)
-    places = np.arange(len(names))
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
             value, errors = figures.error_bars(curve.values, scale=scale)
-            axes.errorbar(places, value, errors, fmt="o-", color=colour, capsize=3, label=name)
-            known = [(i, scale * paper) for i, paper in enumerate(curve.paper) if paper is not None]
+            axes.errorbar(percents, value, errors, fmt="o-", color=colour, capsize=3, label=name)
+            pairs = zip(percents, curve.paper, strict=True)
+            known = [(percent, scale * paper) for percent, paper in pairs if paper is not None]
             if known:
                 axes.plot(
                     *zip(*known, strict=True),
@@ -51,8 +52,7 @@ def plot_by_share(
                     alpha=0.5,
                     label="the paper" if len(curves) == 1 else f"{name}, the paper",
                 )
-        axes.set_xticks(places, names)
-        axes.set(title=title, xlabel="share of the safety data", ylabel=label)
+        axes.set(title=title, xlabel="share of the safety data (%)", ylabel=label)
         axes.set_ylim(bottom=0)
     figures.finish(figure, grid, path, fontsize=8)
 
