@@ -35,7 +35,7 @@ class VersionPoint(NamedTuple):
 
 
 def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Figure 7: expected maximum and median reward of N samples per prompt, the potential gain between."""
+    """Figure 7: expected maximum and median reward of N samples, the gain between; a logarithmic axis."""
     figure, axes = figures.subplots(figsize=(6, 4))
     n = np.arange(1, len(curves["max"]) + 1)
     marker = "o" if len(n) < 40 else None
@@ -47,7 +47,7 @@ def plot_best_of_n(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
         f"gain {gain:+.3f}", (n[-1], (curves["max"][-1] + curves["median"][-1]) / 2), ha="right", va="center"
     )
     axes.set(title="Reward of N samples per prompt", xlabel="N", ylabel="mean reward over prompts")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _logarithmic(axes, len(n))
     figures.finish(figure, axes, path, loc="upper left")
 
 
@@ -60,17 +60,19 @@ def plot_temperatures(path: Path, curves: Mapping[float, Sequence[float]], *, ch
             (2.8, f"{temperature:g} (chosen)") if temperature == chosen else (1.3, f"{temperature:g}")
         )
         axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=width, label=label)
-    longest = max(len(curve) for curve in curves.values())
-    ticks = [
-        n for power in range(1 + int(math.log10(longest))) for n in (10**power, 2 * 10**power, 5 * 10**power)
-    ]
     axes.set(
         title="Maximum reward of N samples by temperature", xlabel="N", ylabel="mean reward over prompts"
     )
-    axes.set_xscale("log")
-    axes.set_xticks([n for n in ticks if n <= longest], labels=[str(n) for n in ticks if n <= longest])
-    axes.minorticks_off()
+    _logarithmic(axes, max(len(curve) for curve in curves.values()))
     figures.finish(figure, axes, path, loc="lower right", title="temperature")
+
+
+def _logarithmic(axes: Any, longest: int) -> None:
+    """An axis of numbers of samples, from 1 to ``longest``, with a tick for every doubling."""
+    ticks = [2**power for power in range(longest.bit_length())]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.minorticks_off()
 
 
 def plot_rounds(path: Path, rounds: Mapping[int, Mapping[str, float]]) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama2_jax.analysis import figures
 from llama2_jax.analysis.rlhf_plots import (
     PPO_PANELS,
     VersionPoint,
@@ -20,6 +21,20 @@ from llama2_jax.analysis.rlhf_plots import (
 def test_density_has_mass_one_even_at_the_ends(values: list[float]) -> None:
     at = np.linspace(0, 1, 2001)
     assert np.trapezoid(_density(np.array(values), at), at) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_numbers_of_samples_are_on_a_logarithmic_axis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in Figures 7 and 8: what the maximum gains by each doubling is seen from its slope."""
+    drawn: list = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    plot_best_of_n(tmp_path / "7.png", {"max": [0.5] * 24, "median": [0.5] * 24})
+    plot_temperatures(tmp_path / "8.png", {1.0: [0.5] * 24}, chosen=1.0)
+    for figure in drawn:
+        (axes,) = figure.axes
+        assert axes.get_xscale() == "log"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "16"]
 
 
 def test_every_picture_is_drawn_also_of_one_thing(tmp_path: Path) -> None:
