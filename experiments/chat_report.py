@@ -1,6 +1,6 @@
 """``report.md`` of versions of a chat model: win rates, rewards, and the same prompts through all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,10 @@ def _measure_row(measure: str, values: Sequence[Interval]) -> tuple[str, ...]:
 
 
 def transcripts(versions: Versions, count: int) -> list[str]:
-    """The same prompts through the versions, as many different families as there are."""
+    """The same prompts through the versions, as many different families as there are.
+
+    With what the reward models give each answer, as in Tables 36 to 38.
+    """
     prompts = [sample.prompt for sample in next(iter(versions.values()))]
     seen: dict[str, int] = {}
     ranks = []
@@ -146,10 +149,19 @@ def transcripts(versions: Versions, count: int) -> list[str]:
         ranks.append(seen.get(prompt.family, 0))
         seen[prompt.family] = ranks[-1] + 1
     chosen = sorted(range(len(prompts)), key=lambda index: ranks[index])[:count]
-    lines = ["## The same prompts through the versions", ""]
+    tracks, lines = scored_tracks(versions), ["## The same prompts through the versions", ""]
     for index in chosen:
         asked = " / ".join(quote(message.content) for message in prompts[index].messages)
         lines += [f"**{asked}** ({prompts[index].family or 'no family'})", ""]
-        lines += [f"- {name}: {quote(answers[index].text)}" for name, answers in versions.items()]
+        lines += [
+            f"- {name}: {quote(answers[index].text)}{_scores(answers[index].scores, tracks)}"
+            for name, answers in versions.items()
+        ]
         lines.append("")
     return lines
+
+
+def _scores(scores: Mapping[str, float], tracks: Sequence[str]) -> str:
+    """Displayed, in brackets; nothing of answers without."""
+    texts = [f"{track} {displayed(scores[track]):.2f}" for track in tracks]
+    return f" ({', '.join(texts)})" if texts else ""

@@ -189,7 +189,12 @@ def _false_refusals(results: dict[str, Any]) -> list[str]:
         *_how_found(results),
     ]
     lines += ["", "![false refusals](false_refusals.png)", ""]
-    return [*lines, "Below, borderline prompts through all models, first those that most of them refuse.", ""]
+    return [
+        *lines,
+        "Below, borderline prompts through all models, first those that most of them refuse, with the scores",
+        "of the answers (Tables 37 and 38). Adversarial ones (Table 36) are in the report of the evaluation.",
+        "",
+    ]
 
 
 def _how_found(results: dict[str, Any]) -> list[str]:

@@ -101,6 +101,19 @@ def test_run_leaves_every_artefact() -> None:
     assert report.count("\n- second: ") == len(PROMPTS)
 
 
+def test_answers_stand_with_their_scores() -> None:
+    """Both, as in Tables 36 to 38, where safety rises with the data and helpfulness falls."""
+    report = (evaluated() / "report.md").read_text()
+    for sample in read_archives([evaluated() / "answers" / "second.jsonl"]):
+        shown = {name: f"{1 / (1 + np.exp(-raw)):.2f}" for name, raw in sample.scores.items()}
+        scores = f"(helpfulness {shown['helpfulness']}, safety {shown['safety']})"
+        asked = f"**{sample.prompt.messages[0].content}**"
+        (line,) = [
+            one for one in report.split(asked)[1].split("\n\n")[1].splitlines() if one.startswith("- second:")
+        ]
+        assert line.endswith(scores)
+
+
 def test_results_are_those_of_the_answers() -> None:
     found = json.loads((evaluated() / "results.json").read_text())
     assert found["prompts"] == {"helpfulness": 2, "safety": 1, "borderline": 1}
