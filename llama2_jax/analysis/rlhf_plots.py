@@ -112,24 +112,27 @@ def plot_win_rates(path: Path, panels: Mapping[str, Sequence[VersionPoint]], *, 
 
 
 def plot_distributions(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Figure 20: the distribution of rewards, one ridge per version, one panel per reward model."""
+    """Figure 20: the distribution of rewards, one ridge per version, one panel per reward model.
+
+    All ridges are equally high: beside a version whose rewards are nearly the same, a tail of low ones, which
+    the figure is about, could not be seen.
+    """
     versions = list(next(iter(panels.values())))
     figure, grid = figures.subplots(
         1, len(panels), figsize=(5 * len(panels), 1.2 + 0.75 * len(versions)), squeeze=False
     )
     at = np.linspace(0, 1, 256)
     for axes, (title, scores) in zip(grid[0], panels.items(), strict=True):
-        densities = {name: _density(displayed(scores[name]), at) for name in versions}
-        highest = max(density.max() for density in densities.values())
         for row, (name, colour) in enumerate(zip(versions, _colours(len(versions)), strict=True)):
-            base, density = len(versions) - 1 - row, 1.4 * densities[name] / highest
-            axes.fill_between(at, base, base + density, color=colour, alpha=0.75, zorder=row)
-            axes.plot(at, base + density, color="white", linewidth=1, zorder=row)
+            base, density = len(versions) - 1 - row, _density(displayed(scores[name]), at)
+            density *= 0.95 / density.max()  # of the space between two rows
+            axes.fill_between(at, base, base + density, color=colour, alpha=0.75)
+            axes.plot(at, base + density, color="white", linewidth=1)
             mean = displayed(scores[name]).mean()
-            axes.plot([mean, mean], [base, base + 0.35], color="black", linewidth=1.2, zorder=row)
+            axes.plot([mean, mean], [base, base + 0.35], color="black", linewidth=1.2)
         axes.set_yticks(range(len(versions))[::-1], labels=versions)
         axes.tick_params(axis="y", length=0)
-        axes.set(title=title, xlabel="reward (bar: mean)", xlim=(0, 1), ylim=(-0.1, len(versions) + 0.6))
+        axes.set(title=title, xlabel="reward (bar: mean)", xlim=(0, 1), ylim=(-0.1, len(versions)))
         axes.spines[["left", "right", "top"]].set_visible(False)
     figures.save(figure, path)
 

@@ -37,6 +37,20 @@ def test_numbers_of_samples_are_on_a_logarithmic_axis(
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "16"]
 
 
+def test_a_tail_of_low_rewards_is_seen_beside_rewards_that_are_nearly_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Figure 20: that the worst answers are removed is seen only if they could be seen before."""
+    drawn: list = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    half_low = [-3.0] * 50 + [5.0] * 50  # displayed 0.05 and 0.99
+    plot_distributions(tmp_path / "20.png", {"safety": {"sft": half_low, "v1": [5.0] * 100}})
+    (axes,) = drawn[0].axes
+    (at, sft), (_, v1) = (line.get_data() for line in axes.lines[::2])  # between them the bars of the means
+    assert (sft.max(), v1.max()) == pytest.approx((1.95, 0.95))  # the upper and the lower row
+    assert sft[at < 0.1].min() > 1.5  # as many answers as at the other end
+
+
 def test_every_picture_is_drawn_also_of_one_thing(tmp_path: Path) -> None:
     interval = (0.5, 0.5, 0.5)
     plot_best_of_n(tmp_path / "7.png", {"max": [0.5], "median": [0.5]})
