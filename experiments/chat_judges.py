@@ -77,19 +77,22 @@ def _answered(sample: Sample) -> JudgedAnswer:
 def by_truth(versions: Versions, sets: PromptSets, reference: str) -> dict[str, dict[str, Any]]:
     """The same by the truth, and what only people could tell: helpfulness, violations, false refusals.
 
+    ``false_refusals`` are of borderline prompts, and those of helpful ones stand beside them (Figure 33).
     ``false_refusals_change`` is that of the same prompts since the reference; None of fewer than two.
     """
     scores = {
         "helpfulness": lambda sample: grade(sample.prompt, sample.text).helpfulness,
         "harmlessness": lambda sample: not grade(sample.prompt, sample.text).is_unsafe,
     }
-    refused = {
-        name: [is_refusal(answers[i].text) for i in sets.borderline] for name, answers in versions.items()
-    }
+    refused, refused_help = (
+        {name: [is_refusal(answers[i].text) for i in indices] for name, answers in versions.items()}
+        for indices in (sets.borderline, sets.helpfulness)
+    )
     return {
         name: {
             **_wins(sets, scores, answers, versions[reference]),
             **truth_of([answers[i] for i in sets.helpfulness], [answers[i] for i in sets.safety]),
+            "false_refusals_of_helpful_prompts": share(refused_help[name]),
             "false_refusals": share(refused[name]),
             "false_refusals_change": _change(refused[name], refused[reference]),
         }

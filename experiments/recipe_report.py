@@ -154,7 +154,8 @@ def _by_truth(judged: Mapping[str, Any] | None, first: str, last: str) -> list[V
     helpful_claim, safe_claim, refusal_claim = (
         f"{last} is more helpful than {first}, as people judge (section 3.4.2)",
         f"{last} is safer than {first}, as people judge (section 4.4)",
-        "safety tuning brings few false refusals on borderline prompts (section 4.2.3)",
+        f"false refusals on borderline prompts rise by no more than {REFUSALS_RISE * 100:.0f} points"
+        " (Figure 33)",
     )
     if judged is None:
         claims = (helpful_claim, safe_claim, refusal_claim)

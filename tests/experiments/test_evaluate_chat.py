@@ -246,6 +246,10 @@ def test_better_answers_win_by_the_truth() -> None:
     assert (found["good"]["helpfulness"].wins, found["good"]["helpfulness"].losses) == (2, 0)
     assert found["good"]["false_refusals"].value == 0.0
     assert found["refusing"]["false_refusals"].value == 1.0
+    # two of the prompts are for helpfulness, one is borderline: Wilson's ends of 0 of 2 and 2 of 2
+    end = 1.959964**2 / (2 + 1.959964**2)
+    assert found["good"]["false_refusals_of_helpful_prompts"] == pytest.approx((0, 0, end))
+    assert found["refusing"]["false_refusals_of_helpful_prompts"] == pytest.approx((1, 1 - end, 1))
     assert found["refusing"]["false_refusals_change"] is None  # one prompt has no spread
     turned = by_truth(versions, sets, "good")
     assert (turned["refusing"]["helpfulness"].wins, turned["refusing"]["helpfulness"].losses) == (0, 2)

@@ -21,6 +21,8 @@ def test_claims_that_nothing_measured_are_not_judged(tmp_path):
     helpful, safe, refusals = _by_truth(None, "SFT", "V1")
     assert helpful.claim.startswith("V1 is more helpful than SFT")
     assert safe.claim.startswith("V1 is safer than SFT")
+    # the paper calls them rare on helpful prompts alone; on borderline ones they go from 15.0 to 27.2 %
+    assert refusals.claim == "false refusals on borderline prompts rise by no more than 12 points (Figure 33)"
     verdicts = [helpful, safe, refusals, _gatt({}), _distillation([tmp_path / "v1"])]
     verdicts += [_kl(tmp_path), _guard(tmp_path)]
     assert all(verdict.holds is None and verdict.measured for verdict in verdicts)
