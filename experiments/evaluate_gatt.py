@@ -7,6 +7,7 @@ Asks every model the same: what the first message set, turns later (GATT-6), and
 keep constraints that no training data holds (GATT-7). See ``configs/evaluate_gatt.py``.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
 from llama2_jax.workdir import mark_done, open_workdir
 
 ATTENTION_BINS = 48
+NO_ANSWER = "no answer fits the context"
 LISTS = {
     "training_lists": ("training lists", "accuracy.png"),
     "heldout_lists": ("held-out lists", "accuracy_heldout.png"),
@@ -170,6 +172,8 @@ def unseen_constraints(
 ) -> dict[str, Any]:
     """Share of all answers of short dialogues that keep a constraint, with and without the instruction.
 
+    And the first dialogue under each, messages with their answers (Figure 28).
+
     Users draw from the same messages, and equal ones mostly get equal answers: intervals take the answers to
     one message to go together.
     """
@@ -179,15 +183,15 @@ def unseen_constraints(
         for _ in range(config.eval.num_dialogues)
     ]
 
-    def answers(view: View) -> list[tuple[str, str]]:
+    def answers(view: View) -> list[list[tuple[str, str]]]:
         conversations = converse(
             loaded, user_turns, [view] * len(user_turns), sampling, seed=config.data.seed,
             batch_size=config.batch_size,
         )  # fmt: skip
-        found: list[tuple[str, str]] = []
+        found = []
         for turns, one in zip(user_turns, conversations, strict=True):
             said = [message.content for message in one.messages[1::2]]
-            found += zip(turns, [*said, ""] if one.flaw else said, strict=False)
+            found.append(list(zip(turns, [*said, ""] if one.flaw else said, strict=False)))
         return found
 
     untold = answers(list)
@@ -195,12 +199,15 @@ def unseen_constraints(
     for name, (instruction, check) in CONSTRAINTS.items():
         told = answers(partial(gatt_prompt, instruction=instruction))
         shares = {"instructed": _kept(told, check), "not_instructed": _kept(untold, check)}
-        found[name] = {"instruction": instruction, **shares}
+        found[name] = {"instruction": instruction, **shares, "first_dialogue": told[0]}
     return found
 
 
-def _kept(answers: Sequence[tuple[str, str]], check: Callable[[str], bool]) -> dict[str, float] | None:
+def _kept(
+    dialogues: Sequence[Sequence[tuple[str, str]]], check: Callable[[str], bool]
+) -> dict[str, float] | None:
     """Of pairs of message and answer."""
+    answers = list(itertools.chain.from_iterable(dialogues))
     if not answers:
         return None
     share = clustered_share([check(said) for _, said in answers], [asked for asked, _ in answers])
@@ -287,9 +294,14 @@ def write_report(
         (text, *(_constraint_cell(found["unseen_constraints"][name]) for found in results.values()))
         for name, (text, _) in CONSTRAINTS.items()
     ]
-    lines += table(("constraint", *results), rows)
+    lines += [*table(("constraint", *results), rows), "", "The first dialogue under each (Figure 28):"]
+    for name, (text, _) in CONSTRAINTS.items():
+        lines += ["", f"**{text}**", ""]
+        lines += [
+            f"- {model}: {_first(found['unseen_constraints'][name])}" for model, found in results.items()
+        ]
     lines += _attention_lines(seen)
-    lines += ["", "## The same questions under one instruction (Figures 9 and 28)"]
+    lines += ["", "## The same questions under one instruction (Figure 9)"]
     for name, dialogue in dialogues.items():
         lines += ["", f"{name}:", ""]
         lines += [f"- {message.role}: {quote(message.content)}" for message in dialogue]
@@ -317,10 +329,15 @@ def _accuracy_cell(row: TurnAccuracy) -> str:
     return f"{percent(row.accuracy)} of {row.asked}{beyond}"
 
 
+def _first(found: Mapping[str, Any]) -> str:
+    turns = [f"{quote(asked)} **{quote(said)}**" for asked, said in found["first_dialogue"]]
+    return " / ".join(turns) or NO_ANSWER
+
+
 def _constraint_cell(shares: Mapping[str, Any]) -> str:
     both = shares["instructed"], shares["not_instructed"]
     if not all(both):
-        return "no answer fits the context"
+        return NO_ANSWER
     return ", ".join(f"{percent(Interval.of(one))} of {one['answers']}" for one in both)
 
 

@@ -16,6 +16,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import LLAMA2, Message, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.evals.intervals import wilson
+from llama2_jax.evals.persona import CONSTRAINTS
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
@@ -239,8 +240,30 @@ def test_after_an_empty_answer_the_rest_counts_as_wrong(
     assert all(row.count("] of 8") == 4 for row in rows)  # two models, with the instruction and without
 
 
+def test_dialogues_under_constraints_that_no_training_data_holds_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Figure 28, whose constraints are not of the training lists."""
+
+    def scripted(loaded: LoadedModel, rows: Sequence[Any], *_: Any, **__: Any) -> list[Answer]:
+        return [Answer([1], f"Moon {number}.", True, []) for number in range(len(rows))]
+
+    monkeypatch.setattr(conversations, "sample_token_rows", scripted)
+    monkeypatch.setattr(evaluate_gatt, "sample_token_rows", scripted)
+    evaluate_gatt.run(
+        evaluation_config(tmp_path, eval__turns=(2,), eval__constraint_turns=2), tmp_path / "run"
+    )
+    report = (tmp_path / "run" / "report.md").read_text()
+    _, shown = report.split("The first dialogue under each (Figure 28):")
+    shown, _ = shown.split("## Attention")
+    for instruction, _ in CONSTRAINTS.values():
+        assert shown.count(f"**{instruction}**") == 1
+    assert shown.count("\n- with_gatt: ") == shown.count("\n- without: ") == len(CONSTRAINTS)
+    assert shown.count("**Moon 0.**") == 2 * 2 * len(CONSTRAINTS)  # the first of eight, at both turns
+
+
 def test_answers_to_one_message_go_together() -> None:
-    said = [("a", "yes"), ("a", "yes"), ("a", "yes"), ("b", "no"), ("b", "no"), ("c", "yes")]
+    said = [[("a", "yes"), ("a", "yes")], [("a", "yes"), ("b", "no")], [("b", "no"), ("c", "yes")]]
     found = evaluate_gatt._kept(said, lambda text: text == "yes")
     assert found is not None
     # sums 3, 0, 1 of 3, 2, 1 cases: deviations from 2/3 of the cases are 1, -4/3, 1/3
