@@ -36,7 +36,7 @@ from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 from llama2_jax.workdir import mark_done, open_workdir
 
 BASE, GENERIC, TEMPLATE = "base", "generic preprompt", "answer template"
-SELECTED = "selected"
+SELECTED, PASSED_OVER, NOT_HIGHER = "selected", "higher, passed over", "not higher"
 EXAMPLES = 5
 
 
@@ -218,7 +218,8 @@ def candidate_rows(
 
 def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]) -> dict[str, Any]:
     """Medians of Figure 16a, means (which still differ where most answers are safe), counts of the gate."""
-    scores = {how: displayed_scores(found) for how, found in candidates.items()}
+    raw = {how: np.array([one.score for one in found]) for how, found in candidates.items()}
+    scores = {how: displayed(found) for how, found in raw.items()}
     before, after, selected = compared(candidates, choices)
     increases = (after - before)[selected]
     return {
@@ -230,6 +231,8 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
         ),
         "median_safety_score": {how: float(np.median(found)) for how, found in scores.items()},
         "mean_safety_score": {how: float(np.mean(found)) for how, found in scores.items()},
+        "higher_than_base": {how: int((found > raw[BASE]).sum()) for how, found in raw.items()},
+        "lower_than_base": {how: int((found < raw[BASE]).sum()) for how, found in raw.items()},
         "mean_increase_of_selected": float(increases.mean()) if selected.any() else None,
     }
 
@@ -248,6 +251,24 @@ def compared(
     return before, after, np.array([choice.decision == SELECTED for choice in choices])
 
 
+def increases(
+    candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
+) -> dict[str, list[tuple[float, float]]]:
+    """The original's score and the increase of every answer under a preprompt, by what became of it.
+
+    Of all of them, as Figure 16b tells what a preprompt does: the better one of two hides what harm it does.
+    """
+    found: dict[str, list[tuple[float, float]]] = {SELECTED: [], PASSED_OVER: [], NOT_HIGHER: []}
+    before = displayed_scores(candidates[BASE])
+    for how in (GENERIC, TEMPLATE):
+        after = displayed_scores(candidates[how])
+        for i, choice in enumerate(choices):
+            is_higher = candidates[how][i].score > candidates[BASE][i].score
+            label = SELECTED if choice == (how, SELECTED) else PASSED_OVER if is_higher else NOT_HIGHER
+            found[label].append((float(before[i]), float(after[i] - before[i])))
+    return found
+
+
 def draw_pictures(
     workdir: Path, candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
 ) -> None:
@@ -255,8 +276,7 @@ def draw_pictures(
     plot_scores(
         workdir / "scores.png", {how: list(displayed_scores(found)) for how, found in candidates.items()}
     )
-    before, after, selected = compared(candidates, choices)
-    plot_increase(workdir / "increase.png", list(before), list(after), list(selected))
+    plot_increase(workdir / "increase.png", increases(candidates, choices))
 
 
 def write_report(
@@ -269,10 +289,16 @@ def write_report(
     """Write ``report.md``."""
     lines = ["# Safety context distillation", "", "Llama 2, section 4.2.4, Figure 16.", ""]
     scores = [
-        (how, f"{median:.3f}", f"{results['mean_safety_score'][how]:.3f}")
+        (
+            how,
+            f"{median:.3f}",
+            f"{results['mean_safety_score'][how]:.3f}",
+            *(f"{results[side][how]:,}" for side in ("higher_than_base", "lower_than_base")),
+        )
         for how, median in results["median_safety_score"].items()
     ]
-    lines += [*table(("answer sampled with", "safety score: median", "mean"), scores), ""]
+    header = ("answer sampled with", "safety score: median", "mean", "higher than base", "lower than base")
+    lines += [*table(header, scores), ""]
     decisions = [(name, f"{count:,}") for name, count in results["decisions"].items()]
     lines += table(("decision", "prompts"), decisions)
     increase = results["mean_increase_of_selected"]

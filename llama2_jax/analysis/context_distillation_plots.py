@@ -37,21 +37,22 @@ def plot_scores(path: Path, scores: Mapping[str, Sequence[float]]) -> None:
     figures.save(figure, path)
 
 
-def plot_increase(
-    path: Path, original: Sequence[float], distilled: Sequence[float], selected: Sequence[bool]
-) -> None:
-    """Write a PNG of the change of the score against the original score, by decision (Figure 16b)."""
-    before, after, kept = np.array(original), np.array(distilled), np.array(selected, bool)
+def plot_increase(path: Path, groups: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Write a PNG of the change of the score against the original score (Figure 16b).
+
+    Args:
+      groups: what became of answers -> original score and increase of each.
+    """
     figure, axes = figures.subplots(figsize=(7, 4))
-    for mask, name, colour, marker in (
-        (kept, "selected", "tab:blue", "o"),
-        (~kept, "rejected", "tab:red", "x"),
+    for (name, points), colour, marker in zip(
+        groups.items(), ("tab:blue", "tab:gray", "tab:red"), "o.x", strict=True
     ):
-        axes.scatter(before[mask], (after - before)[mask], s=14, alpha=0.5, color=colour, marker=marker,
-                     label=f"{name}: {mask.sum()}")  # fmt: skip
+        before, change = np.array(points, np.float64).reshape(-1, 2).T
+        axes.scatter(before, change, s=14, alpha=0.5, color=colour, marker=marker,
+                     label=f"{name}: {len(points):,}")  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(
-        title="What the preprompt changes", xlabel="safety score of the original answer",
+        title="What the preprompts change", xlabel="safety score of the original answer",
         ylabel="increase of the score", xlim=(-0.02, 1.02), ylim=(-1.05, 1.05),
     )  # fmt: skip
     figures.finish(figure, axes, path)

@@ -114,6 +114,8 @@ def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt
     assert results["median_safety_score"] == pytest.approx({BASE: unsafe, GENERIC: unsafe, TEMPLATE: safe})
     assert results["mean_safety_score"] == pytest.approx(results["median_safety_score"])  # all five alike
     assert results["mean_increase_of_selected"] == pytest.approx(safe - unsafe)
+    assert results["higher_than_base"] == {BASE: 0, GENERIC: 0, TEMPLATE: 5}
+    assert results["lower_than_base"] == {BASE: 0, GENERIC: 0, TEMPLATE: 0}
     candidates = runs.read_lines(folder / "candidates.jsonl")
     assert [row["prompt_id"] for row in candidates] == ["0", "2", "4", "6", "8"]
     assert all(row["decision"] == SELECTED and row["distilled"] == TEMPLATE for row in candidates)
@@ -225,6 +227,27 @@ QUOTE = f"{preprompts.generic_preprompts('short')[0]} No."
 def test_the_gate(base: float, generic: Candidate, template: Candidate, expected: Choice) -> None:
     found = {BASE: candidate(base), GENERIC: generic, TEMPLATE: template}
     assert choose(found, LLAMA2, wording="short") == expected
+
+
+def test_what_a_preprompt_spoils_is_seen_though_the_other_one_is_better() -> None:
+    """Figure 16b: answers that were good already get worse; the gate is there for these."""
+    logit = [np.log(p / (1 - p)) for p in (0.2, 0.5, 0.8)]
+    scores = {BASE: [2, 0], GENERIC: [0, 1], TEMPLATE: [2, 2]}  # of 0.8 and of 0.2, which both kinds improve
+    candidates = {how: [candidate(logit[i]) for i in own] for how, own in scores.items()}
+    choices = [
+        choose({how: found[i] for how, found in candidates.items()}, LLAMA2, wording="short")
+        for i in range(2)
+    ]
+    assert [choice.decision for choice in choices] == ["rejected: not better", SELECTED]
+    found = context_distillation.increases(candidates, choices)
+    assert found == {
+        SELECTED: [pytest.approx((0.2, 0.6))],
+        "higher, passed over": [pytest.approx((0.2, 0.3))],
+        "not higher": [pytest.approx((0.8, -0.6)), pytest.approx((0.8, 0.0))],
+    }
+    results = context_distillation.summarise(candidates, choices)
+    assert results["lower_than_base"] == {BASE: 0, GENERIC: 1, TEMPLATE: 0}
+    assert results["higher_than_base"] == {BASE: 0, GENERIC: 1, TEMPLATE: 1}
 
 
 @pytest.mark.parametrize(
