@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments.report import quote, table, write_report_file
-from llama2_jax.analysis.curves import plot_loss
+from llama2_jax.analysis.curves import WINDOW, moving_average, plot_loss
 from llama2_jax.config import write_json
 from llama2_jax.evals.samples import read_samples
 from llama2_jax.train.carbon import PUE, TONNES_PER_MWH, WATTS, carbon_tonnes
@@ -64,7 +64,10 @@ def _numbers(
     rows = [
         ("updates", f"{results['updates']:,}"),
         ("tokens seen", f"{results['tokens_seen']:,}"),
-        ("training loss, first and last update", f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token"),
+        (
+            f"training loss, first update and mean of the last {min(WINDOW, len(losses))}",
+            f"{losses[0]:.3f} to {moving_average(losses, WINDOW)[-1]:.3f} nats per token",
+        ),
     ]
     for name, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
         values = [line[f"eval/heldout/{name}"] for line in metrics if f"eval/heldout/{name}" in line]

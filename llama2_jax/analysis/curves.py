@@ -10,6 +10,8 @@ import numpy as np
 from llama2_jax.analysis import figures
 from llama2_jax.analysis.figures import Range
 
+WINDOW = 20  # updates; the loss of one follows what it is of, such as the source of its documents
+
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
     """Mean of each value and up to ``window - 1`` values before it."""
@@ -35,7 +37,9 @@ def plot_loss(
     tokens = [line["train/tokens_seen"] / 1e6 for line in updates]
     figure, axes = figures.subplots(figsize=(7, 4))
     axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(tokens, moving_average(losses, 20), color="tab:blue", label="train, mean of 20 updates")
+    axes.plot(
+        tokens, moving_average(losses, WINDOW), color="tab:blue", label=f"train, mean of {WINDOW} updates"
+    )
     evals = [
         (tokens_at[line["step"]] / 1e6, line["eval/heldout/loss"])
         for line in metrics

@@ -82,5 +82,14 @@ def test_a_run_too_short_to_be_timed_reports_no_hours():
     assert [name for name, _ in _numbers([line], results, (1e12, "measured"))] == [
         "updates",
         "tokens seen",
-        "training loss, first and last update",
+        "training loss, first update and mean of the last 1",
     ]
+
+
+def test_the_last_loss_is_not_that_of_whatever_source_came_last():
+    """Updates of two sources in turn, 0.5 and 2.5: the last one alone would say 0.5."""
+    losses = [8.0, *[2.5, 0.5] * 15]
+    lines = [{"step": n, "train/loss": loss, "train/tokens_seen": n} for n, loss in enumerate(losses, 1)]
+    rows = dict(_numbers(lines, _results(lines, 1), (1e12, "measured")))
+    title = "training loss, first update and mean of the last 20"
+    assert rows[title] == "8.000 to 1.500 nats per token"
