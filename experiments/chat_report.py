@@ -106,7 +106,7 @@ def _win_table(versions: dict[str, dict[str, Any]], reference: str) -> list[str]
 
 
 def _win_cell(rate: WinRate) -> str:
-    decided = f"; {100 * rate.of_decided.value:.1f} %" if rate.of_decided else ""
+    decided = f"; {percent(rate.of_decided)}" if rate.of_decided else ""
     return f"{percent(rate.ties_half)} ({rate.wins}/{rate.ties}/{rate.losses}{decided})"
 
 

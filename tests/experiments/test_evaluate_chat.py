@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 from configs import evaluate_chat as configs
 from experiments import chat_report, evaluate_chat
 from experiments.chat_judges import by_truth, truth_of
+from experiments.chat_report import _win_cell
 from experiments.chat_versions import prompt_sets
 from llama2_jax.config import ConfigError
 from llama2_jax.data.chat import Message
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.evals.intervals import Interval
+from llama2_jax.evals.judge import win_rate
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.pretrained import save_native
@@ -99,6 +101,13 @@ def test_run_leaves_every_artefact() -> None:
     for prompt in PROMPTS:
         assert report.count(f"**{prompt.messages[0].content}**") == 1
     assert report.count("\n- second: ") == len(PROMPTS)
+
+
+def test_both_ways_to_count_wins_have_an_interval() -> None:
+    """Wilson's ends of 3 of 4: (0.75 + z^2 / 8 -+ z sqrt(0.75 * 0.25 / 4 + z^2 / 64)) / (1 + z^2 / 4)."""
+    cell = _win_cell(win_rate(np.array([1, 1, 1, -1, 0, 0])))
+    assert cell.startswith("66.7 % [")
+    assert cell.endswith("(3/2/1; 75.0 % [30.1, 95.4])")  # Figure 2
 
 
 def test_answers_stand_with_their_scores() -> None:
