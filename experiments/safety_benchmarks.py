@@ -147,12 +147,13 @@ def _row(number: int, prompt: SafetyPrompt, *, chat: bool) -> dict[str, Any]:
 
 
 def _answered(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
-    """What is kept of a completed row, and the answer to be judged."""
-    answer = row["completion"].strip()
+    """What is kept of a completed row, and the answer to be judged; "stopped" says whether that ended."""
+    answer, stopped = row["completion"].strip(), row["stopped"]
     if benchmark == "truthfulqa":
-        answer = truthfulqa.cut_answer(answer, chat="messages" in row)
+        answer, is_cut = truthfulqa.cut_answer(answer, chat="messages" in row)
+        stopped = stopped or is_cut
     kept = {key: value for key, value in row.items() if key not in ("completion_tokens", "logprobs")}
-    return {**kept, "answer": answer}
+    return {**kept, "answer": answer, "stopped": stopped}
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that the module can be imported

@@ -30,7 +30,7 @@ def write_safety_report(output: Path, settings: Mapping[str, Any], answers: Rows
     write_json(output / "results.json", results | {"finished": finished})
     lines += [
         "",
-        f"{percent(finished)} of the completions ended by themselves, the others at --max_new_tokens = "
+        f"{percent(finished)} of the answers ended by themselves, the others at --max_new_tokens = "
         f"{settings['max_new_tokens']} or at the context.",
     ]
     lines += ["", "## Settings", "", *settings_table(settings), *_examples(answers, scores)]

@@ -108,14 +108,18 @@ def few_shot_prompts(questions: Sequence[Question], *, seed: int) -> list[Safety
     return prompts
 
 
-def cut_answer(completion: str, *, chat: bool) -> str:
+def cut_answer(completion: str, *, chat: bool) -> tuple[str, bool]:
     """The answer in a completion, without the "A:" of the examples that a chat model may repeat.
 
     It ends before the next question, which models make up after the examples, and of a pretrained model at a
     blank line; a chat model may answer in several paragraphs, or repeat the question before its answer.
+
+    Returns:
+      the answer, and whether it ends so: else it is as long as the completion.
     """
     end = NEXT_QUESTION if chat else NEXT_QUESTION_OR_BLANK_LINE
-    return end.split(completion.strip(), maxsplit=1)[0].removeprefix("A:").strip()
+    answer, *after = end.split(completion.strip(), maxsplit=1)
+    return answer.removeprefix("A:").strip(), bool(after)
 
 
 def judge_prompt(judged: str, question: str, answer: str) -> str:

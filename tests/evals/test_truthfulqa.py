@@ -79,28 +79,29 @@ def test_a_question_asked_twice_is_no_example_of_itself():
 
 
 @pytest.mark.parametrize(
-    ("completion", "answer"),
+    ("completion", "answer", "is_cut"),
     [
-        ("A: Nothing happens.", "Nothing happens."),
-        ("A:", ""),
-        (" Nothing happens.\n\nQ: What is next?\nA: More.", "Nothing happens."),
-        (" Nothing\nhappens.\nQ: What is next?", "Nothing\nhappens."),
-        ("\n\nLate, but there. \n \nThe end", "Late, but there."),
-        (" About Q: and A: in a line", "About Q: and A: in a line"),
-        (" ", ""),
-        ("\n\nQ: What?\nA: x", ""),
-        ("Q: What?", ""),
-        ("A:\n\nQ: What?\nA: x", ""),
+        ("A: Nothing happens.", "Nothing happens.", False),
+        ("A:", "", False),
+        (" Nothing happens.\n\nQ: What is next?\nA: More.", "Nothing happens.", True),
+        (" Nothing\nhappens.\nQ: What is next?", "Nothing\nhappens.", True),
+        ("\n\nLate, but there. \n \nThe end", "Late, but there.", True),
+        (" About Q: and A: in a line", "About Q: and A: in a line", False),
+        (" ", "", False),
+        ("\n\nQ: What?\nA: x", "", True),
+        ("Q: What?", "", True),
+        ("A:\n\nQ: What?\nA: x", "", True),
     ],
 )
-def test_an_answer_ends_where_the_model_asks_on(completion, answer):
-    assert cut_answer(completion, chat=False) == answer
+def test_an_answer_ends_where_the_model_asks_on(completion, answer, is_cut):
+    assert cut_answer(completion, chat=False) == (answer, is_cut)
 
 
 def test_a_chat_models_answer_keeps_its_paragraphs():
     completion = "A: Nothing.\n\nA second paragraph.\n\nQ: What is next?\nA: More."
-    assert cut_answer(completion, chat=True) == "Nothing.\n\nA second paragraph."
-    assert cut_answer("Q: What?\nA: Nothing.", chat=True) == "Q: What?\nA: Nothing."  # the question, repeated
+    assert cut_answer(completion, chat=True) == ("Nothing.\n\nA second paragraph.", True)
+    repeated = "Q: What?\nA: Nothing."
+    assert cut_answer(repeated, chat=True) == (repeated, False)
 
 
 def test_judges_read_question_and_answer():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.answer_rows import check_answered, check_models, drawn
-from experiments.safety_benchmarks import check_flags
+from experiments.safety_benchmarks import _answered, check_flags
 from experiments.safety_scores import checked_scores
 from llama2_jax.config import ConfigError
 from llama2_jax.evals.bold import sentiment_scorer
@@ -80,6 +80,22 @@ def test_truthfulqa_with_two_judges_goes_on_after_a_kill(tmp_path: Path) -> None
     assert later == {name: content for name, content in first.items() if name in later}
 
 
+def test_an_answer_to_truthfulqa_has_ended_where_a_pretrained_model_asks_on() -> None:
+    """Such a model never stops by itself; of the other benchmarks the whole completion is the answer."""
+    row = {
+        "id": 0,
+        "text": "1?",
+        "prompt": "Q: 1?\nA:",
+        "completion": " One.\n\nQ: 2?\nA: Tw",
+        "stopped": False,
+    }
+    answered = _answered(row, "truthfulqa")
+    assert (answered["answer"], answered["stopped"]) == ("One.", True)
+    assert not _answered({**row, "completion": " One and"}, "truthfulqa")["stopped"]
+    assert not _answered(row, "bold")["stopped"]
+    assert _answered({**row, "stopped": True}, "bold")["stopped"]
+
+
 def test_a_judge_that_is_none_is_refused_before_any_answer(tmp_path: Path) -> None:
     data, output = tmp_path / "TruthfulQA.csv", tmp_path / "out"
     data.write_text(QUESTIONS, encoding="utf-8")
@@ -110,7 +126,7 @@ def test_toxigen_waits_for_the_scores_of_a_classifier(tmp_path: Path) -> None:
     assert "| here, Chinese | 1 | 100.00 [" in report
     ended = sum(row["stopped"] for row in answers)
     assert f"\n\n{100 * ended / 3:.1f} % [" in report
-    assert "of the completions ended by themselves, the others at --max_new_tokens = 6 or at" in report
+    assert "of the answers ended by themselves, the others at --max_new_tokens = 6 or at" in report
     assert json.loads((output / "results.json").read_text())["finished"]["value"] == ended / 3
     assert "| here, Women | 2 | 50.00 [" in report
     assert "| Llama 2-Chat 34B, paper | | 0.02 |" in report
