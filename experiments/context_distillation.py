@@ -220,12 +220,11 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
     """Medians of Figure 16a, means (which still differ where most answers are safe), counts of the gate."""
     raw = {how: np.array([one.score for one in found]) for how, found in candidates.items()}
     scores = {how: displayed(found) for how, found in raw.items()}
-    before, after, selected = compared(candidates, choices)
-    increases = (after - before)[selected]
+    gains = [gain for _, gain in increases(candidates, choices)[SELECTED]]
     return {
         "prompts": len(choices),
         "decisions": dict(Counter(choice.decision for choice in choices)),
-        "selected": int(selected.sum()),
+        "selected": len(gains),
         "selected_by_preprompt": dict(
             Counter(choice.how for choice in choices if choice.decision == SELECTED)
         ),
@@ -233,22 +232,13 @@ def summarise(candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[C
         "mean_safety_score": {how: float(np.mean(found)) for how, found in scores.items()},
         "higher_than_base": {how: int((found > raw[BASE]).sum()) for how, found in raw.items()},
         "lower_than_base": {how: int((found < raw[BASE]).sum()) for how, found in raw.items()},
-        "mean_increase_of_selected": float(increases.mean()) if selected.any() else None,
+        "mean_increase_of_selected": float(np.mean(gains)) if gains else None,
     }
 
 
 def displayed_scores(candidates: Sequence[Candidate]) -> np.ndarray:
     """Scores in [0, 1], for people to read; the gate uses raw ones."""
     return displayed([candidate.score for candidate in candidates])
-
-
-def compared(
-    candidates: Mapping[str, Sequence[Candidate]], choices: Sequence[Choice]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every prompt: score of the original, score of the distilled answer, selected or not."""
-    before = displayed_scores(candidates[BASE])
-    after = displayed_scores([candidates[choice.how][i] for i, choice in enumerate(choices)])
-    return before, after, np.array([choice.decision == SELECTED for choice in choices])
 
 
 def increases(

@@ -248,6 +248,7 @@ def test_what_a_preprompt_spoils_is_seen_though_the_other_one_is_better() -> Non
     results = context_distillation.summarise(candidates, choices)
     assert results["lower_than_base"] == {BASE: 0, GENERIC: 1, TEMPLATE: 0}
     assert results["higher_than_base"] == {BASE: 0, GENERIC: 1, TEMPLATE: 1}
+    assert (results["selected"], results["mean_increase_of_selected"]) == (1, pytest.approx(0.6))
 
 
 @pytest.mark.parametrize(
