@@ -43,7 +43,7 @@ def test_curves_have_their_intervals_and_the_papers_values_where_there_are_any(
 
 def test_beside_a_single_curve_the_papers_values_are_just_the_papers(drawn: list, tmp_path: Path) -> None:
     panels = {"refusals": {"here": Curve([(0.1, 0.0, 0.3)], [0.15])}}
-    plot_by_share(tmp_path / "33.png", ["0%"], panels, label="%", scale=100)
+    plot_by_share(tmp_path / "33.png", [0], panels, label="%", scale=100)
     (axes,) = drawn[0].axes
     assert axes.get_legend_handles_labels()[1] == ["the paper", "here"]
 
