@@ -17,7 +17,7 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
 
 
 def kernel_precision(dtype: Any) -> jax.lax.Precision:
-    """The same within a Pallas kernel, which knows no others, whatever jax's default says."""
+    """The same within a Pallas kernel, whatever jax's default says: before jax 0.12 it knows no others."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
