@@ -1,6 +1,7 @@
 """docs/specification.md explains every code that the repository uses, and no other."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +78,11 @@ def test_the_map_has_every_figure_and_table_and_its_programmes_exist():
     for name in re.findall(r"`([\w.]+)`", " ".join(row[0] for row in rows)):
         path = name.replace(".", "/") if "." in name else f"experiments/{name}"
         assert (ROOT / f"{path}.py").is_file(), name
+
+
+def test_the_layers_of_the_design_are_those_of_the_contract():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    *layers, bottom, files = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = [set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| \d (\|.*)$", text, re.MULTILINE)]
+    assert table == [set(layer.split(" | ")) for layer in (*layers, f"{bottom} | {files}")]
