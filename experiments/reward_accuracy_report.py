@@ -278,9 +278,12 @@ def two_scores(
 
 
 def conflicts(found: Sequence[TwoScores], *, count: int) -> list[TwoScores]:
-    """Of safe answers those whose safety score is the furthest above the other, of unsafe ones below it."""
+    """Safe answers whose safety score is the furthest above the other, unsafe ones where it is below."""
     gaps = sorted(found, key=lambda one: one.helpfulness - one.safety)
-    safe, unsafe = ([one for one in gaps if one.is_unsafe == side] for side in (False, True))
+    safe, unsafe = (
+        [one for one in gaps if one.is_unsafe == (one.helpfulness > one.safety) == side]
+        for side in (False, True)
+    )
     return [*safe[:count], *unsafe[::-1][:count]]
 
 

@@ -128,6 +128,8 @@ def test_both_scores_of_labelled_answers_and_where_they_conflict_most(tmp_path: 
     np.testing.assert_allclose([one[3:] for one in found], [one[3:] for one in expected])
     exact = [TwoScores(*one) for one in expected]
     assert conflicts(exact, count=2) == [exact[0], exact[2], exact[3]]  # of the gaps 1/4, 1/2, 1/4 the last
+    both_right = [TwoScores("e", "reads", False, 0.25, 0.75), TwoScores("e", "it", True, 0.75, 0.25)]
+    assert conflicts([*exact, *both_right], count=4) == [exact[0], exact[2], exact[3], exact[1]]
     kinds = {"H": "helpfulness", "S": "safety"}
     write_report(tmp_path, LABELLED, {"H": helpfulness, "S": safety}, dict.fromkeys(kinds, "x"), kinds)
     report = (tmp_path / "report.md").read_text()
