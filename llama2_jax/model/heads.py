@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.precision import product_precision
+from llama2_jax.precision import float32_dot
 from llama2_jax.shapes import check_shapes
 from llama2_jax.sharding.rules import Partitioner, single_device
 from llama2_jax.structs import Params
@@ -41,12 +41,7 @@ class ScoreModel(nn.Module):
         """Scores of every token, float32 (B, T); keyword arguments as in ``Transformer.hidden``."""
         hidden_BTD, _ = self.body.hidden(tokens_BT, **kwargs)
         # float32, whatever the compute dtype: differences of scores are what is learned
-        return jnp.einsum(
-            "BTD,D->BT",
-            hidden_BTD.astype(jnp.float32),
-            self.w_score_D,
-            precision=product_precision(jnp.float32),
-        )
+        return float32_dot("BTD,D->BT", hidden_BTD.astype(jnp.float32), self.w_score_D)
 
 
 def _init_head(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
