@@ -5,12 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
-from llama2_jax.kernels.ranges import check_segment_ids
+from llama2_jax.kernels.ranges import check_prefix_ids, check_segment_ids
 
 
-def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BT: jax.Array | None) -> None:
+def check_shapes(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    prefix_ids_BT: jax.Array | None,
+) -> None:
     """Refuse arrays that ``attention`` cannot take, with ``ConfigError``."""
     _check_arrays(q, k, v, heads=q.shape[2], kv_heads=k.shape[2])
+    if prefix_ids_BT is not None:
+        shape = None if segment_ids_BT is None else segment_ids_BT.shape
+        require(
+            prefix_ids_BT.shape == shape,
+            f"attention: prefix ids have shape {prefix_ids_BT.shape}, segment ids {shape}; a prefix is a "
+            "segment of the row",
+        )
+        if not isinstance(prefix_ids_BT, jax.core.Tracer):
+            check_prefix_ids(np.asarray(segment_ids_BT), np.asarray(prefix_ids_BT))
     if segment_ids_BT is None:
         return
     require(

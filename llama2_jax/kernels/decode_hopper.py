@@ -98,7 +98,8 @@ def decode_attention(
     )  # fmt: skip
     shape = (batch, parts * COMPUTE, kv_heads * groups)
     out_BPNH = out_BPKRH[:, :, :, :groups].reshape(*shape, head_dim)
-    return combine(out_BPNH, lse_BPKR[..., :groups].reshape(*shape, 1)).astype(q_BNH.dtype)
+    out_BNH, _ = combine(out_BPNH, lse_BPKR[..., :groups].reshape(*shape, 1))
+    return out_BNH.astype(q_BNH.dtype)
 
 
 def _launch(

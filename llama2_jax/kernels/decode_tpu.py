@@ -116,7 +116,7 @@ def decode_attention(
         mask_BS[:, None], q_BNH.reshape(batch, kv_heads, groups, head_dim), k_BKSH, v_BKSH,
     )  # fmt: skip
     parts = (batch, split.parts, kv_heads * groups)
-    out = combine(out_BPKGH.reshape(*parts, head_dim), lse_BPKG1.reshape(*parts, 1))
+    out, _ = combine(out_BPKGH.reshape(*parts, head_dim), lse_BPKG1.reshape(*parts, 1))
     return out.astype(q_BNH.dtype)
 
 

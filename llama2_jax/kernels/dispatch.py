@@ -5,6 +5,7 @@ it cannot serve is refused with the reason and the names of those that can, befo
 Nothing falls back silently.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from llama2_jax.kernels import cached
 from llama2_jax.kernels.checks import check_cache_shapes, check_shapes
 from llama2_jax.kernels.implementations import Inputs, Request, choose, say_once
-from llama2_jax.kernels.ranges import KeyRanges, document_ranges, row_ranges
+from llama2_jax.kernels.ranges import KeyRanges, document_ranges, prefix_ranges, row_ranges
+from llama2_jax.kernels.softmax import combine
 
 
 class Placement(NamedTuple):
@@ -56,6 +58,7 @@ def attention(
     v_BSKH: jax.Array,
     *,
     segment_ids_BT: jax.Array | None = None,
+    prefix_ids_BT: jax.Array | None = None,
     causal: bool = True,
     scale: float | None = None,
     impl: str = "auto",
@@ -67,6 +70,8 @@ def attention(
     Args:
       segment_ids_BT: documents of each row, contiguous and ascending; 0 is padding, which sees nothing, is
         seen by nobody and may hold anything. None: a row is one document.
+      prefix_ids_BT: an earlier segment of the row that the tokens of a segment see as well, all of it; 0 for
+        none. So one prompt may have several answers in a row.
       causal: a query sees no later key. Without documents T may differ from S; the last query then sees the
         last key.
       scale: of the scores, default H ** -0.5.
@@ -80,8 +85,9 @@ def attention(
     Raises:
       ConfigError: the shapes do not fit, or the implementation does not serve them.
     """
-    check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, prefix_ids_BT)
     placement = placement or unsharded()
+    has_prefixes = prefix_ids_BT is not None
     batch, length, _, head_dim = q_BTNH.shape
     keys = k_BSKH.shape[1]
     request = Request(
@@ -90,33 +96,45 @@ def attention(
         jnp.dtype(q_BTNH.dtype).name,
         has_documents=segment_ids_BT is not None,
         causal=causal,
-        needs_lse=needs_lse,
+        needs_lse=needs_lse or has_prefixes,
         has_all_queries=length == keys and placement.query_shards == 1,
         capability=placement.capability,
     )
     chosen = choose(impl, request)
     scale = head_dim**-0.5 if scale is None else scale
     if segment_ids_BT is None:
-        ranges, ids = row_ranges(batch, length, keys, causal=causal), jnp.ones((batch, length), jnp.int32)
+        ranges = [row_ranges(batch, length, keys, causal=causal)]
+        ids = jnp.ones((batch, length), jnp.int32)
     else:
-        ranges, ids = document_ranges(segment_ids_BT, causal=causal), segment_ids_BT
+        ranges, ids = [document_ranges(segment_ids_BT, causal=causal)], segment_ids_BT
+        ranges += [prefix_ranges(segment_ids_BT, prefix_ids_BT)] if prefix_ids_BT is not None else []
         # also the gradients of padding are zero, and what it held cannot turn into NaN times 0
         clear = _cleared if chosen.leaves_padding_zero else _tokens_only
         q_BTNH, k_BSKH, v_BSKH = (clear(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
 
-    def local(q: Any, k: Any, v: Any, first: Any, end: Any, ids: Any) -> tuple[jax.Array, ...]:
-        out, lse = chosen.run(Inputs(q, k, v, KeyRanges(first, end), ids, scale, causal))
+    def local(q: Any, k: Any, v: Any, ids: Any, *bounds: Any) -> tuple[jax.Array, ...]:
+        seen = [KeyRanges(*pair) for pair in zip(bounds[::2], bounds[1::2], strict=True)]
+        parts = [chosen.run(Inputs(q, k, v, keys, ids, scale, causal)) for keys in seen]
+        out, lse = parts[0] if len(parts) == 1 else _joined(parts)
         return (out, lse) if needs_lse else (out,)
 
     k_BSKH, v_BSKH = (_head_per_shard(array, 2, placement) for array in (k_BSKH, v_BSKH))
-    dims = ("BTNH", "BSKH", "BSKH", "BT", "BT", "BT")
+    arguments = (q_BTNH, k_BSKH, v_BSKH, ids, *itertools.chain(*ranges))
+    dims = ("BTNH", "BSKH", "BSKH", *["BT"] * (len(arguments) - 3))
     out_dims = ("BTNH", "BTN") if needs_lse else ("BTNH",)
-    out_BTNH, *lse = placement.map_shards(local, (q_BTNH, k_BSKH, v_BSKH, *ranges, ids), dims, out_dims)
+    out_BTNH, *lse = placement.map_shards(local, arguments, dims, out_dims)
     if segment_ids_BT is None:
         return Attended(out_BTNH, *lse or [None])
     is_token_BT1 = ids[:, :, None] != 0
     clear = _gradient_cleared if chosen.leaves_padding_zero else _tokens_only
     return Attended(clear(out_BTNH, ids), jnp.where(is_token_BT1, lse[0], -jnp.inf) if needs_lse else None)
+
+
+def _joined(parts: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """Attention to all keys from that to several ranges of them."""
+    outs, lses = (jnp.stack(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    out, lse = combine(outs, lses[..., None])
+    return out.astype(outs.dtype), lse[..., 0]
 
 
 def decode(

@@ -90,6 +90,14 @@ def document_ranges(segment_ids_BT: jax.Array, *, causal: bool = True) -> KeyRan
     return KeyRanges(jnp.where(is_token_BT, first_BT, 0), jnp.where(is_token_BT, end_BT, 0))
 
 
+def prefix_ranges(segment_ids_BT: jax.Array, prefix_ids_BT: jax.Array) -> KeyRanges:
+    """Ranges of the segment that each token sees besides its own; none for prefix 0."""
+    is_prefix_BTS = (segment_ids_BT[:, None] == prefix_ids_BT[..., None]) & (prefix_ids_BT[..., None] != 0)
+    index_S = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
+    end_BT = jnp.where(is_prefix_BTS, index_S + 1, 0).max(axis=-1)
+    return KeyRanges(end_BT - is_prefix_BTS.sum(axis=-1, dtype=jnp.int32), end_BT)
+
+
 def row_ranges(batch: int, length: int, keys: int, *, causal: bool = True) -> KeyRanges:
     """Ranges of rows that are one document each; with ``causal`` the last query sees the last key."""
     end_T = jnp.arange(length, dtype=jnp.int32) + 1 + keys - length if causal else jnp.full(length, keys)
@@ -162,4 +170,16 @@ def check_segment_ids(segment_ids_BT: np.ndarray) -> None:
             raise ConfigError(
                 f"attention: in the segment ids of row {row} document {after} begins after document {before}"
                 "; number the documents of a row in ascending order, each in one piece, 0 for padding"
+            )
+
+
+def check_prefix_ids(segment_ids_BT: np.ndarray, prefix_ids_BT: np.ndarray) -> None:
+    """Raise ``ConfigError`` if a token's prefix is not an earlier segment of its row."""
+    for row, (own, prefixes) in enumerate(zip(segment_ids_BT, prefix_ids_BT, strict=True)):
+        is_wrong = (prefixes != 0) & ((prefixes >= own) | ~np.isin(prefixes, own))
+        if is_wrong.any():
+            place = int(is_wrong.argmax())
+            raise ConfigError(
+                f"attention: token {place} of row {row} is of segment {own[place]} and has the prefix "
+                f"{prefixes[place]}; a prefix is an earlier segment of the row, or 0 for none"
             )

@@ -1,7 +1,8 @@
 """Attention in plain jnp: the specification that every kernel is tested against.
 
-A query attends to a key of the same segment whose position is not after its own. This one
-rule covers packed documents, padding (segment 0), ragged prompts and cached decoding.
+A query attends to a key of the same segment, or of its prefix, whose position is not after its own. This
+one rule covers packed documents, padding (segment 0), several answers to one prompt, ragged prompts and
+cached decoding.
 """
 
 import functools
@@ -21,9 +22,12 @@ def attention_mask(
     query_positions_BT: jax.Array,
     key_segment_ids_BS: jax.Array,
     key_positions_BS: jax.Array,
+    query_prefix_ids_BT: jax.Array | None = None,
 ) -> jax.Array:
     """mask_BTS, True where the query may see the key."""
     same_segment = query_segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
+    if query_prefix_ids_BT is not None:
+        same_segment |= query_prefix_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
     not_after = key_positions_BS[:, None, :] <= query_positions_BT[:, :, None]
     return same_segment & not_after & (key_segment_ids_BS[:, None, :] != 0)
 

@@ -22,11 +22,17 @@ def finish(sums: jax.Array, total: jax.Array, peak: jax.Array) -> tuple[jax.Arra
     return sums / total, jnp.where(is_seeing, peak + jnp.log(total), -jnp.inf)
 
 
-def combine(out_BPNH: jax.Array, lse_BPN1: jax.Array) -> jax.Array:
-    """Attention over all slots from that over each of P parts; one that saw nothing has log-sum-exp -inf."""
-    peak = jnp.maximum(lse_BPN1.max(axis=1, keepdims=True), NEGATIVE)
-    weights = jnp.exp(lse_BPN1 - peak)
-    return (out_BPNH * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-30)
+def combine(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp over all keys from those over each of P parts, float32.
+
+    Args:
+      out: (B, P, ..., H); a part that saw nothing has 0.
+      lse: (B, P, ..., 1), of such a part -inf.
+    """
+    # what is joined does not depend on the peak
+    peak = jax.lax.stop_gradient(jnp.maximum(lse.max(axis=1), NEGATIVE))
+    weights = jnp.exp(lse - peak[:, None])
+    return finish((out * weights).sum(axis=1), weights.sum(axis=1), peak)
 
 
 def start_backward(out: Any, lse: Any, d_out: Any, d_lse: Any) -> tuple[jax.Array, jax.Array]:

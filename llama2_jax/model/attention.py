@@ -24,6 +24,7 @@ class TokenInfo:
     sin: jax.Array  # (B, T, H/2)
     segment_ids_BT: jax.Array
     positions_BT: jax.Array
+    prefix_ids_BT: jax.Array | None
     # they attend to one another alone, though there is a cache: it was empty
     is_prompt: bool = dataclasses.field(metadata={"static": True})
 
@@ -62,7 +63,12 @@ class Attention(nn.Module):
             if cache is not None:
                 cache, k_BTKH, v_BTKH = write_prompt(cache, layer, k_BTKH, v_BTKH)
             out_BTNH = dispatch.attention(
-                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=info.segment_ids_BT, **how
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segment_ids_BT=info.segment_ids_BT,
+                prefix_ids_BT=info.prefix_ids_BT,
+                **how,
             ).out_BTNH
         else:
             cache, k_BKSH, v_BKSH = write_slots(cache, layer, k_BTKH, v_BTKH)
@@ -71,6 +77,14 @@ class Attention(nn.Module):
             probs = reference.attention_probs(q_BTNH, k_BTKH, _mask(info))
             self.sow("intermediates", "attention_probs_BNTS", _merge_groups(probs))
         return to_out(self.partitioner.constrain(out_BTNH, "BTNH")), cache
+
+
+def serves_prefixes(config: ModelConfig, partitioner: Partitioner) -> bool:
+    """Whether the implementation of attention serves prefixes, without a slower one in its place."""
+    request = dispatch.Request(
+        partitioner.platform, config.head_dim, config.compute_dtype, capability=partitioner.capability
+    )
+    return dispatch.choose(config.attention_impl, request).lse
 
 
 def _placement(partitioner: Partitioner) -> dispatch.Placement:
@@ -90,6 +104,7 @@ def _mask(info: TokenInfo, cache: KVCache | None = None) -> jax.Array:
         query_positions_BT=info.positions_BT,
         key_segment_ids_BS=info.segment_ids_BT if cache is None else cache.segment_ids_BS,
         key_positions_BS=info.positions_BT if cache is None else cache.positions_BS,
+        query_prefix_ids_BT=info.prefix_ids_BT,
     )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llama2_jax.config import require
-from llama2_jax.model.attention import Attention, TokenInfo
+from llama2_jax.model.attention import Attention, TokenInfo, serves_prefixes
 from llama2_jax.model.cache import claim_slots, fits
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.layers import (
@@ -114,12 +114,18 @@ class Transformer(nn.Module):
         few = self.config.num_layers <= UNROLLED_LAYERS and self.config.remat_policy == "none"
         return self.config.num_layers if few and not self.is_initializing() else 1
 
+    @property
+    def serves_prefixes(self) -> bool:
+        """Whether ``prefix_ids_BT`` cost no other implementation of attention than without them."""
+        return serves_prefixes(self.config, self.partitioner)
+
     def hidden(
         self,
         tokens_BT: jax.Array,
         *,
         segment_ids_BT: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
+        prefix_ids_BT: jax.Array | None = None,
         cache: KVCache | None = None,
         is_prompt: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -129,8 +135,10 @@ class Transformer(nn.Module):
           tokens_BT: ids, not checked, nor is T against ``max_context``: what reads people's input does that.
             Those of segment 0 (padding) may hold anything, even -1.
           segment_ids_BT: contiguous and ascending, 0 = padding; default one segment per row.
-          positions_BT: default 0, 1, 2, ...; must restart in every segment. Needed with a cache that holds
-            tokens already.
+          positions_BT: default 0, 1, 2, ...; must restart in every segment, and go on from its prefix where
+            it has one. Needed with prefixes, and with a cache that holds tokens already.
+          prefix_ids_BT: an earlier segment of the row that a token sees besides its own, 0 for none: a prompt
+            is computed once for several answers. Not with a cache.
           cache: earlier tokens. Slots ``index`` to ``index + T`` must be free.
           is_prompt: the cache is empty, so the tokens attend to one another alone.
         """
@@ -142,6 +150,10 @@ class Transformer(nn.Module):
             "positions_BT is missing: tokens after those in the cache have other positions than 0, 1, 2; "
             "give them, or is_prompt=True where the cache is empty",
         )
+        require(
+            prefix_ids_BT is None or (cache is None and positions_BT is not None),
+            "prefix_ids_BT needs positions_BT, which go on from the prefix, and no cache",
+        )
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         x_BTD = look_up(self.embedding_VD, jnp.maximum(tokens_BT, 0), cfg.compute_dtype, part)
@@ -151,7 +163,7 @@ class Transformer(nn.Module):
         angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
         # computed once: XLA would take the cosines anew in every layer, for every head
         cos, sin = jax.lax.optimization_barrier(angles)
-        info = TokenInfo(cos, sin, segment_ids_BT, positions_BT, is_prompt)
+        info = TokenInfo(cos, sin, segment_ids_BT, positions_BT, prefix_ids_BT, is_prompt)
         x_BTD, cache = self._run_layers(x_BTD, cache, info)
         if cache is not None:
             cache = cache._replace(index=cache.index + tokens_BT.shape[1])

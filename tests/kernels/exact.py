@@ -28,6 +28,17 @@ def random_segments(rng, batch, length):
     return segments
 
 
+def random_prefixes(rng, segments):
+    """Every segment of a row gets an earlier one of it as its prefix, or none."""
+    prefixes = np.zeros_like(segments)
+    for row, own in zip(segments, prefixes, strict=True):
+        found = [0]
+        for segment in range(1, row.max() + 1):
+            own[row == segment] = rng.choice(found)
+            found += [segment] if (row == segment).any() else []
+    return prefixes
+
+
 def inputs(length, *, groups=1, kv_heads=2, head_dim=64, batch=3, seed=0, dtype=jnp.float32, poison=True):
     """Random tensors; what padding holds is NaN."""
     rng = np.random.default_rng([seed, length, groups])
@@ -40,12 +51,13 @@ def inputs(length, *, groups=1, kv_heads=2, head_dim=64, batch=3, seed=0, dtype=
     d_lse = rng.standard_normal((batch, length, heads)).astype(np.float32)
     if poison:
         d_lse = np.where(segments[..., None] == 0, np.nan, d_lse)
-    q, k, v, d_out = (np.asarray(jnp.asarray(array, dtype)) for array in arrays)
+    q, k, v, d_out = (np.array(jnp.asarray(array, dtype)) for array in arrays)
     return Inputs(q, k, v, d_out, d_lse, segments)
 
 
-def attention(given, *, scale=None, causal=True):
+def attention(given, *, scale=None, causal=True, prefixes=None):
     """out, lse, dq, dk, dv in float64: one query after another, one head after another."""
+    prefixes = np.zeros_like(given.segments) if prefixes is None else prefixes
     q, k, v, d_out, d_lse = (np.nan_to_num(array.astype(np.float64)) for array in given[:5])
     batch, length, heads, head_dim = q.shape
     groups = heads // k.shape[2]
@@ -58,6 +70,8 @@ def attention(given, *, scale=None, causal=True):
             if segment == 0:
                 continue
             seen = [s for s in range(length) if given.segments[b, s] == segment and (s <= t or not causal)]
+            if prefix := prefixes[b, t]:
+                seen = [s for s in range(length) if given.segments[b, s] == prefix] + seen
             for n in range(heads):
                 keys, values = k[b, seen, n // groups], v[b, seen, n // groups]
                 scores = keys @ q[b, t, n] * scale

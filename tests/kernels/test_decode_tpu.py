@@ -81,10 +81,12 @@ def test_parts_are_combined_by_their_log_sum_exps():
     values = np.arange(6.0).reshape(2, 3)
     weights = np.exp(scores)
     outputs = (weights * values).sum(1) / weights.sum(1)
-    found = combine(outputs[None, :, None, None], np.log(weights.sum(1))[None, :, None, None])
-    np.testing.assert_allclose(found, (weights * values).sum() / weights.sum(), rtol=1e-6)
-    nothing = combine(np.zeros((1, 2, 1, 4)), np.full((1, 2, 1, 1), -np.inf))
-    np.testing.assert_array_equal(nothing, np.zeros((1, 1, 4)))
+    out, lse = combine(outputs[None, :, None, None], np.log(weights.sum(1))[None, :, None, None])
+    np.testing.assert_allclose(out, [[[(weights * values).sum() / weights.sum()]]], rtol=1e-6)
+    np.testing.assert_allclose(lse, [[[np.log(weights.sum())]]], rtol=1e-6)
+    out, lse = combine(np.zeros((1, 2, 1, 4)), np.full((1, 2, 1, 1), -np.inf))
+    np.testing.assert_array_equal(out, np.zeros((1, 1, 4)))
+    np.testing.assert_array_equal(lse, [[[-np.inf]]])
 
 
 def test_a_block_holds_as_many_heads_as_fit_and_divides_them():

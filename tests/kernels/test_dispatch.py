@@ -173,6 +173,15 @@ def test_shapes_that_differ():
         dispatch.attention(*arrays(kv_heads=3))
     with pytest.raises(ConfigError, match=r"segment ids have shape \(1, 8\), q \(1, 4\)"):
         dispatch.attention(q[:, :4], k, v, segment_ids_BT=IDS)
+    with pytest.raises(ConfigError, match=r"prefix ids have shape \(1, 8\), segment ids None"):
+        dispatch.attention(q, k, v, prefix_ids_BT=IDS)
+    with pytest.raises(ConfigError, match="a prefix is an earlier segment of the row"):
+        dispatch.attention(q, k, v, segment_ids_BT=IDS, prefix_ids_BT=IDS)
+
+
+def test_prefixes_need_an_implementation_with_a_log_sum_exp():
+    with pytest.raises(ConfigError, match="'xla' cannot serve this: it gives no log-sum-exp"):
+        dispatch.attention(*arrays(), segment_ids_BT=IDS, prefix_ids_BT=np.zeros_like(IDS), impl="xla")
 
 
 def test_segment_ids_that_decrease():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama2_jax.config import ConfigError
 from llama2_jax.kernels import ranges
 from llama2_jax.kernels.tiles import Tiles
 from tests.kernels import exact
@@ -22,6 +23,29 @@ def test_document_ranges_by_hand():
     np.testing.assert_array_equal(found.end_BT, [[1, 2, 3, 4, 5, 0]])
     found = ranges.document_ranges(np.array([[1, 1, 4, 4, 4, 0]]), causal=False)
     np.testing.assert_array_equal(found.end_BT, [[2, 2, 5, 5, 5, 0]])
+
+
+def test_prefix_ranges_by_hand():
+    segments = np.array([[3, 3, 5, 5, 7, 8, 0]])
+    found = ranges.prefix_ranges(segments, np.array([[0, 0, 3, 3, 3, 5, 0]]))
+    np.testing.assert_array_equal(found.first_BT, [[0, 0, 0, 0, 0, 2, 0]])
+    np.testing.assert_array_equal(found.end_BT, [[0, 0, 2, 2, 2, 4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "words"),
+    [
+        ([0, 0, 2], "token 2 of row 1 is of segment 2 and has the prefix 2; a prefix is an earlier segment"),
+        ([3, 0, 0], "token 0 of row 1 is of segment 1 and has the prefix 3"),
+        ([0, 0, 0, 5], "token 3 of row 1 is of segment 8 and has the prefix 5"),
+    ],
+)
+def test_a_prefix_is_an_earlier_segment(prefixes, words):
+    segments = np.array([[1, 1, 2, 2], [1, 1, 2, 8]])
+    prefixes = np.array([[0, 0, 1, 1], prefixes + [0] * (4 - len(prefixes))])
+    ranges.check_prefix_ids(segments[:1], prefixes[:1])
+    with pytest.raises(ConfigError, match=words):
+        ranges.check_prefix_ids(segments, prefixes)
 
 
 def test_a_shorter_row_of_queries_ends_with_the_keys():

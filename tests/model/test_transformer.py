@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama2_jax.config import ConfigError
+from llama2_jax.data.branches import Bundle, lay_out
 from llama2_jax.kernels import reference
 from llama2_jax.losses.ppo import entropy
 from llama2_jax.model.cache import empty_cache
@@ -143,6 +145,48 @@ def test_packed_documents_equal_each_alone_in_logits_loss_and_gradients():
     tiny.assert_trees_close(found_grads, wanted_grads, rtol=1e-4, atol=1e-5)
 
 
+def branched():
+    """A prompt with two answers in a row, behind another document; the same as two rows and the document."""
+    prompt, other = (tiny.tokens(n, seed=n).tolist() for n in (6, 4))
+    texts = [prompt + tiny.tokens(n, seed=n).tolist() for n in (3, 5)]
+    row, _ = lay_out([Bundle((other,), 0), Bundle(tuple(texts), len(prompt))], 20)
+    return row, [other, *texts]
+
+
+def test_a_prompt_is_computed_once_for_several_answers():
+    row, (other, first, second) = branched()
+
+    def one_row(params):
+        row_B = jax.tree.map(lambda array: array[None], row)
+        return tiny.MODEL.apply(
+            {"params": params}, row_B.tokens_T, segment_ids_BT=row_B.segment_ids_T,
+            positions_BT=row_B.positions_T, prefix_ids_BT=row_B.prefix_ids_T,
+        ).logits_BTV[0]  # fmt: skip
+
+    def apart(params):
+        logits_of = [logits(tiny.MODEL, params, np.array([text]))[0] for text in (other, first, second)]
+        return jnp.concatenate([logits_of[0], logits_of[1], logits_of[2][6:]])
+
+    # the gradients of the prompt come from its own outputs and from those of both answers
+    weights = np.random.default_rng(0).standard_normal((18, 56)).astype(np.float32)
+    found, found_grads = jax.value_and_grad(lambda p: (one_row(p)[:18] * weights).sum())(tiny.params())
+    wanted, wanted_grads = jax.value_and_grad(lambda p: (apart(p) * weights).sum())(tiny.params())
+    np.testing.assert_allclose(one_row(tiny.params())[:18], apart(tiny.params()), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    tiny.assert_trees_close(found_grads, wanted_grads, rtol=1e-4, atol=1e-4)
+    by_hand = numpy_llama.forward(tiny.params(), second, tiny.CONFIG)[0]
+    np.testing.assert_allclose(one_row(tiny.params())[13:18], by_hand[6:], atol=1e-4)
+
+
+def test_prefixes_need_positions_and_no_cache():
+    row, _ = branched()
+    ids = row.segment_ids_T[None], row.prefix_ids_T[None]
+    with pytest.raises(ConfigError, match="prefix_ids_BT needs positions_BT"):
+        tiny.MODEL.apply(
+            {"params": tiny.params()}, row.tokens_T[None], segment_ids_BT=ids[0], prefix_ids_BT=ids[1]
+        )
+
+
 def test_a_shifted_document_is_the_same_document_and_an_unsegmented_row_is_not():
     a, b = tiny.tokens(5, seed=5).tolist(), tiny.tokens(7, seed=7).tolist()
     packed = tiny.pack([[a, b]], 12)
@@ -245,6 +289,16 @@ def test_the_mask_goes_by_segment_and_position_not_by_slot():
     )
     wanted = [[[False, False, True, True, False], [True, False, False, False, False], [False] * 5]]
     np.testing.assert_array_equal(mask, wanted)
+
+
+def test_the_mask_of_an_answer_has_its_prompt():
+    ids, positions = np.array([[1, 1, 2, 3, 3]]), np.array([[0, 1, 2, 2, 3]])
+    mask = reference.attention_mask(
+        query_segment_ids_BT=ids, query_positions_BT=positions, key_segment_ids_BS=ids,
+        key_positions_BS=positions, query_prefix_ids_BT=np.array([[0, 0, 1, 1, 1]]),
+    )  # fmt: skip
+    wanted = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    np.testing.assert_array_equal(mask[0], np.array(wanted, bool))
 
 
 def test_cached_decoding_equals_the_full_forward_in_chunks_of_any_length():
