@@ -57,14 +57,15 @@ def check_shapes(where: str, **arrays: Any) -> dict[str, int]:
     return {letter: size for letter, (size, _) in sizes.items()}
 
 
-def padded_length(length: int, *, multiple: int, limit: int) -> int:
+def padded_length(length: int, *, multiple: int, limit: int | None = None) -> int:
     """``length`` rounded up, so that few shapes are compiled: to a multiple of ``multiple`` (a power of two).
 
     Beyond eight times ``multiple`` to one of four lengths per power of two: at most a quarter more. Never
-    beyond ``limit``, a model's context.
+    beyond ``limit``, such as a model's context.
     """
     step = max(multiple, 2 ** (length - 1).bit_length() // 8)
-    return min(-(-length // step) * step, limit)
+    padded = -(-length // step) * step
+    return padded if limit is None else min(padded, limit)
 
 
 def filled(items: Sequence[Item], size: int) -> list[Item]:

@@ -25,19 +25,16 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llama2_jax.config import require
+from llama2_jax.data.branches import Ids
 from llama2_jax.data.chat import Message
 from llama2_jax.data.tokenizer import split_ids
 from llama2_jax.evals.chat_text import chat_text, encode_text, is_chat
 from llama2_jax.evals.text_completion import complete_before
+from llama2_jax.generate.continuations import Pair, iterate_continuations
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.generate.score import score_continuations
 from llama2_jax.pretrained import LoadedModel, for_decoding
 
-BATCHES_AT_ONCE = 16  # between two entries of lm_eval's cache of results
 SAMPLING_KEYS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
-
-Pair = tuple[list[int], list[int]]
-"""Ids of a context and of its continuation."""
 
 
 class HarnessLM(LM):
@@ -119,30 +116,29 @@ class HarnessLM(LM):
             yield make_disjoint_window(window)
 
     def _score(self, keys: Sequence[Any], pairs: Sequence[Pair], *, silent: bool) -> list[tuple[float, bool]]:
-        """Results in the order given; pairs that share all but the last token stay together.
+        """Results in the order given.
 
         Args:
           keys: of lm_eval's cache, or None for what is no request of its own.
         """
         self._warn_of_cuts([len(context) + len(rest) - 1 for context, rest in pairs], self.max_length)
-        pairs = [self._fit(*pair) for pair in pairs]
-        rows = [(*context, *continuation[:-1]) for context, continuation in pairs]
-        order = sorted(range(len(pairs)), key=lambda index: (-len(rows[index]), rows[index]))
+        batches = iterate_continuations(
+            self._loaded.model,
+            self._loaded.params,
+            [self._fit(*pair) for pair in pairs],
+            batch_size=self._batch_size,
+        )
         results: dict[int, tuple[float, bool]] = {}
-        for chosen in self._progress(order, self._batch_size * BATCHES_AT_ONCE, silent):
-            found = score_continuations(
-                self._loaded.model,
-                self._loaded.params,
-                [pairs[index] for index in chosen],
-                batch_size=self._batch_size,
-            )
-            for index, result in zip(chosen, found, strict=True):
-                results[index] = (result.logprob, result.is_greedy)
-                if keys[index] is not None:
-                    self.cache_hook.add_partial("loglikelihood", keys[index], results[index])
+        with tqdm(total=len(pairs), desc="requests", disable=silent) as bar:
+            for found in batches:
+                for index, result in found.items():
+                    results[index] = (result.logprob, result.is_greedy)
+                    if keys[index] is not None:
+                        self.cache_hook.add_partial("loglikelihood", keys[index], results[index])
+                bar.update(len(found))
         return [results[index] for index in range(len(pairs))]
 
-    def _fit(self, context: list[int], continuation: list[int]) -> Pair:
+    def _fit(self, context: Ids, continuation: Ids) -> Pair:
         """The pair with as much of the context as the model can read; the last token is only predicted."""
         room = self.max_length + 1 - len(continuation)
         require(
@@ -151,12 +147,12 @@ class HarnessLM(LM):
         )
         return self._cut(context, room), continuation
 
-    def _cut(self, ids: list[int], room: int) -> list[int]:
+    def _cut(self, ids: Ids, room: int) -> list[int]:
         """The last ids that there is room for, after BOS if they begin with it."""
         if len(ids) <= room:
-            return ids
+            return list(ids)
         first = ids[:1] if ids[0] == self._tokenizer.bos_id and room > 1 else []
-        return first + ids[len(ids) - room + len(first) :]
+        return [*first, *ids[len(ids) - room + len(first) :]]
 
     def _warn_of_cuts(self, lengths: list[int], room: int) -> None:
         if cut := sum(length > room for length in lengths):

@@ -14,7 +14,7 @@ from llama2_jax.config import require
 from llama2_jax.data.chat import Message, encode_dialogue, encode_prompt, without_special_tags
 from llama2_jax.data.tokenizer import shared_prefix
 from llama2_jax.evals.judge import FIRST, SECOND, TIE, Judge, Pair
-from llama2_jax.generate.score import score_continuations
+from llama2_jax.generate.continuations import score_continuations
 from llama2_jax.pretrained import LoadedModel
 
 HELPFUL = "more helpful, while also being safe and honest"

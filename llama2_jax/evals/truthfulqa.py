@@ -21,7 +21,7 @@ from llama2_jax.data.records import DataError
 from llama2_jax.data.tokenizer import encode_pair
 from llama2_jax.evals.intervals import Interval, wilson
 from llama2_jax.evals.safety_prompts import Published, SafetyPrompt
-from llama2_jax.generate.score import score_continuations
+from llama2_jax.generate.continuations import score_continuations
 from llama2_jax.pretrained import LoadedModel
 
 NUM_QUESTIONS = 817

@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens, by the same model function that trains and decodes."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ import numpy as np
 
 from llama2_jax.config import require
 from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
-from llama2_jax.generate.sampling import likeliest
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.shapes import padded_length
@@ -19,19 +18,6 @@ from llama2_jax.structs import Params
 
 LENGTH_MULTIPLE = 64
 CHUNK = 64  # positions of each row whose logits exist at once
-
-
-class Continuation(NamedTuple):
-    """How likely a continuation is after its context."""
-
-    logprob: float  # natural log, the sum over its tokens
-    is_greedy: bool  # whether each of its tokens is the likeliest one
-
-
-class _NextScores(NamedTuple):
-    logprobs_BT: jax.Array  # of each position's successor in the row; the last of a row means nothing
-    is_greedy_BT: jax.Array  # whether that successor is the likeliest, likewise
-    last_logprobs_BV: jax.Array  # of every token after the end of the row
 
 
 def score(
@@ -55,73 +41,12 @@ def score(
     return [results[index] for index in range(len(rows))]
 
 
-def score_continuations(
-    model: Transformer,
-    params: Params,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    batch_size: int = 8,
-) -> list[Continuation]:
-    """How likely each continuation is after its context, in the order given.
-
-    Pairs that differ in nothing but the last token share a row: the answers A to D to a question of MMLU
-    take one pass over its prompt instead of four.
-
-    Args:
-      pairs: token ids of a context and of its continuation, neither empty.
-
-    Raises:
-      PromptError: a context or a continuation is empty, both together are longer than the context and one
-        token, or an id is outside the vocabulary.
-      LogitsError: a log-probability is not finite.
-    """
-    pairs_of: dict[tuple[int, ...], list[int]] = {}
-    for index, (context, continuation) in enumerate(pairs):
-        if len(context) == 0 or len(continuation) == 0:
-            raise PromptError(
-                f"pair {index} has {len(context)} tokens of context and {len(continuation)} of continuation; "
-                "give one of each at least: a context can be BOS"
-            )
-        check_ids(continuation[-1:], model.config.num_ids, where=f"pair {index}")
-        pairs_of.setdefault((*context, *continuation[:-1]), []).append(index)
-    rows = list(pairs_of)
-    results: dict[int, Continuation] = {}
-    for chosen, tokens_BT, segment_ids_BT in _batches(model, rows, batch_size):
-        scores = on_host(_next_scores(model, params, tokens_BT, segment_ids_BT))
-        check_logprobs(scores.last_logprobs_BV[: len(chosen)], [pairs_of[rows[row]][0] for row in chosen])
-        for place, row in enumerate(chosen):
-            own = _NextScores(*(leaf[place] for leaf in scores))
-            results |= {index: _continuation(*pairs[index], own) for index in pairs_of[rows[row]]}
-    return [results[index] for index in range(len(pairs))]
-
-
-def _continuation(context: Sequence[int], continuation: Sequence[int], scores: _NextScores) -> Continuation:
-    """The result of one pair from the scores of its row, which holds all but the last token."""
-    inside = slice(len(context) - 1, len(context) + len(continuation) - 2)
-    last = continuation[-1]
-    logprobs = [*scores.logprobs_BT[inside], scores.last_logprobs_BV[last]]
-    is_greedy = scores.is_greedy_BT[inside].all() and scores.last_logprobs_BV.argmax() == last
-    return Continuation(float(np.sum(logprobs, dtype=np.float64)), bool(is_greedy))
-
-
 def _batches(
     model: Transformer, rows: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Which rows, their tokens and segments, (B, T): rows of like length together, full batches only.
-
-    All rows are checked before the first batch.
-    """
+    """Which rows, their tokens and segments, (B, T): rows of like length together, full batches only."""
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
-    for index, row in enumerate(rows):
-        if len(row) == 0:
-            raise PromptError(f"row {index} has no tokens; leave it out, or begin it with BOS")
-        if len(row) > model.config.max_context:
-            raise PromptError(
-                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "
-                "split it"
-            )
-        check_ids(row, model.config.num_ids, where=f"row {index}")
-    require_same_rows("rows to score", rows)
+    check_rows(model, rows)
     shards = model.partitioner.batch_shards
     batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -137,42 +62,42 @@ def _batches(
         yield chosen, tokens_BT, segment_ids_BT
 
 
+def check_rows(model: Transformer, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ``PromptError`` for a row that the model cannot read."""
+    for index, row in enumerate(rows):
+        if len(row) == 0:
+            raise PromptError(f"row {index} has no tokens; leave it out, or begin it with BOS")
+        if len(row) > model.config.max_context:
+            raise PromptError(
+                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "
+                "split it"
+            )
+        check_ids(row, model.config.num_ids, where=f"row {index}")
+    require_same_rows("rows to score", rows)
+
+
 @functools.partial(jax.jit, static_argnames=("model",))
 def _next_logprobs(
     model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
 ) -> jax.Array:
-    return _scores(model, params, tokens_BT, segment_ids_BT).logprobs_BT  # the rest is not computed
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _next_scores(
-    model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
-) -> _NextScores:
-    return _scores(model, params, tokens_BT, segment_ids_BT)
-
-
-def _scores(
-    model: Transformer, params: Params, tokens_BT: np.ndarray, segment_ids_BT: np.ndarray
-) -> _NextScores:
+    """Of each position's successor in the row, (B, T); the last of a row means nothing."""
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT, method="hidden")
-    unembed = functools.partial(model.apply, {"params": params}, method="unembed")
-
-    def scores(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden_BCD, targets_BC = chunk
-        logits_BCV = unembed(hidden_BCD)
-        return token_logprobs(logits_BCV, targets_BC), likeliest(logits_BCV) == targets_BC
-
-    batch, length = tokens_BT.shape
-    found = jax.lax.map(scores, (_chunks(hidden_BTD), _chunks(jnp.roll(tokens_BT, -1, axis=1))))
-    logprobs_BT, is_greedy_BT = (leaf.swapaxes(0, 1).reshape(batch, -1)[:, :length] for leaf in found)
-    ends_B = jnp.maximum(segment_ids_BT.sum(axis=1) - 1, 0)  # rows that only fill the batch have no end
-    last_BTD = jnp.take_along_axis(hidden_BTD, ends_B[:, None, None], axis=1)
-    last_logprobs_BV = jax.nn.log_softmax(unembed(last_BTD)[:, 0].astype(jnp.float32), axis=-1)
-    return _NextScores(logprobs_BT, is_greedy_BT, last_logprobs_BV)
+    return map_logits(model, params, token_logprobs, hidden_BTD, jnp.roll(tokens_BT, -1, axis=1))
 
 
-def _chunks(array: jax.Array) -> jax.Array:
-    """(B, T, ...) -> (chunks, B, CHUNK, ...), zeros after the end."""
-    batch, length, *rest = array.shape
-    padded = jnp.pad(array, [(0, 0), (0, -length % CHUNK), *[(0, 0)] * len(rest)])
-    return padded.reshape(batch, -1, CHUNK, *rest).swapaxes(0, 1)
+def map_logits(
+    model: Transformer, params: Params, function: Callable[..., Any], hidden_BTD: jax.Array, ids_BT: jax.Array
+) -> Any:
+    """``function(logits_BTV, ids_BT)``, arrays (B, T), of so few positions at once that logits stay small."""
+    batch, length = ids_BT.shape
+
+    def chunks(array: jax.Array) -> jax.Array:
+        pad = ((0, 0), (0, -length % CHUNK), *[(0, 0)] * (array.ndim - 2))
+        return jnp.pad(array, pad).reshape(batch, -1, CHUNK, *array.shape[2:]).swapaxes(0, 1)
+
+    def apply(chunk: tuple[jax.Array, jax.Array]) -> Any:
+        hidden_BCD, ids_BC = chunk
+        return function(model.apply({"params": params}, hidden_BCD, method="unembed"), ids_BC)
+
+    found = jax.lax.map(apply, (chunks(hidden_BTD), chunks(ids_BT)))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(batch, -1)[:, :length], found)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
-from llama2_jax.generate import score as score_module
 from llama2_jax.generate.decode import LogitsError, PromptError, generate, stream
 from llama2_jax.generate.sampling import SamplingConfig
-from llama2_jax.generate.score import CHUNK, _next_logprobs, _next_scores, score, score_continuations
+from llama2_jax.generate.score import CHUNK, _next_logprobs, score
 from llama2_jax.model.transformer import Transformer, abstract_params
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.placement import place_tree
@@ -42,74 +41,10 @@ def test_on_one_device_the_presets_share_one_compiled_program():
     assert _next_logprobs._cache_size() == compiled + 1
 
 
-CONTEXTS = [tiny.tokens(n, seed=n).tolist() for n in (9, 1, 60)]
-
-
-def test_continuations_equal_numpy_in_the_order_given():
-    pairs = [(context, tiny.tokens(n, seed=7 * n).tolist()) for n in (1, 4, 2, 5) for context in CONTEXTS]
-    found = score_continuations(tiny.MODEL, tiny.params(), pairs, batch_size=2)
-    arrays = [tuple(map(np.array, pair)) for pair in pairs]
-    assert score_continuations(tiny.MODEL, tiny.params(), arrays, batch_size=2) == found
-    for (context, continuation), result in zip(pairs, found, strict=True):
-        logprobs = numpy_llama.next_logprobs(tiny.params(), [*context, *continuation], tiny.CONFIG)
-        np.testing.assert_allclose(result.logprob, logprobs[len(context) - 1 :].sum(), rtol=1e-4, atol=1e-4)
-
-
-def test_a_continuation_is_greedy_if_greedy_decoding_makes_it():
-    sampling = SamplingConfig(max_new_tokens=4, temperature=0)
-    made = generate(tiny.MODEL, tiny.params(), CONTEXTS, sampling).tokens_BC.tolist()
-    other = [[*row[:place], (row[place] + 1) % 56, *row[place + 1 :]] for row in made for place in range(4)]
-    pairs = [
-        *zip(CONTEXTS, made, strict=True),
-        *zip([c for c in CONTEXTS for _ in range(4)], other, strict=True),
-    ]
-    found = score_continuations(tiny.MODEL, tiny.params(), pairs, batch_size=4)
-    assert [result.is_greedy for result in found] == [True] * 3 + [False] * 12
-
-
-def test_answers_of_one_token_share_a_pass_over_their_question(monkeypatch):
-    passes = []
-    batches = score_module._batches
-    monkeypatch.setattr(score_module, "_batches", lambda *a: (passes.append(x[0]) or x for x in batches(*a)))
-    pairs = [(context, [answer]) for context in CONTEXTS for answer in (3, 5, 8, 13)]
-    together = score_continuations(tiny.MODEL, tiny.params(), pairs, batch_size=8)
-    assert passes == [[1, 0, 2]]
-    alone = [score_continuations(tiny.MODEL, tiny.params(), [pair], batch_size=8)[0] for pair in pairs]
-    np.testing.assert_allclose([x.logprob for x in together], [x.logprob for x in alone], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("pair", "words"),
-    [
-        (([], [1]), "pair 1 has 0 tokens of context and 1 of continuation"),
-        (([1], []), "pair 1 has 1 tokens of context and 0 of continuation"),
-        (([1], [99]), "pair 1 has token id 99"),
-        (([1], [2, 99]), "pair 1 has token id 99"),
-        (([1], [2, -1]), "pair 1 has token id -1"),
-        (([1] * 60, [1] * 6), "has 65 tokens.*64"),
-    ],
-)
-def test_pairs_the_model_cannot_take_are_refused(pair, words):
-    with pytest.raises(PromptError, match=words):
-        score_continuations(tiny.MODEL, tiny.params(), [([1], [2]), pair])
-
-
 def test_logits_that_are_no_numbers_are_an_error():
     broken = {**tiny.params(), "embedding_VD": np.full_like(tiny.params()["embedding_VD"], np.nan)}
     with pytest.raises(LogitsError, match="the logits of row 4 are not finite"):
         score(tiny.MODEL, broken, [[1], [2], [3], [4], [5, 6]], batch_size=2)
-    with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
-        score_continuations(tiny.MODEL, broken, [([1], [2])])
-    with pytest.raises(
-        LogitsError, match="the logits of row 1 are not finite"
-    ):  # the shorter one comes first
-        score_continuations(tiny.MODEL, broken, [([1, 2, 3], [4]), ([1], [2])], batch_size=1)
-    table = np.array(tiny.params()["embedding_VD"])
-    table[4] = np.nan
-    with pytest.raises(LogitsError, match="the logits of row 2"):  # the first two share a row
-        score_continuations(
-            tiny.MODEL, {**broken, "embedding_VD": table}, [([1], [2]), ([1], [3]), ([4], [5])]
-        )
     sampling = SamplingConfig(max_new_tokens=3, temperature=0)
     with pytest.raises(LogitsError, match="the logits of row 0 are not finite"):
         generate(tiny.MODEL, broken, [[5, 6]], sampling)
@@ -160,6 +95,6 @@ def test_any_context_is_scored_to_its_end(context):
 def test_logits_of_all_positions_never_exist_at_once():
     model = tiny.with_config(vocab_size=4000, max_context=1024)
     tokens = jax.ShapeDtypeStruct((8, 1024), np.int32)
-    text = _next_scores.lower(model, abstract_params(model.config), tokens, tokens).as_text()
+    text = _next_logprobs.lower(model, abstract_params(model.config), tokens, tokens).as_text()
     with_vocabulary = re.findall(r"tensor<(\d+)x(\d+)x4000xf32>", text)
     assert max(int(rows) * int(positions) for rows, positions in with_vocabulary) == 8 * CHUNK
