@@ -6,7 +6,8 @@ d 256, FFN 688, 4 layers, 4 heads, vocabulary 512 (3.43M parameters), 8 dialogue
 tokens, float32, AdamW: the setting in which peers were measured. Best and median of the steps.
 
 Preferences have a few long dialogues among many short ones, so a reward model is also given 64 pairs whose
-responses have 34 tokens on average and 128 at most: packed, as it is trained, and each in a row of its own.
+responses have 34 tokens on average and 128 at most: packed, and each in a row of its own. Then they follow
+prompts that are 2.3 times as long, like those of Anthropic's pairs, and each prompt is there once, or twice.
 """
 
 import argparse
@@ -59,8 +60,7 @@ def main() -> None:
         outputs=1,
         rate=rate,
     )
-    packed, alone = _ragged_pairs()
-    for batch, layout in ((packed, "packed"), (alone, "padded")):
+    for layout, batch in _ragged_pairs().items():
         times = step_seconds(scored, preference_loss(scored), batch, steps=STEPS)
         _report_ragged(times, batch, layout)
 
@@ -92,39 +92,62 @@ def _one_per_row(lengths_BC: np.ndarray) -> PreferenceBatch:
     pairs = len(lengths_BC)
     rng = np.random.default_rng(0)
     places_BCT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (pairs, 2, LENGTH))
+    number_C1 = np.array([1, 2], np.int32)[:, None]
+    rows = (pairs, 2 * LENGTH)
     return PreferenceBatch(
-        tokens_BCT=rng.integers(0, CONFIG.vocab_size, (pairs, 2, LENGTH), dtype=np.int32),
-        segment_ids_BCT=(places_BCT < lengths_BC[..., None]).astype(np.int32),
-        positions_BCT=places_BCT,
-        last_BCP=(lengths_BC[..., None] - 1).astype(np.int32),
+        tokens_BT=rng.integers(0, CONFIG.vocab_size, rows, dtype=np.int32),
+        segment_ids_BT=np.where(places_BCT < lengths_BC[..., None], number_C1, 0).reshape(rows),
+        positions_BT=places_BCT.reshape(rows),
+        last_BPC=(lengths_BC - 1 + [0, LENGTH]).astype(np.int32)[:, None],
         margin_BP=np.resize(np.array(MARGINS["large"], np.float32), (pairs, 1)),
-        safe_BCP=np.full((pairs, 2, 1), -1, np.int32),
+        safe_BPC=np.full((pairs, 1, 2), -1, np.int32),
     )
 
 
-def _ragged_pairs() -> tuple[PreferenceBatch, PreferenceBatch]:
-    """The same responses packed, and a pair per row."""
-    drawn_BC = np.random.default_rng(1).lognormal(3.3, 0.8, (RAGGED_PAIRS, 2))
-    lengths_BC = np.clip(drawn_BC, 4, LENGTH).astype(int)
+def _ragged_pairs() -> dict[str, PreferenceBatch]:
+    """The same responses packed and a pair per row; the same after prompts, which are there once or twice."""
+    rng = np.random.default_rng(1)
+    lengths_BC = np.clip(rng.lognormal(3.3, 0.8, (RAGGED_PAIRS, 2)), 4, LENGTH).astype(int)
     lengths_BC[0] = LENGTH
-    pairs = [EncodedPair([1] * chosen, [2] * rejected, -1, (-1, -1)) for chosen, rejected in lengths_BC]
-    loader = PairLoader(pairs, MARGINS["large"], batch_size=RAGGED_PAIRS, epochs=1, seed=0)
-    return loader.batch(0), _one_per_row(lengths_BC)
+    prompts_B = np.clip(2.3 * rng.lognormal(3.3, 0.8, RAGGED_PAIRS), 4, 2 * LENGTH).astype(int)
+
+    def packed(prompts_B: np.ndarray, *, share_prompts: bool) -> PreferenceBatch:
+        pairs = [
+            EncodedPair([0] * prompt + [1] * chosen, [0] * prompt + [2] * rejected, -1, (-1, -1))
+            for prompt, (chosen, rejected) in zip(prompts_B, lengths_BC, strict=True)
+        ]
+        return PairLoader(
+            pairs,
+            MARGINS["large"],
+            batch_size=RAGGED_PAIRS,
+            epochs=1,
+            seed=0,
+            share_prompts=share_prompts,
+        ).batch(0)
+
+    return {
+        "packed": packed(np.zeros_like(prompts_B), share_prompts=True),
+        "padded": _one_per_row(lengths_BC),
+        "prompts_once": packed(prompts_B, share_prompts=True),
+        "prompts_twice": packed(prompts_B, share_prompts=False),
+    }
 
 
 def _report_ragged(times: list[float], batch: PreferenceBatch, layout: str) -> None:
-    tokens = int((batch.segment_ids_BCT > 0).sum())
-    best, median = (tokens / spread(times)[key] for key in ("min", "median"))
+    tokens = int((batch.segment_ids_BT > 0).sum())
+    best, median = (RAGGED_PAIRS / spread(times)[key] for key in ("min", "median"))
+    rows, length = batch.tokens_BT.shape
     result = {
-        "rows": 2 * len(batch.tokens_BCT),
+        "rows": rows,
+        "row_length": length,
         "tokens": tokens,
         "step_secs": spread(times),
-        "tokens_per_sec_best": best,
-        "tokens_per_sec_median": median,
+        "pairs_per_sec_best": best,
+        "pairs_per_sec_median": median,
     }
     line = (
-        f"reward model, {RAGGED_PAIRS} pairs of {tokens:,} tokens {layout}, {result['rows']} x {LENGTH}: "
-        f"best {best:,.0f}, median {median:,.0f} tok/s"
+        f"reward model, {RAGGED_PAIRS} pairs of {tokens:,} tokens {layout}, {rows} x {length}: "
+        f"best {best:,.1f}, median {median:,.1f} pairs/s"
     )
     record(f"reward_model_{layout}", result, line=line)
 

@@ -4,8 +4,8 @@ pip install -e ".[aot]" && python -m benchmarks.reward_aot
 pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.reward_aot --chip=h200  # or a100
 
 What ``experiments.reward_model --config=configs/reward_model.py:helpfulness,size=SIZE`` compiles there: 512
-pairs, packed. How many rows these are follows from their lengths: here a lognormal draw with a mean of 494
-tokens, up to 4,096. What the compiler says; nothing is executed.
+pairs, packed, the prompt of a pair once. How many rows these are follows from their lengths: here a lognormal
+draw with a mean of 494 tokens, up to 4,096. What the compiler says; nothing is executed.
 """
 
 from typing import Any
@@ -68,16 +68,18 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     state = abstract_state(model, optimizer, partitioner)
     step = compile_step(make_update(loss, optimizer, accumulation_steps=steps), state, partitioner)
     batch = _first_batch(config, row_multiple=partitioner.batch_shards * steps)
-    return {"rows": len(batch.tokens_BCT), **memory_of(step, state, _abstract(partitioner, batch))}
+    return {"rows": len(batch.tokens_BT), **memory_of(step, state, _abstract(partitioner, batch))}
 
 
 def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
     """Prompts and answers of lognormal lengths, packed."""
     rng = np.random.default_rng(0)
-    prompts, answers = rng.lognormal(5.4, 0.8, (NUM_PAIRS, 1)), rng.lognormal(5.0, 0.7, (NUM_PAIRS, 2))
-    lengths = np.clip((prompts + answers).astype(int), 4, config.data.sequence_length)
+    prompts_P, answers_PC = rng.lognormal(5.4, 0.8, NUM_PAIRS), rng.lognormal(5.0, 0.7, (NUM_PAIRS, 2))
+    lengths_PC = np.clip((prompts_P[:, None] + answers_PC).astype(int), 4, config.data.sequence_length)
+    shared_P = np.minimum(prompts_P.astype(int), lengths_PC.min(axis=1) - 1)
+    pairs = [_pair(shared, *own) for shared, own in zip(shared_P.tolist(), lengths_PC.tolist(), strict=True)]
     loader = PairLoader(
-        [EncodedPair([0] * chosen, [0] * rejected, -1, (-1, -1)) for chosen, rejected in lengths.tolist()],
+        pairs,
         MARGINS[config.loss.margin],
         batch_size=config.data.batch_size,
         epochs=config.data.epochs,
@@ -85,6 +87,12 @@ def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
         row_multiple=row_multiple,
     )
     return loader.batch(0)
+
+
+def _pair(shared: int, chosen: int, rejected: int) -> EncodedPair:
+    """Responses of these lengths that begin with the same prompt."""
+    prompt = [0] * shared
+    return EncodedPair(prompt + [1] * (chosen - shared), prompt + [2] * (rejected - shared), -1, (-1, -1))
 
 
 def _abstract(partitioner: Partitioner, batch: PreferenceBatch) -> PreferenceBatch:

@@ -30,6 +30,8 @@ from llama2_jax.data.shards import hashes_of
 from llama2_jax.evals.reward_accuracy import evaluate_pairs
 from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import MARGINS
+from llama2_jax.model.attention import serves_prefixes
+from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.pretrained import LoadedModel, load, release_params
 from llama2_jax.rlhf.reward_checkpoint import load_reward_model, reward_model_meta
@@ -83,7 +85,7 @@ def run(config: Any, workdir: Path) -> None:
     tested = [hashes_of(split_paths(config.data[name])) for name in ("heldout", "answers")]
     require_agreement("held-out pairs and answers", tested)
     chat, start_params = release_params(chat, workdir, functools.partial(initial_params, config))
-    loader = make_pair_loader(config, partitioner, pairs)
+    loader = make_pair_loader(config, chat.config, partitioner, pairs)
     train_run = make_train_run(config, partitioner, chat, loader, heldout, initial_params=start_params)
     train_config = {**config.train, "num_steps": loader.num_batches}
     train(train_run, build(TrainConfig, train_config, name="train"), workdir)
@@ -222,7 +224,9 @@ def read_answers(config: Any, chat: LoadedModel) -> EncodedAnswers:
     return EncodedAnswers([rated[number] for number in kept], [rows[number] for number in kept])
 
 
-def make_pair_loader(config: Any, partitioner: Partitioner, pairs: EncodedPairs) -> PairLoader:
+def make_pair_loader(
+    config: Any, model_config: ModelConfig, partitioner: Partitioner, pairs: EncodedPairs
+) -> PairLoader:
     """Batches of pairs with their margins, in rows that every device gets equally many of."""
     return PairLoader(
         pairs.pairs,
@@ -230,6 +234,7 @@ def make_pair_loader(config: Any, partitioner: Partitioner, pairs: EncodedPairs)
         batch_size=config.data.batch_size,
         epochs=config.data.epochs,
         seed=config.data.seed,
+        share_prompts=serves_prefixes(model_config, partitioner),
         row_multiple=partitioner.batch_shards * config.train.accumulation_steps,
         **process_slice(partitioner),
     )
@@ -315,7 +320,7 @@ def notes(
         ("pairs trained on", f"{len(pairs.pairs):,}"),
         (
             "rows of an update",
-            f"2 x {loader.num_rows:,} of {loader.row_length:,} tokens, {loader.fill_fraction:.0%} full",
+            f"{loader.num_rows:,} of {loader.row_length:,} tokens, {loader.fill_fraction:.0%} full",
         ),
         ("pairs left out: too long", f"{pairs.too_long:,}"),
         ("pairs left out: equal as tokens", f"{pairs.identical:,}"),

@@ -30,16 +30,17 @@ class TokenBatch(NamedTuple):
 class PreferenceBatch(NamedTuple):
     """Pairs of whole dialogues that differ in the last answer: response 0 was chosen, 1 rejected (C = 2).
 
-    A row holds up to P pairs: the chosen responses one behind another, beside them the rejected ones. Each
-    is a segment of its own, as in ``TokenBatch``.
+    A row holds up to P pairs, one behind another. What both dialogues of a pair begin with stands there once,
+    and is the prefix of what follows in each (``data/branches.py``).
     """
 
-    tokens_BCT: Array  # int32
-    segment_ids_BCT: Array  # int32, 0 = padding
-    positions_BCT: Array  # int32
-    last_BCP: Array  # int32, where the stop token of each response stands; -1: no such pair
+    tokens_BT: Array  # int32
+    segment_ids_BT: Array  # int32, 0 = padding
+    positions_BT: Array  # int32, in the whole dialogue
+    last_BPC: Array  # int32, where the stop token of each response stands; -1: no such pair
     margin_BP: Array  # float32, by which the chosen score should be higher
-    safe_BCP: Array  # int32, 1 safe, 0 unsafe, -1 unknown
+    safe_BPC: Array  # int32, 1 safe, 0 unsafe, -1 unknown
+    prefix_ids_BT: Array | None = None  # int32, segment that a token sees besides its own; None: nobody does
 
 
 class KVCache(NamedTuple):

@@ -131,7 +131,7 @@ class PackedDialogues:
                 f"the loss mask is zero in all of {len(cut)} dialogue(s): no answer tokens to learn; "
                 "check the roles and sequence_length"
             )
-        self._bins = _best_fit_decreasing([len(tokens) for tokens, _ in self._pieces], sequence_length + 1)
+        self._bins = best_fit_decreasing([len(tokens) for tokens, _ in self._pieces], sequence_length + 1)
         tokens = sum(len(tokens) for tokens, _ in self._pieces)
         self.report = PackingReport(
             dialogues=len(cut),
@@ -236,7 +236,7 @@ def _cut(dialogue: EncodedDialogue, sequence_length: int) -> list[tuple[np.ndarr
     return pieces
 
 
-def _best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices of items per bin: longest item first, into the fullest bin that still has room."""
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
@@ -250,25 +250,4 @@ def _best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]
         bins[target].append(item)
         if room > sizes[item]:
             insort(rooms, (room - sizes[item], target))
-    return bins
-
-
-def pack_side_by_side(sizes_NC: np.ndarray, capacity: int) -> list[list[int]]:
-    """Items of C parts per bin, each part in a lane of its own, of ``capacity`` each.
-
-    As ``PackedDialogues``: the largest part first, into the bin with least room where all parts fit. Looks at
-    every bin for every item, so it is for batches.
-    """
-    bins: list[list[int]] = []
-    room_NC = np.full_like(sizes_NC, capacity)  # an item each at most
-    for item in np.argsort(-sizes_NC.max(axis=1), kind="stable").tolist():
-        left_NC = room_NC[: len(bins)] - sizes_NC[item]
-        fits = np.flatnonzero((left_NC >= 0).all(axis=1))
-        if fits.size:
-            target = int(fits[left_NC[fits].sum(axis=1).argmin()])
-        else:
-            target = len(bins)
-            bins.append([])
-        bins[target].append(item)
-        room_NC[target] -= sizes_NC[item]
     return bins

@@ -61,32 +61,24 @@ def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
     def loss(params: Params, batch: PreferenceBatch) -> LossSums:
         scores_BT = model.apply(
             {"params": params},
-            _rows(batch.tokens_BCT),
-            segment_ids_BT=_rows(batch.segment_ids_BCT),
-            positions_BT=_rows(batch.positions_BCT),
+            batch.tokens_BT,
+            segment_ids_BT=batch.segment_ids_BT,
+            positions_BT=batch.positions_BT,
+            prefix_ids_BT=batch.prefix_ids_BT,
         )
-        scores_BP = scores_at(scores_BT, _rows(batch.last_BCP))
+        last_BA = batch.last_BPC.reshape(len(scores_BT), -1)
+        scores_PC = scores_at(scores_BT, last_BA).reshape(-1, 2)
         sums = preference_sums(
-            _pairs(scores_BP.reshape(batch.last_BCP.shape)),
+            scores_PC,
             batch.margin_BP.reshape(-1),
-            _pairs(batch.safe_BCP),
-            _pairs(batch.last_BCP)[:, 0] >= 0,
+            batch.safe_BPC.reshape(-1, 2),
+            last_BA.reshape(-1, 2)[:, 0] >= 0,
             safety_weight=safety_weight,
         )
-        tokens = (batch.segment_ids_BCT > 0).sum()
+        tokens = (batch.segment_ids_BT > 0).sum()
         return sums._replace(totals={**sums.totals, "tokens": tokens, "source_tokens": tokens[None]})
 
     return loss
-
-
-def _rows(array_BCX: jax.Array) -> jax.Array:
-    """(B, C, ...) to (B * C, ...): responses side by side become rows one below another."""
-    return array_BCX.reshape(-1, *array_BCX.shape[2:])
-
-
-def _pairs(array_BCP: jax.Array) -> jax.Array:
-    """(B, C, P) to (B * P, C): a line for each pair."""
-    return array_BCP.swapaxes(1, 2).reshape(-1, array_BCP.shape[1])
 
 
 def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> np.ndarray:

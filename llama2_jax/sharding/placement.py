@@ -70,12 +70,12 @@ def row_block(owners: np.ndarray, process: int) -> tuple[int, int]:
 def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
     """Make global arrays from this process's rows of a batch (``process_slice``)."""
     _, blocks = _own_block(partitioner)
-    local = {name: np.asarray(value) for name, value in batch._asdict().items()}
+    local = {name: np.asarray(value) for name, value in batch._asdict().items() if value is not None}
     shapes = {name: (value.shape[0] * blocks, *value.shape[1:]) for name, value in local.items()}
     shardings = {name: partitioner.activation(name.rsplit("_", 1)[1], shapes[name]) for name in local}
     # one call for all: a call for each takes four times as long
     placed = jax.make_array_from_process_local_data(shardings, local, shapes)
-    return type(batch)(*(placed[name] for name in local))
+    return batch._replace(**placed)
 
 
 def place_rows(partitioner: Partitioner, batch: Batch) -> Batch:

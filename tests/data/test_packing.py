@@ -9,9 +9,8 @@ from llama2_jax.data.chat import EncodedDialogue
 from llama2_jax.data.packing import (
     PackedDialogues,
     PackedDocuments,
-    _best_fit_decreasing,
+    best_fit_decreasing,
     make_row,
-    pack_side_by_side,
     shuffled_order,
 )
 from llama2_jax.data.records import DataError
@@ -237,12 +236,7 @@ def brute_force_best_fit(sizes, capacity):
 def test_best_fit_equals_brute_force(seed):
     rng = random.Random(seed)
     sizes = [rng.randint(1, 30) for _ in range(120)]
-    assert _best_fit_decreasing(sizes, 30) == brute_force_best_fit(sizes, 30)
-
-
-def test_a_pair_goes_where_least_room_is_left():
-    # the last fits beside either of the others, and fills the first
-    assert pack_side_by_side(np.array([[8, 8], [6, 6], [2, 2]]), 10) == [[0, 2], [1]]
+    assert best_fit_decreasing(sizes, 30) == brute_force_best_fit(sizes, 30)
 
 
 def test_packing_fills_rows():

@@ -86,9 +86,9 @@ def loader(count=10, batch_size=4, *, epochs=3, seed=0, **rows):
 def ids(batch):
     """Which pairs are in a batch, row by row."""
     return [
-        int(row[0, place]) - 100
-        for row, last_CP in zip(batch.tokens_BCT, batch.last_BCP, strict=True)
-        for place in last_CP[0]
+        int(row[place]) - 100
+        for row, last_PC in zip(batch.tokens_BT, batch.last_BPC, strict=True)
+        for place in last_PC[:, 0]
         if place >= 0
     ]
 
@@ -120,34 +120,37 @@ def test_the_order_of_an_epoch_is_made_once(monkeypatch):
     assert made == [(7, 0), (7, 1)] * 2  # to measure the batches, and to make them
 
 
-def test_a_row_holds_the_chosen_responses_and_beside_them_the_rejected():
-    pairs = [
-        EncodedPair([1, 2, 3], [4], 2, (1, 0)),
-        EncodedPair([5, 6], [7, 8, 9, 10], -1, (-1, -1)),
-        EncodedPair([11] * 15, [12], 3, (0, 0)),
-    ]
-    (batch,) = PairLoader(pairs, MARGINS, batch_size=3, epochs=1, seed=0).iterate()
-    zeros = [0] * 16
+PAIRS = [
+    EncodedPair([1, 2, 3], [1, 2, 4, 4], 2, (1, 0)),
+    EncodedPair([5, 6], [7, 8, 9, 10], -1, (-1, -1)),
+    EncodedPair([11] * 12, [11], 3, (0, 0)),
+]
+
+
+def test_a_row_holds_pairs_and_once_what_both_responses_begin_with():
+    (batch,) = PairLoader(PAIRS, MARGINS, batch_size=3, epochs=1, seed=0).iterate()
     wanted = {
-        "tokens_BCT": [
-            [[11] * 15 + [0], [12, *zeros[1:]]],
-            [[5, 6, 1, 2, 3, *zeros[5:]], [7, 8, 9, 10, 4, *zeros[5:]]],
-        ],
-        "segment_ids_BCT": [
-            [[1] * 15 + [0], [1, *zeros[1:]]],
-            [[1, 1, 2, 2, 2, *zeros[5:]], [1, 1, 1, 1, 2, *zeros[5:]]],
-        ],
-        "positions_BCT": [
-            [[*range(15), 0], zeros],
-            [[0, 1, 0, 1, 2, *zeros[5:]], [0, 1, 2, 3, 0, *zeros[5:]]],
-        ],
-        "last_BCP": [[[14, -1], [0, -1]], [[1, 4], [3, 4]]],
+        "tokens_BT": [[*[11] * 13, 0, 0, 0], [5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 4, 0, 0, 0, 0, 0]],
+        "segment_ids_BT": [[*[1] * 12, 2, 0, 0, 0], [1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 5, 0, 0, 0, 0, 0]],
+        "prefix_ids_BT": [[0] * 16, [0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 0, 0, 0, 0, 0]],
+        "positions_BT": [[*range(12), 0, 0, 0, 0], [0, 1, 0, 1, 2, 3, 0, 1, 2, 2, 3, 0, 0, 0, 0, 0]],
+        "last_BPC": [[[11, 12], [-1, -1]], [[1, 5], [8, 10]]],  # of a response that the other begins with too
         "margin_BP": [[3, 0], [0, 2]],  # unrated: no margin
-        "safe_BCP": [[[0, -1], [0, -1]], [[-1, 1], [-1, 0]]],
+        "safe_BPC": [[[0, 0], [-1, -1]], [[-1, -1], [1, 0]]],
     }
     for name, value in batch._asdict().items():
         np.testing.assert_array_equal(value, wanted[name], err_msg=name)
         assert value.dtype == (np.float32 if name == "margin_BP" else np.int32)
+
+
+def test_where_prefixes_are_not_served_every_response_is_whole():
+    loader = PairLoader(PAIRS[:1], MARGINS, batch_size=1, epochs=1, seed=0, share_prompts=False)
+    (batch,) = loader.iterate()
+    assert batch.prefix_ids_BT is None
+    np.testing.assert_array_equal(batch.tokens_BT[0, :8], [1, 2, 3, 1, 2, 4, 4, 0])
+    np.testing.assert_array_equal(batch.segment_ids_BT[0, :8], [1, 1, 1, 2, 2, 2, 2, 0])
+    np.testing.assert_array_equal(batch.positions_BT[0, :8], [0, 1, 2, 0, 1, 2, 3, 0])
+    np.testing.assert_array_equal(batch.last_BPC, [[[2, 6]]])
 
 
 def test_every_batch_has_the_rows_and_the_pairs_of_a_row_of_the_fullest():
@@ -155,37 +158,35 @@ def test_every_batch_has_the_rows_and_the_pairs_of_a_row_of_the_fullest():
     batches = list(pairs.iterate())
     shapes = {tuple(array.shape for array in batch) for batch in batches}
     assert len(shapes) == 1
-    used = [int((batch.last_BCP[:, 0, 0] >= 0).sum()) for batch in batches]
-    assert pairs.num_rows == batches[0].tokens_BCT.shape[0] == -(-max(used) // 4) * 4
-    assert (
-        max(int((batch.last_BCP[:, 0] >= 0).sum(axis=1).max()) for batch in batches)
-        == (batches[0].last_BCP.shape[2])
-    )
+    used = [int((batch.last_BPC[:, 0, 0] >= 0).sum()) for batch in batches]
+    assert pairs.num_rows == batches[0].tokens_BT.shape[0] == -(-max(used) // 4) * 4
+    most = max(int((batch.last_BPC[..., 0] >= 0).sum(axis=1).max()) for batch in batches)
+    assert most == batches[0].last_BPC.shape[1]
 
 
 @pytest.mark.parametrize("epochs", [0.3, 1, 2.5])
 def test_how_full_the_batches_of_the_run_are(epochs):
     pairs = loader(count=41, batch_size=6, epochs=epochs)
     batches = list(pairs.iterate())
-    tokens = sum(int((batch.segment_ids_BCT > 0).sum()) for batch in batches)
-    assert pairs.fill_fraction == pytest.approx(tokens / (len(batches) * batches[0].tokens_BCT.size))
+    tokens = sum(int((batch.segment_ids_BT > 0).sum()) for batch in batches)
+    assert pairs.fill_fraction == pytest.approx(tokens / (len(batches) * batches[0].tokens_BT.size))
     with pytest.raises(ConfigError, match=f"no batch {len(batches)}; there are {len(batches)}"):
         pairs.batch(len(batches))
 
 
 def test_an_empty_row_is_padding():
     (batch,) = loader(count=1, epochs=1, row_multiple=2).iterate()
-    assert batch.last_BCP.tolist() == [[[0], [1]], [[-1], [-1]]]
-    assert not batch.segment_ids_BCT[1].any()
-    assert (batch.safe_BCP[1] == -1).all()
+    assert batch.last_BPC.tolist() == [[[0, 2]], [[-1, -1]]]
+    assert not batch.segment_ids_BT[1].any()
+    assert (batch.safe_BPC[1] == -1).all()
 
 
 def test_a_token_with_the_id_of_padding_is_counted():
     pair = EncodedPair([5, 0, 9, 0], [0], -1, (-1, -1))
     (batch,) = PairLoader([pair], MARGINS, batch_size=1, epochs=1, seed=0).iterate()
-    assert batch.last_BCP.tolist() == [[[3], [0]]]
-    assert batch.segment_ids_BCT.sum(axis=-1).tolist() == [[4, 1]]
-    np.testing.assert_array_equal(batch.tokens_BCT[0, 0, :5], [5, 0, 9, 0, 0])
+    assert batch.last_BPC.tolist() == [[[3, 4]]]
+    assert (batch.segment_ids_BT > 0).sum() == 5
+    np.testing.assert_array_equal(batch.tokens_BT[0, :6], [5, 0, 9, 0, 0, 0])
 
 
 def test_batches_depend_on_the_step_alone():
@@ -209,6 +210,6 @@ def test_two_hosts_hold_the_batch_of_one():
             loader(row_multiple=2, **hosts)
 
 
-def test_rows_are_as_long_as_the_longest_response_rounded_up():
-    assert loader(count=64).row_length == 64
-    assert loader(count=65).row_length == 80
+def test_rows_are_as_long_as_the_longest_pair_rounded_up():
+    assert loader(count=63).row_length == 64  # 63 tokens and one that the other response adds
+    assert loader(count=64).row_length == 80

@@ -29,6 +29,7 @@ from llama2_jax.train.metrics import read_metrics
 from llama2_jax.train.optimizer import OptimizerConfig
 from llama2_jax.train.stopping import Preempted
 from tests.experiments import runs
+from tests.model import tiny
 from tests.train.tiny_run import assert_bitwise_equal, partitioner
 
 GOOD, BAD = "zebra", "the"
@@ -260,7 +261,7 @@ def test_the_new_head_depends_on_the_seed_of_the_config() -> None:
 def test_margins_and_the_rows_of_an_update_are_those_of_the_config(margin: str) -> None:
     one = EncodedPairs([EncodedPair([1, 2], [1, 3], 3, (-1, -1))], [0], 0, 0)
     settings = config(loss__margin=margin, train__accumulation_steps=3)
-    loader = reward_model.make_pair_loader(settings, partitioner(), one)
+    loader = reward_model.make_pair_loader(settings, tiny.CONFIG, partitioner(), one)
     assert loader.margins == MARGINS[margin]
     assert loader.num_rows == 3  # of one pair: the rest is empty
 

@@ -57,25 +57,35 @@ def params(config=tiny.CONFIG):
 
 
 def batch(count=8, length=12, seed=0):
-    """Pairs of random dialogues; the last one is empty, three have no safety labels."""
+    """Pairs of random dialogues; the last one is empty, three have no safety labels.
+
+    Each pair is a row of two segments. Every second begins with the same four tokens, twice.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, length + 1, (count, 2)).astype(np.int32)
     lengths[-1] = 0
     safe = rng.integers(0, 2, (count, 2)).astype(np.int32)
     safe[:3] = -1
     places = np.broadcast_to(np.arange(length, dtype=np.int32), (count, 2, length))
+    tokens = rng.integers(0, 56, (count, 2, length)).astype(np.int32)
+    tokens[::2, 1, :4] = tokens[::2, 0, :4]
+    number = np.array([1, 2], np.int32)[:, None]
     return PreferenceBatch(
-        tokens_BCT=rng.integers(0, 56, (count, 2, length)).astype(np.int32),
-        segment_ids_BCT=(places < lengths[..., None]).astype(np.int32),
-        positions_BCT=places,
-        last_BCP=lengths[..., None] - 1,
+        tokens_BT=tokens.reshape(count, -1),
+        segment_ids_BT=np.where(places < lengths[..., None], number, 0).reshape(count, -1),
+        positions_BT=places.reshape(count, -1),
+        last_BPC=np.where(lengths > 0, lengths - 1 + [0, length], -1).astype(np.int32)[:, None],
         margin_BP=rng.choice([0, 1, 2, 3], (count, 1)).astype(np.float32),
-        safe_BCP=safe[..., None],
+        safe_BPC=safe[:, None],
     )
 
 
-def lengths_of(pairs):
-    return pairs.segment_ids_BCT.sum(axis=-1)
+def responses(pairs):
+    """Ids of both responses of every pair but the last, which is empty."""
+    return [
+        [row[ids == segment].tolist() for segment in (1, 2)]
+        for row, ids in zip(pairs.tokens_BT[:-1], pairs.segment_ids_BT[:-1], strict=True)
+    ]
 
 
 def updated(partitioner, *, accumulation_steps=1, pairs=None):
@@ -99,13 +109,8 @@ def test_both_responses_of_a_pair_are_scored_as_rows_of_their_own():
     pairs = batch()
     _, metrics = updated_on_one_device()
     losses, safety, right = [], [], []
-    for tokens, lengths, (margin,), safe in zip(
-        pairs.tokens_BCT[:-1], lengths_of(pairs), pairs.margin_BP, pairs.safe_BCP[..., 0], strict=False
-    ):
-        chosen, rejected = (
-            numpy_llama.token_scores(params(), row[:n], tiny.CONFIG)[-1]
-            for row, n in zip(tokens, lengths, strict=True)
-        )
+    for texts, (margin,), (safe,) in zip(responses(pairs), pairs.margin_BP, pairs.safe_BPC, strict=False):
+        chosen, rejected = (numpy_llama.token_scores(params(), text, tiny.CONFIG)[-1] for text in texts)
         losses.append(np.log1p(np.exp(margin - (chosen - rejected))))
         right.append(chosen > rejected)
         safety += [
@@ -114,7 +119,7 @@ def test_both_responses_of_a_pair_are_scored_as_rows_of_their_own():
             if label >= 0
         ]
     assert metrics["pairs"] == 7
-    assert metrics["tokens"] == metrics["source_tokens"][0] == lengths_of(pairs).sum()
+    assert metrics["tokens"] == metrics["source_tokens"][0] == (pairs.segment_ids_BT > 0).sum()
     np.testing.assert_allclose(metrics["ranking_loss"], np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["safety_loss"], np.mean(safety), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], (np.sum(losses) + np.sum(safety) / 2) / 7, rtol=1e-4)
@@ -140,14 +145,13 @@ def test_eight_devices_train_as_one_does():
 
 def test_padding_and_empty_pairs_may_hold_anything():
     pairs = batch()
-    garbage = pairs.tokens_BCT.copy()
-    garbage[pairs.segment_ids_BCT == 0] = 55
-    wider = ((0, 0), (0, 0), (0, 36))
+    garbage = np.where(pairs.segment_ids_BT == 0, 55, pairs.tokens_BT)
+    wider = ((0, 0), (0, 36))
     padded = pairs._replace(
-        tokens_BCT=np.pad(garbage, wider, constant_values=-1),
-        segment_ids_BCT=np.pad(pairs.segment_ids_BCT, wider),
-        positions_BCT=np.pad(pairs.positions_BCT, wider),
-        margin_BP=np.where(pairs.last_BCP[:, 0] >= 0, pairs.margin_BP, np.nan).astype(np.float32),
+        tokens_BT=np.pad(garbage, wider, constant_values=-1),
+        segment_ids_BT=np.pad(pairs.segment_ids_BT, wider),
+        positions_BT=np.pad(pairs.positions_BT, wider),
+        margin_BP=np.where(pairs.last_BPC[..., 0] >= 0, pairs.margin_BP, np.nan).astype(np.float32),
     )
     found, found_metrics = updated(single_device(), pairs=padded)
     wanted, wanted_metrics = updated_on_one_device()
@@ -156,26 +160,36 @@ def test_padding_and_empty_pairs_may_hold_anything():
         np.testing.assert_allclose(found_metrics[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_packed_pairs_train_as_pairs_in_rows_of_their_own():
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_packed_pairs_train_as_pairs_in_rows_of_their_own(share_prompts):
     alone = batch()
     pairs = [
-        EncodedPair(
-            *(row[:n].tolist() for row, n in zip(rows, lengths, strict=True)), int(margin), tuple(safe)
-        )
-        for rows, lengths, (margin,), safe in zip(
-            alone.tokens_BCT[:-1], lengths_of(alone), alone.margin_BP, alone.safe_BCP[..., 0], strict=False
-        )
+        EncodedPair(*texts, int(margin), tuple(safe))
+        for texts, (margin,), (safe,) in zip(responses(alone), alone.margin_BP, alone.safe_BPC, strict=False)
     ]
-    loader = PairLoader(pairs, MARGINS["large"], batch_size=len(pairs), epochs=1, seed=0, row_multiple=4)
+    loader = PairLoader(
+        pairs, MARGINS["large"], batch_size=len(pairs), epochs=1, seed=0, row_multiple=4,
+        share_prompts=share_prompts,
+    )  # fmt: skip
     (packed,) = loader.iterate()
-    assert packed.last_BCP.shape == (4, 2, 3)  # 7 pairs
+    assert packed.tokens_BT.shape[0] == 4
+    assert (packed.prefix_ids_BT is not None) == share_prompts
+    saved = (alone.segment_ids_BT > 0).sum() - (packed.segment_ids_BT > 0).sum()
+    assert saved >= 8 if share_prompts else saved == 0
     wanted, wanted_metrics = updated_on_one_device()
     eight = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, fsdp=1, tensor=4))
-    for partitioner, accumulation_steps in ((single_device(), 1), (single_device(), 2), (eight, 2)):
+    split = make_partitioner(MeshConfig(preset="fsdp_tensor", data=2, sequence=2, tensor=2))
+    for partitioner, accumulation_steps in (
+        (single_device(), 1),
+        (single_device(), 2),
+        (eight, 2),
+        (split, 1),
+    ):
         found, metrics = updated(partitioner, accumulation_steps=accumulation_steps, pairs=packed)
         tiny.assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
         for name, value in wanted_metrics.items():
-            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+            if name not in ("tokens", "source_tokens"):
+                np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
 
 SPECIAL, END = 7, 2
