@@ -97,10 +97,13 @@ def _pair(shared: int, chosen: int, rejected: int) -> EncodedPair:
 
 def _abstract(partitioner: Partitioner, batch: PreferenceBatch) -> PreferenceBatch:
     """Shapes and places of a batch."""
-    placed = zip(batch, batch_places(partitioner, batch), strict=True)
-    return PreferenceBatch(
-        *(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place) for value, place in placed)
-    )
+    places = batch_places(partitioner, batch)
+
+    def array(name: str) -> jax.ShapeDtypeStruct:
+        value = getattr(batch, name)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=places[name])
+
+    return batch._replace(**{name: array(name) for name in places})
 
 
 if __name__ == "__main__":

@@ -13,20 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
-from llama2_jax.data.branches import BranchedRow, Group, Ids, grouped, lay_out
+from llama2_jax.data.branches import Ids
+from llama2_jax.data.text_batches import Place, TextBatch, text_batches
 from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
 from llama2_jax.generate.sampling import likeliest
 from llama2_jax.generate.score import LENGTH_MULTIPLE, check_rows, map_logits
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.shapes import filled, padded_length
+from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.processes import on_host
 from llama2_jax.structs import Params
 
 Pair = tuple[Ids, Ids]
 """Ids of a context and of its continuation."""
-
-ROW_TEXTS = 4  # a row of several texts is as long as so many, and a batch has so many times fewer rows
 
 
 class Continuation(NamedTuple):
@@ -36,19 +35,15 @@ class Continuation(NamedTuple):
     is_greedy: bool  # whether each of its tokens is the likeliest one
 
 
-class _Batch(NamedTuple):
-    """Rows of texts, and what is asked of them: how likely a token is after the one at a place."""
+class _Asked(NamedTuple):
+    """How likely each of these tokens is after the one at a place of its row."""
 
-    tokens_BT: np.ndarray
-    segment_ids_BT: np.ndarray
-    prefix_ids_BT: np.ndarray | None  # None: nothing is shared
-    positions_BT: np.ndarray
     places_BC: np.ndarray
     ids_BC: np.ndarray
 
 
 class _Question(NamedTuple):
-    """A pair, and where its answer is: these tokens after those at the places before them."""
+    """How likely the tokens of a pair's continuation are, each after the one at a place of a row."""
 
     pair: int
     row: int
@@ -86,18 +81,20 @@ def iterate_continuations(
     check_rows(model, texts)
     # the token that a continuation follows is its text's own: the answer is read there
     limits = [min(len(pairs[index][0]) for index in own) - 1 for own in pairs_of.values()]
-    for groups, num_rows in _batches(model, texts, limits, batch_size):
-        bundles = [group.bundle(texts) for group in groups]
-        length = _padded(max(bundle.size for bundle in bundles))
-        rows, offsets = zip(*(lay_out([bundle], length) for bundle in bundles), strict=True)
+    for batch, places in text_batches(
+        texts,
+        limits if model.serves_prefixes else None,
+        batch_size=batch_size,
+        row_multiple=model.partitioner.batch_shards,  # whole rows for every device of a mesh
+        length_multiple=LENGTH_MULTIPLE,
+    ):
         questions = [
-            _question(index, row, pairs[index], offset)
-            for row, (group, (own,)) in enumerate(zip(groups, offsets, strict=True))
-            for text, offset in zip(group.members, own, strict=True)
+            _question(index, pairs[index], place)
+            for text, place in places.items()
             for index in pairs_of[texts[text]]
         ]
-        batch, where = _batch(rows, questions, num_rows)
-        logprobs_BC, is_greedy_BC = on_host(_scores(model, params, batch))
+        asked, where = _asked(questions, len(batch.tokens_BT))
+        logprobs_BC, is_greedy_BC = on_host(_scores(model, params, batch, asked))
         found = [logprobs_BC[place] for place in where]
         check_logprobs(found, [question.pair for question in questions])
         yield {
@@ -122,54 +119,30 @@ def _pairs_by_text(model: Transformer, pairs: Sequence[Pair]) -> dict[tuple[int,
     return found
 
 
-def _batches(
-    model: Transformer, texts: Sequence[Ids], limits: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[Group], int]]:
-    """What stands in the rows of each batch, the largest first, and how many rows it has."""
-    longest, factor = max(map(len, texts), default=0), min(ROW_TEXTS, batch_size)
-    if model.serves_prefixes:
-        groups = grouped(texts, limits, room=factor * longest)
-    else:
-        groups = [Group([index], 0) for index in range(len(texts))]
-    shards = model.partitioner.batch_shards
-    for several, rows in ((True, batch_size // factor), (False, batch_size)):
-        chosen = [group for group in groups if (len(group.members) > 1) == several]
-        chosen.sort(key=lambda group: -group.bundle(texts).size)
-        num_rows = -(-rows // shards) * shards  # whole rows for every device of a mesh
-        for first in range(0, len(chosen), num_rows):
-            yield chosen[first : first + num_rows], num_rows
-
-
-def _padded(length: int) -> int:
-    return padded_length(length, multiple=LENGTH_MULTIPLE)
-
-
-def _question(index: int, row: int, pair: Pair, offset: int) -> _Question:
+def _question(index: int, pair: Pair, place: Place) -> _Question:
     context, continuation = pair
-    first = offset + len(context) - 1
-    return _Question(index, row, range(first, first + len(continuation)), continuation)
+    first = place.offset + len(context) - 1
+    return _Question(index, place.row, range(first, first + len(continuation)), continuation)
 
 
-def _batch(
-    rows: Sequence[BranchedRow], questions: Sequence[_Question], num_rows: int
-) -> tuple[_Batch, list[tuple[int, slice]]]:
-    """A full batch, to compile few shapes, and where each answer stands in it."""
+def _asked(questions: Sequence[_Question], num_rows: int) -> tuple[_Asked, list[tuple[int, slice]]]:
+    """All questions, and where the answers to each stand."""
     ends = [0] * num_rows
     where = []
     for question in questions:
         start, ends[question.row] = ends[question.row], ends[question.row] + len(question.ids)
         where.append((question.row, slice(start, ends[question.row])))
-    places_BC, ids_BC = np.zeros((2, num_rows, _padded(max(ends))), np.int32)
+    longest = padded_length(max(ends), multiple=LENGTH_MULTIPLE)
+    asked = _Asked(*np.zeros((2, num_rows, longest), np.int32))
     for question, place in zip(questions, where, strict=True):
-        places_BC[place], ids_BC[place] = question.places, question.ids
-    arrays = [np.stack(filled(arrays, num_rows)) for arrays in zip(*rows, strict=True)]
-    tokens_BT, segment_ids_BT, prefix_ids_BT, positions_BT = arrays
-    prefixes = prefix_ids_BT if prefix_ids_BT.any() else None
-    return _Batch(tokens_BT, segment_ids_BT, prefixes, positions_BT, places_BC, ids_BC), where
+        asked.places_BC[place], asked.ids_BC[place] = question.places, question.ids
+    return asked, where
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _scores(model: Transformer, params: Params, batch: _Batch) -> tuple[jax.Array, jax.Array]:
+def _scores(
+    model: Transformer, params: Params, batch: TextBatch, asked: _Asked
+) -> tuple[jax.Array, jax.Array]:
     """Of each id asked for its log-probability, and whether it is the likeliest; (B, C)."""
     hidden_BTD, _ = model.apply(
         {"params": params},
@@ -179,9 +152,9 @@ def _scores(model: Transformer, params: Params, batch: _Batch) -> tuple[jax.Arra
         positions_BT=batch.positions_BT,
         method="hidden",
     )
-    hidden_BCD = jnp.take_along_axis(hidden_BTD, batch.places_BC[..., None], axis=1)
+    hidden_BCD = jnp.take_along_axis(hidden_BTD, asked.places_BC[..., None], axis=1)
 
     def scores(logits_BTV: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         return token_logprobs(logits_BTV, ids_BT), likeliest(logits_BTV) == ids_BT
 
-    return map_logits(model, params, scores, hidden_BCD, batch.ids_BC)
+    return map_logits(model, params, scores, hidden_BCD, asked.ids_BC)

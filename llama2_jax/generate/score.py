@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens, by the same model function that trains and decodes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama2_jax.config import require
+from llama2_jax.data.text_batches import text_batches
 from llama2_jax.generate.decode import PromptError, check_ids, check_logprobs
 from llama2_jax.losses.next_token import token_logprobs
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.processes import on_host, require_same_rows
 from llama2_jax.structs import Params
 
@@ -32,34 +32,21 @@ def score(
       PromptError: a row is empty, longer than the context, or has ids outside the vocabulary.
       LogitsError: a log-probability is not finite.
     """
-    results: dict[int, np.ndarray] = {}
-    for chosen, tokens_BT, segment_ids_BT in _batches(model, rows, batch_size):
-        logprobs_BT = on_host(_next_logprobs(model, params, tokens_BT, segment_ids_BT))
-        found = [logprobs_BT[place, : len(rows[row]) - 1] for place, row in enumerate(chosen)]
-        check_logprobs(found, chosen)
-        results |= zip(chosen, found, strict=True)
-    return [results[index] for index in range(len(rows))]
-
-
-def _batches(
-    model: Transformer, rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Which rows, their tokens and segments, (B, T): rows of like length together, full batches only."""
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     check_rows(model, rows)
-    shards = model.partitioner.batch_shards
-    batch_size = -(-batch_size // shards) * shards  # whole rows for every device of a mesh
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for first in range(0, len(rows), batch_size):
-        chosen = by_length[first : first + batch_size]
-        longest = len(rows[chosen[-1]])
-        padded = padded_length(longest, multiple=LENGTH_MULTIPLE, limit=model.config.max_context)
-        tokens_BT = np.zeros((batch_size, padded), np.int32)  # a full batch, to compile once per length
-        segment_ids_BT = np.zeros((batch_size, padded), np.int32)
-        for place, index in enumerate(chosen):
-            tokens_BT[place, : len(rows[index])] = rows[index]
-            segment_ids_BT[place, : len(rows[index])] = 1
-        yield chosen, tokens_BT, segment_ids_BT
+    results: dict[int, np.ndarray] = {}
+    for batch, places in text_batches(
+        rows,
+        None,
+        batch_size=batch_size,
+        row_multiple=model.partitioner.batch_shards,  # whole rows for every device of a mesh
+        length_multiple=LENGTH_MULTIPLE,
+    ):
+        logprobs_BT = on_host(_next_logprobs(model, params, batch.tokens_BT, batch.segment_ids_BT))
+        found = {index: logprobs_BT[place.row, : len(rows[index]) - 1] for index, place in places.items()}
+        check_logprobs(list(found.values()), list(found))
+        results |= found
+    return [results[index] for index in range(len(rows))]
 
 
 def check_rows(model: Transformer, rows: Sequence[Sequence[int]]) -> None:

@@ -15,15 +15,17 @@ from llama2_jax.config import require
 from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preference_batches import encode_response
 from llama2_jax.data.preferences import TRACKS
+from llama2_jax.data.text_batches import Place, TextBatch, text_batches
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.generate.decode import check_ids
 from llama2_jax.losses.preference import preference_sums
+from llama2_jax.model.attention import serves_prefixes
 from llama2_jax.model.config import ModelConfig
-from llama2_jax.model.heads import ScoreModel, last_token_scores, scores_at
-from llama2_jax.shapes import filled, padded_length
+from llama2_jax.model.heads import ScoreModel, scores_at
+from llama2_jax.shapes import padded_length
 from llama2_jax.sharding.placement import check_batch_size, place_rows
 from llama2_jax.sharding.processes import on_host, require_same_rows
-from llama2_jax.structs import Array, LossSums, Params, PreferenceBatch
+from llama2_jax.structs import LossSums, Params, PreferenceBatch
 from llama2_jax.train.metrics import NonFiniteError
 from llama2_jax.train.step import Loss
 
@@ -34,6 +36,7 @@ ANY = "any"
 """The kind of a reward model of others, which does not say what it was trained for."""
 
 LENGTH_MULTIPLE = 16
+TEXTS_MULTIPLE = 4  # of the texts of a row, to compile few shapes
 
 
 class RewardModel(NamedTuple):
@@ -46,13 +49,6 @@ class RewardModel(NamedTuple):
     model: ScoreModel
     kind: str  # one of KINDS, or ANY
     version: str  # kind, update and checksum of the parameters
-
-
-class ScoreBatch(NamedTuple):
-    """Rows padded on the right."""
-
-    tokens_BT: Array  # int32
-    lengths_B: Array  # int32
 
 
 def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
@@ -87,7 +83,8 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     Args:
       rows: whole dialogues, each up to and with the token that ends its last answer; equal ones, of which
         samples of a trained policy have many, are scored once.
-      batch_size: rows scored together; rows of like length share a batch.
+      batch_size: rows scored together, see ``text_batches``: what dialogues begin with alike, such as the
+        prompt of several samples, is computed once.
 
     Raises:
       ConfigError: an empty row, or one beyond the model's context.
@@ -105,13 +102,20 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
         )
         check_ids(row, reward_model.config.vocab_size, where=f"row {number}")
     require_same_rows("rows to score", rows)
-    distinct = sorted(dict.fromkeys(map(tuple, rows)), key=len)
+    texts = list(dict.fromkeys(map(tuple, rows)))
+    lasts = [_last(text, model.pad_id) for text in texts]
     scores: dict[tuple[int, ...], np.float32] = {}
-    for first in range(0, len(distinct), batch_size):
-        chosen = distinct[first : first + batch_size]
-        batch = place_rows(model.partitioner, _pad(filled(chosen, batch_size), context))
-        found = on_host(_batch_scores(model, reward_model.params, batch))
-        scores |= zip(chosen, found, strict=False)
+    for batch, places in text_batches(
+        texts,
+        [max(last, 0) for last in lasts] if serves_prefixes(model.config, model.partitioner) else None,
+        batch_size=batch_size,
+        row_multiple=model.partitioner.batch_shards,
+        length_multiple=LENGTH_MULTIPLE,
+    ):
+        last_BA, where = _ends(lasts, places, len(batch.tokens_BT))
+        placed = place_rows(model.partitioner, batch)
+        found_BA = on_host(_text_scores(model, reward_model.params, placed, last_BA))
+        scores |= {texts[text]: found_BA[at] for text, at in where.items()}
     scores_B = np.array([scores[tuple(row)] for row in rows], np.float32)
     bad = np.flatnonzero(~np.isfinite(scores_B))
     if bad.size:
@@ -134,15 +138,35 @@ def score_dialogues(
     return score_rows(reward_model, rows, batch_size=batch_size)
 
 
-def _pad(rows: Sequence[Sequence[int]], context: int) -> ScoreBatch:
-    length = padded_length(max(map(len, rows)), multiple=LENGTH_MULTIPLE, limit=context)
-    tokens_BT = np.zeros((len(rows), length), np.int32)
-    for own, row in zip(tokens_BT, rows, strict=True):
-        own[: len(row)] = row
-    lengths_B = np.array([len(row) for row in rows], np.int32)
-    return ScoreBatch(tokens_BT, lengths_B)
+def _last(text: Sequence[int], pad_id: int) -> int:
+    """Where the answer ends: at the last token, or the last that is not this one (HFW-5); -1 if none is."""
+    counts = np.flatnonzero(np.asarray(text) != pad_id)
+    return int(counts[-1]) if counts.size else -1
+
+
+def _ends(
+    lasts: Sequence[int], places: dict[int, Place], num_rows: int
+) -> tuple[np.ndarray, dict[int, tuple[int, int]]]:
+    """Where in their rows texts end, (B, A), -1 where none does, and where in that array each text is."""
+    counts = [0] * num_rows
+    where = {}
+    for text, place in places.items():
+        where[text] = place.row, counts[place.row]
+        counts[place.row] += 1
+    last_BA = np.full((num_rows, padded_length(max(counts), multiple=TEXTS_MULTIPLE)), -1, np.int32)
+    for text, place in places.items():
+        if lasts[text] >= 0:
+            last_BA[where[text]] = place.offset + lasts[text]
+    return last_BA, where
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _batch_scores(model: ScoreModel, params: Params, batch: ScoreBatch) -> jax.Array:
-    return last_token_scores(model, params, batch.tokens_BT, batch.lengths_B)
+def _text_scores(model: ScoreModel, params: Params, batch: TextBatch, last_BA: np.ndarray) -> jax.Array:
+    scores_BT = model.apply(
+        {"params": params},
+        batch.tokens_BT,
+        segment_ids_BT=batch.segment_ids_BT,
+        positions_BT=batch.positions_BT,
+        prefix_ids_BT=batch.prefix_ids_BT,
+    )
+    return scores_at(scores_BT, last_BA)

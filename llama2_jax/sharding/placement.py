@@ -81,16 +81,18 @@ def place_batch(partitioner: Partitioner, batch: Batch) -> Batch:
 def place_rows(partitioner: Partitioner, batch: Batch) -> Batch:
     """Make global arrays of a batch that every process holds whole."""
     places = batch_places(partitioner, batch)
-    return type(batch)(
-        *(place_leaf(np.asarray(value), place) for value, place in zip(batch, places, strict=True))
+    return batch._replace(
+        **{name: place_leaf(np.asarray(getattr(batch, name)), place) for name, place in places.items()}
     )
 
 
-def batch_places(partitioner: Partitioner, batch: NamedTuple) -> list[jax.sharding.NamedSharding]:
+def batch_places(partitioner: Partitioner, batch: NamedTuple) -> dict[str, jax.sharding.NamedSharding]:
     """Where each array of a whole batch lies, by the dims in its name."""
-    return [
-        partitioner.activation(name.rsplit("_", 1)[1], value.shape) for name, value in batch._asdict().items()
-    ]
+    return {
+        name: partitioner.activation(name.rsplit("_", 1)[1], value.shape)
+        for name, value in batch._asdict().items()
+        if value is not None
+    }
 
 
 def abstract_token_batch(partitioner: Partitioner, batch_size: int, length: int) -> TokenBatch:

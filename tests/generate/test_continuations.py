@@ -1,3 +1,4 @@
+import collections
 import re
 
 import jax
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from llama2_jax.config import ConfigError
+from llama2_jax.data.text_batches import TextBatch, text_batches
 from llama2_jax.generate import continuations
 from llama2_jax.generate.continuations import iterate_continuations, score_continuations
 from llama2_jax.generate.decode import LogitsError, PromptError, generate
@@ -23,9 +25,18 @@ def scores(pairs):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Groups of each batch and its number of rows, as they come."""
-    seen, made = [], continuations._batches
-    monkeypatch.setattr(continuations, "_batches", lambda *a: (seen.append(x) or x for x in made(*a)))
+    """Which texts are in each row of each batch, and its number of rows."""
+    seen = []
+
+    def spy(*args, **kwargs):
+        for batch, places in text_batches(*args, **kwargs):
+            rows = collections.defaultdict(list)
+            for text, place in places.items():
+                rows[place.row].append(text)
+            seen.append((list(rows.values()), len(batch.tokens_BT)))
+            yield batch, places
+
+    monkeypatch.setattr(continuations, "text_batches", spy)
     return seen
 
 
@@ -57,7 +68,7 @@ def test_a_continuation_is_greedy_if_greedy_decoding_makes_it():
 def test_answers_of_one_token_share_a_pass_over_their_question(batches):
     pairs = [(context, [answer]) for context in CONTEXTS for answer in (3, 5, 8, 13)]
     together = scores(pairs)
-    assert [[group.members for group in groups] for groups, _ in batches] == [[[2], [0], [1]]]
+    assert [rows for rows, _ in batches] == [[[2], [0], [1]]]
     np.testing.assert_allclose(together, [scores([pair])[0] for pair in pairs], atol=1e-5)
 
 
@@ -78,7 +89,7 @@ def questions(count=6, *, examples=20, answers=4, seed=0):
 )
 def test_what_contexts_share_is_computed_once(batches, pairs, wanted):
     found = scores(pairs)
-    assert [[len(group.members) for group in groups] for groups, _ in batches] == wanted
+    assert [list(map(len, rows)) for rows, _ in batches] == wanted
     by_hand = [
         numpy_llama.next_logprobs(tiny.params(), [*context, *rest], tiny.CONFIG)[len(context) - 1 :].sum()
         for context, rest in pairs
@@ -88,7 +99,9 @@ def test_what_contexts_share_is_computed_once(batches, pairs, wanted):
 
 def test_a_batch_has_no_more_tokens_than_whole_texts_would(monkeypatch):
     seen = []
-    monkeypatch.setattr(continuations, "_scores", lambda model, params, batch: seen.append(batch) or 1 / 0)
+    monkeypatch.setattr(
+        continuations, "_scores", lambda model, params, batch, asked: seen.append(batch) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         score_continuations(tiny.MODEL, tiny.params(), questions(40, examples=50, answers=1), batch_size=8)
     ((rows, length),) = [batch.tokens_BT.shape for batch in seen]
@@ -100,7 +113,7 @@ def test_where_attention_serves_no_prefix_every_text_is_a_row(batches):
     model = tiny.with_config(attention_impl="xla")
     pairs = questions(2)
     found = [one.logprob for one in score_continuations(model, tiny.params(), pairs, batch_size=8)]
-    assert [(len(groups), rows) for groups, rows in batches] == [(8, 8)]
+    assert [(len(rows), num_rows) for rows, num_rows in batches] == [(8, 8)]
     np.testing.assert_allclose(found, scores(pairs), rtol=1e-5, atol=1e-5)
 
 
@@ -161,7 +174,7 @@ def test_no_pairs_give_no_results():
 def test_logits_of_all_positions_never_exist_at_once():
     model = tiny.with_config(vocab_size=4000, max_context=1024)
     rows, asked = (jax.ShapeDtypeStruct((8, size), np.int32) for size in (1024, 256))
-    batch = continuations._Batch(rows, rows, rows, rows, asked, asked)
-    text = continuations._scores.lower(model, abstract_params(model.config), batch).as_text()
+    batch, asked = TextBatch(rows, rows, rows, rows), continuations._Asked(asked, asked)
+    text = continuations._scores.lower(model, abstract_params(model.config), batch, asked).as_text()
     with_vocabulary = re.findall(r"tensor<(\d+)x(\d+)x4000xf32>", text)
     assert max(int(rows) * int(positions) for rows, positions in with_vocabulary) == 8 * CHUNK

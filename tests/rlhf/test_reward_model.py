@@ -18,6 +18,7 @@ from llama2_jax.model.config import ModelConfig
 from llama2_jax.model.heads import ScoreModel, score_params_from_chat
 from llama2_jax.model.transformer import Transformer, init_params
 from llama2_jax.pretrained import LoadedModel, load
+from llama2_jax.rlhf import reward_model as rm_module
 from llama2_jax.rlhf.ppo_iteration import reward_model_scores
 from llama2_jax.rlhf.reward_checkpoint import (
     check_same_text,
@@ -249,6 +250,30 @@ def test_scores_are_those_of_each_row_alone_in_the_order_given(tokenizer):
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
     assert score_rows(found, [], batch_size=4).shape == (0,)
+
+
+@pytest.mark.parametrize("impl", ["auto", "xla"])  # the second serves no prefixes
+def test_samples_of_one_prompt_are_scored_as_each_alone(monkeypatch, impl):
+    config = dataclasses.replace(SMALL, attention_impl=impl)
+    model = ScoreModel(config, single_device(), pad_id=3)
+    found = RewardModel(config, params(SMALL), None, LLAMA2, model, "guard", "")
+    draw = np.random.default_rng(1)
+    prompt, other = (draw.integers(4, 32, length).tolist() for length in (30, 20))
+    rows = [prompt + draw.integers(4, 32, length).tolist() for length in (3, 9, 1, 5, 7)]
+    rows += [[*prompt, 9, 3, 3], [*prompt, 3], [*other, 5], [*other, 6], [3, 3]]
+    seen, batches = [], rm_module.text_batches
+    monkeypatch.setattr(
+        rm_module, "text_batches", lambda *a, **k: (seen.append(x) or x for x in batches(*a, **k))
+    )
+    scores = score_rows(found, rows, batch_size=8)
+    ends = [row[: len(row) - 2] if row[-2:] == [3, 3] else row for row in rows]
+    ends[6] = prompt
+    wanted = [numpy_llama.token_scores(found.params, row, SMALL)[-1] for row in ends[:-1]]
+    np.testing.assert_allclose(scores[:-1], wanted, rtol=1e-4, atol=1e-5)
+    assert scores[-1] == 0  # nothing but padding
+    tokens = sum(int((batch.segment_ids_BT > 0).sum()) for batch, _ in seen)
+    # filling rows repeat the last one of their batch
+    assert (tokens < sum(map(len, rows))) == (impl == "auto")
 
 
 @pytest.mark.parametrize("parts", [1, 2])
