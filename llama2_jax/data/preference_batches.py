@@ -5,8 +5,7 @@ A response is scored with the whole dialogue before it, up to and with the token
 
 The pairs of a batch are packed into rows, each pair whole: rows of one response each, as long as the longest
 of all, would mostly be padding. What both responses of a pair begin with, the dialogue before them, stands in
-its row once (``branches.py``): of Anthropic's pairs, whose dialogues are twice as long as their responses, 35
-% of the tokens need not be computed.
+its row once (``branches.py``): 38 % of the tokens of 2,299 of Anthropic's pairs need not be computed.
 """
 
 import functools

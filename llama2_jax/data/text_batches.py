@@ -43,8 +43,7 @@ def text_batches(
     Args:
       texts: none empty.
       limits: how many tokens of each text may be shared with others; less than it has. None: nothing is.
-      batch_size: a batch has at most the tokens of so many of the longest texts, where a row is one text it
-        has so many rows.
+      batch_size: a batch has at most the tokens of so many of the longest texts.
       row_multiple: the rows of a batch are a multiple of it.
       length_multiple: of rows, see ``padded_length``.
     """
@@ -56,7 +55,8 @@ def text_batches(
     for several, rows in ((True, batch_size // factor), (False, batch_size)):
         chosen = [group for group in groups if (len(group.members) > 1) == several]
         chosen.sort(key=lambda group: -group.bundle(texts).size)
-        num_rows = -(-rows // row_multiple) * row_multiple
+        few = 1 << max(len(chosen) - 1, 0).bit_length()  # rows enough for all, and few sizes to compile
+        num_rows = -(-min(rows, few) // row_multiple) * row_multiple
         for first in range(0, len(chosen), num_rows):
             yield _batch(texts, chosen[first : first + num_rows], num_rows, length_multiple)
 
