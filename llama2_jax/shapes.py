@@ -26,6 +26,7 @@ DIMENSIONS = {
     "P": "prompts; pairs of a row; parts of a row's cache in decoding kernels",
     "M": "rows of scores in kernels: tokens times the G query heads of a key/value head",
     "R": "the G query heads of a key/value head, filled up to the rows that a product takes",
+    "A": "answers: places of a row where scores are read",
     "X": "tiles of a row in kernels",
     "I": "entries of a kernel's list: visits, blocks",
 }
