@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.kernels import short
-from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Visit, visits_by_query
+from llama2_jax.kernels.ranges import NOTHING, KeyRanges, Seen, Visit, visits_by_query
 from llama2_jax.kernels.reference import NEGATIVE
-from llama2_jax.kernels.softmax import finish, start_backward
+from llama2_jax.kernels.softmax import finish, joined, start_backward
 from llama2_jax.kernels.tiles import Layout, Tiles
 from llama2_jax.precision import float32_dot
 
 SHORT = 256  # rows below this length are not worth a loop
+SHORT_WITH_PREFIXES = 1024  # nor below this two loops
 # measured on two CPU cores, see docs/kernels.md
 SMALL_TILES, TILES = Tiles(rows=128, keys=64), Tiles(rows=512, keys=256)
 SMALL = 1024  # rows below this length take small tiles
@@ -52,7 +53,7 @@ def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    ranges: KeyRanges,
+    seen: Seen,
     *,
     scale: float,
     causal: bool,
@@ -63,12 +64,16 @@ def attention(
     beyond its query, where queries and keys are the same tokens.
     """
     keys = k_BSKH.shape[1]
-    if keys < SHORT:
-        return short.attention(q_BTNH, k_BSKH, v_BSKH, ranges, scale=scale, causal=causal)
+    if keys < (SHORT if len(seen) == 1 else SHORT_WITH_PREFIXES):
+        return short.attention(q_BTNH, k_BSKH, v_BSKH, seen, scale=scale, causal=causal)
     layout = (SMALL_TILES if keys < SMALL else TILES).layout(q_BTNH, k_BSKH)
     inputs = layout.rows(q_BTNH), layout.keys(k_BSKH), layout.keys(v_BSKH)
-    out_BKMH, lse_BKM = _attention(_Call(layout, scale, causal), *inputs, ranges)
-    return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
+
+    def attend(ranges: KeyRanges) -> tuple[jax.Array, jax.Array]:
+        out_BKMH, lse_BKM = _attention(_Call(layout, scale, causal), *inputs, ranges)
+        return layout.tokens(out_BKMH), layout.tokens(lse_BKM[..., None])[..., 0]
+
+    return joined(attend, seen)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

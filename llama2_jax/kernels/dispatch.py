@@ -17,7 +17,6 @@ from llama2_jax.kernels import cached
 from llama2_jax.kernels.checks import check_cache_shapes, check_shapes
 from llama2_jax.kernels.implementations import Inputs, Request, choose, say_once
 from llama2_jax.kernels.ranges import KeyRanges, document_ranges, prefix_ranges, row_ranges
-from llama2_jax.kernels.softmax import combine
 
 
 class Placement(NamedTuple):
@@ -113,9 +112,8 @@ def attention(
         q_BTNH, k_BSKH, v_BSKH = (clear(array, ids) for array in (q_BTNH, k_BSKH, v_BSKH))
 
     def local(q: Any, k: Any, v: Any, ids: Any, *bounds: Any) -> tuple[jax.Array, ...]:
-        seen = [KeyRanges(*pair) for pair in zip(bounds[::2], bounds[1::2], strict=True)]
-        parts = [chosen.run(Inputs(q, k, v, keys, ids, scale, causal)) for keys in seen]
-        out, lse = parts[0] if len(parts) == 1 else _joined(parts)
+        seen = tuple(KeyRanges(*pair) for pair in zip(bounds[::2], bounds[1::2], strict=True))
+        out, lse = chosen.run(Inputs(q, k, v, seen, ids, scale, causal))
         return (out, lse) if needs_lse else (out,)
 
     k_BSKH, v_BSKH = (_head_per_shard(array, 2, placement) for array in (k_BSKH, v_BSKH))
@@ -128,13 +126,6 @@ def attention(
     is_token_BT1 = ids[:, :, None] != 0
     clear = _gradient_cleared if chosen.leaves_padding_zero else _tokens_only
     return Attended(clear(out_BTNH, ids), jnp.where(is_token_BT1, lse[0], -jnp.inf) if needs_lse else None)
-
-
-def _joined(parts: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-    """Attention to all keys from that to several ranges of them."""
-    outs, lses = (jnp.stack(arrays, axis=1) for arrays in zip(*parts, strict=True))
-    out, lse = combine(outs, lses[..., None])
-    return out.astype(outs.dtype), lse[..., 0]
 
 
 def decode(

@@ -14,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llama2_jax.config import ConfigError, require_choice
 from llama2_jax.kernels import chunked, reference
-from llama2_jax.kernels.ranges import KeyRanges, range_mask
+from llama2_jax.kernels.ranges import KeyRanges, Seen, seen_mask
+from llama2_jax.kernels.softmax import joined
 
 
 class Request(NamedTuple):
@@ -90,14 +91,14 @@ class Inputs(NamedTuple):
     q_BTNH: jax.Array
     k_BSKH: jax.Array
     v_BSKH: jax.Array
-    ranges: KeyRanges
+    seen: Seen
     segment_ids_BT: jax.Array
     scale: float
     causal: bool
 
 
 def _reference(inputs: Inputs) -> Any:
-    mask_BTS = range_mask(inputs.ranges, inputs.k_BSKH.shape[1])
+    mask_BTS = seen_mask(inputs.seen, inputs.k_BSKH.shape[1])
     out, lse = reference.attention(*inputs[:3], mask_BTS, scale=inputs.scale)
     return checkpoint_name(out, "attention_out"), lse
 
@@ -112,13 +113,19 @@ def _chunked(inputs: Inputs) -> Any:
 def _xla(inputs: Inputs) -> Any:
     from llama2_jax.kernels import library
 
-    return checkpoint_name(library.xla(*inputs[:4], scale=inputs.scale), "attention_out"), None
+    (ranges,) = inputs.seen
+    return checkpoint_name(library.xla(*inputs[:3], ranges, scale=inputs.scale), "attention_out"), None
 
 
 def _tpu(inputs: Inputs, *, interpret: bool = False) -> Any:
     from llama2_jax.kernels import flash_tpu
 
-    return flash_tpu.attention(*inputs[:4], scale=inputs.scale, causal=inputs.causal, interpret=interpret)
+    def attend(ranges: KeyRanges) -> Any:
+        return flash_tpu.attention(
+            *inputs[:3], ranges, scale=inputs.scale, causal=inputs.causal, interpret=interpret
+        )
+
+    return joined(attend, inputs.seen)
 
 
 def _splash(inputs: Inputs) -> Any:
@@ -143,7 +150,10 @@ def _triton(inputs: Inputs) -> Any:
 def _hopper(inputs: Inputs) -> Any:
     from llama2_jax.kernels import flash_hopper
 
-    return flash_hopper.attention(*inputs[:4], scale=inputs.scale)
+    def attend(ranges: KeyRanges) -> Any:
+        return flash_hopper.attention(*inputs[:3], ranges, scale=inputs.scale)
+
+    return joined(attend, inputs.seen)
 
 
 def _decode_tpu(*arrays: jax.Array, scale: float, interpret: bool = False) -> jax.Array:

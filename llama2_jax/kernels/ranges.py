@@ -8,6 +8,8 @@ Documents of a row must be contiguous and in order; their numbers are compared, 
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,10 @@ class KeyRanges(NamedTuple):
 
     first_BT: jax.Array  # int32
     end_BT: jax.Array  # int32, one after the last; <= first where nothing is seen
+
+
+Seen = tuple[KeyRanges, ...]
+"""All that queries see: their own document, and their prefix if they have one. No key is in two of them."""
 
 
 class Visit(NamedTuple):
@@ -109,6 +115,11 @@ def range_mask(ranges: KeyRanges, keys: int) -> jax.Array:
     """mask_BTS, True where the query sees the key."""
     index_S = jnp.arange(keys)
     return (index_S >= ranges.first_BT[..., None]) & (index_S < ranges.end_BT[..., None])
+
+
+def seen_mask(seen: Seen, keys: int) -> jax.Array:
+    """mask_BTS, True where the query sees the key by one of its ranges."""
+    return functools.reduce(operator.or_, (range_mask(ranges, keys) for ranges in seen))
 
 
 def pad_ranges(ranges: KeyRanges, length: int) -> KeyRanges:

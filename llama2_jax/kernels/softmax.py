@@ -1,11 +1,13 @@
 """How every tile-by-tile form ends the softmax, joins parts, and begins the way back."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from llama2_jax.kernels.ranges import KeyRanges, Seen
 from llama2_jax.kernels.reference import NEGATIVE
 
 LOG2_E = math.log2(math.e)  # kernels take the softmax in base 2
@@ -33,6 +35,16 @@ def combine(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     peak = jax.lax.stop_gradient(jnp.maximum(lse.max(axis=1), NEGATIVE))
     weights = jnp.exp(lse - peak[:, None])
     return finish((out * weights).sum(axis=1), weights.sum(axis=1), peak)
+
+
+def joined(attend: Callable[[KeyRanges], tuple[jax.Array, jax.Array]], seen: Seen) -> tuple[Any, Any]:
+    """Output and log-sum-exp (B, T, N) over all that is seen, by a pass over each of its ranges."""
+    parts = [attend(ranges) for ranges in seen]
+    if len(parts) == 1:
+        return parts[0]
+    outs, lses = (jnp.stack(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    out, lse = combine(outs, lses[..., None])
+    return out.astype(outs.dtype), lse[..., 0]
 
 
 def start_backward(out: Any, lse: Any, d_out: Any, d_lse: Any) -> tuple[jax.Array, jax.Array]:

@@ -153,6 +153,14 @@ def test_a_segment_sees_its_prefix_as_well(impl, length):
     assert exact.error(exact.attention(given)[0], wanted[0]) > 0.1  # prefixes matter
 
 
+def test_prefixes_of_long_rows_are_a_second_loop():
+    given, prefixes = with_prefixes(1100, kv_heads=1, batch=2)
+    assert_exact(
+        *(exact.results(attend(impl, prefix_ids_BT=prefixes), given) for impl in ("chunked", "reference")),
+        2e-6,
+    )
+
+
 @pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])
 def test_prefixes_in_bfloat16_cost_no_more_than_one_more_rounding(impl):
     given, prefixes = with_prefixes(300, dtype=jnp.bfloat16, batch=2)
@@ -195,7 +203,9 @@ def test_gradients_of_a_key_are_summed_over_queries_in_float32(length, block):
     first_key_alone = ranges.KeyRanges(*(jnp.full((1, length), end, jnp.int32) for end in (0, 1)))
     d_lse = jnp.zeros((1, length, 1)).at[0, [0, block, 2 * block]].set(jnp.array([[256.0], [1.0], [1.0]]))
     d_out = jnp.broadcast_to(d_lse[..., None], q.shape).astype(jnp.bfloat16)
-    _, pull = jax.vjp(lambda k, v: chunked.attention(q, k, v, first_key_alone, scale=1.0, causal=False), k, v)
+    _, pull = jax.vjp(
+        lambda k, v: chunked.attention(q, k, v, (first_key_alone,), scale=1.0, causal=False), k, v
+    )
     dk, dv = pull((d_out, d_lse))
     assert (dk[0, 0] == 258).all()
     assert (dv[0, 0] == 258).all()
