@@ -84,7 +84,7 @@ def _report(name: str, times: list[float], *, rows: int, outputs: int, rate: flo
 
 def _pairs() -> PreferenceBatch:
     """Full rows: no token is padding, so all are counted."""
-    return _one_per_row(np.full((ROWS, 2), LENGTH))
+    return _packed(np.zeros(ROWS, int), np.full((ROWS, 2), LENGTH))
 
 
 def _one_per_row(lengths_BC: np.ndarray) -> PreferenceBatch:
@@ -104,6 +104,18 @@ def _one_per_row(lengths_BC: np.ndarray) -> PreferenceBatch:
     )
 
 
+def _packed(prompts_B: np.ndarray, lengths_BC: np.ndarray, *, share_prompts: bool = True) -> PreferenceBatch:
+    """All pairs as one batch of the loader."""
+    pairs = [
+        EncodedPair([0] * prompt + [1] * chosen, [0] * prompt + [2] * rejected, -1, (-1, -1))
+        for prompt, (chosen, rejected) in zip(prompts_B, lengths_BC, strict=True)
+    ]
+    loader = PairLoader(
+        pairs, MARGINS["large"], batch_size=len(pairs), epochs=1, seed=0, share_prompts=share_prompts
+    )
+    return loader.batch(0)
+
+
 def _ragged_pairs() -> dict[str, PreferenceBatch]:
     """The same responses packed and a pair per row; the same after prompts, which are there once or twice."""
     rng = np.random.default_rng(1)
@@ -111,25 +123,11 @@ def _ragged_pairs() -> dict[str, PreferenceBatch]:
     lengths_BC[0] = LENGTH
     prompts_B = np.clip(2.3 * rng.lognormal(3.3, 0.8, RAGGED_PAIRS), 4, 2 * LENGTH).astype(int)
 
-    def packed(prompts_B: np.ndarray, *, share_prompts: bool) -> PreferenceBatch:
-        pairs = [
-            EncodedPair([0] * prompt + [1] * chosen, [0] * prompt + [2] * rejected, -1, (-1, -1))
-            for prompt, (chosen, rejected) in zip(prompts_B, lengths_BC, strict=True)
-        ]
-        return PairLoader(
-            pairs,
-            MARGINS["large"],
-            batch_size=RAGGED_PAIRS,
-            epochs=1,
-            seed=0,
-            share_prompts=share_prompts,
-        ).batch(0)
-
     return {
-        "packed": packed(np.zeros_like(prompts_B), share_prompts=True),
+        "packed": _packed(np.zeros_like(prompts_B), lengths_BC),
         "padded": _one_per_row(lengths_BC),
-        "prompts_once": packed(prompts_B, share_prompts=True),
-        "prompts_twice": packed(prompts_B, share_prompts=False),
+        "prompts_once": _packed(prompts_B, lengths_BC),
+        "prompts_twice": _packed(prompts_B, lengths_BC, share_prompts=False),
     }
 
 
