@@ -93,7 +93,7 @@ def card(checkpoint: Path, statements: Mapping[str, str], reports: Sequence[Path
       folder: of the card; pictures of the reports are named from it.
 
     Raises:
-      ConfigError: the checkpoint is not a workdir of ours, or a reward model.
+      ConfigError: the checkpoint is not a workdir of ours, or a reward model; a report is empty.
     """
     kind = checkpoint_kind(checkpoint)
     require(kind == "native", f"{checkpoint} is a {kind} checkpoint; a card is made from a workdir of ours")
@@ -123,8 +123,9 @@ def card(checkpoint: Path, statements: Mapping[str, str], reports: Sequence[Path
 
 
 def _evaluation(report: Path, folder: Path) -> list[str]:
-    title, *_ = report.read_text(encoding="utf-8").splitlines()
-    return ["##" + title, *included(report, folder), ""]
+    lines = report.read_text(encoding="utf-8").splitlines()
+    require(bool(lines), f"{report} is empty; make it again, or leave it out of --evaluations")
+    return ["##" + lines[0], *included(report, folder), ""]
 
 
 def lineage(checkpoint: Path) -> list[Stage]:
@@ -147,9 +148,10 @@ def _stage(path: Path) -> tuple[Stage, Path | None]:
     if "imported_from" in config:
         return Stage(path, f"imported from {config['imported_from']}", {}), None
     report, start = path / "report.md", config.get("init_from")
-    first, *_ = report.read_text(encoding="utf-8").splitlines() if report.exists() else ["no report"]
+    lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+    title = lines[0].lstrip("# ") if lines else "no report"
     results = read_json(path / "results.json", default={})
-    return Stage(path, first.lstrip("# "), results), Path(start) if start else None
+    return Stage(path, title, results), Path(start) if start else None
 
 
 def _metadata(statements: Mapping[str, str]) -> list[str]:

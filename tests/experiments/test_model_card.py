@@ -105,6 +105,16 @@ def test_the_chain_ends_at_what_is_not_ours_or_not_here(tmp_path):
         card(saved_reward_model("safety"), {}, [], tmp_path)
 
 
+def test_an_empty_report_is_none_of_a_stage_and_refused_as_an_evaluation(tmp_path):
+    stage = tmp_path / "stage"
+    convert(runs.pretrained_workdir(), stage, output_format="native")
+    (stage / "config.json").write_text("{}")  # as of a training stage
+    (stage / "report.md").touch()
+    assert [one.title for one in lineage(stage)] == ["no report"]
+    with pytest.raises(ConfigError, match=r"stage/report\.md is empty; make it again, or leave it out"):
+        card(stage, {}, [stage / "report.md"], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
