@@ -238,19 +238,20 @@ def advance(
 
     def draw(column: jax.Array, state: DecodeState, out: Completions) -> _Drawn:
         live_B = is_live(state)
+        count_B = live_B.astype(jnp.int32)
         # whole rows, though the vocabulary may be split: choosing passes over them many times
         logits_BV = model.partitioner.constrain(state.logits_BV, "B.")
         tokens_B, raw_B, drawn_B = sample(logits_BV, row_keys(state.seeds_B, state.count), sampling)
         stopped_B = state.stopped_B | (live_B & _is_any(tokens_B, stop_ids))
         out = Completions(
             tokens_BC=out.tokens_BC.at[:, column].set(jnp.where(live_B, tokens_B, -1)),
-            lengths_B=out.lengths_B + live_B,
+            lengths_B=out.lengths_B + count_B,
             raw_logprobs_BC=out.raw_logprobs_BC.at[:, column].set(jnp.where(live_B, raw_B, 0.0)),
             sample_logprobs_BC=out.sample_logprobs_BC.at[:, column].set(jnp.where(live_B, drawn_B, 0.0)),
             stopped_B=stopped_B,
         )
         state = state._replace(
-            next_positions_B=state.next_positions_B + live_B, stopped_B=stopped_B, count=state.count + 1
+            next_positions_B=state.next_positions_B + count_B, stopped_B=stopped_B, count=state.count + 1
         )
         return _Drawn(column + 1, state, tokens_B, live_B, out)
 

@@ -42,8 +42,7 @@ def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> jax.Array:
     batch, length, heads, head_dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    # float64 stays float64
-    accumulate = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    accumulate = jnp.float64 if q_BTNH.dtype == jnp.float64 else jnp.float32
     return _product("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=accumulate) * scale
 
 

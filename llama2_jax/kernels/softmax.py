@@ -54,6 +54,6 @@ def start_backward(out: Any, lse: Any, d_out: Any, d_lse: Any) -> tuple[jax.Arra
     p_s as well. Rows that see nothing get a huge log-sum-exp, hence probabilities of 0, and a delta of 0
     whatever gradients they have.
     """
-    delta = (d_out.astype(jnp.float32) * out).sum(axis=-1) - d_lse
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - d_lse
     is_blind = jnp.isneginf(lse)
     return jnp.where(is_blind, -NEGATIVE, lse), jnp.where(is_blind, 0.0, delta)

@@ -89,7 +89,7 @@ def _divergences(experience: Experience, mask_BC: jax.Array) -> Metrics:
         kl_estimate(behaviour_BC, experience.reference_logprobs_BC, mask_BC, estimator=estimator)
         for estimator in ("k1", "k3")
     )
-    tokens = jnp.maximum(mask_BC.sum(), 1)
+    tokens = jnp.maximum(mask_BC.sum(dtype=jnp.float32), 1)
     return {
         "kl_per_answer": k1_BC.sum(axis=1).mean(),
         "kl_per_token": k1_BC.sum() / tokens,

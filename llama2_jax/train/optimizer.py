@@ -64,7 +64,7 @@ def _spans(config: OptimizerConfig, num_steps: int) -> tuple[int, int]:
 
 
 def _learning_rate(step: Any, config: OptimizerConfig, warmup_steps: Any, num_steps: Any) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
+    step, warmup_steps, num_steps = (jnp.asarray(x, jnp.float32) for x in (step, warmup_steps, num_steps))
     warmup = step / jnp.maximum(warmup_steps, 1)
     if config.schedule == "constant":
         return config.learning_rate * jnp.where(step < warmup_steps, warmup, 1.0)
