@@ -11,12 +11,18 @@ from llama2_jax.data.jsonl import read_rows
 from llama2_jax.train.checkpoint import read_meta
 from llama2_jax.train.metrics import read_metrics
 
+HELDOUT = {
+    "reward": "eval/reward",
+    "helpfulness score": "eval/helpfulness",
+    "safety score": "eval/safety",
+    "score of the guard": "eval/guard",
+    "answers that ended": "eval/stopped",
+}
+"""Of answers to the same prompts, so that they can be compared."""
 MEASURES = {
-    "score of sampled answers": "ppo/score",
     "KL to the reference, nats per answer": "ppo/kl_per_answer",
     "KL to the reference, nats per token": "ppo/kl_per_token",
     "entropy, nats per token": "ppo/entropy",
-    "answers that ended": "ppo/stopped_fraction",
     "sigma of the scores": "ppo/sigma",
     "beta x sigma: beta in units of raw scores": "ppo/beta_sigma",
     "explained variance of the value model": "ppo/explained_variance",
@@ -30,16 +36,18 @@ def write_ppo_report(workdir: Path) -> None:
     plot_ppo(workdir / "ppo.png", metrics)
     _, meta = read_meta(workdir)
     iterations = [line for line in metrics if "ppo/score" in line]
-    evaluations = [line for line in metrics if "eval/reward" in line]
-    progress = meta["progress"]
+    evaluations = {line["step"]: line for line in metrics if "eval/reward" in line}
+    best_step = meta["progress"]["best_step"]
     first, last = iterations[0], iterations[-1]
+    start, kept = evaluations[0], evaluations[best_step]
     rows = [
         ("iterations", str(last["step"])),
-        ("kept: the best on held-out prompts", f"iteration {progress['best_step']}"),
-        (
-            "held-out reward, before and best",
-            f"{evaluations[0]['eval/reward']:.3f} to {progress['best_reward']:.3f}",
-        ),
+        ("kept: the best on held-out prompts", f"iteration {best_step}"),
+    ]
+    rows += [
+        (f"held-out prompts, {title}, before and kept", f"{start[name]:.3f} to {kept[name]:.3f}")
+        for title, name in HELDOUT.items()
+        if name in start.keys() & kept.keys()
     ]
     rows += [
         (f"{title}, first and last iteration", f"{first[name]:.4g} to {last[name]:.4g}")

@@ -117,6 +117,20 @@ def test_the_result_is_the_best_model_on_heldout_prompts_and_opens_like_any() ->
     assert_bitwise_equal(load(workdir).params, kept(workdir, best))
 
 
+def test_the_report_compares_answers_to_the_same_prompts() -> None:
+    workdir = finished()
+    evaluations = {line["step"]: line for line in read_metrics(workdir) if "eval/reward" in line}
+    before, best = evaluations[0], evaluations[read_meta(workdir)[1]["progress"]["best_step"]]
+    report = (workdir / "report.md").read_text()
+    for title, name in (
+        ("reward", "reward"), ("helpfulness score", "helpfulness"), ("safety score", "safety"),
+        ("score of the guard", "guard"), ("answers that ended", "stopped"),
+    ):  # fmt: skip
+        values = f"{before[f'eval/{name}']:.3f} to {best[f'eval/{name}']:.3f}"
+        assert f"| held-out prompts, {title}, before and kept | {values} |" in report
+    assert "score of sampled answers" not in report  # of other prompts in every iteration
+
+
 def kept(workdir: Path, step: int) -> Any:
     """Parameters that were the best when they were kept."""
     return read_params(workdir / "best", load(saved_policy()).params, step)
