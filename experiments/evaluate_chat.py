@@ -24,15 +24,24 @@ from experiments.chat_judges import (
 )
 from experiments.chat_report import write_chat_report
 from experiments.chat_versions import PromptSets, Versions, prompt_sets
-from experiments.models import load_scorers, open_mesh
-from llama2_jax.config import build, keep_config, named_paths, require, require_choice, write_json
+from experiments.models import load_judges, load_scorers, open_mesh
+from llama2_jax.config import (
+    ConfigError,
+    UserError,
+    build,
+    keep_config,
+    named_paths,
+    require,
+    require_choice,
+    write_json,
+)
 from llama2_jax.data.prompts import Prompt, read_prompts
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch_experiment
-from llama2_jax.pretrained import for_decoding, load
+from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf.annotator.world import identify
-from llama2_jax.rlhf.archive import Sample, draw, rescore
+from llama2_jax.rlhf.archive import Sample, checked_rows, draw, rescore
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.workdir import mark_done, open_workdir
 
@@ -45,12 +54,7 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     paths = named_paths(config.versions, field="config.versions")
-    for path in paths.values():
-        checkpoint_kind(path)  # refuses what is none now, and not once others have answered
-    prompts = read_prompts(config.prompts)
-    if config.truth == "simulated":
-        for prompt in prompts:  # the truth knows the simulated world only; said before anything is sampled
-            identify(prompt.messages)
+    prompts = _read_prompts(config)
     sets = prompt_sets(prompts, config.borderline_family)
     require(
         bool(sets.axes), f"all {len(prompts)} prompts are of family {config.borderline_family!r}; add others"
@@ -61,6 +65,8 @@ def run(config: Any, workdir: Path) -> None:
         f"config.prompts has prompts for {', '.join(sets.axes)}, and no judge of that; name config.safety_rm "
         "or a chat model in config.judge.path",
     )
+    for name, path in paths.items():  # all before the first has answered
+        _check_version(config, name, path, prompts)
     partitioner = open_mesh(config)
     keep_config(config, workdir)
     versions = {
@@ -114,6 +120,31 @@ def check_config(config: Any) -> None:
     if config.judge.path:
         checkpoint_kind(config.judge.path)  # said now, not after all versions have answered
     build(SamplingConfig, config.sampling, name="sampling")
+
+
+def checked_prompts(config: Any, version: LoadedModel) -> list[Prompt]:
+    """The prompts, which the version, also without parameters, can answer (``checked_rows``)."""
+    prompts = _read_prompts(config)
+    checked_rows(version, prompts)
+    return prompts
+
+
+def _read_prompts(config: Any) -> list[Prompt]:
+    prompts = read_prompts(config.prompts)
+    if config.truth == "simulated":
+        for prompt in prompts:  # the truth knows the simulated world only
+            identify(prompt.messages)
+    return prompts
+
+
+def _check_version(config: Any, name: str, path: str, prompts: Sequence[Prompt]) -> None:
+    """What can be said of a version without its parameters."""
+    version = load(path, with_params=False, **config.model)
+    try:
+        checked_rows(version, prompts)
+        load_judges(config, version, prompts, with_params=False)
+    except UserError as error:
+        raise ConfigError(f"version {name} of config.versions: {error}") from error
 
 
 def _axes_with_model(config: Any) -> list[str]:

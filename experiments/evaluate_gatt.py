@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
+from experiments.gatt_inputs import attributes_named, check_inputs, checked_prompts
 from experiments.models import open_chat_model
 from experiments.report import percent, quote, table, write_report_file
 from llama2_jax.analysis.attention import attention_to, binned, differing_span, max_attention
@@ -30,7 +30,7 @@ from llama2_jax.evals.intervals import Interval, clustered_share
 from llama2_jax.evals.persona import CONSTRAINTS, Outcome, TurnAccuracy, accuracy_by_turn
 from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
-from llama2_jax.pretrained import LoadedModel
+from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.rlhf.conversations import View, converse, prompt_with_room
 from llama2_jax.workdir import mark_done, open_workdir
 
@@ -66,6 +66,8 @@ def run(config: Any, workdir: Path) -> None:
     if open_workdir(config, workdir):
         return
     attributes = attributes_named(config.data.attributes)
+    for path in config.models.values():  # all before the first has answered
+        checked_prompts(config, load(path, with_params=False))
     keep_config(config, workdir)
     results: dict[str, Any] = {}
     seen: dict[str, Attention] = {}
@@ -96,7 +98,7 @@ def check_config(config: Any) -> None:
 
 def evaluate(loaded: LoadedModel, config: Any, attributes: Attributes) -> dict[str, Any]:
     """Table 30 for one model, for values from the training lists and from others, and GATT-7."""
-    texts = user_texts(config.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    texts = checked_prompts(config, loaded)
     sampling = build(SamplingConfig, config.sampling, name="sampling")
     turns = tuple(config.eval.turns)
     found: dict[str, Any] = {}
@@ -217,7 +219,7 @@ def _kept(
 def instructed_dialogue(loaded: LoadedModel, config: Any, attributes: Attributes) -> list[Message]:
     """The same questions under one instruction, with this model's answers, as far as its context reaches."""
     rng = Random(config.data.seed)
-    texts = user_texts(config.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+    texts = checked_prompts(config, loaded)
     attribute = next(iter(attributes.values()))
     instruction = attribute.long.format(attribute.values[0])
     user_turns = [rng.choice(texts) for _ in range(config.eval.attention_turns)]

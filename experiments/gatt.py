@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from experiments.gatt_inputs import attributes_named, check_inputs, user_texts
+from experiments.gatt_inputs import attributes_named, check_inputs, checked_prompts
 from experiments.models import open_chat_model
 from experiments.report import quote, table, write_report_file
 from llama2_jax.config import build, keep_config, require, write_json
@@ -43,7 +43,7 @@ def run(config: Any, workdir: Path) -> None:
     data = config.data
     attributes = attributes_named(data.attributes)
     loaded = open_chat_model(config.init_from, config)
-    texts = user_texts(config.prompts, attributes, loaded, max_tokens=data.max_turn_tokens)
+    texts = checked_prompts(config, loaded)
     instructions, user_turns = draw(data, texts, attributes)
     keep_config(config, workdir)
     conversations, outcomes = answer(loaded, config, user_turns, instructions, attributes)

@@ -39,6 +39,12 @@ def world_attributes() -> Attributes:
     }
 
 
+def checked_prompts(config: Any, loaded: LoadedModel) -> list[str]:
+    """``user_texts`` of a config, for a model that may be without parameters."""
+    attributes = attributes_named(config.data.attributes)
+    return user_texts(config.prompts, attributes, loaded, max_tokens=config.data.max_turn_tokens)
+
+
 def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_tokens: int) -> list[str]:
     """Messages of users that seek nothing unsafe, and neither set an attribute nor ask for one.
 

@@ -66,7 +66,14 @@ def check_safety_model(config: Any, prompts: Sequence[Prompt]) -> None:
 
 
 def load_judge(
-    config: Any, policy: LoadedModel, path: str, kind: str, prompts: Sequence[Prompt], *, field: str
+    config: Any,
+    policy: LoadedModel,
+    path: str,
+    kind: str,
+    prompts: Sequence[Prompt],
+    *,
+    field: str,
+    with_params: bool = True,
 ) -> RewardModel:
     """``load_reward_model_for``, of one with room for these prompts and answers of ``config.sampling``.
 
@@ -74,7 +81,7 @@ def load_judge(
       ConfigError: it has less; or what ``load_reward_model_for`` raises.
       DialogueError: a prompt that cannot be rendered, by its id.
     """
-    found = load_reward_model_for(policy, path, kind, field=field)
+    found = load_reward_model_for(policy, path, kind, field=field, with_params=with_params)
     rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
     longest, context = max(map(len, rows.values()), default=0), found.config.max_context
     max_new_tokens = config.sampling.max_new_tokens
@@ -86,12 +93,23 @@ def load_judge(
     return found
 
 
-def load_scorers(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Scorer]:
+def load_judges(
+    config: Any, policy: LoadedModel, prompts: Sequence[Prompt], *, with_params: bool = True
+) -> dict[str, RewardModel]:
     """The reward models of the config, refused unless they read what the policy writes."""
-    scorers = {}
-    for track in TRACKS:
-        if path := config[f"{track}_rm"]:
-            reward_model = load_judge(config, policy, path, track, prompts, field=f"config.{track}_rm")
-            score = functools.partial(score_rows, reward_model, batch_size=config.reward.batch_size)
-            scorers[track] = Scorer(reward_model.version, score)
-    return scorers
+    return {
+        track: load_judge(
+            config, policy, path, track, prompts, field=f"config.{track}_rm", with_params=with_params
+        )
+        for track in TRACKS
+        if (path := config[f"{track}_rm"])
+    }
+
+
+def load_scorers(config: Any, policy: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Scorer]:
+    """``load_judges`` as the archive sees them."""
+    batch_size = config.reward.batch_size
+    return {
+        track: Scorer(model.version, functools.partial(score_rows, model, batch_size=batch_size))
+        for track, model in load_judges(config, policy, prompts).items()
+    }

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments import evaluate_chat, safety_scaling_report, sft
 from experiments.chat_versions import prompt_sets
-from experiments.models import load_scorers, open_mesh
+from experiments.models import load_judges, open_mesh
 from experiments.stages import run_stage, stage_config
 from llama2_jax.config import keep_config, read_json, require, write_json
 from llama2_jax.data.chat import Template
@@ -82,11 +82,17 @@ def _check_prompts(config: Any) -> None:
 
 
 def _check_models(config: Any) -> Template:
-    """The template of the chats, once the reward models are known to read what will be written."""
+    """The template of the chats, once models are known to read the prompts, and reward models the answers."""
     scoring = config.evaluate_chat
     template = config.sft.template or None
-    base = load(config.init_from, partitioner=open_mesh(scoring), template=template, **scoring.model)
-    load_scorers(scoring, base, read_prompts(scoring.prompts))
+    base = load(
+        config.init_from,
+        partitioner=open_mesh(scoring),
+        template=template,
+        with_params=False,
+        **scoring.model,
+    )
+    load_judges(scoring, base, evaluate_chat.checked_prompts(scoring, base), with_params=False)
     return base.template
 
 

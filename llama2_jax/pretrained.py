@@ -64,6 +64,7 @@ def load(
     template: str | None = None,
     step: int | None = None,
     partitioner: Partitioner | None = None,
+    with_params: bool = True,
 ) -> LoadedModel:
     """Open a workdir of ours, a Hugging Face folder, a Meta folder or a GGUF file.
 
@@ -76,6 +77,8 @@ def load(
       template: name of the chat template; None takes the checkpoint's own.
       step: of a workdir; None = the newest checkpoint.
       partitioner: where the parameters go; None = the first device.
+      with_params: False leaves them in their files, and ``params`` is None: to ask, in seconds, what else the
+        checkpoint says.
 
     Raises:
       FormatError, CheckpointError, ConfigError: what is wrong with the path or its content.
@@ -86,7 +89,7 @@ def load(
         get_template(template)  # refuses an unknown name before minutes of reading
     kind = checkpoint_kind(path)
     if kind == "native":
-        imported = _load_native(path, step, partitioner)
+        imported = _load_native(path, step, partitioner, with_params=with_params)
     else:
         read = {"huggingface": load_huggingface, "meta": load_meta, "gguf": load_gguf}[kind]
         imported = read(path, template=template)
@@ -97,7 +100,7 @@ def load(
         remat_policy=remat_policy,
         attention_impl=attention_impl,
     )
-    params = place_params(partitioner, imported.params, dtype)
+    params = place_params(partitioner, imported.params, dtype) if with_params else None
     return LoadedModel(
         config,
         params,
@@ -201,7 +204,7 @@ def checkpoint_meta(config: ModelConfig, tokenizer: Tokenizer | None, template: 
     }
 
 
-def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Imported:
+def _load_native(path: Path, step: int | None, partitioner: Partitioner, *, with_params: bool) -> Imported:
     step, meta = read_meta(path, step)
     if meta.get("kind") == REWARD_MODEL:
         raise ConfigError(
@@ -216,7 +219,7 @@ def _load_native(path: Path, step: int | None, partitioner: Partitioner) -> Impo
     config = build(ModelConfig, meta["model"], name="model")
     tokenizer = native_tokenizer(path, step, meta)
     check_vocabulary(tokenizer, config.vocab_size, where=path)
-    params = read_params(path, partitioner.abstract(abstract_params(config)), step)
+    params = read_params(path, partitioner.abstract(abstract_params(config)), step) if with_params else None
     return Imported(config, params, tokenizer, meta["template"], f"workdir {path}, step {step}")
 
 

@@ -52,6 +52,25 @@ def test_workdir_gives_config_parameters_tokenizer_and_template() -> None:
     assert np.isfinite(logits_BTV).all()
 
 
+@pytest.mark.parametrize("form", ["native", "huggingface"])
+def test_all_but_the_parameters_is_known_without_reading_them(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(runs.pretrained_workdir())
+    save = {"native": save_native, "huggingface": save_huggingface}[form]
+    save(tmp_path / "saved", loaded)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(pretrained, "read_params", never)
+    monkeypatch.setattr(FileLeaf, "read", never)
+    opened = load(tmp_path / "saved", with_params=False)
+    assert opened.params is None
+    assert (opened.config, opened.template) == (loaded.config, loaded.template)
+    assert opened.require_tokenizer().content_hash == loaded.require_tokenizer().content_hash
+
+
 def test_step_can_be_chosen() -> None:
     early, late = (load(runs.pretrained_workdir(), step=step) for step in (10, 20))
     assert early.source.endswith("step 10")

@@ -164,8 +164,7 @@ def draw(
             f"prompt_id {prompt_id!r} is another prompt in {path}, whose answers are not this one's; ids "
             "must be unique: give another id, or another folder"
         )
-    rows = prompt_rows(prompts, tokenizer, loaded.template)
-    check_prompts(loaded.model, list(rows.values()), list(rows))  # the longest would come last, hours later
+    rows = checked_rows(loaded, prompts)
     missing = [sample for sample in wanted if sample.key not in held]
     missing.sort(key=lambda sample: len(rows[sample.prompt.prompt_id]))  # few shapes to compile
     done = len(wanted) - len(missing)
@@ -259,6 +258,20 @@ def prompt_rows(prompts: Iterable[Prompt], tokenizer: Tokenizer, template: Templ
                 rows[prompt.prompt_id] = encode_prompt(prompt.messages, tokenizer, template)
             except DialogueError as error:
                 raise DialogueError(f"prompt {prompt.prompt_id!r}: {error}") from error
+    return rows
+
+
+def checked_rows(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """``prompt_rows`` of prompts that the model can answer: the longest would come last, hours later.
+
+    Args:
+      loaded: also without its parameters.
+
+    Raises:
+      DialogueError, PromptError, ConfigError: a prompt that cannot be rendered or is too long, by its id.
+    """
+    rows = prompt_rows(prompts, loaded.require_tokenizer(), loaded.template)
+    check_prompts(loaded.model, list(rows.values()), list(rows))
     return rows
 
 

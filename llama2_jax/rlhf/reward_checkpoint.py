@@ -86,6 +86,7 @@ def load_reward_model(
     attention_impl: str = "auto",
     partitioner: Partitioner | None = None,
     template: str | None = None,
+    with_params: bool = True,
 ) -> RewardModel:
     """Open the newest checkpoint of a workdir of ``experiments/reward_model.py``, or a Hugging Face folder.
 
@@ -93,6 +94,7 @@ def load_reward_model(
       dtype: of the parameters of a Hugging Face folder in memory; None keeps that of the file, bitwise. Those
         of a workdir stay as they are.
       template: of a Hugging Face folder whose own is unknown or not wanted; a workdir has its own.
+      with_params: False leaves them in their files, as ``pretrained.load``; ``version`` is then that of none.
 
     Raises:
       ConfigError: the checkpoint is of another kind, or its tokenizer is missing or was changed; a template
@@ -108,25 +110,33 @@ def load_reward_model(
     )
     computed = {"compute_dtype": compute_dtype, "remat_policy": "none", "attention_impl": attention_impl}
     if checkpoint_kind(path) == "huggingface":
-        return _load_huggingface(path, computed, partitioner, template, dtype)
-    return _load_native(path, computed, partitioner)
+        return _load_huggingface(path, computed, partitioner, template, dtype, with_params=with_params)
+    return _load_native(path, computed, partitioner, with_params=with_params)
 
 
-def _load_native(path: Path, computed: dict[str, Any], partitioner: Partitioner) -> RewardModel:
+def _load_native(
+    path: Path, computed: dict[str, Any], partitioner: Partitioner, *, with_params: bool
+) -> RewardModel:
     step, meta = read_meta(path)
     tokenizer = native_tokenizer(path, step, meta)
     if tokenizer is None:
         raise ConfigError(f"{path / 'tokenizer'} is missing; restore it: scores depend on the token ids")
     config = dataclasses.replace(build(ModelConfig, meta["model"], name="model"), **computed)
     model = ScoreModel(config, partitioner)
-    params = read_params(path, abstract_score_params(model), step)
+    params = read_params(path, abstract_score_params(model), step) if with_params else None
     template = get_template(meta["template"])
     version = f"{meta['reward']}-{step}-{checksum(params):08x}"
     return RewardModel(config, params, tokenizer, template, model, meta["reward"], version)
 
 
 def _load_huggingface(
-    path: Path, computed: dict[str, Any], partitioner: Partitioner, template: str | None, dtype: str | None
+    path: Path,
+    computed: dict[str, Any],
+    partitioner: Partitioner,
+    template: str | None,
+    dtype: str | None,
+    *,
+    with_params: bool,
 ) -> RewardModel:
     found = load_huggingface_reward(path, template=template)
     if found.model.tokenizer is None:
@@ -134,7 +144,7 @@ def _load_huggingface(
             f"{path} has no tokenizer; put its tokenizer.model or tokenizer.json beside the weights"
         )
     config = dataclasses.replace(found.model.config, **computed)
-    params = place_params(partitioner, found.model.params, dtype)
+    params = place_params(partitioner, found.model.params, dtype) if with_params else None
     kind = found.label if found.label in KINDS else ANY
     return RewardModel(
         config,
@@ -177,7 +187,9 @@ def _cast(path: Any, leaf: np.ndarray, *, dtype: str) -> np.ndarray:
     return cast
 
 
-def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, field: str) -> RewardModel:
+def load_reward_model_for(
+    policy: LoadedModel, path: str | Path, kind: str, *, field: str, with_params: bool = True
+) -> RewardModel:
     """``load_reward_model`` of one that scores what ``policy`` writes, on its mesh, computed as it is.
 
     Args:
@@ -194,6 +206,7 @@ def load_reward_model_for(policy: LoadedModel, path: str | Path, kind: str, *, f
         compute_dtype=policy.config.compute_dtype,
         attention_impl=policy.config.attention_impl,
         partitioner=policy.model.partitioner,
+        with_params=with_params,
     )
     require(
         kind == "guard" or found.kind in (kind, ANY),

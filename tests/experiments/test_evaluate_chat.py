@@ -20,9 +20,9 @@ from llama2_jax.evals.intervals import Interval
 from llama2_jax.evals.judge import win_rate
 from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.transformer import Transformer
-from llama2_jax.pretrained import save_native
+from llama2_jax.pretrained import load, save_native
 from llama2_jax.rlhf import archive
-from llama2_jax.rlhf.archive import Sample, read_archives
+from llama2_jax.rlhf.archive import Sample, checked_rows, read_archives
 from llama2_jax.sharding.rules import single_device
 from tests.experiments import runs
 from tests.rlhf.small_policy import saved_policy, saved_reward_model, stacked_policy
@@ -307,6 +307,35 @@ def test_a_later_version_that_is_no_checkpoint_is_refused_before_the_first_answe
     with pytest.raises(FormatError, match="nowhere does not exist"):
         evaluate_chat.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "answers").exists()
+
+
+def with_context(folder: Path, max_context: int) -> str:
+    """``saved_policy(1)`` with another context."""
+    policy = stacked_policy(1)
+    config = dataclasses.replace(policy.config, max_context=max_context)
+    save_native(folder / str(max_context), policy._replace(config=config, model=Transformer(config)))
+    return str(folder / str(max_context))
+
+
+def test_a_later_version_that_cannot_answer_or_be_judged_is_refused_before_the_first_answers(
+    tmp_path: Path,
+) -> None:
+    longest = max(map(len, checked_rows(load(saved_policy(), with_params=False), PROMPTS).values()))
+    second = f"second={with_context(tmp_path, 16)}"
+    reason = r"prompt \w has \d+ tokens, the model's context is 16"
+    _refused(tmp_path, config_of(versions=(f"first={saved_policy()}", second)), reason)
+    tight = longest + 1  # room for one token: as much as the first version writes
+    config = config_of(
+        versions=(f"first={with_context(tmp_path, tight)}", f"second={saved_policy()}"),
+        helpfulness_rm=str(saved_reward_model("helpfulness", max_context=tight)),
+    )
+    _refused(tmp_path, config, f"config.helpfulness_rm = .* scores up to {tight} tokens")
+
+
+def _refused(folder: Path, config: ConfigDict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^version second of config.versions: {reason}"):
+        evaluate_chat.run(config, folder / "run")
+    assert not (folder / "run" / "answers").exists()
 
 
 def test_prompts_are_split_by_what_they_measure() -> None:

@@ -19,6 +19,7 @@ from llama2_jax.evals.intervals import wilson
 from llama2_jax.evals.persona import CONSTRAINTS
 from llama2_jax.generate.decode import SEED_LIMIT
 from llama2_jax.generate.sampling import SamplingConfig
+from llama2_jax.interop.imported import FormatError
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
 from llama2_jax.rlhf import conversations
 from llama2_jax.rlhf.conversations import answer_again, converse
@@ -382,3 +383,12 @@ def test_evaluation_needs_models_and_later_turns(tmp_path: Path) -> None:
         evaluate_gatt.run(evaluation_config(tmp_path, models__with_gatt=""), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"eval.turns = \(1, 2\); turn 1 sets the instruction"):
         evaluate_gatt.run(evaluation_config(tmp_path, eval__turns=(1, 2)), tmp_path / "run")
+
+
+def test_a_second_model_that_is_not_there_is_missed_before_the_first_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_gatt, "evaluate", lambda *_, **__: pytest.fail("answered"))
+    config = evaluation_config(tmp_path, models__without=str(tmp_path / "nowhere"))
+    with pytest.raises(FormatError, match="nowhere does not exist"):
+        evaluate_gatt.run(config, tmp_path / "run")

@@ -19,6 +19,7 @@ from llama2_jax.data.chat import Message
 from llama2_jax.data.nested import share_name
 from llama2_jax.data.prompts import Prompt, write_prompts
 from llama2_jax.evals.refusals import ANSWER, CAPABILITY, REFUSAL
+from llama2_jax.generate.decode import PromptError
 from llama2_jax.model.config import PAPER_SIZES
 from llama2_jax.rlhf.archive import Sample
 from llama2_jax.train.checkpoint import read_meta
@@ -244,6 +245,11 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
             safety_scaling.run(config_of(**changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()
     swapped = config_of(evaluate_chat__safety_rm=str(saved_reward_model("helpfulness")))
+    before = (Message("user", "x" * 1000), Message("assistant", "y"))
+    long = FACT._replace(prompt_id="long", messages=(*before, *FACT.messages))
+    write_prompts(tmp_path / "long.jsonl", [*PROMPTS, long])
+    with pytest.raises(PromptError, match=r"prompt long has \d+ tokens, the model's context is 128"):
+        safety_scaling.run(config_of(evaluate_chat__prompts=str(tmp_path / "long.jsonl")), tmp_path / "run")
     with pytest.raises(ConfigError, match="is a helpfulness reward model"):
         safety_scaling.run(swapped, tmp_path / "run")
     few = config_of(data__shares=(0.01, 1.0))
