@@ -4,8 +4,9 @@ pip install -e ".[aot]" && python -m benchmarks.reward_aot
 pip install -e ".[aot-hopper]" && JAX_PLATFORMS=cpu python -m benchmarks.reward_aot --chip=h200  # or a100
 
 What ``experiments.reward_model --config=configs/reward_model.py:helpfulness,size=SIZE`` compiles there: 512
-pairs, packed, the prompt of a pair once. How many rows these are follows from their lengths: here a lognormal
-draw with a mean of 494 tokens, up to 4,096. What the compiler says; nothing is executed.
+pairs, packed, the prompt of a pair once where attention serves prefixes. How many rows these are follows from
+their lengths: here a lognormal draw with a mean of 496 tokens, up to 4,096. What the compiler says; nothing
+is executed.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from configs.reward_model import get_config
 from llama2_jax.config import build
 from llama2_jax.data.preference_batches import EncodedPair, PairLoader
 from llama2_jax.losses.preference import MARGINS
+from llama2_jax.model.attention import serves_prefixes
 from llama2_jax.model.config import model_config
 from llama2_jax.model.heads import ScoreModel
 from llama2_jax.rlhf.reward_model import preference_loss
@@ -67,11 +69,15 @@ def compile_update(*, size: str, pods: int, topology: str, changes: dict[str, An
     loss = preference_loss(model, safety_weight=config.loss.safety_weight)
     state = abstract_state(model, optimizer, partitioner)
     step = compile_step(make_update(loss, optimizer, accumulation_steps=steps), state, partitioner)
-    batch = _first_batch(config, row_multiple=partitioner.batch_shards * steps)
+    batch = _first_batch(
+        config,
+        row_multiple=partitioner.batch_shards * steps,
+        share_prompts=serves_prefixes(model.config, partitioner),
+    )
     return {"rows": len(batch.tokens_BT), **memory_of(step, state, _abstract(partitioner, batch))}
 
 
-def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
+def _first_batch(config: Any, *, row_multiple: int, share_prompts: bool) -> PreferenceBatch:
     """Prompts and answers of lognormal lengths, packed."""
     rng = np.random.default_rng(0)
     prompts_P, answers_PC = rng.lognormal(5.4, 0.8, NUM_PAIRS), rng.lognormal(5.0, 0.7, (NUM_PAIRS, 2))
@@ -84,6 +90,7 @@ def _first_batch(config: Any, *, row_multiple: int) -> PreferenceBatch:
         batch_size=config.data.batch_size,
         epochs=config.data.epochs,
         seed=0,
+        share_prompts=share_prompts,
         row_multiple=row_multiple,
     )
     return loader.batch(0)
