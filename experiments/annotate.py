@@ -67,7 +67,7 @@ from llama2_jax.rlhf.annotator.protocol import (
     to_preference,
 )
 from llama2_jax.rlhf.annotator.world import identify
-from llama2_jax.rlhf.archive import prompt_rows
+from llama2_jax.rlhf.archive import checked_rows
 from llama2_jax.rlhf.reward_model import score_dialogues
 from llama2_jax.sharding.processes import files_at_rest
 from llama2_jax.workdir import mark_done, open_workdir
@@ -90,20 +90,13 @@ def run(config: Any, workdir: Path) -> None:
         conclude(config, workdir, pairs, dropped, judgements, load_tokenizer(workdir / "tokenizer"))
         return
     collection = build(CollectionConfig, config.collection, name="collection")
-    prompts = read_prompts_to_train_on(config.prompts)
-    asked = asked_prompts(prompts, collection)
-    if config.annotator == "simulated":
-        _check_prompts(asked)
-    heldout = {"heldout_fraction": config.heldout.fraction, "seed": config.heldout.seed}
-    hold_out(asked, [one.messages for one in asked], **heldout, what="prompt")  # nothing? hours before
+    prompts, asked = choose_prompts(config)
+    paths = {one.name: one.path for one in (config.new, config.previous) if one.path}
+    for path in paths.values():  # before hours of sampling
+        checked_rows(load(path, with_params=False), asked)
     partitioner = open_mesh(config)
-    models = {
-        one.name: load(one.path, partitioner=partitioner, **config.model)
-        for one in (config.new, config.previous)
-        if one.path
-    }
+    models = {name: load(path, partitioner=partitioner, **config.model) for name, path in paths.items()}
     tokenizer = models[config.new.name].require_tokenizer()
-    prompt_rows(prompts, tokenizer, models[config.new.name].template)  # a bad one is named at once
     if config.annotator == "file":
         pairs, _ = sampled_pairs(config, workdir, prompts, models, collection)
         if writes():
@@ -161,10 +154,27 @@ def check_config(config: Any) -> None:
             require(bool(config.judge[name]), f"config.judge.{name} is empty; name a trained reward model")
 
 
-def _check_prompts(asked: Sequence[Prompt]) -> None:
-    """Simulated people know the simulated world only; said before anything is sampled."""
-    for prompt in asked:
-        identify(prompt.messages)
+def checked_prompts(config: Any, model: LoadedModel) -> list[Prompt]:
+    """The prompts of all batches of this run, which the model, also without parameters, can answer."""
+    _, asked = choose_prompts(config)
+    checked_rows(model, asked)
+    return asked
+
+
+def choose_prompts(config: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of the file, and those of all batches of this run.
+
+    Raises:
+      ConfigError: too few, or none to hold out, or one that simulated people do not know.
+    """
+    prompts = read_prompts_to_train_on(config.prompts)
+    asked = asked_prompts(prompts, build(CollectionConfig, config.collection, name="collection"))
+    if config.annotator == "simulated":
+        for prompt in asked:  # they know the simulated world only
+            identify(prompt.messages)
+    heldout = {"heldout_fraction": config.heldout.fraction, "seed": config.heldout.seed}
+    hold_out(asked, [one.messages for one in asked], **heldout, what="prompt")
+    return prompts, asked
 
 
 def asked_prompts(prompts: Sequence[Prompt], collection: CollectionConfig) -> list[Prompt]:

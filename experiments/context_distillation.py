@@ -32,6 +32,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
+from llama2_jax.rlhf.archive import checked_rows
 from llama2_jax.rlhf.reward_model import RewardModel, score_rows
 from llama2_jax.workdir import mark_done, open_workdir
 
@@ -63,7 +64,7 @@ def run(config: Any, workdir: Path) -> None:
     check_config(config)
     if open_workdir(config, workdir):
         return
-    prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
+    prompts = checked_prompts(config, load(config.init_from, with_params=False))
     loaded = load(config.init_from, partitioner=open_mesh(config), **config.model)
     reward_model = load_judge(config, loaded, config.safety_rm, "safety", prompts, field="config.safety_rm")
     loaded = for_decoding(loaded)
@@ -126,6 +127,14 @@ def adversarial_prompts(path: str) -> list[Prompt]:
     return adversarial
 
 
+def checked_prompts(config: Any, model: LoadedModel) -> list[Prompt]:
+    """The prompts of this run, which the model, also without parameters, can answer under each preprompt."""
+    prompts = adversarial_prompts(config.prompts)[: config.num_prompts or None]
+    for own in preprompts_for(prompts, config).values():
+        checked_rows(model, _under(own, prompts))
+    return prompts
+
+
 def preprompts_for(prompts: Sequence[Prompt], config: Any) -> dict[str, list[str]]:
     """For each way of sampling the preprompt of every prompt, "" for none."""
     rng, wording = Random(config.data.seed), config.data.wording
@@ -135,6 +144,13 @@ def preprompts_for(prompts: Sequence[Prompt], config: Any) -> dict[str, list[str
         GENERIC: [rng.choice(generic) for _ in prompts],
         TEMPLATE: [preprompts.answer_template(prompt.risk_category, wording) for prompt in prompts],
     }
+
+
+def _under(own_preprompts: Sequence[str], prompts: Sequence[Prompt]) -> list[Prompt]:
+    return [
+        prompt._replace(messages=tuple(preprompts.with_preprompt(prompt.messages, own))) if own else prompt
+        for prompt, own in zip(prompts, own_preprompts, strict=True)
+    ]
 
 
 def candidates_for(
@@ -148,15 +164,11 @@ def candidates_for(
 
     The ids that are scored are those sampled. All answers to a prompt use the same seed.
     """
-    views = [
-        preprompts.with_preprompt(prompt.messages, preprompt) if preprompt else list(prompt.messages)
-        for prompt, preprompt in zip(prompts, own_preprompts, strict=True)
-    ]
     answers = sample_answers(
         loaded,
-        views,
+        [prompt.messages for prompt in _under(own_preprompts, prompts)],
         build(SamplingConfig, config.sampling, name="sampling"),
-        seeds=[(config.data.seed + index) % SEED_LIMIT for index in range(len(views))],
+        seeds=[(config.data.seed + index) % SEED_LIMIT for index in range(len(prompts))],
         batch_size=config.batch_size,
     )
     tokenizer = loaded.require_tokenizer()

@@ -30,14 +30,22 @@ from experiments import (
 from experiments.chat_versions import prompt_sets
 from experiments.recipe_report import write_report
 from experiments.stages import check_done_stage, run_stage, stage_config
-from llama2_jax.config import ConfigError, keep_config, require, require_choice
+from llama2_jax.config import ConfigError, UserError, build, keep_config, require, require_choice
+from llama2_jax.data.chat import get_template
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts
 from llama2_jax.data.records import DataError, expand_paths, split_paths
+from llama2_jax.data.tokenizer import load_tokenizer
+from llama2_jax.interop.detect import checkpoint_kind
 from llama2_jax.launch import launch_experiment
+from llama2_jax.model.config import ModelConfig
+from llama2_jax.model.transformer import Transformer
+from llama2_jax.pretrained import LoadedModel, load
 from llama2_jax.workdir import is_done, mark_done, open_workdir
 
 TUNE_FROM = ("base", "first", "previous")
+PROMPTED = (annotate, gatt, context_distillation, rejection_sampling, ppo, evaluate_chat, evaluate_gatt)
+"""Stages that answer prompts of a file, each with ``checked_prompts(config, model)``."""
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -92,6 +100,8 @@ def _check_inputs(config: Any) -> None:
         bool(config.chat_from or config.sft.data.dialogues),
         "config.sft.data.dialogues is empty; name files of dialogues, or a chat model in config.chat_from",
     )
+    if config.init_from:
+        checkpoint_kind(config.init_from)  # beside config.chat_from it is needed for the first tuning only
     skipped = prompts_before(config, config.rounds)
     rejection_sampling.choose_prompts(stage_config(config, "rejection_sampling", skip_prompts=skipped))
     if "context_distillation.prompts" in _prompt_files(config):
@@ -125,6 +135,23 @@ def _training_files(config: Any) -> list[str]:
     return names if config.chat_from else [*names, "sft.data.dialogues", "sft.data.heldout"]
 
 
+def first_chat_model(config: Any, workdir: Path) -> LoadedModel | None:
+    """The SFT model without parameters, whose tokenizer, template and context all versions have.
+
+    None while they are unknown, as a tokenizer is trained with the base model.
+    """
+    if config.chat_from or is_done(workdir / "sft"):
+        return load(config.chat_from or workdir / "sft", with_params=False)
+    template = config.sft.template or None
+    if config.init_from or is_done(workdir / "pretrain"):
+        return load(config.init_from or workdir / "pretrain", with_params=False, template=template)
+    if path := config.pretrain.data.tokenizer:
+        shape = build(ModelConfig, config.pretrain.model, name="pretrain.model")
+        chat_format = get_template(template or "llama2")  # which pretrain notes
+        return LoadedModel(shape, None, load_tokenizer(path), chat_format, Transformer(shape), "pretrain")
+    return None
+
+
 def prompts_before(config: Any, number: int) -> int:
     """How many prompts the rounds before this one sample for, where each has its own."""
     return (number - 1) * config.rejection_sampling.num_prompts if config.new_prompts else 0
@@ -146,6 +173,7 @@ class Recipe:
         base, first = self.config.init_from, self.config.chat_from
         if not base and not first:
             base = self.stage(pretrain, "pretrain", "pretrain")
+            self.rehearse()  # again, as there is a tokenizer now
         if not first:
             first = self.stage(sft, "sft", "sft", init_from=base)
         versions = {"SFT": first}
@@ -186,6 +214,10 @@ class Recipe:
         guard = self.guard(folder, newest)
         policy = self.stage(ppo, "ppo", f"{folder}/ppo", init_from=tuned, guard_rm=guard, **models)
         return {f"V{number} (no PPO)": tuned, f"V{number}": policy}
+
+    def rehearse(self) -> None:
+        """Refuse what a later stage would, as far as that can be said by now."""
+        Rehearsal(self.config, self.workdir).run()
 
     def keep_dialogues(self, folder: str) -> None:
         """Train on these from now on; none may have passed the gate of context distillation."""
@@ -256,13 +288,24 @@ class Recipe:
 class Rehearsal(Recipe):
     """The same stages without running them: what the last would refuse is said before the first."""
 
+    def __init__(self, config: Any, workdir: Path) -> None:
+        super().__init__(config, workdir)
+        self.chat_model = first_chat_model(config, workdir)
+
     def stage(self, programme: ModuleType, section: str, folder: str, **changes: Any) -> str:
         """Check what can be checked of a stage before anything is there; returns the folder."""
+        config = stage_config(self.config, section, **changes)
         try:
-            programme.check_config(stage_config(self.config, section, **changes))
-        except ConfigError as error:
+            programme.check_config(config)
+            model = self.chat_model
+            if programme in PROMPTED and model is not None and not is_done(self.workdir / folder):
+                programme.checked_prompts(config, model)
+        except UserError as error:
             raise ConfigError(f"config.{section}, for {folder}: {error}") from error
         return str(self.workdir / folder)
+
+    def rehearse(self) -> None:
+        """This is it."""
 
     def keep_dialogues(self, folder: str) -> None:
         """There are none yet."""

@@ -81,11 +81,12 @@ def run(config: Any, workdir: Path) -> None:
         return
     ppo = build(PPOConfig, config.ppo, name="ppo")
     partitioner, sampler_partitioner = _open_meshes(config, ppo)
+    prompts, heldout = checked_prompts(config, load(config.init_from, with_params=False))
+    check_safety_model(config, [*prompts.prompts, *heldout.prompts])
     policy = load(config.init_from, partitioner=partitioner, **config.model)
     reward_models = _load_reward_models(config, policy)
-    _check_contexts(policy, reward_models, ppo)
-    prompts, heldout = (_read(config[name], policy, ppo) for name in ("prompts", "heldout_prompts"))
-    check_safety_model(config, [*prompts.prompts, *heldout.prompts])
+    for name, model in reward_models.items():
+        check_context(model.config.max_context, ppo, what=name)
     value_model, value_params = _value_model(config, policy, reward_models["helpfulness"], partitioner)
     learner = make_learner(config, ppo, policy, value_model, partitioner, sampler_partitioner)
     keep_tokenizer(policy.require_tokenizer(), workdir)
@@ -143,18 +144,23 @@ def _load_reward_models(config: Any, policy: LoadedModel) -> dict[str, RewardMod
     }
 
 
-def _check_contexts(policy: LoadedModel, reward_models: dict[str, RewardModel], ppo: PPOConfig) -> None:
-    shapes = {"policy": policy.config, **{name: model.config for name, model in reward_models.items()}}
-    for name, shape in shapes.items():
-        check_context(shape.max_context, ppo, what=name)
+def checked_prompts(config: Any, policy: LoadedModel) -> tuple[Prompts, Prompts]:
+    """The prompts to learn from and the held-out ones, which the policy, also without parameters, can answer.
+
+    Raises:
+      ConfigError: its context is too short.
+      DialogueError, PromptError: a prompt that cannot be rendered or is too long.
+    """
+    ppo = build(PPOConfig, config.ppo, name="ppo")
+    check_context(policy.config.max_context, ppo, what="policy")
+    return _read(config.prompts, policy, ppo), _read(config.heldout_prompts, policy, ppo)
 
 
 def _read(path: str, policy: LoadedModel, ppo: PPOConfig) -> Prompts:
     prompts = read_prompts(path)
     rows = prompt_rows(prompts, policy.require_tokenizer(), policy.template)
-    tokens = [rows[prompt.prompt_id] for prompt in prompts]
-    check_prompt_lengths(tokens, ppo)
-    return Prompts(prompts, tokens)
+    check_prompt_lengths(list(rows.values()), ppo, list(rows))
+    return Prompts(prompts, [rows[prompt.prompt_id] for prompt in prompts])
 
 
 def _value_model(

@@ -29,7 +29,7 @@ from llama2_jax.generate.sampling import SamplingConfig
 from llama2_jax.launch import launch_experiment
 from llama2_jax.losses.preference import displayed
 from llama2_jax.pretrained import LoadedModel, for_decoding, load
-from llama2_jax.rlhf.archive import Sample, changed_prompts, draw, read_archives, rescore
+from llama2_jax.rlhf.archive import Sample, changed_prompts, checked_rows, draw, read_archives, rescore
 from llama2_jax.rlhf.best_of_n import (
     best_temperature,
     expected_curves,
@@ -67,7 +67,7 @@ def run(config: Any, workdir: Path) -> None:
     _check_archive(config, workdir)
     if open_workdir(config, workdir):
         return
-    prompts = choose_prompts(config)
+    prompts = checked_prompts(config, load(config.init_from, with_params=False))
     archive = workdir / "archive.jsonl"
     held = read_archives(config.archives, own=archive)
     _check_ids(prompts, held)
@@ -142,6 +142,13 @@ def choose_prompts(config: Any) -> list[Prompt]:
         f"config.num_prompts = {count}; lower one of them or give more prompts",
     )
     return prompts[skipped : skipped + count] if count else prompts[skipped:]
+
+
+def checked_prompts(config: Any, policy: LoadedModel) -> list[Prompt]:
+    """``choose_prompts``, which the policy, also without its parameters, can answer (``checked_rows``)."""
+    prompts = choose_prompts(config)
+    checked_rows(policy, prompts)
+    return prompts
 
 
 def _check_ids(prompts: Sequence[Prompt], earlier: Sequence[Sample]) -> None:

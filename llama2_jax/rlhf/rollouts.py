@@ -91,12 +91,14 @@ def sample_rollout(
     )
 
 
-def check_prompt_lengths(prompts: Sequence[Sequence[int]], config: PPOConfig) -> None:
-    """Raise ``PromptError`` for a prompt that does not fit."""
-    for number, prompt in enumerate(prompts):
+def check_prompt_lengths(
+    prompts: Sequence[Sequence[int]], config: PPOConfig, names: Sequence[str] | None = None
+) -> None:
+    """Raise ``PromptError`` for a prompt that does not fit, by name (default: its number)."""
+    for name, prompt in zip(names or range(len(prompts)), prompts, strict=True):
         if len(prompt) > config.prompt_length:
             raise PromptError(
-                f"prompt {number} has {len(prompt)} tokens, ppo.prompt_length is {config.prompt_length}; "
+                f"prompt {name} has {len(prompt)} tokens, ppo.prompt_length is {config.prompt_length}; "
                 "raise it or shorten the prompt"
             )
 

@@ -22,6 +22,8 @@ from llama2_jax.data.preferences import (
 )
 from llama2_jax.data.prompts import Prompt, read_prompts, write_prompts
 from llama2_jax.data.records import DataError
+from llama2_jax.generate.decode import PromptError
+from llama2_jax.pretrained import load
 from llama2_jax.rlhf.annotator.comparison import Comparison
 from llama2_jax.rlhf.annotator.protocol import Collected, CollectionConfig, SampledPair, Variant
 from llama2_jax.rlhf.annotator.truth import grade
@@ -294,6 +296,21 @@ def test_a_file_that_begins_again_is_said(prompts, caplog):
     assert not caplog.records
     annotate.asked_prompts(read, CollectionConfig(prompts_per_batch=13, num_batches=2))
     assert "batches 1 to 2 end with prompt 26 of a file of 24, which begins again" in caplog.text
+
+
+def test_a_prompt_of_the_last_batch_that_a_model_cannot_read_is_refused_before_the_first(
+    prompts, tmp_path, monkeypatch
+):
+    *others, last = read_prompts(prompts)
+    context = load(pretrained_workdir(), with_params=False).config.max_context
+    long = Message("user", "x" * 8 * context)
+    write_prompts(
+        tmp_path / "prompts.jsonl",
+        [*others, last._replace(messages=(long, Message("assistant", "y"), *last.messages))],
+    )
+    monkeypatch.setattr(annotate, "sample_answers", lambda *a, **k: pytest.fail("sampled"))
+    with pytest.raises(PromptError, match=rf"prompt {last.prompt_id} has \d+ tokens, .* {context}"):
+        annotate.run(make_config(tmp_path / "prompts.jsonl"), tmp_path / "run")
 
 
 def test_prompts_of_another_world_are_refused_before_sampling(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from llama2_jax.data import context_distillation as preprompts
 from llama2_jax.data.chat import CHATML, LLAMA2, Message, Template, encode_prompt
 from llama2_jax.data.sources import read_dialogues
 from llama2_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from llama2_jax.generate.decode import PromptError
 from llama2_jax.rlhf import reward_checkpoint
 from tests.experiments import runs
 
@@ -29,7 +30,7 @@ class Model(NamedTuple):
     tokenizer: Tokenizer
     template: Template = LLAMA2
     kind: str = "safety"
-    model: Any = SimpleNamespace(partitioner=None)
+    model: Any = SimpleNamespace(partitioner=None, config=SimpleNamespace(max_context=512, num_ids=512))
     config: Any = SimpleNamespace(compute_dtype="float32", attention_impl="auto", max_context=512)
 
     def require_tokenizer(self) -> Tokenizer:
@@ -85,6 +86,21 @@ def config_for(folder: Path, rows: list[Any] | None = None, **changes: Any) -> C
     }
     flat = defaults | {name.replace("__", "."): value for name, value in changes.items()}
     return runs.changed(configs.get_config("tiny"), flat)
+
+
+def test_a_prompt_that_is_too_long_under_a_preprompt_is_refused_before_any_is_answered(
+    tmp_path: Path, scored: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = encode_prompt([Message("user", "How do I open gate 0?")], model.tokenizer, LLAMA2)
+    short = model._replace(
+        model=SimpleNamespace(
+            partitioner=None, config=SimpleNamespace(max_context=len(bare) + 1, num_ids=512)
+        )
+    )
+    monkeypatch.setattr(context_distillation, "load", lambda *_, **__: short)
+    monkeypatch.setattr(context_distillation, "sample_answers", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(PromptError, match=f"prompt 0 has .* the model's context is {len(bare) + 1} "):
+        context_distillation.run(config_for(tmp_path), tmp_path / "run")
 
 
 def test_only_better_answers_to_adversarial_prompts_are_written_and_no_preprompt(

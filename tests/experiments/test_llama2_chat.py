@@ -13,9 +13,11 @@ from experiments import llama2_chat
 from experiments.stages import check_done_stage, stage_config
 from llama2_jax import load
 from llama2_jax.config import ConfigError, to_plain
+from llama2_jax.data.chat import Message
 from llama2_jax.data.preferences import TRACKS
 from llama2_jax.data.prompts import read_prompts, write_prompts
 from llama2_jax.data.records import DataError
+from llama2_jax.interop.imported import FormatError
 from llama2_jax.model.config import PAPER_SIZES
 from tests.experiments import runs
 from tests.notebooks.execution import numbers_after, run
@@ -113,6 +115,73 @@ def test_files_that_a_late_stage_wants_are_missed_before_the_first(
     changed.sft.data.dialogues = ""
     with pytest.raises(ConfigError, match="config.sft.data.dialogues is empty"):
         llama2_chat.run(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+LATE_PROMPTS = {
+    "annotate.prompts": "config.annotate, for v1/preferences",
+    "rejection_sampling.prompts": "config.rejection_sampling, for v1/rejection_sampling",
+    "context_distillation.prompts": "config.context_distillation, for v2/context_distillation",
+    "ppo.heldout_prompts": "config.ppo, for v2/ppo",
+    "evaluate_chat.prompts": "config.evaluate_chat, for evaluation",
+}
+
+
+@pytest.mark.parametrize("name", LATE_PROMPTS)
+def test_a_prompt_that_a_late_stage_would_refuse_is_refused_at_the_start(
+    name: str, tmp_path: Path, config: ConfigDict, workdir: Path
+) -> None:
+    """Where the tokenizer is known by then."""
+    section, field = name.split(".")
+    prompts = read_prompts(config[section][field])
+    at = next(number for number, prompt in enumerate(prompts) if prompt.is_safety)
+    before = (Message("user", "x" * 2000), Message("assistant", "y"))
+    prompts[at] = prompts[at]._replace(messages=(*before, *prompts[at].messages))
+    write_prompts(tmp_path / "prompts.jsonl", [prompts.pop(at), *prompts])
+    changes = {"chat_from": str(workdir / "sft"), name: str(tmp_path / "prompts.jsonl")}
+    late = runs.changed(config.copy_and_resolve_references(), changes)
+    with pytest.raises(ConfigError, match=rf"^{LATE_PROMPTS[name]}: prompt .* has \d+ tokens"):
+        llama2_chat.run(late, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_messages_too_long_for_ghost_attention_are_refused_at_the_start(
+    tmp_path: Path, config: ConfigDict, workdir: Path
+) -> None:
+    for section, stage in (("gatt", "v2/gatt"), ("evaluate_gatt", "gatt_evaluation")):
+        changes = {"chat_from": str(workdir / "sft"), f"{section}.data.max_turn_tokens": 1}
+        late = runs.changed(config.copy_and_resolve_references(), changes)
+        with pytest.raises(ConfigError, match=rf"^config\.{section}, for {stage}: .*max_turn_tokens = 1 "):
+            llama2_chat.run(late, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_are_refused_as_soon_as_there_is_a_tokenizer(
+    tmp_path: Path, config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = r"config\.ppo, for v2/ppo: prompt .* has \d+ tokens, ppo\.prompt_length is 2"
+    short = runs.changed(config.copy_and_resolve_references(), {"ppo.ppo.prompt_length": 2})
+    trained = str(workdir / "pretrain" / "tokenizer")
+    given = {"pretrain.data.tokenizer": trained, "pretrain.data.tokenizer_dialogues": ""}
+    with pytest.raises(ConfigError, match=reason):
+        llama2_chat.run(runs.changed(short.copy_and_resolve_references(), given), tmp_path / "given")
+    assert not (tmp_path / "given").exists()
+
+    def pretrained(config: ConfigDict, path: Path) -> None:
+        shutil.copytree(workdir / "pretrain", path)
+
+    monkeypatch.setattr(llama2_chat.pretrain, "run", pretrained)
+    for _ in ("after pretraining", "at the next start"):
+        with pytest.raises(ConfigError, match=reason):
+            llama2_chat.run(short, tmp_path / "run")
+        assert finished(tmp_path / "run") == ["pretrain"]
+        assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_a_base_model_that_is_not_there_is_missed_at_the_start(tmp_path: Path, config: ConfigDict) -> None:
+    models = {"chat_from": "chat", "init_from": str(tmp_path / "nowhere"), "tune_from": "base"}
+    with pytest.raises(FormatError, match="nowhere does not exist"):
+        llama2_chat.run(runs.changed(config.copy_and_resolve_references(), models), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -467,7 +467,7 @@ def test_a_guard_that_turns_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mo
         ({"ppo.kl_estimator": "k3"}, ConfigError, "vanishes at the reference"),
         ({"ppo.kl_coef": 0.0}, ConfigError, "kl_coef = 0.0 must be positive"),
         ({"ppo.response_length": 4000}, ConfigError, "is beyond the context"),
-        ({"ppo.prompt_length": 2}, PromptError, "ppo.prompt_length is 2"),
+        ({"ppo.prompt_length": 2}, PromptError, r"prompt p0 has \d+ tokens, ppo.prompt_length is 2"),
         ({"value.init_from": "nothing"}, ConfigError, "'reward_model', 'policy'"),
         ({"train.num_iterations": 0}, ConfigError, "num_iterations = 0 must be positive"),
     ],
@@ -478,6 +478,18 @@ def test_mistakes_are_found_before_work_starts(
     with pytest.raises(error, match=reason):
         ppo.run(config_of(**changes), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_prompts_are_refused_before_parameters_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: str, *, with_params: bool = True, **changes: Any) -> Any:
+        assert not with_params
+        return load(path, with_params=False, **changes)
+
+    monkeypatch.setattr(ppo, "load", opened)
+    with pytest.raises(PromptError, match="ppo.prompt_length is 2"):
+        ppo.run(config_of(**{"ppo.prompt_length": 2}), tmp_path)
 
 
 def test_a_reward_model_of_the_other_kind_and_an_empty_prompt_file_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from llama2_jax.rlhf import doctor
 from llama2_jax.rlhf.ppo_config import PPOConfig
 from llama2_jax.rlhf.rollouts import (
     check_context,
+    check_prompt_lengths,
     draw_prompts,
     draw_seeds,
     map_rows,
@@ -217,6 +218,8 @@ def test_two_answers_to_one_prompt_differ(params):
 
 
 def test_long_prompts_and_rows_are_refused(params):
+    with pytest.raises(PromptError, match=r"prompt b has 9 tokens, ppo.prompt_length is 8"):
+        check_prompt_lengths([[1], [1] * 9], CONFIG, ["a", "b"])
     with pytest.raises(PromptError, match=r"prompt 1 has 9 tokens, ppo.prompt_length is 8"):
         sample_rollout(tiny.MODEL, params, [[1], [1] * 9], CONFIG, stop_ids=(), seeds=[0, 1])
     with pytest.raises(ConfigError, match=r"= 14 is beyond the context 13 of the reward model"):
