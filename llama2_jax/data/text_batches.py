@@ -43,20 +43,22 @@ def text_batches(
     Args:
       texts: none empty.
       limits: how many tokens of each text may be shared with others; less than it has. None: nothing is.
-      batch_size: a batch has at most the tokens of so many of the longest texts.
+      batch_size: a batch has at most the tokens of so many of the longest texts, or of ``row_multiple`` if
+        these are more.
       row_multiple: the rows of a batch are a multiple of it.
       length_multiple: of rows, see ``padded_length``.
     """
-    factor = min(ROW_TEXTS, batch_size)
+    parts = max(batch_size // row_multiple, 1)  # of row_multiple texts each: a device has as many texts
+    factor = min(ROW_TEXTS, parts)
     if limits is None:
         groups = [Group([index], 0) for index in range(len(texts))]
     else:
         groups = grouped(texts, limits, room=factor * max(map(len, texts), default=0))
-    for several, rows in ((True, batch_size // factor), (False, batch_size)):
+    for several, most in ((True, parts // factor), (False, parts)):
         chosen = [group for group in groups if (len(group.members) > 1) == several]
         chosen.sort(key=lambda group: -group.bundle(texts).size)
         few = 1 << max(len(chosen) - 1, 0).bit_length()  # rows enough for all, and few sizes to compile
-        num_rows = -(-min(rows, few) // row_multiple) * row_multiple
+        num_rows = min(most, -(-few // row_multiple)) * row_multiple
         for first in range(0, len(chosen), num_rows):
             yield _batch(texts, chosen[first : first + num_rows], num_rows, length_multiple)
 
