@@ -32,6 +32,20 @@ def test_prefix_ranges_by_hand():
     np.testing.assert_array_equal(found.end_BT, [[0, 0, 2, 2, 2, 4, 0]])
 
 
+def test_padding_beside_a_prefix_is_no_part_of_it():
+    segments = np.array([[0, 0, 3, 3, 0, 5, 0, 7, 0]])
+    found = ranges.prefix_ranges(segments, np.array([[0, 0, 0, 0, 0, 3, 0, 5, 0]]))
+    np.testing.assert_array_equal(found.first_BT, [[0, 0, 0, 0, 0, 2, 0, 5, 0]])
+    np.testing.assert_array_equal(found.end_BT, [[0, 0, 0, 0, 0, 4, 0, 6, 0]])
+
+
+def test_prefixes_of_all_tokens_are_not_looked_for_at_once():
+    rows, length = 4, 16384
+    ids = jax.ShapeDtypeStruct((rows, length), np.int32)
+    compiled = jax.jit(ranges.prefix_ranges).lower(ids, ids).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * length**2 / 64
+
+
 @pytest.mark.parametrize(
     ("prefixes", "words"),
     [
