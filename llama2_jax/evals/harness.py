@@ -42,7 +42,7 @@ class HarnessLM(LM):
 
     Args:
       loaded: with a tokenizer.
-      batch_size: rows computed together.
+      batch_size: texts computed together, see ``text_batches``.
     """
 
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 16):

@@ -78,7 +78,7 @@ def iterate_continuations(
     require(batch_size > 0, f"batch_size = {batch_size} must be positive")
     pairs_of = _pairs_by_text(model, pairs)
     texts = list(pairs_of)
-    check_rows(model, texts)
+    check_rows(model, texts, [f"pair {own[0]}" for own in pairs_of.values()])
     # the token that a continuation follows is its text's own: the answer is read there
     limits = [min(len(pairs[index][0]) for index in own) - 1 for own in pairs_of.values()]
     for batch, places in text_batches(

@@ -49,17 +49,16 @@ def score(
     return [results[index] for index in range(len(rows))]
 
 
-def check_rows(model: Transformer, rows: Sequence[Sequence[int]]) -> None:
-    """Raise ``PromptError`` for a row that the model cannot read."""
-    for index, row in enumerate(rows):
+def check_rows(model: Transformer, rows: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
+    """Raise ``PromptError`` for a row that the model cannot read, by its name (default: its number)."""
+    for name, row in zip(names or [f"row {index}" for index in range(len(rows))], rows, strict=True):
         if len(row) == 0:
-            raise PromptError(f"row {index} has no tokens; leave it out, or begin it with BOS")
+            raise PromptError(f"{name} has no tokens; leave it out, or begin it with BOS")
         if len(row) > model.config.max_context:
             raise PromptError(
-                f"row {index} has {len(row)} tokens, the model's context is {model.config.max_context}; "
-                "split it"
+                f"{name} has {len(row)} tokens, the model's context is {model.config.max_context}; split it"
             )
-        check_ids(row, model.config.num_ids, where=f"row {index}")
+        check_ids(row, model.config.num_ids, where=name)
     require_same_rows("rows to score", rows)
 
 

@@ -77,8 +77,6 @@ class Visits(NamedTuple):
     total: jax.Array  # int32 scalar
 
 
-PREFIX_BLOCK = 64  # tokens whose prefixes are looked for at once
-
 NOTHING, WHOLE, PARTIAL = 0, 1, 2
 """Nothing to compute; all pairs of the tile are seen; some are, so it needs the mask."""
 
@@ -100,16 +98,14 @@ def document_ranges(segment_ids_BT: jax.Array, *, causal: bool = True) -> KeyRan
 
 def prefix_ranges(segment_ids_BT: jax.Array, prefix_ids_BT: jax.Array) -> KeyRanges:
     """Ranges of the segment that each token sees besides its own; none for prefix 0."""
-    index_S = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
-
-    def of_tokens(prefix_ids_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        is_prefix_BS = (segment_ids_BT == prefix_ids_B[:, None]) & (prefix_ids_B[:, None] != 0)
-        end_B = jnp.where(is_prefix_BS, index_S + 1, 0).max(axis=-1)
-        return end_B - is_prefix_BS.sum(axis=-1, dtype=jnp.int32), end_B
-
-    # a block at a time: of all tokens at once the CPU would make arrays of T x T
-    first_TB, end_TB = jax.lax.map(of_tokens, prefix_ids_BT.T, batch_size=PREFIX_BLOCK)
-    return KeyRanges(first_TB.T, end_TB.T)
+    # ids ascend where padding has the one before it, so the first token of a segment is found by bisection
+    ascending_BT = jax.lax.cummax(segment_ids_BT, axis=1)
+    find = functools.partial(jnp.searchsorted, method="scan_unrolled")
+    first_BT = jax.vmap(find)(ascending_BT, prefix_ids_BT).astype(jnp.int32)
+    ends_BT = document_ranges(segment_ids_BT, causal=False).end_BT
+    end_BT = jnp.take_along_axis(ends_BT, first_BT, axis=1, mode="clip")
+    has_prefix_BT = prefix_ids_BT != 0
+    return KeyRanges(jnp.where(has_prefix_BT, first_BT, 0), jnp.where(has_prefix_BT, end_BT, 0))
 
 
 def row_ranges(batch: int, length: int, keys: int, *, causal: bool = True) -> KeyRanges:

@@ -135,17 +135,18 @@ def test_rows_are_made_whole_for_every_device_of_a_mesh():
 @pytest.mark.parametrize(
     ("pair", "words"),
     [
-        (([], [1]), "pair 1 has 0 tokens of context and 1 of continuation"),
-        (([1], []), "pair 1 has 1 tokens of context and 0 of continuation"),
-        (([1], [99]), "pair 1 has token id 99"),
-        (([1], [2, 99]), "pair 1 has token id 99"),
-        (([1], [2, -1]), "pair 1 has token id -1"),
-        (([1] * 60, [1] * 6), "has 65 tokens.*64"),
+        (([], [1]), "pair 2 has 0 tokens of context and 1 of continuation"),
+        (([1], []), "pair 2 has 1 tokens of context and 0 of continuation"),
+        (([1], [99]), "pair 2 has token id 99"),
+        (([1], [2, 99]), "pair 2 has token id 99"),
+        (([1], [2, -1]), "pair 2 has token id -1"),
+        (([1] * 60, [1] * 6), "pair 2 has 65 tokens.*64"),
+        (([99], [1]), "pair 2 has token id 99"),
     ],
 )
 def test_pairs_the_model_cannot_take_are_refused(pair, words):
     with pytest.raises(PromptError, match=words):
-        score_continuations(tiny.MODEL, tiny.params(), [([1], [2]), pair])
+        score_continuations(tiny.MODEL, tiny.params(), [([1], [2]), ([1], [3]), pair])
 
 
 def test_logits_that_are_no_numbers_are_an_error():
