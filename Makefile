@@ -11,7 +11,7 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 .PHONY: demo test lint smollm2 smollm2-chat smollm2-files clean
 
-# rounds repeat the programmes of the rounds before: JAX keeps what it compiled once
+# rounds repeat the programs of the rounds before: JAX keeps what it compiled once
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.fetch_assets kjv chitchat
 	@test -e runs/demo/DONE || $(BIN)/python -m tools.prepare_demo_data --output=runs/demo/data

@@ -75,7 +75,7 @@ def compile_all(
     """Compile for every pod with the chip of the command line, and record the rows.
 
     Args:
-      description: the docstring of the programme, for its ``--help``.
+      description: the docstring of the program, for its ``--help``.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def time_awareness(step: str, facts: Path, output: Path, *more: str) -> None:
-    """One step of the programme, as a user starts it."""
+    """One step of the program, as a user starts it."""
     subprocess.run(
         [sys.executable, "-m", "experiments.time_awareness", f"--step={step}", f"--facts={facts}",
          f"--output={output}", *more],

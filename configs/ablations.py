@@ -17,7 +17,7 @@ shape, the batch or the schedule. With "tiny,seed=1" all is drawn from another s
 
 ``config.tasks`` are tasks of lm_eval with their shots, those of the paper's tables that it has; its scrolls_*
 need the package transformers, before version 5, as well. HumanEval executes what the model writes and has a
-programme of its own, ``experiments/evaluate_code.py``.
+program of its own, ``experiments/evaluate_code.py``.
 """
 
 from ml_collections import ConfigDict

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.max_turns = 8
     config.data.max_turn_tokens = 0  # longer messages of users are left out; 0: none
     config.data.question_fraction = 0.3  # dialogues that end with a question for what was set
-    config.data.check = False  # keep only those whose last answer is right, where a programme can tell
+    config.data.check = False  # keep only those whose last answer is right, where a program can tell
     config.data.tries = 1  # of a last answer that is not right, where check is on
     config.data.seed = 0
 

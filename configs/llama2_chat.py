@@ -38,7 +38,7 @@ SMOLLM2_DATA = "runs/smollm2/data"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config of one variant: a config per stage, whose inputs from earlier stages the programme sets."""
+    """The config of one variant: a config per stage, whose inputs from earlier stages the program sets."""
     parsed = parse_arg(arg, variant="tiny", seed=0)
     variant = parsed.variant
     require_choice("config variant", variant, VARIANTS)

@@ -1,1 +1,1 @@
-"""Programmes, one file per stage: read them top to bottom."""
+"""Programs, one file per stage: read them top to bottom."""

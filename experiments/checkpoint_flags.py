@@ -1,4 +1,4 @@
-"""Flags of the programmes that use checkpoints: which it is, how it is read, on how many devices."""
+"""Flags of the programs that use checkpoints: which it is, how it is read, on how many devices."""
 
 import jax
 from absl import flags
@@ -11,7 +11,7 @@ from llama2_jax.rlhf.reward_model import RewardModel
 from llama2_jax.sharding.mesh import MeshConfig, make_mesh
 from llama2_jax.sharding.rules import Partitioner
 
-flags.disclaim_key_flags()  # they are the programme's that defines them, so that its --help shows them
+flags.disclaim_key_flags()  # they are the program's that defines them, so that its --help shows them
 
 
 SOURCE = "Workdir, Hugging Face folder, Meta folder or GGUF file."
@@ -21,14 +21,14 @@ def define(values: flags.FlagValues = flags.FLAGS, *, required: bool = True) -> 
     """Add the flags that ``load_checkpoint`` reads.
 
     Args:
-      required: no step of the programme can do without a checkpoint.
+      required: no step of the program can do without a checkpoint.
     """
     flags.DEFINE_string("checkpoint", None, SOURCE, flag_values=values, required=required)
     define_reading(values)
 
 
 def define_reading(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Add those that say how a checkpoint is read, for programmes that do not always have just one."""
+    """Add those that say how a checkpoint is read, for programs that do not always have just one."""
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", "float32", dtypes, "Of parameters and computation.", flag_values=values)
     devices = "Devices that the model is split over."

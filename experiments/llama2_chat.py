@@ -3,7 +3,7 @@
 python -m experiments.llama2_chat --config=configs/llama2_chat.py:tiny --workdir=DIR \
     [--config.FIELD=VALUE ...]
 
-Every stage is a programme of its own with a folder of its own; this one runs them in order and joins
+Every stage is a program of its own with a folder of its own; this one runs them in order and joins
 what they report. A killed run continues where it stopped. See ``configs/llama2_chat.py``.
 
 Differs from the paper: one model size, so rejection sampling is done with the model itself (RS-4); the
@@ -276,13 +276,13 @@ class Recipe:
             }
             self.stage(evaluate_gatt, "evaluate_gatt", "gatt_evaluation", **models)
 
-    def stage(self, programme: ModuleType, section: str, folder: str, **changes: Any) -> str:
-        """Run one programme in its folder unless it is done; returns the folder."""
+    def stage(self, program: ModuleType, section: str, folder: str, **changes: Any) -> str:
+        """Run one program in its folder unless it is done; returns the folder."""
         config = stage_config(self.config, section, **changes)
         if is_done(self.workdir / folder):
             check_done_stage(self.workdir, folder, config, filled_in=changes, earlier=self.made)
         self.made.append(folder)
-        return run_stage(self.workdir, folder, programme.run, config)
+        return run_stage(self.workdir, folder, program.run, config)
 
 
 class Rehearsal(Recipe):
@@ -292,14 +292,14 @@ class Rehearsal(Recipe):
         super().__init__(config, workdir)
         self.chat_model = first_chat_model(config, workdir)
 
-    def stage(self, programme: ModuleType, section: str, folder: str, **changes: Any) -> str:
+    def stage(self, program: ModuleType, section: str, folder: str, **changes: Any) -> str:
         """Check what can be checked of a stage before anything is there; returns the folder."""
         config = stage_config(self.config, section, **changes)
         try:
-            programme.check_config(config)
+            program.check_config(config)
             model = self.chat_model
-            if programme in PROMPTED and model is not None and not is_done(self.workdir / folder):
-                programme.checked_prompts(config, model)
+            if program in PROMPTED and model is not None and not is_done(self.workdir / folder):
+                program.checked_prompts(config, model)
         except UserError as error:
             raise ConfigError(f"config.{section}, for {folder}: {error}") from error
         return str(self.workdir / folder)

@@ -1,4 +1,4 @@
-"""Meshes and models as the configs of the programmes name them."""
+"""Meshes and models as the configs of the programs name them."""
 
 import functools
 from collections.abc import Sequence

@@ -257,7 +257,7 @@ def training_row(sample: Sample) -> dict[str, Any]:
 
 
 def write_report(workdir: Path, config: Any, picked: Picked) -> None:
-    """``results.json`` for programmes, ``report.md`` and the pictures for people."""
+    """``results.json`` for programs, ``report.md`` and the pictures for people."""
     pool_PC = displayed(pool_scores(picked.drawn))
     curves = expected_curves(pool_PC)
     rounds = by_round(picked.samples, {config.round: picked.temperature})

@@ -1,4 +1,4 @@
-"""Fields of the rows that the command-line programmes read."""
+"""Fields of the rows that the command-line programs read."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Settings of a run that goes on where it was stopped, of programmes with flags instead of a config."""
+"""Settings of a run that goes on where it was stopped, of programs with flags instead of a config."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Programmes that run others one after another: each stage in a folder of its own, once."""
+"""Programs that run others one after another: each stage in a folder of its own, once."""
 
 import sys
 import time
@@ -16,8 +16,8 @@ from llama2_jax.train.stopping import EXIT_PREEMPTED
 from llama2_jax.workdir import config_changes, is_done
 
 
-def run_stage(workdir: Path, folder: str, programme: Callable[[Any, Path], None], config: ConfigDict) -> str:
-    """Run one programme in ``workdir / folder`` unless it is done; returns that path.
+def run_stage(workdir: Path, folder: str, program: Callable[[Any, Path], None], config: ConfigDict) -> str:
+    """Run one program in ``workdir / folder`` unless it is done; returns that path.
 
     What it took is added to ``workdir / "stages.jsonl"``. A stage that waits for people ends the process.
     """
@@ -25,7 +25,7 @@ def run_stage(workdir: Path, folder: str, programme: Callable[[Any, Path], None]
     if not is_done(path):
         print(f"== {folder}", flush=True)
         start = time.perf_counter()
-        programme(config, path)
+        program(config, path)
         if not is_done(path):
             print(f"{path} waits for people: see there, then give the same command again")
             sys.exit(EXIT_PREEMPTED)
@@ -41,7 +41,7 @@ def check_done_stage(
     """Refuse a stage that is done, but not with this config, or before the stage that it comes after.
 
     Args:
-      filled_in: dotted fields that the programme above filled in, paths that may move among them.
+      filled_in: dotted fields that the program above filled in, paths that may move among them.
       earlier: folders of the stages before it, in order.
 
     Raises:
@@ -70,7 +70,7 @@ def check_done_stage(
 
 
 def stage_config(config: Any, section: str, **changes: Any) -> ConfigDict:
-    """The config of one stage, with what only the programme above it knows (keys may be dotted)."""
+    """The config of one stage, with what only the program above it knows (keys may be dotted)."""
     stage = config[section].copy_and_resolve_references().unlock()  # deep: the caller's own stays as it is
     stage.update_from_flattened_dict(changes)
     stage.accept_changed_config = config.accept_changed_config

@@ -44,7 +44,7 @@ def write_stage_report(
 
 
 def _results(metrics: Sequence[dict[str, Any]], num_devices: int) -> dict[str, Any]:
-    """What the run took, for programmes that read it: tokens, and the hours and carbon of its updates."""
+    """What the run took, for programs that read it: tokens, and the hours and carbon of its updates."""
     updates = [line for line in metrics if "train/loss" in line]
     found = {"updates": updates[-1]["step"], "tokens_seen": updates[-1]["train/tokens_seen"]}
     rates = [line["train/tokens_per_sec"] for line in updates if "train/tokens_per_sec" in line]

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something that who starts a programme can mend: it prints the message, and no traceback."""
+    """Something that who starts a program can mend: it prints the message, and no traceback."""
 
 
 class ConfigError(UserError, ValueError):

@@ -17,7 +17,7 @@ _held: dict[Path, TextIO] = {}  # lock files of this process; one is released on
 
 
 def leave_writing_to_another() -> None:
-    """From here on this process writes nothing: it is one of several that run the same programme."""
+    """From here on this process writes nothing: it is one of several that run the same program."""
     global _writes
     _writes = False
 

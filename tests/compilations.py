@@ -1,4 +1,4 @@
-"""Programmes compiled once per test session, also across runs and subprocesses that build them anew."""
+"""Programs compiled once per test session, also across runs and subprocesses that build them anew."""
 
 import atexit
 import os

@@ -67,7 +67,7 @@ def test_the_map_has_every_section():
     assert named == {*main.split(), *appendix}
 
 
-def test_the_map_has_every_figure_and_table_and_its_programmes_exist():
+def test_the_map_has_every_figure_and_table_and_its_programs_exist():
     text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8").split("## Every figure and table")[1]
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
     (others,) = re.findall(r"Nothing is computed in\nTable (.*?)\.\n", text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Start a programme in several processes on this machine: to try out a cluster, or one process per GPU.
+"""Start a program in several processes on this machine: to try out a cluster, or one process per GPU.
 
     python -m tools.run_processes --processes=2 -- python -m experiments.pretrain --config=... --workdir=...
 

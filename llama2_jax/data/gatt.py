@@ -24,7 +24,7 @@ class Attribute(NamedTuple):
     values: tuple[str, ...]
     heldout: tuple[str, ...]  # values for evaluation only
     questions: tuple[str, ...]  # explicit ones (GATT-6)
-    in_english: bool = True  # answers stay English, where a programme can look for values
+    in_english: bool = True  # answers stay English, where a program can look for values
 
 
 Attributes = Mapping[str, Attribute]
@@ -151,7 +151,7 @@ def readable(attributes: Attributes) -> Attributes:
 
 
 def is_readable(instruction: Instruction, attributes: Attributes) -> bool:
-    """Whether a programme can tell by the values in an answer if the instruction is kept."""
+    """Whether a program can tell by the values in an answer if the instruction is kept."""
     return instruction.values.keys() <= readable(attributes).keys()
 
 

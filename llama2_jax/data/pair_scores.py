@@ -1,4 +1,4 @@
-"""Scores of the two answers of each comparison, in files: from our programmes, or from anybody's (RM-13).
+"""Scores of the two answers of each comparison, in files: from our programs, or from anybody's (RM-13).
 
 JSONL, a row per comparison, of which ``id`` is the number in the file that was scored, from 0:
 

@@ -126,7 +126,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> list[Row]:
         names = list(sheet.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} is not CSV in UTF-8 ({error}); open it in the programme that saved it and save it as "
+            f"{path} is not CSV in UTF-8 ({error}); open it in the program that saved it and save it as "
             "'CSV UTF-8'"
         ) from error
     twice = [column for column in columns if names.count(column) > 1]

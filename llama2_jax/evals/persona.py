@@ -1,7 +1,7 @@
 """Does a model keep to an instruction over many turns? (Llama 2, section 3.3, Table 30; GATT-6, GATT-7)
 
 An instruction stands in the first message. Some turns later one asks for what it set, or checks a
-constraint on the form of every answer by a programme; people judged this in the paper.
+constraint on the form of every answer by a program; people judged this in the paper.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Does a model answer as of the date that it is told? (Llama 2, section 5.1, Figure 22; DISC-3)
 
-The paper looked at dozens of answers and has no number. Here a programme tells: from the event on, an answer
+The paper looked at dozens of answers and has no number. Here a program tells: from the event on, an answer
 is right if it has the words of the right one and of no other answer to the question; before it, if it says
 that the time has not come and has none of them.
 """

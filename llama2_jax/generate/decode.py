@@ -19,7 +19,7 @@ Where this differs from the reference code:
 * GEN-7: a row ends at the first stop id that it *made*, of any number of ids; one in the prompt, as
   in every dialogue, ends nothing. The id stays in the tokens; texts are cut before it.
 * GEN-9: a seed per row, so its draws depend on neither batch nor hosts; numbers as in the model's
-  config (float32 unless chosen) instead of fp16; no defaults by programme.
+  config (float32 unless chosen) instead of fp16; no defaults by program.
 """
 
 import functools

@@ -49,7 +49,7 @@ class SamplingConfig:
 class SamplingNumbers(NamedTuple):
     """How to choose a token, as traced float32 scalars: other values compile nothing anew.
 
-    A field that is None leaves its step out of the programme; temperature None is greedy.
+    A field that is None leaves its step out of the program; temperature None is greedy.
     """
 
     temperature: Array | None

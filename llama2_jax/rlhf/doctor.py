@@ -17,7 +17,7 @@ from llama2_jax.structs import Params
 # Largest error of ratios that are 1 but for rounding: the same rows in batches of other sizes. With the 30
 # layers of SmolLM2-135M it is 6e-5 in float32 on a CPU; another temperature or dtype makes it 0.01 and more.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
-START_TOLERANCE = 1e-6  # the same programme on the same weights: exactly 0 is expected
+START_TOLERANCE = 1e-6  # the same program on the same weights: exactly 0 is expected
 SAMPLER_TOLERANCE = 0.01  # mean |difference of probabilities|; below 0.005 is healthy
 MOST_CLIPPED = 0.5  # of the tokens of an iteration
 LEAST_ENTROPY = 0.1  # of that of the first iteration

@@ -1,4 +1,4 @@
-"""Several processes that run the same programme, each with its own devices.
+"""Several processes that run the same program, each with its own devices.
 
 Every process takes every decision, on the same inputs, and all of them call everything that is computed
 on the mesh, in the same order. The first alone writes files (``files.py``), so where one is read back, or

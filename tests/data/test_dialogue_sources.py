@@ -82,7 +82,7 @@ def test_unknown_form():
         list(read_foreign_dialogues("vicuna", "a.json", template=LLAMA2))
 
 
-def test_programme_writes_what_sft_reads_and_splits_by_prompt(tmp_path, capsys):
+def test_program_writes_what_sft_reads_and_splits_by_prompt(tmp_path, capsys):
     rows = [{"instruction": f"Say {i // 2}.", "output": str(i)} for i in range(200)]
     path = written(tmp_path / "a.json", *rows, {"instruction": "Say no.", "output": ""})
     output = tmp_path / "out"

@@ -212,7 +212,7 @@ def test_unknown_set():
     assert len(PUBLIC_SETS) == 7
 
 
-def test_programme_writes_a_split_in_our_format(tmp_path, capsys):
+def test_program_writes_a_split_in_our_format(tmp_path, capsys):
     rows = [{"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": "No."} for i in range(100)]
     path = write(tmp_path / "a.jsonl", *rows, {**GPTJ, "chosen": "Bye."})
     output = tmp_path / "out"

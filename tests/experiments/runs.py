@@ -123,12 +123,12 @@ def chat_model() -> LoadedModel:
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """How a person starts a programme."""
+    """How a person starts a program."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def run_program(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a programme to its end, from the repository as people do."""
+    """Run a program to its end, from the repository as people do."""
     return subprocess.run(
         command(module, *arguments),
         cwd=REPOSITORY,

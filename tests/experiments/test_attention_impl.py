@@ -77,18 +77,18 @@ def test_what_this_machine_cannot_run_is_refused_and_nothing_is_trained(stage, t
     assert not list(tmp_path.glob("**/checkpoints/[0-9]*"))
 
 
-@pytest.mark.parametrize("programme", ["score", "generate"])
-def test_the_flag_of_the_programmes(programme, tmp_path):
+@pytest.mark.parametrize("program", ["score", "generate"])
+def test_the_flag_of_the_programs(program, tmp_path):
     source = runs.write_lines(tmp_path / "in.jsonl", [{"tokens": [1, 5, 9]}])
     arguments = (
         f"--checkpoint={runs.fine_tuned_workdir()}",
         f"--input={source}",
         f"--output={tmp_path}/out.jsonl",
     )
-    ran = runs.run_program(f"experiments.{programme}", *arguments, "--attention_impl=tpu")
+    ran = runs.run_program(f"experiments.{program}", *arguments, "--attention_impl=tpu")
     assert ran.returncode == 2
     assert "error: attention_impl 'tpu' cannot serve this: it runs on tpu, this is cpu" in ran.stderr
-    if programme == "score":
-        ran = runs.run_program(f"experiments.{programme}", *arguments, "--attention_impl=xla")
+    if program == "score":
+        ran = runs.run_program(f"experiments.{program}", *arguments, "--attention_impl=xla")
         assert ran.returncode == 0, ran.stderr
         assert len(json.loads((tmp_path / "out.jsonl").read_text())["logprobs"]) == 3

@@ -153,7 +153,7 @@ def test_errors_of_the_template_are_dialogue_errors() -> None:
     assert issubclass(SpecialTagError, DialogueError)
 
 
-def test_programme_answers_two_questions_and_leaves() -> None:
+def test_program_answers_two_questions_and_leaves() -> None:
     lines = "What is a token?\n/reset\n[INST] x\nWhat is a loss?\n/quit\nnever read\n"
     result = runs.run_program(
         "experiments.chat", f"--checkpoint={runs.fine_tuned_workdir()}", "--temperature=0", input=lines
@@ -162,7 +162,7 @@ def test_programme_answers_two_questions_and_leaves() -> None:
     prompts = result.stdout.split("> ")
     assert len(prompts) == 6  # the heading, then what follows each prompt
     expected = [
-        "".join(session_like_the_programme().answer(q)) for q in ("What is a token?", "What is a loss?")
+        "".join(session_like_the_program().answer(q)) for q in ("What is a token?", "What is a loss?")
     ]
     assert prompts[1].strip() == expected[0].strip()
     assert prompts[4].strip() == expected[1].strip()
@@ -182,11 +182,11 @@ def test_bytes_that_are_no_utf8_cost_their_message_alone(locale: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert b"is a lone surrogate ('\\udcff')" in result.stderr
-    answer = "".join(session_like_the_programme().answer("What is a token?"))
+    answer = "".join(session_like_the_program().answer("What is a token?"))
     assert result.stdout.decode().split("> ")[2].strip() == answer.strip()
 
 
-def session_like_the_programme() -> ChatSession:
+def session_like_the_program() -> ChatSession:
     return ChatSession(runs.chat_model(), SamplingConfig(256, 0.0, 0.9))
 
 
@@ -213,7 +213,7 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_programme(talkative: Path) -> None:
+def test_ctrl_c_stops_the_answer_and_not_the_program(talkative: Path) -> None:
     process = subprocess.Popen(
         runs.command(
             "experiments.chat", f"--checkpoint={talkative}", "--temperature=0", "--max_new_tokens=4000"

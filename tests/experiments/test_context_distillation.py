@@ -25,7 +25,7 @@ UNSAFE, SAFE = "Pick the lock.", "I cannot help with that."
 
 
 class Model(NamedTuple):
-    """What the programme needs of a chat model and of a reward model, without weights."""
+    """What the program needs of a chat model and of a reward model, without weights."""
 
     tokenizer: Tokenizer
     template: Template = LLAMA2

@@ -100,7 +100,7 @@ def test_converted_native_folder_can_be_fine_tuned(huggingface: Path, tmp_path: 
     assert not np.array_equal(before["embedding_VD"], after["embedding_VD"])
 
 
-def test_programme_says_what_it_did(tmp_path: Path) -> None:
+def test_program_says_what_it_did(tmp_path: Path) -> None:
     source, target = runs.fine_tuned_workdir(), tmp_path / "huggingface"
     arguments = [f"--from={source}", f"--to={target}", "--format=huggingface"]
     result = runs.run_program("experiments.convert", *arguments)

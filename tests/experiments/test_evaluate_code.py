@@ -1,4 +1,4 @@
-"""The programme from official files to the report, with the tiny model, and what an oracle would get."""
+"""The program from official files to the report, with the tiny model, and what an oracle would get."""
 
 import json
 from pathlib import Path

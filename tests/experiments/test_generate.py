@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from experiments import checkpoint_flags
-from experiments import generate as programme
+from experiments import generate as program
 from experiments.generate import complete_rows, prompt_ids
 from experiments.score import add_logprobs
 from llama2_jax.config import ConfigError
@@ -152,10 +152,10 @@ def test_bad_row_is_named(row: dict, message: str) -> None:
 
 
 def flag_values(*arguments: str) -> flags.FlagValues:
-    """Flags of a programme of its own, as given after its name."""
+    """Flags of a program of its own, as given after its name."""
     values = flags.FlagValues()
     checkpoint_flags.define(values)
-    values(["programme", f"--checkpoint={runs.fine_tuned_workdir()}", *arguments])
+    values(["program", f"--checkpoint={runs.fine_tuned_workdir()}", *arguments])
     return values
 
 
@@ -207,8 +207,8 @@ def test_devices_that_cannot_share_the_model_are_refused(tensor: int, message: s
 
 def test_rows_are_given_as_their_batches_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    generate = programme.generate
-    monkeypatch.setattr(programme, "generate", lambda *a, **k: batches.append(a) or generate(*a, **k))
+    generate = program.generate
+    monkeypatch.setattr(program, "generate", lambda *a, **k: batches.append(a) or generate(*a, **k))
     rows = complete_rows(runs.chat_model(), ROWS, GREEDY, batch_size=2, seed=0)
     assert next(rows)["id"] == "a"
     assert len(batches) == 1
@@ -226,7 +226,7 @@ def test_the_output_is_not_the_input(tmp_path: Path) -> None:
     assert runs.read_lines(source) == ROWS
 
 
-def test_programme_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_program_writes_the_output_whole_or_not_at_all(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     source = runs.write_lines(tmp_path / "in.jsonl", ROWS)
     arguments = [

@@ -190,7 +190,7 @@ def test_batches_of_annotation_follow_one_another(
 ) -> None:
     asked: list[list[int]] = []
 
-    def stage(self: Any, programme: Any, section: str, folder: str, **changes: Any) -> str:
+    def stage(self: Any, program: Any, section: str, folder: str, **changes: Any) -> str:
         if section == "annotate":
             collection = config.annotate.collection.copy_and_resolve_references()
             first = changes["collection.first_batch"]
@@ -333,7 +333,7 @@ class Planned(llama2_chat.Recipe):
         super().__init__(config, Path("run"))
         self.configs: dict[str, ConfigDict] = {}
 
-    def stage(self, programme: Any, section: str, folder: str, **changes: Any) -> str:
+    def stage(self, program: Any, section: str, folder: str, **changes: Any) -> str:
         self.configs[folder] = stage_config(self.config, section, **changes)
         return f"run/{folder}"
 

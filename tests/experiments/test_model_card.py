@@ -17,7 +17,7 @@ share()
 
 
 def test_the_card_follows_the_stages_and_names_what_nobody_said(tmp_path):
-    """From the programme: a fine-tuned model, its pretraining, one report, three statements."""
+    """From the program: a fine-tuned model, its pretraining, one report, three statements."""
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "report.md").write_text("# Title\n\n## Wins\n\n![wins](wins.png)\n")
     said = {

@@ -21,7 +21,7 @@ MESH = {"mesh__preset": "fsdp"}
 SPLIT_ROWS = {"mesh__preset": "fsdp_tensor", "mesh__fsdp": 1, "mesh__tensor": 2, "mesh__sequence": 2}
 STOPPED_AT = 7
 
-# Runs programmes one after another; the flags of the processes come after the first argument.
+# Runs programs one after another; the flags of the processes come after the first argument.
 CHILD = """
 import importlib, json, os, signal, sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def pretrain_config(**changes: Any) -> Any:
 
 
 def stages(folder: Path) -> list[tuple[str, Any]]:
-    """A programme of every kind: what trains on files, what samples, and PPO, which does both."""
+    """A program of every kind: what trains on files, what samples, and PPO, which does both."""
     return [
         ("pretrain", pretrain_config()),
         ("reward_model", test_reward_model.config(init_from=str(saved_policy()), **SPLIT_ROWS)),
@@ -69,7 +69,7 @@ def stages(folder: Path) -> list[tuple[str, Any]]:
 def run(
     work: list[tuple[str, Any, Path]], *, processes: int, stop_at: int = 0, folders: Sequence[Path] = ()
 ) -> int:
-    """The exit code of the programmes, in processes that have four devices together.
+    """The exit code of the programs, in processes that have four devices together.
 
     Args:
       folders: that each process works in, if not all in the same.

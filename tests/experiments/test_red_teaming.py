@@ -277,7 +277,7 @@ def test_answers_go_on_after_a_kill_or_corrected_labels_and_a_reward_model_judge
         red_teaming.reject(tmp_path, "safety_model", {}, helpfulness, batch_size=4)
 
 
-def test_the_programme_samples_with_the_checkpoint_of_its_flags_and_mixes_in_no_other_answers(tmp_path):
+def test_the_program_samples_with_the_checkpoint_of_its_flags_and_mixes_in_no_other_answers(tmp_path):
     def ask(*settings):
         return runs.run_program(
             "experiments.red_teaming", f"--workdir={tmp_path}", "--step=answers", "--version=V2",
@@ -293,7 +293,7 @@ def test_the_programme_samples_with_the_checkpoint_of_its_flags_and_mixes_in_no_
     assert "max_new_tokens: 4 -> 8" in other.stderr
 
 
-def test_bad_logs_stop_the_programme_before_anything_is_written(tmp_path):
+def test_bad_logs_stop_the_program_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match="'hours' is 0"):
         reported(tmp_path, sessions=[SESSIONS[0] | {"hours": 0}])
     assert not (tmp_path / "report.md").exists()

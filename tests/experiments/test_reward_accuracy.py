@@ -1,4 +1,4 @@
-"""Table 7 from scores enumerated by hand, and the programme on models of each kind."""
+"""Table 7 from scores enumerated by hand, and the program on models of each kind."""
 
 import functools
 import json

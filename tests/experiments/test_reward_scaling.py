@@ -150,7 +150,7 @@ def test_amounts_by_batch_and_by_share() -> None:
 def test_each_model_is_trained_at_its_own_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {}
 
-    def run_stage(workdir: Path, folder: str, programme: Any, stage: ConfigDict) -> None:
+    def run_stage(workdir: Path, folder: str, program: Any, stage: ConfigDict) -> None:
         rates[folder] = stage.optimizer.learning_rate
 
     monkeypatch.setattr(reward_scaling, "run_stage", run_stage)

@@ -1,4 +1,4 @@
-"""The programme from official files to reports, with the tiny model."""
+"""The program from official files to reports, with the tiny model."""
 
 import json
 from pathlib import Path

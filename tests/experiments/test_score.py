@@ -160,7 +160,7 @@ def test_bad_row_is_named(row: dict, message: str) -> None:
         add_logprobs(runs.chat_model(), [ROWS[0], row], batch_size=2)
 
 
-def test_programme_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
+def test_program_writes_rows_and_names_a_bad_line(tmp_path: Path) -> None:
     model, output = str(runs.fine_tuned_workdir()), tmp_path / "out" / "scores.jsonl"
     source = runs.write_lines(tmp_path / "in.jsonl", ROWS)
     arguments = [f"--checkpoint={model}", f"--input={source}", f"--output={output}"]

@@ -28,7 +28,7 @@ ROWS = [
 ]
 
 
-def test_the_programme_end_to_end(tmp_path):
+def test_the_program_end_to_end(tmp_path):
     prompts, output = runs.write_lines(tmp_path / "prompts.jsonl", ROWS), tmp_path / "out"
     result = runs.run_program(
         "experiments.temperature_rescaling", f"--version=SFT={saved_policy()}", f"--prompts={prompts}",

@@ -1,4 +1,4 @@
-"""The programme from a file of problems to the report, with the tiny model."""
+"""The program from a file of problems to the report, with the tiny model."""
 
 import dataclasses
 import json
