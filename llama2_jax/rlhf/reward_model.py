@@ -55,13 +55,7 @@ def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
     """Mean over pairs of ``preference_sums``, of ``PreferenceBatch``; all responses in one forward pass."""
 
     def loss(params: Params, batch: PreferenceBatch) -> LossSums:
-        scores_BT = model.apply(
-            {"params": params},
-            batch.tokens_BT,
-            segment_ids_BT=batch.segment_ids_BT,
-            positions_BT=batch.positions_BT,
-            prefix_ids_BT=batch.prefix_ids_BT,
-        )
+        scores_BT = _token_scores(model, params, batch)
         last_BA = batch.last_BPC.reshape(len(scores_BT), -1)
         scores_PC = scores_at(scores_BT, last_BA).reshape(-1, 2)
         sums = preference_sums(
@@ -75,6 +69,17 @@ def preference_loss(model: ScoreModel, *, safety_weight: float = 0.0) -> Loss:
         return sums._replace(totals={**sums.totals, "tokens": tokens, "source_tokens": tokens[None]})
 
     return loss
+
+
+def _token_scores(model: ScoreModel, params: Params, rows: PreferenceBatch | TextBatch) -> jax.Array:
+    """Scores of all tokens, (B, T)."""
+    return model.apply(
+        {"params": params},
+        rows.tokens_BT,
+        segment_ids_BT=rows.segment_ids_BT,
+        positions_BT=rows.positions_BT,
+        prefix_ids_BT=rows.prefix_ids_BT,
+    )
 
 
 def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> np.ndarray:
@@ -162,11 +167,4 @@ def _ends(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _text_scores(model: ScoreModel, params: Params, batch: TextBatch, last_BA: np.ndarray) -> jax.Array:
-    scores_BT = model.apply(
-        {"params": params},
-        batch.tokens_BT,
-        segment_ids_BT=batch.segment_ids_BT,
-        positions_BT=batch.positions_BT,
-        prefix_ids_BT=batch.prefix_ids_BT,
-    )
-    return scores_at(scores_BT, last_BA)
+    return scores_at(_token_scores(model, params, batch), last_BA)
