@@ -93,6 +93,12 @@ def _decimal(value: float) -> float:
 def _refuse_variants(file: GGUFFile, path: Path) -> None:
     """Raise on every header that asks for something other than plain Llama."""
     metadata = file.metadata
+    parts = metadata.get("split.count", 0)  # 0 in a file that was joined
+    if parts > 1:
+        raise FormatError(
+            f"{path} is one of {parts} parts of a model, only whole files are read; join them with "
+            "`llama-gguf-split --merge FIRST_PART NEW_FILE` of llama.cpp"
+        )
     require_keys(metadata, ["general.architecture"], where=path)
     require_plain(metadata, _PLAIN, where=path)
     if "rope_freqs.weight" in file.tensors:

@@ -149,7 +149,7 @@ def _tensors(path: Path, entries: list[_Entry], start: int) -> dict[str, LazyTen
             f"{', ...' if len(refused) > 4 else ''}; supported: {', '.join(SUPPORTED_TYPES)}. "
             "Take another quantisation of the model, Q8_0 or Q4_K_M for instance"
         )
-    sizes = {entry.name: _byte_count(gguf, entry) for entry in entries}
+    sizes = {entry.name: _byte_count(gguf, entry, path) for entry in entries}
     needed = max((start + entry.offset + sizes[entry.name] for entry in entries), default=0)
     size = path.stat().st_size
     if size < needed:
@@ -170,8 +170,13 @@ def _type_name(gguf: ModuleType, number: int) -> str:
         return f"type {number} (unknown)"
 
 
-def _byte_count(gguf: ModuleType, entry: _Entry) -> int:
+def _byte_count(gguf: ModuleType, entry: _Entry, path: Path) -> int:
     values, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.type_number)]
+    if entry.shape[-1:] and entry.shape[-1] % values:
+        raise FormatError(
+            f"{path}: {entry.name} has rows of {entry.shape[-1]} values, a block of its type "
+            f"{_type_name(gguf, entry.type_number)} has {values}; the file is damaged, download it again"
+        )
     return int(np.prod(entry.shape, dtype=np.int64)) // values * block_bytes
 
 

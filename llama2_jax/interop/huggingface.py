@@ -18,7 +18,7 @@ from llama2_jax.data.tokenizer import Tokenizer, TokenizerError
 from llama2_jax.interop.fields import read_json
 from llama2_jax.interop.hf_config import CLASSIFIER, is_classifier, model_settings, read_model_config
 from llama2_jax.interop.hf_tokenizer import load_folder_tokenizer, read_template_text, write_tokenizer
-from llama2_jax.interop.imported import FormatError, Imported, LazyTensor
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, listed
 from llama2_jax.interop.safetensors_file import open_safetensors, write_safetensors
 from llama2_jax.interop.templates import JINJA, guess_template
 from llama2_jax.interop.torch_file import open_torch
@@ -81,10 +81,10 @@ def open_folder(folder: Path, *, template: str | None) -> OpenFolder:
 
 def _open_weights(folder: Path) -> dict[str, LazyTensor]:
     for name, open_file in _READERS.items():
+        if (folder / name).is_file():  # before an index, as in transformers
+            return open_file(folder / name)
         if (folder / f"{name}.index.json").is_file():
             return _open_shards(folder, f"{name}.index.json", open_file)
-        if (folder / name).is_file():
-            return open_file(folder / name)
     raise FormatError(
         f"{folder} has neither {' nor '.join(_READERS)}, nor an index of either (*.index.json); "
         "download the weights"
@@ -108,10 +108,12 @@ def _open_shards(
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
         raise FormatError(
-            f"{folder}: {index} promises {', '.join(absent)}, which the shard lacks: it is of another model; "
-            "download the folder again"
+            f"{folder}: the index names tensors that their shard lacks, so it is of another model; download "
+            f"the folder again{listed(absent)}"
         )
-    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+    held = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+    # where several shards hold a tensor, the index says which one counts
+    return held | {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
 def _drop_tied_head(tensors: dict[str, LazyTensor], folder: Path) -> dict[str, LazyTensor]:

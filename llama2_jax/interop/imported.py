@@ -1,7 +1,7 @@
 """What every reader of foreign checkpoints gives and checks, and the error all of them raise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from llama2_jax.config import UserError
 from llama2_jax.data.tokenizer import Tokenizer
 from llama2_jax.model.config import ModelConfig
 from llama2_jax.structs import Params
+
+SHOWN = 10  # problems that an error lists
 
 
 class FormatError(UserError, ValueError):
@@ -38,6 +40,12 @@ class LazyTensor(NamedTuple):
     def byte_count(self) -> int:
         """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def listed(problems: Sequence[str]) -> str:
+    """A line for each of the first problems: of the wrong config every tensor of a model has one."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*problems[:SHOWN], *more])
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, vocab_size: int, *, where: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llama2_jax.interop.imported import FormatError, LazyTensor
+from llama2_jax.interop.imported import FormatError, LazyTensor, listed
 from llama2_jax.model.config import ModelConfig
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
@@ -184,7 +184,7 @@ def _swap_pairs(array: np.ndarray, dim: int, *, outer: int) -> np.ndarray:
 def check_tensors(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], *, where: Path
 ) -> None:
-    """Compare names, shapes and dtypes, and report every difference at once.
+    """Compare names, shapes and dtypes, and report the differences together.
 
     Raises:
       FormatError: missing or extra tensors, wrong shapes, or values that are not floats.
@@ -202,5 +202,5 @@ def check_tensors(
     if problems:
         raise FormatError(
             f"{where}: {len(problems)} tensor(s) do not fit a Llama model of this config; "
-            "use a complete checkpoint whose config belongs to its weights\n  " + "\n  ".join(problems)
+            "use a complete checkpoint whose config belongs to its weights" + listed(problems)
         )

@@ -14,7 +14,7 @@ import numpy as np
 from llama2_jax.config import ConfigError
 from llama2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llama2_jax.interop.fields import read_count, read_json, read_number, require_keys, require_plain
-from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary
+from llama2_jax.interop.imported import FormatError, Imported, LazyTensor, check_vocabulary, listed
 from llama2_jax.interop.mapping import BUFFER_ENDINGS, TABLE, Row, embedding_rows
 from llama2_jax.interop.torch_file import open_torch
 from llama2_jax.interop.tree import file_params
@@ -80,7 +80,7 @@ def _join_shards(shards: list[dict[str, LazyTensor]], *, where: Path) -> dict[st
     if lacking:
         raise FormatError(
             f"{where}: the shards hold different tensors, each must have a part of every one; "
-            "download them again\n  " + "\n  ".join(lacking)
+            "download them again" + listed(lacking)
         )
     table = {row.meta.rsplit(".", 2)[-2]: row for row in TABLE}
     return {

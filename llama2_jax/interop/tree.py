@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from llama2_jax.interop.file_leaf import FileLeaf
-from llama2_jax.interop.imported import FormatError, LazyTensor
+from llama2_jax.interop.imported import FormatError, LazyTensor, listed
 from llama2_jax.interop.mapping import (
     Row,
     Slot,
@@ -95,6 +95,6 @@ def _check_leaves(config: ModelConfig, leaves: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise FormatError(
-            "the parameters are not those of this config; pass the config they were made with\n  "
-            + "\n  ".join(problems)
+            "the parameters are not those of this config; pass the config they were made with"
+            + listed(problems)
         )

@@ -257,6 +257,27 @@ def test_other_architectures_tensors_and_types_are_refused(tmp_path):
         _one_block(tmp_path / "d", "IQ4_NL", bytes(18))
 
 
+def test_a_part_of_a_model_is_refused_with_how_to_join_it(tmp_path):
+    header = lambda writer: writer.add_uint16("split.count", 3)  # noqa: E731
+    path = _write(tmp_path / "x-00001-of-00003.gguf", CONFIG, random_params(CONFIG), header=header)
+    with pytest.raises(FormatError, match=r"is one of 3 parts of a model, .*llama-gguf-split --merge"):
+        load_gguf(path)
+    joined = lambda writer: writer.add_uint16("split.count", 0)  # noqa: E731
+    assert (
+        load_gguf(_write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG), header=joined)).config == CONFIG
+    )
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(tmp_path):
+    path = _write(tmp_path / "x.gguf", CONFIG, random_params(CONFIG))
+    name = b"blk.0.ffn_up.weight"
+    before = struct.pack("<Q", len(name)) + name + struct.pack("<IQQ", 2, 64, 96)
+    start, end = path.read_bytes().split(before + struct.pack("<I", Type.F32))
+    path.write_bytes(start + before + struct.pack("<I", Type.Q6_K) + end)
+    with pytest.raises(FormatError, match=r"ffn_up.weight has rows of 64 values, a block of .* Q6_K has 256"):
+        load_gguf(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"), [((64,), r"has shape \(64,\), it must be a matrix"), (None, "is missing")]
 )

@@ -305,6 +305,7 @@ def test_a_damaged_safetensors_header_is_reported(tmp_path, header, message):
 
 @pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 3}])
 def test_a_damaged_index_is_reported(folder, weight_map):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(FormatError, match="index.json has no weight_map"):
         load_huggingface(folder)
@@ -375,13 +376,47 @@ def test_missing_files_are_named(folder, tmp_path):
 
 def test_an_index_names_what_its_shards_hold_in_the_folder_itself(folder):
     path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    with pytest.raises(FormatError, match=r"promises a in model\.safetensors, which the shard lacks"):
+    (folder / "model.safetensors").rename(folder / "all.safetensors")
+    path.write_text(json.dumps({"weight_map": {"a": "all.safetensors"}}))
+    with pytest.raises(
+        FormatError, match=r"names tensors that their shard lacks.*\n  a in all\.safetensors$"
+    ):
         load_huggingface(folder)
-    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
-    path.write_text(json.dumps({"weight_map": {"lm_head.weight": "../model.safetensors"}}))
-    with pytest.raises(FormatError, match=r"names \.\./model\.safetensors, which the folder lacks"):
+    (folder / "all.safetensors").rename(folder.parent / "all.safetensors")
+    path.write_text(json.dumps({"weight_map": {"lm_head.weight": "../all.safetensors"}}))
+    with pytest.raises(FormatError, match=r"names \.\./all\.safetensors, which the folder lacks"):
         load_huggingface(folder)
+
+
+def test_of_two_shards_with_one_tensor_the_index_says_which_counts(folder):
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    head, norm = "lm_head.weight", "model.norm.weight"
+    safetensors.numpy.save_file(tensors, folder / "a.safetensors")
+    both = {head: tensors[head] + 1, norm: tensors[norm] + 1}
+    safetensors.numpy.save_file(both, folder / "b.safetensors")
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | {head: "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = load_huggingface(folder).params
+    np.testing.assert_array_equal(found["final_norm"]["scale_D"], tensors[norm])
+    np.testing.assert_array_equal(found["unembedding_DV"], both[head].T)
+
+
+def test_one_file_is_read_before_an_index_as_in_transformers(folder):
+    index = {"weight_map": {"a": "of_another_model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_huggingface(folder).config == SHAPES["plain"]
+
+
+def test_of_many_tensors_that_do_not_fit_the_first_are_listed(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 80}))
+    with pytest.raises(FormatError) as caught:
+        load_huggingface(folder)
+    first, *lines = str(caught.value).splitlines()
+    assert ": 702 tensor(s) do not fit" in first  # 78 layers of 9
+    assert lines[0] == "  missing: model.layers.2.input_layernorm.weight (32,)"
+    assert lines[10:] == ["  ... and 692 more"]
 
 
 def test_layers_whose_dtypes_differ_are_read_as_float32(folder):
