@@ -65,7 +65,7 @@ def check_answered(path: Path, done: Rows, asked: Rows) -> None:
     """Raise ``ConfigError`` unless the rows in ``path`` answer the first of ``asked``, in their order."""
     require(
         len(done) <= len(asked),
-        f"{path} has {len(done)} answers to {len(asked)} prompts; give another --output",
+        f"{path} has {len(done)} answers, more than the {len(asked)} prompts; give another --output",
     )
     for number, (row, prompt) in enumerate(zip(done, asked, strict=False), start=1):
         require(

@@ -73,7 +73,8 @@ def chosen_runs(
 def check_sampled(path: Path, rows: Rows, run: Run) -> None:
     """Raise ``ConfigError`` unless the rows in ``path`` are the first of this run, in their order."""
     require(
-        len(rows) <= run.num_rows, f"{path} has {len(rows)} samples of {run.num_rows}; give another --output"
+        len(rows) <= run.num_rows,
+        f"{path} has {len(rows)} samples, more than the {run.num_rows} of this run; give another --output",
     )
     for number, row in enumerate(rows):
         problem, sample = run.place(number)

@@ -24,11 +24,12 @@ from llama2_jax.workdir import has_checkpoints
 
 def check_data(data: Any) -> None:
     """Raise ``ConfigError`` for a source without a path, or texts for a tokenizer that is trained already."""
-    require(
-        all(source.path for source in data.sources.values()),
-        "the path of a source in config.data.sources is empty; set it to text files or to folders made by "
-        "`python -m tools.tokenize_corpus`",
-    )
+    for name, source in data.sources.items():
+        require(
+            bool(source.path),
+            f"config.data.sources.{name}.path is empty; set it to text files or to folders made by "
+            "`python -m tools.tokenize_corpus`",
+        )
     require(
         not (data.tokenizer and data.tokenizer_dialogues),
         f"config.data.tokenizer = {data.tokenizer} is trained already, so nothing is learned from "
@@ -112,8 +113,8 @@ def open_corpora(
         both = [entry["name"] for entry in corpus.manifest["inputs"] if entry["sha256"] in held_out]
         require(
             not both,
-            f"{', '.join(both)} of config.data.sources.{name} is in config.data.heldout too, whose loss "
-            "would be that of text that was trained on; hold out other files, or take them from the source",
+            f"config.data.sources.{name} and config.data.heldout share {', '.join(both)}: the held-out "
+            "loss would be that of text trained on; hold out other files, or take them from the source",
         )
     require_agreement("held-out text", heldout.manifest["recipe"])
     return sources, heldout

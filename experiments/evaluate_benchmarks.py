@@ -187,8 +187,8 @@ def check_code(tasks: dict[str, list[Any]]) -> None:
     unsafe = [task.task_name for task in found if getattr(task, "UNSAFE_CODE", False)]
     require(
         not unsafe,
-        f"{', '.join(unsafe)} executes what the model writes, which is not done here; for HumanEval and MBPP "
-        "there is experiments.evaluate_code",
+        f"for {', '.join(unsafe)} what the model writes would be executed, which is not done here; HumanEval "
+        "and MBPP are in experiments.evaluate_code",
     )
 
 

@@ -62,8 +62,8 @@ def run(config: Any, workdir: Path) -> None:
     judged_axes = sets.axes if config.judge.path or config.truth != "none" else _axes_with_model(config)
     require(
         bool(sets.axes.keys() & set(judged_axes)),
-        f"config.prompts has prompts for {', '.join(sets.axes)}, and no judge of that; name config.safety_rm "
-        "or a chat model in config.judge.path",
+        f"config.prompts has prompts for {', '.join(sets.axes)} alone, which nobody judges; name "
+        "config.safety_rm, or a chat model in config.judge.path",
     )
     for name, path in paths.items():  # all before the first has answered
         _check_version(config, name, path, prompts)
@@ -116,7 +116,10 @@ def check_config(config: Any) -> None:
     )
     require_choice("reference", config.reference, named_paths(config.versions, field="config.versions"))
     require_choice("truth", config.truth, TRUTHS)
-    require(config.judge.name not in JUDGES, f"config.judge.name = {config.judge.name!r} is another judge's")
+    require(
+        config.judge.name not in JUDGES,
+        f"config.judge.name = {config.judge.name!r} is another judge's; give another name",
+    )
     if config.judge.path:
         checkpoint_kind(config.judge.path)  # said now, not after all versions have answered
     build(SamplingConfig, config.sampling, name="sampling")

@@ -69,6 +69,11 @@ def user_texts(path: str, attributes: Attributes, loaded: LoadedModel, *, max_to
         count = len(texts) - len(plain)
         logging.warning("%s: %d message(s) with special tags are left out, first %.80r", path, count, first)
     tokenizer = loaded.require_tokenizer()
+    require(
+        bool(plain),
+        f"{path} has no message of a user to send: those of prompts with is_safety, about an attribute or "
+        "with special tags are left out; add others",
+    )
     short = [text for text in plain if not max_tokens or len(tokenizer.encode(text)) <= max_tokens]
     require(
         bool(short),

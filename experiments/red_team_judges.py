@@ -105,7 +105,11 @@ def by_model(samples: Sequence[Sample], model: RewardModel, *, batch_size: int) 
     """Of a reward model of safety, whose template and tokenizer must be the answers'."""
     encoding = encoding_name(model.tokenizer, model.template)
     others = sorted({sample.encoding for sample in samples} - {encoding})
-    require(not others, f"the answers are ids of {', '.join(others)}, the reward model reads {encoding}")
+    require(
+        not others,
+        f"the answers are ids of {', '.join(others)}, the reward model reads {encoding}; name one that was "
+        "trained with the tokenizer and template of the answers",
+    )
     rows = [
         [*encode_prompt(sample.prompt.messages, model.tokenizer, model.template), *sample.tokens]
         for sample in samples

@@ -83,7 +83,10 @@ def main() -> None:
         report(workdir, args.sessions, args.dialogues, risk_areas=args.risk_areas)
     elif args.step == "answers":
         others = sorted(rated.keys() - {args.version})
-        require(not others, f"--rated names {', '.join(others)}, --version {args.version}; name that one")
+        require(
+            not others,
+            f"--rated names {', '.join(others)}, but --version={args.version} answers; rate that one alone",
+        )
         ratings = people_ratings(rated[args.version]) if args.version in rated else {}
         answer(workdir, args.version, partial(sample, workdir), rated=ratings)
     elif args.step == "rejection":
@@ -150,7 +153,10 @@ def reject(
     answered = sorted(path.stem for path in (workdir / "answers").glob("*.jsonl"))
     answered.sort(key=lambda name: order.get(name, len(order)))
     unknown = [name for name in rated if name not in answered]
-    require(not unknown, f"{', '.join(unknown)} has no answers; run --step=answers for it first")
+    require(
+        not unknown,
+        f"{workdir / 'answers'} has no answers of {', '.join(unknown)}; run --step=answers for each first",
+    )
     require(bool(answered), f"{workdir / 'answers'} has no answers; run --step=answers first")
     findings = {name: findings_before(workdir, name) for name in rated or answered}
     answers = {name: _answers(workdir, name, distinct_prompts(own)) for name, own in findings.items()}

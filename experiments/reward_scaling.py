@@ -67,14 +67,21 @@ def _check_config(config: Any) -> dict[str, str]:
     given = named_paths(config.models, field="config.models")
     names = [*config.shapes, *given]
     require(bool(names), "config.models is empty; name chat models, such as ('7B=PATH','13B=PATH')")
-    require(len(set(names)) == len(names), f"config.models and config.shapes share names: {names}")
+    both = ", ".join(sorted(given.keys() & set(config.shapes)))
+    require(not both, f"config.models and config.shapes both have {both}; give each a name of its own")
     data = config.data
     has_files = bool(data.preferences) or "annotate" in config
     require(has_files, "config.data.preferences is empty; name the files to learn from")
-    require(not (data.shares and data.batches), "both config.data.shares and config.data.batches; clear one")
+    require(
+        not (data.shares and data.batches),
+        "config.data.shares and config.data.batches are both set; clear one",
+    )
     if data.shares:
         check_shares(data.shares)
-        require(data.shares[0] > 0, f"config.data.shares = {tuple(data.shares)}; of 0 nothing is learned")
+        require(
+            data.shares[0] > 0,
+            f"config.data.shares = {tuple(data.shares)}; of 0 nothing is learned, leave it out",
+        )
     require(
         list(data.batches) == sorted(set(data.batches)),
         f"config.data.batches = {tuple(data.batches)} must rise",
@@ -163,7 +170,7 @@ def nested_amounts(config: Any, pairs: Sequence[Preference]) -> dict[str, list[P
             f"all {len(pairs)} comparisons are of batch {known[0]}; set config.data.shares, as (0.5,1.0)",
         )
         missing = sorted(set(data.batches) - set(known))
-        require(not missing, f"config.data.batches has {missing}; the data has {known}")
+        require(not missing, f"config.data.batches has {missing}; the data has {known}, leave the others out")
         amounts = {
             f"{last:02d}": [pair for pair in pairs if pair.batch <= last] for last in data.batches or known
         }

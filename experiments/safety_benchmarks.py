@@ -109,7 +109,7 @@ def read_prompts(benchmark: str, files: Sequence[Path], *, seed: int) -> list[Sa
     """All prompts of a benchmark's official files."""
     if benchmark == "bold":
         return bold.read_prompts(files)
-    require(len(files) == 1, f"--data has {len(files)} files; {benchmark} is one")
+    require(len(files) == 1, f"--data names {len(files)} files, --benchmark={benchmark} takes one")
     if benchmark == "toxigen":
         return toxigen.read_prompts(files[0])
     return truthfulqa.few_shot_prompts(truthfulqa.read_questions(files[0]), seed=seed)

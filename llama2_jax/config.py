@@ -46,7 +46,7 @@ def build(cls: type[T], section: Any, *, name: str) -> T:
     }
     missing = sorted(required - set(given))
     if missing:
-        raise ConfigError(f"config.{name} lacks {', '.join(missing)}; add it in the config file")
+        raise ConfigError(f"config.{name} lacks {', '.join(missing)}; set each of them in the config file")
     return cls(**{key: _plain(value) for key, value in given.items()})
 
 

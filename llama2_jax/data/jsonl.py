@@ -48,7 +48,7 @@ def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
     files = expand_paths(paths)
     rows = [record.parsed(parse) for file in files for record in json_lines(file)]
     if not rows:
-        raise DataError(f"{', '.join(map(str, files))} has no rows")
+        raise DataError(f"no rows in {', '.join(map(str, files))}; one or more are needed")
     return rows
 
 

@@ -59,7 +59,7 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     require(
         1 <= k <= num_samples, f"pass@{k} needs {k} samples of a problem or more, there are {num_samples}"
     )
-    require(0 <= num_passed <= num_samples, f"{num_passed} of {num_samples} samples passed")
+    require(0 <= num_passed <= num_samples, f"{num_passed} of {num_samples} samples cannot have passed")
     all_draws = math.comb(num_samples, k)
     return (all_draws - math.comb(num_samples - num_passed, k)) / all_draws
 

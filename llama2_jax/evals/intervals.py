@@ -235,7 +235,10 @@ def count_rate(count: float, exposure: float) -> Interval:
 def _cases(counts: Sequence[float], exposures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     counts_P, exposures_P = np.asarray(counts, np.float64), np.asarray(exposures, np.float64)
     require(counts_P.size > 0, "the rate of nothing has no value; give at least one case")
-    require(counts_P.shape == exposures_P.shape, f"{counts_P.size} counts of {exposures_P.size} cases")
+    require(
+        counts_P.shape == exposures_P.shape,
+        f"{counts_P.size} counts, {exposures_P.size} exposures; give one of each per case",
+    )
     require(bool((counts_P >= 0).all()), f"a count is {counts_P.min():g}; it must not be negative")
     require(bool((exposures_P > 0).all()), f"an exposure is {exposures_P.min():g}; it must be positive")
     return counts_P, exposures_P

@@ -151,7 +151,10 @@ def detect_unsafe(
 def calibration(scores_B: Any, human_B: Any) -> list[CalibrationBin]:
     """Mean and standard deviation of the displayed score per human score (RM-16), ascending."""
     displayed_B, human_B = displayed(scores_B), np.asarray(human_B, np.float64)
-    require(displayed_B.shape == human_B.shape, f"{displayed_B.size} scores, {human_B.size} human scores")
+    require(
+        displayed_B.shape == human_B.shape,
+        f"{displayed_B.size} scores, {human_B.size} human scores; give one of each per answer",
+    )
     bins = []
     for human in np.unique(human_B):
         own = displayed_B[human_B == human]

@@ -103,7 +103,8 @@ def score_rows(reward_model: RewardModel, rows: Sequence[Sequence[int]], *, batc
     for number, row in enumerate(rows):
         require(
             0 < len(row) <= context,
-            f"row {number} has {len(row)} tokens; the {reward_model.kind} reward model scores 1 to {context}",
+            f"row {number} has {len(row)} tokens; the {reward_model.kind} reward model scores 1 to "
+            f"{context}: leave it out",
         )
         check_ids(row, reward_model.config.vocab_size, where=f"row {number}")
     require_same_rows("rows to score", rows)

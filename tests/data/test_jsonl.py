@@ -34,7 +34,7 @@ def test_rows_that_fail_to_serialise_leave_the_old_file(tmp_path):
     [
         ("{}\n[1]\n", r"in\.jsonl, line 2: the row is list, not an object"),
         ('{}\n\n{"a": ', r"in\.jsonl, line 3: malformed JSON"),
-        ("\n", r"in\.jsonl has no rows"),
+        ("\n", r"no rows in .*in\.jsonl; one or more are needed"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, content, message):
@@ -48,7 +48,7 @@ def test_files_without_a_row_are_named(tmp_path):
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_text("\n")
-    with pytest.raises(DataError, match=rf"^{paths[0]}, {paths[1]} has no rows"):
+    with pytest.raises(DataError, match=rf"^no rows in {paths[0]}, {paths[1]}; one or more"):
         read_rows(paths)
 
 

@@ -59,7 +59,7 @@ def test_pass_at_k_of_many_samples_loses_no_digits() -> None:
     ("n", "c", "k", "words"),
     [
         (5, 1, 6, "pass@6 needs 6 samples of a problem or more, there are 5"),
-        (5, 6, 1, "6 of 5 samples passed"),
+        (5, 6, 1, "6 of 5 samples cannot have passed"),
     ],
 )
 def test_impossible_counts_are_refused(n: int, c: int, k: int, words: str) -> None:

@@ -235,7 +235,7 @@ def test_rates_that_differ_by_rounding_alone_are_alike() -> None:
         ([], [], "the rate of nothing"),
         ([1], [0], "an exposure is 0; it must be positive"),
         ([-1], [1], "a count is -1"),
-        ([1, 2], [1], "2 counts of 1 cases"),
+        ([1, 2], [1], "2 counts, 1 exposures; give one of each"),
     ],
 )
 def test_rates_that_are_none_are_refused(counts, hours, message) -> None:

@@ -192,7 +192,7 @@ def test_one_reward_model_judges_its_axis(tmp_path: Path) -> None:
 
 def test_prompts_that_nobody_judges_are_refused(tmp_path: Path) -> None:
     config = config_of(safety_rm="", truth="none", prompts=own_prompts(tmp_path, [NEST]))
-    with pytest.raises(ConfigError, match="has prompts for harmlessness, and no judge of that"):
+    with pytest.raises(ConfigError, match="has prompts for harmlessness alone, which nobody judges"):
         evaluate_chat.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "answers").exists()
 

@@ -374,7 +374,7 @@ def test_messages_with_special_tags_are_left_out(tmp_path: Path, caplog: pytest.
     assert gatt_inputs.user_texts(path, {}, base, max_tokens=0) == ["Good day."]
     assert "1 message(s) with special tags are left out, first '<<SYS>> Hi.'" in caplog.text
     path = str(runs.write_lines(tmp_path / "tags.jsonl", rows[:1]))
-    with pytest.raises(ConfigError, match="none of 0 usable user messages"):
+    with pytest.raises(ConfigError, match="tags.jsonl has no message of a user to send: "):
         gatt_inputs.user_texts(path, {}, base, max_tokens=0)
 
 

@@ -289,7 +289,7 @@ def test_the_config_file_of_the_docs_mixes_sources(tmp_path: Path) -> None:
     settings = ("data.tokenizer=", f"data.heldout={text}", "train.num_steps=8", "model.vocab_size=300")
     settings_given = [f"--config.{setting}" for setting in settings]
     result = runs.run_program("experiments.pretrain", *given, *paths, *settings_given)
-    assert "plain.jsonl of config.data.sources.code is in config.data.heldout too" in result.stderr
+    assert "config.data.sources.code and config.data.heldout share plain.jsonl: " in result.stderr
     other = runs.write_lines(tmp_path / "heldout.jsonl", [{"text": "Held out."}])
     settings_given.append(f"--config.data.heldout={other}")
     result = runs.run_program("experiments.pretrain", *given, *paths, *settings_given)
@@ -305,7 +305,7 @@ def test_the_config_file_of_the_docs_mixes_sources(tmp_path: Path) -> None:
         ({"train__accumulation_steps": 3}, "batch_size = 4 is not divisible by 3"),
         ({"data__sequence_length": 256}, "sequence_length = 256 is beyond the model's context 128"),
         ({"model__num_kv_heads": 3}, "num_heads = 4 is not a multiple of num_kv_heads = 3"),
-        ({"data__sources__main__path": ""}, "path of a source .* is empty"),
+        ({"data__sources__main__path": ""}, r"config\.data\.sources\.main\.path is empty"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_made(

@@ -186,7 +186,7 @@ def test_an_answer_that_violates_and_does_not_is_refused(tmp_path):
     [
         ("people", {}, "--judge=people and --rated=VERSION=FILE go together"),
         ("simulated", {"V2": "x"}, "--judge=people and --rated"),
-        ("people", {"V9": "x"}, "V9 has no answers"),
+        ("people", {"V9": "x"}, "has no answers of V9; run"),
         ("safety_model", {}, "needs --safety_rm=WORKDIR"),
     ],
 )

@@ -181,7 +181,7 @@ def test_answers_to_other_prompts_or_of_other_models_are_refused() -> None:
     check_models(path, done, "m")
     with pytest.raises(ConfigError, match=r"answers\.jsonl, row 1 answers '5', but prompt 3 is '3'"):
         check_answered(path, done[::-1], asked)
-    with pytest.raises(ConfigError, match="has 2 answers to 1 prompts"):
+    with pytest.raises(ConfigError, match="has 2 answers, more than the 1 prompts"):
         check_answered(path, done, asked[:1])
     with pytest.raises(ConfigError, match=r"has answers of None, m; the checkpoint is now n; give another"):
         check_models(path, [*done, asked[0]], "n")
