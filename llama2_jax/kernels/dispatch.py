@@ -86,7 +86,6 @@ def attention(
     """
     check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, prefix_ids_BT)
     placement = placement or unsharded()
-    has_prefixes = prefix_ids_BT is not None
     batch, length, _, head_dim = q_BTNH.shape
     keys = k_BSKH.shape[1]
     request = Request(
@@ -95,7 +94,7 @@ def attention(
         jnp.dtype(q_BTNH.dtype).name,
         has_documents=segment_ids_BT is not None,
         causal=causal,
-        needs_lse=needs_lse or has_prefixes,
+        needs_lse=needs_lse or prefix_ids_BT is not None,
         has_all_queries=length == keys and placement.query_shards == 1,
         capability=placement.capability,
     )

@@ -55,6 +55,21 @@ def inputs(length, *, groups=1, kv_heads=2, head_dim=64, batch=3, seed=0, dtype=
     return Inputs(q, k, v, d_out, d_lse, segments)
 
 
+def inputs_with_prefixes(length, **kwargs):
+    """Inputs whose first row has eight segments, and the prefix of every token."""
+    given = inputs(length, groups=2, poison=False, **kwargs)
+    rng = np.random.default_rng(length)
+    segments = np.array(given.segments)
+    segments[0] = np.sort(rng.integers(1, 9, length))
+    segments[1] = np.searchsorted([0.4 * length, 0.6 * length, 0.9 * length], np.arange(length), side="right")
+    segments[1] = (segments[1] + 1) % 4  # 1, 2, 3, and padding at the end
+    for array in given[:5]:
+        array[segments == 0] = np.nan
+    prefixes = random_prefixes(rng, segments)
+    prefixes[1] = np.where(segments[1] > 1, 1, 0)  # a prompt and two answers
+    return given._replace(segments=segments), prefixes
+
+
 def attention(given, *, scale=None, causal=True, prefixes=None):
     """out, lse, dq, dk, dv in float64: one query after another, one head after another."""
     prefixes = np.zeros_like(given.segments) if prefixes is None else prefixes

@@ -129,32 +129,17 @@ def test_packed_documents_equal_documents_alone(impl):
         first += length
 
 
-def with_prefixes(length, **kwargs):
-    """Inputs whose first row has eight segments, and the prefix of every token."""
-    given = exact.inputs(length, groups=2, poison=False, **kwargs)
-    rng = np.random.default_rng(length)
-    segments = np.array(given.segments)
-    segments[0] = np.sort(rng.integers(1, 9, length))
-    segments[1] = np.searchsorted([0.4 * length, 0.6 * length, 0.9 * length], np.arange(length), side="right")
-    segments[1] = (segments[1] + 1) % 4  # 1, 2, 3, and padding at the end
-    for array in given[:5]:
-        array[segments == 0] = np.nan
-    prefixes = exact.random_prefixes(rng, segments)
-    prefixes[1] = np.where(segments[1] > 1, 1, 0)  # a prompt and two answers
-    return given._replace(segments=segments), prefixes
-
-
 @pytest.mark.parametrize("length", [9, 150, 300])
 @pytest.mark.parametrize("impl", [*JNP, "tpu_interpret"])
 def test_a_segment_sees_its_prefix_as_well(impl, length):
-    given, prefixes = with_prefixes(length)
+    given, prefixes = exact.inputs_with_prefixes(length)
     wanted = exact.attention(given, prefixes=prefixes)
     assert_exact(exact.results(attend(impl, prefix_ids_BT=prefixes), given), wanted, 5e-6)
     assert exact.error(exact.attention(given)[0], wanted[0]) > 0.1  # prefixes matter
 
 
 def test_prefixes_of_long_rows_are_a_second_loop():
-    given, prefixes = with_prefixes(1100, kv_heads=1, batch=2)
+    given, prefixes = exact.inputs_with_prefixes(1100, kv_heads=1, batch=2)
     assert_exact(
         *(exact.results(attend(impl, prefix_ids_BT=prefixes), given) for impl in ("chunked", "reference")),
         2e-6,
@@ -163,7 +148,7 @@ def test_prefixes_of_long_rows_are_a_second_loop():
 
 @pytest.mark.parametrize("impl", ["chunked", "tpu_interpret"])
 def test_prefixes_in_bfloat16_cost_no_more_than_one_more_rounding(impl):
-    given, prefixes = with_prefixes(300, dtype=jnp.bfloat16, batch=2)
+    given, prefixes = exact.inputs_with_prefixes(300, dtype=jnp.bfloat16, batch=2)
     found, plain = (
         exact.results(attend(name, prefix_ids_BT=prefixes), given) for name in (impl, "reference")
     )

@@ -104,6 +104,21 @@ def test_nan_in_padding_reaches_nothing_and_padding_is_zero(monkeypatch, dtype):
         assert exact.error(one, best) < 0.02
 
 
+@pytest.mark.usefixtures("emulated")
+def test_a_segment_sees_its_prefix_as_well():
+    given, prefixes = exact.inputs_with_prefixes(300, kv_heads=1, batch=2, dtype=jnp.bfloat16)
+    hopper = dispatch.unsharded("gpu", "9.0")
+
+    def attend(q, k, v, segments):
+        how = {"impl": "hopper", "needs_lse": True, "placement": hopper}
+        return dispatch.attention(q, k, v, segment_ids_BT=segments, prefix_ids_BT=prefixes, **how)
+
+    found = exact.results(attend, given)
+    assert is_zero_in_padding(found, given)
+    for one, best in zip(found, exact.attention(given, prefixes=prefixes), strict=True):
+        assert exact.error(one, best) < 0.02
+
+
 class Spy:
     """A function that counts its calls."""
 
