@@ -52,16 +52,17 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e ".[dev,import,parquet,benchmarks,analysis$(shell $(BIN)/python -c 'import sys; print(",parity" if sys.version_info < (3, 12) else "")' 2>/dev/null)]"
 	touch $@
 
-# the TPU compiler in a folder of its own: where jax finds it, it looks for a TPU and complains
+# the TPU compiler in a folder of its own: where jax finds it, it looks for a TPU and complains; it exists for
+# Linux on x86-64 only, elsewhere pip leaves it out
 $(VENV)/aot: $(VENV)/installed-dev
-	$(PIP) --target $@ libtpu flatbuffers
+	$(PIP) --target $@ 'libtpu; sys_platform == "linux" and platform_machine == "x86_64"' flatbuffers
 	touch $@
 
-# the compilers for an H200, likewise; jax has them from 0.11 on, hence from Python 3.12 on
+# the compilers for an H200, likewise, for Linux; jax has them from 0.11 on, hence from Python 3.12 on
 HOPPER_AOT = jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-runtime nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm \
 	nvidia-cuda-nvdisasm
 $(VENV)/aot_hopper: $(VENV)/installed-dev
-	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; \
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12) or sys.platform != "linux")'; \
 	then $(PIP) --no-deps --target $@ $(HOPPER_AOT); else mkdir -p $@; fi
 	touch $@
 

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 GPU_COMPILERS = Path(os.environ.get("LLAMA2_JAX_AOT_HOPPER", Path(sys.prefix) / "aot_hopper"))
 needs_gpu_compilers = pytest.mark.skipif(
     not (GPU_COMPILERS / "jax_cuda13_plugin").exists(),
-    reason="the CUDA compilers are not installed (make $(VENV)/aot_hopper; they need Python 3.12)",
+    reason="the CUDA compilers are not installed (make $(VENV)/aot_hopper; they need Linux and Python 3.12)",
 )
 
 
