@@ -12,6 +12,7 @@ from llama2_jax.config import ConfigError
 from llama2_jax.data.records import DataError
 from llama2_jax.evals.code_benchmarks import CODE, pass_at_k, program, read_humaneval, read_mbpp
 from llama2_jax.evals.code_execution import run_program
+from tests.evals.linux import needs_linux
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -73,6 +74,7 @@ def test_published_results_give_code_in_table_3(size: int) -> None:
     assert abs(sum(published) / 2 - (16.8, 24.5, 27.8, 37.5)[size]) <= 0.05 + 1e-9
 
 
+@needs_linux
 def test_humaneval_is_continued_and_checked(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "HumanEval.jsonl.gz", "wt") as file:
         file.write(json.dumps(HUMANEVAL) + "\n")
@@ -83,6 +85,7 @@ def test_humaneval_is_continued_and_checked(tmp_path: Path) -> None:
         assert run_program(program(problem, body), timeout_secs=20) == outcome
 
 
+@needs_linux
 def test_mbpp_is_asked_after_three_examples_and_checked(tmp_path: Path) -> None:
     setup = "class_of = Box(4)\n"
     boxed = mbpp(12, test_setup_code=setup, test_list=["assert class_of.x == 4"])

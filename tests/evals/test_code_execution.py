@@ -17,6 +17,9 @@ import pytest
 from llama2_jax.config import ConfigError
 from llama2_jax.evals import code_execution
 from llama2_jax.evals.code_execution import check_execution, run_program, run_programs
+from tests.evals.linux import needs_linux
+
+pytestmark = needs_linux
 
 TESTS = "\nassert add(2, 3) == 5\n"
 RIGHT = "def add(a, b): return a + b"
@@ -187,4 +190,10 @@ def test_a_machine_that_cannot_judge_programs_is_refused(
     path.write_text(child)
     monkeypatch.setattr(code_execution, "CHILD", path)
     with pytest.raises(ConfigError, match=message):
+        check_execution()
+
+
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="judged on Linux only, and this machine's system is 'darwin'"):
         check_execution()

@@ -15,6 +15,7 @@ from llama2_jax.data.scored_samples import read_scored_samples
 from llama2_jax.evals.code_benchmarks import program
 from llama2_jax.evals.code_execution import run_programs
 from llama2_jax.pretrained import load
+from tests.evals.linux import needs_linux
 from tests.evals.test_code_benchmarks import HUMANEVAL, lines, mbpp
 from tests.experiments import runs
 from tests.rlhf.small_policy import saved_policy
@@ -48,6 +49,7 @@ def test_the_papers_settings(files: dict[str, Path]) -> None:
     ]
 
 
+@needs_linux
 def test_an_oracle_solves_all_and_half_an_oracle_half(files: dict[str, Path], tmp_path: Path) -> None:
     written = {
         "humaneval": "    return sum(numbers)\n",
@@ -84,6 +86,7 @@ def test_pass_at_k_is_estimated_for_each_problem(files: dict[str, Path]) -> None
     assert [(one["metric"], one["passed"]) for one in solved_problems(run, rows)] == [(0.5, 1), (0, 0)]
 
 
+@needs_linux
 def test_a_run_goes_on_where_it_was_killed(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
