@@ -108,7 +108,7 @@ def _output(*command: str) -> str:
 
 def _cpu() -> str:
     names = [row.split(":", 1)[1].strip() for row in _cpuinfo() if row.startswith("model name")]
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
 
 
 def _cpuinfo() -> list[str]:
