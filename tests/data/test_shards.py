@@ -196,7 +196,7 @@ def test_corpora_have_more_shards_than_a_process_may_open(inputs, tokenizer_path
     write_shards(inputs, tmp_path / "out", tokenizer_path, max_shard_tokens=1)
     corpora = [TokenisedCorpus.open(tmp_path / "out") for _ in range(3)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 2, hard))
     try:
         for corpus in corpora:
             assert [len(corpus[index]) for index in range(len(corpus))] == corpus.lengths.tolist()
