@@ -13,7 +13,7 @@ from absl import logging
 from llama2_jax.config import ConfigError, changes, read_json, require, to_plain
 from llama2_jax.files import hold, release, written_whole
 from llama2_jax.sharding.processes import files_at_rest, wait_for_all
-from llama2_jax.train.checkpoint import CheckpointError, read_meta
+from llama2_jax.train.checkpoint import CheckpointError, read_meta, require_no_pattern
 
 SAMPLES = ("archive.jsonl", "answers/*.jsonl")  # archives: what is in them is not drawn again
 
@@ -31,7 +31,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
 
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
-        ``config.accept_changed_config=True`` overrides.
+        ``config.accept_changed_config=True`` overrides; or see ``require_no_pattern``.
       FolderInUseError: another process works in it.
     """
     path = workdir / "config.json"
@@ -59,6 +59,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     if done:
         print(f"{workdir} is done")
         return True
+    require_no_pattern(workdir)
     hold(workdir, another="--workdir")
     return False
 

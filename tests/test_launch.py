@@ -124,6 +124,12 @@ def test_workdir_keeps_the_resolved_config(tmp_path: Path) -> None:
     assert open_workdir(config, tmp_path) is True
 
 
+def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"llama\[7b\] has one of"):
+        open_workdir(get_config("tiny"), tmp_path / "llama[7b]")
+    assert not (tmp_path / "llama[7b]").exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

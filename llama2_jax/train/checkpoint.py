@@ -7,6 +7,7 @@ needs nothing else.
 """
 
 import contextlib
+import glob
 import json
 import shutil
 from collections.abc import Iterator
@@ -42,9 +43,13 @@ class Checkpointer:
     Args:
       keep_last: newest checkpoints to keep.
       keep_every: besides, keep every checkpoint whose step is a multiple of this (0: none).
+
+    Raises:
+      ConfigError: see ``require_no_pattern``.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int = 2, keep_every: int = 0) -> None:
+        require_no_pattern(workdir)
         self.folder = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
@@ -227,6 +232,22 @@ def require_same_origin(
     )
     for line in lines:
         logging.warning("continuing with changed %s", line)
+
+
+def require_no_pattern(workdir: Path) -> None:
+    """Refuse a folder in which orbax would write, without a word, checkpoints that nobody can read.
+
+    It looks for the parts by a pattern that begins with the path, finds none, and passes on.
+
+    Raises:
+      ConfigError: the path has characters of a pattern.
+    """
+    path = str(Path(workdir).absolute())
+    require(
+        glob.escape(path) == path,
+        f"{path} has one of * ? [ in it, which orbax takes for a pattern: no checkpoint written there can be "
+        "read; name a folder without them, or a symbolic link to this one",
+    )
 
 
 def stored_steps(workdir: Path) -> list[int]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama2_jax.config import ConfigError
 from llama2_jax.model.transformer import Transformer
 from llama2_jax.sharding.rules import Partitioner
 from llama2_jax.structs import TrainState
@@ -119,6 +120,22 @@ def test_state_and_meta_come_back(tmp_path: Path) -> None:
     assert restored is not None
     assert_bitwise_equal(state_in(restored), state_of(3))
     assert restored.meta == {"step": 3, "name": "test"}
+
+
+@pytest.mark.parametrize("name", ["llama[7b]", "run?", "run*"])
+def test_a_folder_in_which_checkpoints_could_not_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"has one of \* \? \[ in it, .* name a folder without them"):
+        Checkpointer(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_symbolic_link_stands_in_for_such_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "llama[7b]").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("llama[7b]")
+    save_steps(link, [1])
+    for path in (link, tmp_path / "llama[7b]"):  # read under the other name too
+        assert_bitwise_equal(read_params(path, ABSTRACT.params), state_of(1).params)
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
