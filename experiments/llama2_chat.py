@@ -29,7 +29,7 @@ from experiments import (
 )
 from experiments.chat_versions import prompt_sets
 from experiments.recipe_report import write_report
-from experiments.stages import check_done_stage, run_stage, stage_config
+from experiments.stages import check_done_stage, require_no_comma, run_stage, stage_config
 from llama2_jax.config import ConfigError, UserError, build, keep_config, require, require_choice
 from llama2_jax.data.chat import get_template
 from llama2_jax.data.preferences import TRACKS
@@ -52,6 +52,7 @@ def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
     _check_config(config)
     if not is_done(workdir):  # a finished run needs them no more
+        require_no_comma(workdir)
         _check_inputs(config)
         Rehearsal(config, workdir).run()
     if not open_workdir(config, workdir):

@@ -21,7 +21,7 @@ from typing import Any
 from experiments import evaluate_chat, safety_scaling_report, sft
 from experiments.chat_versions import prompt_sets
 from experiments.models import load_judges, open_mesh
-from experiments.stages import run_stage, stage_config
+from experiments.stages import require_no_comma, run_stage, stage_config
 from llama2_jax.config import keep_config, read_json, require, write_json
 from llama2_jax.data.chat import Template
 from llama2_jax.data.jsonl import write_rows
@@ -39,6 +39,7 @@ def run(config: Any, workdir: Path) -> None:
     """Run or continue all stages in ``workdir``, then write ``report.md``."""
     _check_config(config)
     if not is_done(workdir):  # a finished run needs them no more
+        require_no_comma(workdir)
         _check_prompts(config)
     if open_workdir(config, workdir):
         return

@@ -16,6 +16,19 @@ from llama2_jax.train.stopping import EXIT_PREEMPTED
 from llama2_jax.workdir import config_changes, is_done
 
 
+def require_no_comma(workdir: Path) -> None:
+    """Refuse a folder whose files a stage hours from now could not be told of.
+
+    Raises:
+      ConfigError: its path has a comma, which separates the paths of a config field.
+    """
+    require(
+        "," not in str(workdir),
+        f"--workdir={workdir} has a comma in it, which separates the files that stages are given; name "
+        "another folder, or one relative to the current folder",
+    )
+
+
 def run_stage(workdir: Path, folder: str, program: Callable[[Any, Path], None], config: ConfigDict) -> str:
     """Run one program in ``workdir / folder`` unless it is done; returns that path.
 

@@ -69,6 +69,12 @@ def test_every_stage_runs_once_in_the_order_of_figure_4(workdir: Path) -> None:
     assert all((workdir / stage / "DONE").exists() for stage in STAGES)
 
 
+def test_a_workdir_with_a_comma_is_refused_at_the_start(tmp_path: Path, config: ConfigDict) -> None:
+    with pytest.raises(ConfigError, match="rounds=5,ppo has a comma in it"):
+        llama2_chat.run(config, tmp_path / "rounds=5,ppo")
+    assert not (tmp_path / "rounds=5,ppo").exists()
+
+
 def test_files_that_a_late_stage_wants_are_missed_before_the_first(
     tmp_path: Path, config: ConfigDict
 ) -> None:

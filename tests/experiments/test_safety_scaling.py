@@ -244,6 +244,8 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             safety_scaling.run(config_of(**changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="shares=3,sft has a comma in it"):
+        safety_scaling.run(config_of(), tmp_path / "shares=3,sft")
     swapped = config_of(evaluate_chat__safety_rm=str(saved_reward_model("helpfulness")))
     before = (Message("user", "x" * 1000), Message("assistant", "y"))
     long = FACT._replace(prompt_id="long", messages=(*before, *FACT.messages))
