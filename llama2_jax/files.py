@@ -12,6 +12,8 @@ from typing import TextIO
 
 from absl import logging
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file
+
 _writes = True
 _held: dict[Path, TextIO] = {}  # lock files of this process; one is released once it is closed
 
@@ -28,6 +30,17 @@ def writes() -> bool:
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Say which file there was no room for: the system does not, and there may be several disks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place once the block ends without an error.
 
@@ -41,7 +54,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    yield partial
+    with naming(partial):
+        yield partial
     partial.replace(path)
 
 
@@ -88,9 +102,10 @@ def hold(folder: Path, *, another: str) -> bool:
             ) from error
         logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", folder, error)
         return False
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with naming(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     _held[path] = file
     return True
 

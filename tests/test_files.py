@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import resource
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,41 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError), written_whole(path) as partial:
         json.dump({"half": object()}, partial.open("w"))
     assert path.read_text() == "old"
+
+
+def write_metrics(path: Path) -> None:
+    metrics = MetricsWriter(path.parent)
+    metrics.write(1, {"note": "x" * 5000})
+    metrics.flush()
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (lambda path: write_json(path, "x" * 5000), "metrics.jsonl.partial"),
+        (lambda path: write_rows(path, [{"note": "x" * 5000}]), "metrics.jsonl.partial"),
+        (lambda path: append_rows(path, [{"note": "x" * 5000}]), "metrics.jsonl"),
+        (write_metrics, "metrics.jsonl"),
+    ],
+)
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, write: Callable[[Path], None], named: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == f"[Errno {errno.EFBIG}] File too large: '{tmp_path / named}'"
+
+
+def test_an_error_of_something_else_within_a_block_keeps_its_own_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="/nowhere'$"), written_whole(tmp_path / "file"):
+        Path("/nowhere").read_text()
+    with pytest.raises(OSError, match="error$") as caught, written_whole(tmp_path / "file"):
+        raise OSError(errno.EIO, "Input/output error")  # of a disk that was read, perhaps
+    assert caught.value.filename is None
 
 
 def test_a_lock_names_its_holder_alone_and_lasts_to_the_end_of_the_outer_block(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from llama2_jax.data.records import DataError, Paths, expand_paths, json_lines
-from llama2_jax.files import writes, written_whole
+from llama2_jax.files import naming, writes, written_whole
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         _end_at_a_line(file, path)
         file.write("".join(map(_line, rows)).encode("utf-8"))
         file.flush()

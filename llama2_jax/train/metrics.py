@@ -13,7 +13,7 @@ from absl import logging
 
 from llama2_jax.config import UserError
 from llama2_jax.data.jsonl import read_appended, write_rows
-from llama2_jax.files import writes
+from llama2_jax.files import naming, writes
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -32,7 +32,7 @@ class MetricsWriter:
         if writes():
             last_kept = resume_step if resume_step else -1
             write_rows(path, [line for line in read_metrics(workdir) if line["step"] <= last_kept])
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, write_to_disk=writes()
         )
@@ -43,7 +43,8 @@ class MetricsWriter:
         Args:
           to_board: also for TensorBoard, whose writer takes longer for a number than this for a line.
         """
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         if not to_board:
             return
         for name, value in metrics.items():
@@ -52,13 +53,15 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Make everything written so far visible to readers."""
-        self._file.flush()
-        self._board.flush()
+        with naming(self._path):
+            self._file.flush()
+            self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        self._board.close()
+        with naming(self._path):
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
