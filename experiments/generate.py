@@ -10,7 +10,8 @@ completion follows its prompt as it is, with the space between them if there is 
 experiments.score reads the output; an answer to messages, or to tokens, begins without. In a row with
 several of the keys the first in this order counts: prompt, messages, tokens.
 
-Rows that are done stand in OUTPUT.partial until all are; another start begins anew.
+Rows that are done stand in OUTPUT.partial until all are; another start begins anew, and is refused as long
+as the first one runs.
 """
 
 from collections.abc import Iterator

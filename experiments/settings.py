@@ -30,7 +30,7 @@ def keep_settings(output: Path, settings: dict[str, Any], *, results: str) -> No
 
     Raises:
       ConfigError: what differs.
-      FolderInUseError: another process works in the folder.
+      InUseError: another process works in the folder.
     """
     path = output / "config.json"
     with files_at_rest(output):

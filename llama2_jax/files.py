@@ -6,7 +6,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -65,15 +65,42 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-class FolderInUseError(OSError):
-    """Another process works in a folder."""
+class InUseError(OSError):
+    """Another process works in a folder, or writes a file."""
+
+
+def lock(file: TextIO, what: Path, *, holder: str = "another process", another: str) -> bool:
+    """Keep other processes from a file, which is open, until it is closed, or this process ends somehow.
+
+    A lock of the operating system: it is nobody's once its process has died, or has opened and closed the
+    file once more. On a file system without locks there is a warning and no protection.
+
+    Args:
+      what: is locked, for the message, as are the others.
+      holder: who may have it.
+      another: what to give for another.
+
+    Returns:
+      Whether it is locked.
+
+    Raises:
+      InUseError: another process has locked it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise InUseError(
+                f"{what} is in use by {holder}, and two runs would overwrite each other's files: wait for "
+                f"it, stop it, or use another {another}"
+            ) from error
+        logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", what, error)
+        return False
+    return True
 
 
 def hold(folder: Path, *, another: str) -> bool:
-    """Keep other processes out of ``folder`` until ``release``, or the end of this process, however it ends.
-
-    A lock of the operating system: it is nobody's once its process has died, or has opened and closed the
-    lock file once more. On a file system without locks there is a warning and no protection.
+    """Keep other processes out of ``folder`` until ``release``, or the end of this process: see ``lock``.
 
     Args:
       another: what to give for another folder, for the message.
@@ -82,30 +109,23 @@ def hold(folder: Path, *, another: str) -> bool:
       Whether it is held only since this call.
 
     Raises:
-      FolderInUseError: another process holds it.
+      InUseError: another process holds it.
     """
     path = folder.resolve() / ".lock"
     if not _writes or path in _held:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    with ExitStack() as unless_held:
+        file = unless_held.enter_context(path.open("a+", encoding="utf-8"))
         file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise FolderInUseError(
-                f"{folder} is in use by {holder or 'another process'}, and two runs would overwrite each "
-                f"other's files: wait for it, stop it, or use another {another}"
-            ) from error
-        logging.warning("%s cannot be locked (%s): see to it that one run at a time uses it", folder, error)
-        return False
-    with naming(path):
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        holder = file.read().strip() or "another process"
+        if not lock(file, folder, holder=holder, another=another):
+            return False
+        with naming(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        unless_held.pop_all()
     _held[path] = file
     return True
 

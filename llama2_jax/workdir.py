@@ -32,7 +32,7 @@ def open_workdir(config: Any, workdir: Path) -> bool:
     Raises:
       ConfigError: the workdir belongs to a run with another config (lists what changed);
         ``config.accept_changed_config=True`` overrides; or see ``require_no_pattern``.
-      FolderInUseError: another process works in it.
+      InUseError: another process works in it.
     """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_plain(config)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from llama2_jax.data.records import DataError, Paths, expand_paths, json_lines
-from llama2_jax.files import naming, writes, written_whole
+from llama2_jax.files import lock, naming, writes, written_whole
 
 T = TypeVar("T")
 
@@ -53,9 +53,15 @@ def parse_rows(paths: Paths, parse: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSONL file; it appears when it is complete."""
+    """Write a JSONL file; it appears when it is complete.
+
+    Raises:
+      InUseError: another process is writing it.
+    """
     # line by line, so that of rows that take long to make those done so far can be read
-    with written_whole(path) as partial, partial.open("w", encoding="utf-8", buffering=1) as file:
+    with written_whole(path) as partial, partial.open("a", encoding="utf-8", buffering=1) as file:
+        lock(file, Path(path), another="output")
+        file.truncate(0)
         file.writelines(map(_line, rows))
 
 

@@ -89,7 +89,7 @@ def write_shards(
 
     Raises:
       DataError: see ``read_documents``; or the folder holds another corpus, or an input.
-      FolderInUseError: another process writes there.
+      InUseError: another process writes there.
     """
     require(max_shard_tokens > 0, f"max_shard_tokens is {max_shard_tokens}; it must be positive")
     require(num_workers > 0, f"num_workers is {num_workers}; it must be positive")

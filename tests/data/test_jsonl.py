@@ -1,11 +1,14 @@
 import codecs
 import gzip
+import subprocess
+import sys
 
 import pytest
 
 from llama2_jax.data import jsonl
 from llama2_jax.data.jsonl import append_rows, parse_rows, read_appended, read_rows, write_rows
 from llama2_jax.data.records import DataError
+from llama2_jax.files import InUseError
 
 ROWS = [{"text": "naïve 中 \u2028"}, {"text": "two"}]
 
@@ -27,6 +30,27 @@ def test_rows_that_fail_to_serialise_leave_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_rows(path, [{"a": 2}, {"a": object()}])
     assert read_rows(path) == ROWS
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    script = (
+        "import sys; from llama2_jax.data.jsonl import write_rows; slow = iter(sys.stdin.readline, '')\n"
+        f"write_rows({str(path)!r}, ({{'a': print('begun', flush=True) or line}} for line in slow))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        print("theirs", file=other.stdin, flush=True)
+        assert other.stdout.readline() == "begun\n"
+        with pytest.raises(InUseError, match=r"rows\.jsonl is in use by another process, .* another output"):
+            write_rows(path, [{"a": "ours"}])
+        other.stdin.close()
+        assert other.wait() == 0
+    assert read_rows(path) == [{"a": "theirs\n"}]
+    (tmp_path / "rows.jsonl.partial").write_text('{"a": "of a run that was killed"}\n' * 9)
+    write_rows(path, [{"a": "ours"}])
+    assert read_rows(path) == [{"a": "ours"}]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from llama2_jax.data.corpus import TokenisedCorpus, corpus_folders
 from llama2_jax.data.records import DataError
 from llama2_jax.data.shards import file_sha256, write_shards
 from llama2_jax.data.tokenizer import load_tokenizer, train_sentencepiece
-from llama2_jax.files import FolderInUseError
+from llama2_jax.files import InUseError
 from tests.data.conftest import make_texts
 
 TEXTS = make_texts(60, seed=5)
@@ -296,9 +296,7 @@ def test_two_processes_do_not_write_one_corpus(inputs, tokenizer_path, tmp_path)
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(
-            FolderInUseError, match=f"out is in use by process {other.pid} on .* another output"
-        ):
+        with pytest.raises(InUseError, match=f"out is in use by process {other.pid} on .* another output"):
             write_shards(inputs, tmp_path / "out", tokenizer_path)
         other.kill()
     assert list(contents(tmp_path / "out")) == []
