@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama2_jax import files
@@ -15,6 +16,8 @@ from llama2_jax.analysis import figures
 from llama2_jax.config import write_json
 from llama2_jax.data.jsonl import append_rows, write_rows
 from llama2_jax.files import held, hold, release, written_whole
+from llama2_jax.interop.imported import LazyTensor
+from llama2_jax.interop.safetensors_file import write_safetensors
 from llama2_jax.train.metrics import MetricsWriter
 from llama2_jax.workdir import mark_done
 
@@ -34,6 +37,9 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+WEIGHTS = {"w": LazyTensor((2000,), np.dtype(np.float32), lambda: np.zeros(2000, np.float32))}
+
+
 def write_metrics(path: Path) -> None:
     metrics = MetricsWriter(path.parent)
     metrics.write(1, {"note": "x" * 5000})
@@ -43,14 +49,15 @@ def write_metrics(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "named"),
     [
-        (lambda path: write_json(path, "x" * 5000), "metrics.jsonl.partial"),
-        (lambda path: write_rows(path, [{"note": "x" * 5000}]), "metrics.jsonl.partial"),
-        (lambda path: append_rows(path, [{"note": "x" * 5000}]), "metrics.jsonl"),
+        (lambda path: write_json(path, "x" * 5000), "file.partial"),
+        (lambda path: write_rows(path, [{"note": "x" * 5000}]), "file.partial"),
+        (lambda path: append_rows(path, [{"note": "x" * 5000}]), "file"),
         (write_metrics, "metrics.jsonl"),
+        (lambda path: write_safetensors(path, WEIGHTS), "file"),
     ],
 )
 def test_a_full_disk_is_said_with_the_file(tmp_path: Path, write: Callable[[Path], None], named: str) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "file"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llama2_jax.files import naming
 from llama2_jax.interop.imported import FormatError, LazyTensor
 
 _DTYPES: dict[str, np.dtype] = {
@@ -123,7 +124,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values begin at a multiple of 8
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
