@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 from llama2_jax.config import require_choice
 from llama2_jax.data.chat import Message, Template
 from llama2_jax.data.preferences import RATINGS, Preference, check_pair
-from llama2_jax.data.records import BadLines, DataError, OnBadLine, Paths, expand_paths, read_records, text_of
+from llama2_jax.data.records import (
+    BadLines,
+    DataError,
+    OnBadLine,
+    Paths,
+    check,
+    expand_paths,
+    read_records,
+    text_of,
+)
 from llama2_jax.data.sources import to_messages
 
 NO_PREFERENCE = "no_preference"
@@ -166,6 +175,7 @@ def openai_webgpt(row: dict[str, Any], path: Path) -> Preference | None:
 def stack_exchange(row: dict[str, Any], path: Path) -> Preference | None:
     """StackExchange: the best against the worst answer of a question, by score; of equals the first."""
     scores = [answer["pm_score"] for answer in row["answers"]]
+    check(not math.isnan(sum(scores)), "a score is NaN")  # which the greatest and the least may pass over
     if len(set(scores)) < 2:
         return None
     best, worst = (row["answers"][scores.index(extreme(scores))] for extreme in (max, min))
@@ -215,8 +225,6 @@ def ultrafeedback(row: dict[str, Any], path: Path) -> Preference | None:
     if chosen[:-1] != rejected[:-1] or last != {"assistant"}:
         raise ValueError("the dialogues do not differ in one last answer of the assistant alone")
     gap = float(row["score_chosen"]) - float(row["score_rejected"])
-    if math.isnan(gap):
-        raise ValueError("a score is NaN")
     if gap < 0:
         raise ValueError(f"the rejected answer has the higher score, by {-gap:g}")
     if gap == 0:
@@ -233,7 +241,12 @@ def ultrafeedback(row: dict[str, Any], path: Path) -> Preference | None:
 
 
 def rating_from(gap: float, least: Sequence[float]) -> str:
-    """The best rating whose least gap is reached, else "unsure"."""
+    """The best rating whose least gap is reached, else "unsure".
+
+    Raises:
+      ValueError: the gap is NaN.
+    """
+    check(not math.isnan(gap), "a score is NaN")
     reached = (rating for rating, bound in zip(RATINGS, least, strict=False) if gap >= bound)
     return next(reached, RATINGS[-1])
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -188,6 +189,14 @@ def test_equal_scores_are_no_preference(tmp_path):
         ),
         ("synthetic_gptj", {**GPTJ, "prompt": " "}, r"message\(s\) \[0\] are empty"),
         ("ultrafeedback", {**ULTRAFEEDBACK, "score_rejected": 9.5}, "the rejected .* higher score, by 1.5"),
+        ("openai_webgpt", {**WEBGPT, "score_1": math.nan}, "a score is NaN"),
+        ("stanford_shp", {**SHP, "score_ratio": math.nan}, "a score is NaN"),
+        ("ultrafeedback", {**ULTRAFEEDBACK, "score_chosen": math.nan}, "a score is NaN"),
+        (
+            "stack_exchange",  # the greatest and the least of these are numbers
+            {**STACK, "answers": [{"pm_score": score, "text": str(score)} for score in (2, math.nan, 5)]},
+            "a score is NaN",
+        ),
         ("ultrafeedback", {**ULTRAFEEDBACK, "chosen": []}, "the dialogues do not differ in one last answer"),
         (
             "ultrafeedback",
