@@ -176,10 +176,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, default: Any = dataclasses.MISSING) -> Any:
-    """The value in a JSON file; ``default``, if one is given, where there is no file."""
+    """The value in a JSON file; ``default``, if one is given, where there is no file.
+
+    Raises:
+      ConfigError: the file is damaged, as after a power cut.
+    """
     if default is not dataclasses.MISSING and not path.is_file():
         return default
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # Unicode and JSON errors are ValueErrors
+        raise ConfigError(
+            f"{path} is not JSON ({error}); put a sound copy in its place, or delete it to have it made again"
+        ) from error
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[str]:

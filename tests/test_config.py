@@ -88,6 +88,14 @@ def test_a_file_may_be_missing_where_there_is_a_default(tmp_path):
     assert read_json(tmp_path / "results.json", default={}) == {"a": 1}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff", b"\0\0\0"])
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON \(.+\); put a sound copy in its place"):
+        read_json(path)
+
+
 def test_changes_name_the_leaves_that_differ():
     old = {"model": {"width": 3, "layers": 2}, "seed": 0, "gone": 1}
     new = {"model": {"width": 4, "layers": 2}, "seed": 0, "new": {"x": 1}}
