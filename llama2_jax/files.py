@@ -46,12 +46,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, and a killed run leaves no half of one behind its name.
     Where another process writes the files, what the block makes is thrown away.
+
+    Raises:
+      FileExistsError: ``path`` is a folder, or a device such as /dev/null, which for root would be replaced.
     """
     path = Path(path)
     if not _writes:
         with tempfile.TemporaryDirectory() as nowhere:
             yield Path(nowhere) / path.name
         return
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is a folder or a device, and is not replaced by a file; name a file")
+    path = path.resolve()  # what a symbolic link leads to, such as /dev/stdout: the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with naming(partial):

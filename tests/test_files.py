@@ -37,6 +37,24 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+def test_only_files_are_replaced_and_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link_to_pipe").symlink_to("pipe")
+    before = sorted(tmp_path.iterdir())
+    for name in ("folder", "pipe", "link_to_pipe"):
+        with pytest.raises(FileExistsError, match=f"{name} is a folder or a device, .*; name a file"):
+            write_json(tmp_path / name, {})
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "pipe").is_fifo()
+    link = tmp_path / "link"
+    link.symlink_to("folder/results.json")
+    for content in ({}, {"a": 1}):  # before there is a file behind it, and after
+        write_json(link, content)
+        assert link.is_symlink()
+        assert json.loads((tmp_path / "folder" / "results.json").read_text()) == content
+
+
 WEIGHTS = {"w": LazyTensor((2000,), np.dtype(np.float32), lambda: np.zeros(2000, np.float32))}
 
 
