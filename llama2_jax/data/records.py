@@ -212,6 +212,8 @@ def _intact(file: Path, records: Iterator[Record]) -> Iterator[Record]:
         fix = "it is damaged or incomplete, copy or download it again"
         if "too much memory for decoding" in str(error):
             fix = "its window is larger than 128 MB: compress it again, without --long or --ultra"
+        if isinstance(error, PermissionError):
+            fix = "take the right to read it, or name a copy"
         raise DataError(f"{file} cannot be read{last}: {_reason(error)}; {fix}") from error
 
 

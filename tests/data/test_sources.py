@@ -1,4 +1,5 @@
 import codecs
+import errno
 import gzip
 import json
 import logging
@@ -205,6 +206,15 @@ def test_a_zst_file_with_a_window_too_large_is_not_called_damaged(tmp_path):
     with pytest.raises(DataError, match="its window is larger than 128 MB: compress it again") as caught:
         list(records._intact(tmp_path / "a.jsonl.zst", frames()))
     assert "damaged" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    def lines():
+        raise PermissionError(errno.EACCES, "Permission denied")
+        yield
+
+    with pytest.raises(DataError, match="Permission denied; take the right to read it, or name a copy$"):
+        list(records._intact(tmp_path / "a.jsonl", lines()))
 
 
 def test_damaged_array_record(tmp_path):
